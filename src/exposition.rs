@@ -1,0 +1,544 @@
+//! The Prometheus text format: writing ours, and reading an upstream's.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use crate::catalogue::{FAMILIES, Family, Read};
+use crate::histogram::Histogram;
+use crate::itself::Itself;
+use crate::snapshot::{RequestsOf, Snapshot};
+
+/// The media type of what [`render`] writes.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Writes every family that has a series, in the catalogue's order.
+///
+/// The same snapshots give the same bytes. With more than one server, every
+/// series about one has the label `server`.
+pub fn render(servers: &[Arc<Snapshot>], itself: &Itself) -> String {
+    let mut text = String::with_capacity(16 * 1024);
+    let several = servers.len() > 1;
+    for family in FAMILIES {
+        let mut writer = Writer {
+            text: &mut text,
+            family,
+            begun: false,
+        };
+        match family.read {
+            Read::Exporter(read) => {
+                if let Some(value) = read(itself) {
+                    writer.sample("", &[], value);
+                }
+            }
+            Read::ExporterSeries(read) => {
+                read(itself, &mut |labels, value| {
+                    writer.sample("", labels, value)
+                });
+            }
+            Read::GpuSeries(read) => {
+                for gpu in &itself.gpus {
+                    read(gpu, &mut |own, value| {
+                        writer.sample("", &[&[("gpu", gpu.index.as_str())], own].concat(), value);
+                    });
+                }
+            }
+            _ => {
+                if let Read::Gpu(read, _) = family.read {
+                    for gpu in &itself.gpus {
+                        if let Some(value) = read(gpu) {
+                            writer.sample("", &[("gpu", &gpu.index)], value);
+                        }
+                    }
+                }
+                for server in servers {
+                    let label = several.then_some(server.server.as_str());
+                    write_server(&mut writer, server, label);
+                }
+            }
+        }
+    }
+    text
+}
+
+fn write_server(writer: &mut Writer, server: &Snapshot, label: Option<&str>) {
+    let mut common: Vec<(&'static str, &str)> =
+        label.map(|name| ("server", name)).into_iter().collect();
+    match writer.family.read {
+        Read::Server(read) => {
+            if let Some(value) = read(server) {
+                writer.sample("", &common, value);
+            }
+        }
+        Read::ServerSeries(read) => {
+            read(server, &mut |own, value| {
+                writer.sample("", &[&common, own].concat(), value)
+            });
+        }
+        Read::RequestHistogram(_)
+        | Read::Request(_)
+        | Read::RequestSeries(_)
+        | Read::Probe(_)
+        | Read::ProbeSeries(_) => {
+            for requests in &server.requests {
+                common.truncate(usize::from(label.is_some()));
+                common.push(("model", &requests.model));
+                write_requests(writer, requests, &common);
+            }
+        }
+        _ => {
+            for model in &server.models {
+                common.truncate(usize::from(label.is_some()));
+                common.push(("model", &model.name));
+                if let Some(mode) = model.mode.as_ref().filter(|_| model.mode_tells) {
+                    common.push(("mode", mode));
+                }
+                match writer.family.read {
+                    Read::Model(read) | Read::Gpu(_, Some(read)) => {
+                        if let Some(value) = read(model) {
+                            writer.sample("", &common, value);
+                        }
+                    }
+                    Read::ModelSeries(read) => {
+                        read(model, &mut |own, value| {
+                            writer.sample("", &[&common, own].concat(), value);
+                        });
+                    }
+                    Read::ModelHistogram(read) => {
+                        if let Some(histogram) = read(model) {
+                            writer.histogram(&common, histogram);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+fn write_requests(writer: &mut Writer, of: &RequestsOf, model: &[(&'static str, &str)]) {
+    let figures = &of.figures;
+    let common = [model, &[("source", of.source.label())]].concat();
+    match writer.family.read {
+        Read::RequestHistogram(read) => {
+            if let Some(histogram) = read(figures) {
+                writer.histogram(&common, histogram);
+            }
+        }
+        Read::Request(read) => {
+            if let Some(value) = read(figures) {
+                writer.sample("", &common, value);
+            }
+        }
+        Read::RequestSeries(read) => {
+            read(figures, &mut |own, value| {
+                writer.sample("", &[&common, own].concat(), value);
+            });
+        }
+        Read::Probe(read) => {
+            if let Some(value) = read(figures) {
+                writer.sample("", model, value);
+            }
+        }
+        Read::ProbeSeries(read) => {
+            read(figures, &mut |own, value| {
+                writer.sample("", &[model, own].concat(), value);
+            });
+        }
+        _ => {}
+    }
+}
+
+struct Writer<'a> {
+    text: &'a mut String,
+    family: &'a Family,
+    /// HELP and TYPE stand before the first sample, and nowhere if there is none.
+    begun: bool,
+}
+
+impl Writer<'_> {
+    fn sample(&mut self, suffix: &str, labels: &[(&'static str, &str)], value: f64) {
+        let Family {
+            name, kind, help, ..
+        } = self.family;
+        if !self.begun {
+            self.begun = true;
+            let _ = writeln!(
+                self.text,
+                "# HELP {name} {}\n# TYPE {name} {}",
+                escaped_help(help),
+                kind.name()
+            );
+        }
+        self.text.push_str(name);
+        self.text.push_str(suffix);
+        if !labels.is_empty() {
+            let mut labels = labels.to_vec();
+            labels.sort_unstable();
+            for (index, (name, value)) in labels.iter().enumerate() {
+                self.text.push(if index == 0 { '{' } else { ',' });
+                self.text.push_str(name);
+                self.text.push_str("=\"");
+                push_escaped(self.text, value);
+                self.text.push('"');
+            }
+            self.text.push('}');
+        }
+        self.text.push(' ');
+        push_number(self.text, value);
+        self.text.push('\n');
+    }
+
+    fn histogram(&mut self, labels: &[(&'static str, &str)], histogram: &Histogram) {
+        let mut bound_text = String::new();
+        for (bound, count) in histogram.cumulative() {
+            bound_text.clear();
+            push_number(&mut bound_text, bound);
+            self.sample(
+                "_bucket",
+                &[labels, &[("le", &bound_text)]].concat(),
+                count as f64,
+            );
+        }
+        self.sample("_sum", labels, histogram.sum());
+        self.sample("_count", labels, histogram.count() as f64);
+    }
+}
+
+/// Appends `number` so that it reads back exactly; integers up to 2^53 without exponent.
+fn push_number(text: &mut String, number: f64) {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let size = number.abs();
+    let _ = if number.is_nan() {
+        write!(text, "NaN")
+    } else if number.is_infinite() {
+        write!(text, "{}Inf", if number > 0.0 { '+' } else { '-' })
+    } else if number.fract() == 0.0 && size <= EXACT {
+        write!(text, "{}", number as i64)
+    } else if (1e-5..EXACT).contains(&size) {
+        write!(text, "{number}")
+    } else {
+        write!(text, "{number:e}")
+    };
+}
+
+fn push_escaped(text: &mut String, value: &str) {
+    for c in value.chars() {
+        match c {
+            '\\' => text.push_str("\\\\"),
+            '"' => text.push_str("\\\""),
+            '\n' => text.push_str("\\n"),
+            c => text.push(c),
+        }
+    }
+}
+
+fn escaped_help(help: &str) -> String {
+    help.replace('\\', "\\\\").replace('\n', "\\n")
+}
+
+/// One sample of an upstream's exposition.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// The name, suffix included.
+    pub name: String,
+    /// Labels, unescaped, as they came.
+    pub labels: Vec<(String, String)>,
+    /// The value, which may be NaN or infinite.
+    pub value: f64,
+}
+
+impl Sample {
+    /// The value of a label.
+    pub fn label(&self, name: &str) -> Option<&str> {
+        let labelled = self.labels.iter().find(|(label, _)| label == name);
+        labelled.map(|(_, value)| value.as_str())
+    }
+}
+
+/// Reads an upstream's exposition; a text without samples gives none.
+///
+/// # Errors
+/// Says which line is no sample.
+pub fn parse(text: &str) -> Result<Vec<Sample>, String> {
+    let text = text.trim();
+    // Builds 7010 to 7100 send the whole text as one JSON string.
+    let unquoted: String;
+    let text = if text.starts_with('"') {
+        unquoted = serde_json::from_str(text)
+            .map_err(|error| format!("in quotes, but no JSON string: {error}"))?;
+        unquoted.as_str()
+    } else {
+        text
+    };
+    let lines = text.lines().map(str::trim).enumerate();
+    let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    let sample = |(index, line)| {
+        parse_sample(line).ok_or_else(|| format!("line {} is no sample", index + 1))
+    };
+    lines.map(sample).collect()
+}
+
+fn parse_sample(line: &str) -> Option<Sample> {
+    let end = line.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'))?;
+    let (name, mut rest) = line.split_at(end);
+    if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    let mut labels = Vec::new();
+    if let Some(text) = rest.strip_prefix('{') {
+        rest = parse_labels(text, &mut labels)?;
+    }
+    let mut words = rest.split_ascii_whitespace();
+    let value = match words.next()? {
+        "+Inf" => f64::INFINITY,
+        "-Inf" => f64::NEG_INFINITY,
+        number => number.parse().ok()?,
+    };
+    // A timestamp may follow; nothing else.
+    if let Some(timestamp) = words.next() {
+        timestamp.parse::<i64>().ok()?;
+    }
+    words.next().is_none().then(|| Sample {
+        name: name.to_owned(),
+        labels,
+        value,
+    })
+}
+
+/// Reads labels up to the brace that ends them, and gives what stands behind it.
+fn parse_labels<'a>(mut text: &'a str, labels: &mut Vec<(String, String)>) -> Option<&'a str> {
+    loop {
+        text = text.trim_start_matches([' ', ',']);
+        if let Some(rest) = text.strip_prefix('}') {
+            return Some(rest);
+        }
+        let (name, rest) = text.split_once('=')?;
+        let rest = rest.trim_start().strip_prefix('"')?;
+        let mut value = String::new();
+        let mut chars = rest.char_indices();
+        text = loop {
+            match chars.next()? {
+                (end, '"') => break &rest[end + 1..],
+                (_, '\\') => match chars.next()?.1 {
+                    'n' => value.push('\n'),
+                    escaped => value.push(escaped),
+                },
+                (_, c) => value.push(c),
+            }
+        };
+        labels.push((name.trim().to_owned(), value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::histogram::PER_TOKEN_SECONDS;
+    use crate::snapshot::{Model, Status};
+
+    fn number(value: f64) -> String {
+        let mut text = String::new();
+        push_number(&mut text, value);
+        text
+    }
+
+    fn snapshot(server: &str, model: Model) -> Arc<Snapshot> {
+        Arc::new(Snapshot {
+            server: server.to_owned(),
+            up: Some(true),
+            models: vec![model],
+            ..Snapshot::default()
+        })
+    }
+
+    #[test]
+    fn numbers_read_back_exactly() {
+        for value in [
+            0.0,
+            0.1,
+            1.0 / 3.0,
+            1e-7,
+            1.23457e6,
+            5e-324,
+            1.7976931348623157e308,
+            -2.5,
+            123456789.125,
+        ] {
+            assert_eq!(number(value).parse::<f64>().unwrap(), value, "{value}");
+        }
+    }
+
+    #[test]
+    fn integers_have_no_exponent_up_to_two_to_the_53rd() {
+        assert_eq!(number(9_007_199_254_740_992.0), "9007199254740992");
+        assert_eq!(number(-1e15), "-1000000000000000");
+        assert_eq!(number(1e300), "1e300");
+        assert_eq!(number(f64::INFINITY), "+Inf");
+    }
+
+    #[test]
+    fn a_family_without_series_leaves_no_trace() {
+        let text = render(&[snapshot("h:1", Model::default())], &Itself::default());
+        assert!(!text.contains("llamacpp_tokens_per_second"), "{text}");
+        assert!(
+            text.contains("# TYPE llamacpp_up gauge\nllamacpp_up 1\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn label_values_are_escaped() {
+        let model = Model {
+            name: "a\"b\\c\nd".to_owned(),
+            slots: Some(2.0),
+            ..Model::default()
+        };
+        let text = render(&[snapshot("h:1", model)], &Itself::default());
+        assert!(
+            text.contains(r#"llamacpp_slots{model="a\"b\\c\nd"} 2"#),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn several_servers_are_told_apart_and_one_needs_no_name() {
+        let model = || Model {
+            name: "m".to_owned(),
+            slots: Some(1.0),
+            ..Model::default()
+        };
+        let two = [snapshot("a:1", model()), snapshot("b:1", model())];
+        let text = render(&two, &Itself::default());
+        assert!(text.contains("llamacpp_slots{model=\"m\",server=\"a:1\"} 1\nllamacpp_slots{model=\"m\",server=\"b:1\"} 1\n"));
+        assert!(!render(&two[..1], &Itself::default()).contains("server=\"a:1\""));
+    }
+
+    #[test]
+    fn a_histogram_has_buckets_sum_and_count() {
+        let mut histogram = Histogram::new(PER_TOKEN_SECONDS);
+        histogram.observe(0.02, 3);
+        let model = Model {
+            name: "m".to_owned(),
+            batch_latency: Some(histogram),
+            ..Model::default()
+        };
+        let text = render(&[snapshot("h:1", model)], &Itself::default());
+        assert!(
+            text.contains("llamacpp_batch_latency_seconds_bucket{le=\"0.01\",model=\"m\"} 0\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("llamacpp_batch_latency_seconds_bucket{le=\"0.025\",model=\"m\"} 3\n")
+        );
+        assert!(
+            text.contains("llamacpp_batch_latency_seconds_bucket{le=\"+Inf\",model=\"m\"} 3\n")
+        );
+        assert!(text.contains("llamacpp_batch_latency_seconds_sum{model=\"m\"} 0.06\n"));
+        assert!(text.contains("llamacpp_batch_latency_seconds_count{model=\"m\"} 3\n"));
+    }
+
+    #[test]
+    fn a_state_set_has_one_one() {
+        let model = Model {
+            name: "m".to_owned(),
+            status: Some(Status::Running),
+            ..Model::default()
+        };
+        let text = render(&[snapshot("h:1", model)], &Itself::default());
+        assert_eq!(text.matches("llamacpp_status{").count(), 7);
+        assert!(text.contains("llamacpp_status{model=\"m\",status=\"running\"} 1\n"));
+    }
+
+    #[test]
+    fn gpus_belong_to_the_machine_and_are_told_once() {
+        let gpu = |index: &str| crate::snapshot::Gpu {
+            index: index.to_owned(),
+            utilization: Some(40.0),
+            ..crate::snapshot::Gpu::default()
+        };
+        let itself = Itself {
+            gpus: vec![gpu("0"), gpu("1")],
+            ..Itself::default()
+        };
+        let model = Model {
+            name: "m".to_owned(),
+            gpu_utilization: Some(7.0),
+            ..Model::default()
+        };
+        let servers = [snapshot("a:1", model), snapshot("b:1", Model::default())];
+        let text = render(&servers, &itself);
+        let series: Vec<_> = text
+            .lines()
+            .filter(|line| line.starts_with("llamacpp_gpu_utilization_percent"))
+            .collect();
+        assert_eq!(
+            series,
+            [
+                "llamacpp_gpu_utilization_percent{gpu=\"0\"} 40",
+                "llamacpp_gpu_utilization_percent{gpu=\"1\"} 40",
+                "llamacpp_gpu_utilization_percent{model=\"m\",server=\"a:1\"} 7",
+            ]
+        );
+        assert!(text.contains("llamacpp_gpu_info{driver=\"\",gpu=\"1\",name=\"\",uuid=\"\"} 1\n"));
+    }
+
+    #[test]
+    fn the_same_snapshot_renders_to_the_same_bytes() {
+        let servers = [snapshot(
+            "h:1",
+            Model {
+                name: "m".to_owned(),
+                slots: Some(4.0),
+                ..Model::default()
+            },
+        )];
+        let itself = Itself::read();
+        assert_eq!(render(&servers, &itself), render(&servers, &itself));
+    }
+
+    #[test]
+    fn an_upstreams_text_is_read() {
+        let text = "# HELP a:b x\n# TYPE a:b counter\na:b 1.23457e+06\n\
+                    c{p=\"}\\\"0\\n\",q=\"1\"} 7 1700000000000\nd NaN\n";
+        let samples = parse(text).unwrap();
+        assert_eq!(
+            (samples[0].name.as_str(), samples[0].value),
+            ("a:b", 1_234_570.0)
+        );
+        assert_eq!(
+            (samples[1].label("p"), samples[1].label("q")),
+            (Some("}\"0\n"), Some("1"))
+        );
+        assert_eq!(samples[1].value, 7.0);
+        assert!(samples[2].value.is_nan());
+    }
+
+    #[test]
+    fn an_upstreams_text_in_quotes_is_read() {
+        let samples = parse("\"# TYPE a counter\\na 3\\nb 4\\n\"").unwrap();
+        assert_eq!((samples[0].value, samples[1].value), (3.0, 4.0));
+    }
+
+    #[test]
+    fn a_text_without_samples_has_none() {
+        assert_eq!(parse("# No active runners\n"), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn what_is_no_exposition_is_refused() {
+        for text in [
+            "<html><body>",
+            "{\"error\":1}",
+            "a",
+            "a b",
+            "a 1 2 3",
+            "9a 1",
+            "a{ 1",
+            "a{b} 1",
+            "a{b=\"c} 1",
+            "\"x",
+        ] {
+            assert!(parse(text).is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! A histogram with fixed buckets, as Prometheus counts it.
+
+/// Upper bounds, in seconds, for what happens per token or per batch.
+pub const PER_TOKEN_SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+];
+
+/// Upper bounds, in seconds, for what happens per request.
+pub const LATENCY_SECONDS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+];
+
+/// Upper bounds for numbers of tokens.
+pub const TOKENS: &[f64] = &[
+    16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0,
+];
+
+/// Observations counted by upper bound.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Histogram {
+    bounds: &'static [f64],
+    /// How many fell into each bucket alone; the last is everything above the bounds.
+    counts: Vec<u64>,
+    sum: f64,
+}
+
+impl Histogram {
+    /// An empty histogram over ascending upper `bounds`; `+Inf` is understood.
+    pub fn new(bounds: &'static [f64]) -> Histogram {
+        Histogram {
+            bounds,
+            counts: vec![0; bounds.len() + 1],
+            sum: 0.0,
+        }
+    }
+
+    /// Counts `times` observations of `value`.
+    pub fn observe(&mut self, value: f64, times: u64) {
+        let bucket = self.bounds.partition_point(|bound| *bound < value);
+        self.counts[bucket] += times;
+        self.sum += value * times as f64;
+    }
+
+    /// Counts all that `other`, of the same bounds, has counted.
+    pub fn add(&mut self, other: &Histogram) {
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count += more;
+        }
+        self.sum += other.sum;
+    }
+
+    /// Upper bounds with the number of observations at or below each, `+Inf` last.
+    pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
+        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
+        bounds.zip(&self.counts).scan(0, |seen, (bound, count)| {
+            *seen += count;
+            Some((bound, *seen))
+        })
+    }
+
+    /// The sum of all observed values.
+    pub fn sum(&self) -> f64 {
+        self.sum
+    }
+
+    /// How many values were observed.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_on_a_bound_belongs_to_its_bucket() {
+        let mut histogram = Histogram::new(&[1.0, 2.0]);
+        histogram.observe(1.0, 1);
+        histogram.observe(1.5, 2);
+        histogram.observe(9.0, 1);
+        let cumulative: Vec<_> = histogram.cumulative().collect();
+        assert_eq!(cumulative, [(1.0, 1), (2.0, 3), (f64::INFINITY, 4)]);
+        assert_eq!((histogram.sum(), histogram.count()), (13.0, 4));
+    }
+}

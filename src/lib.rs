@@ -1,0 +1,27 @@
+//! Watches a llama.cpp server and serves what it sees as Prometheus metrics.
+//!
+//! The way of the data, left to right and never back: [`settings`] say what to
+//! watch; [`poll`] asks it through [`upstream`], has [`derive`] turn answers
+//! into live counters and rates, and publishes a [`snapshot`]; [`serve`] writes
+//! that snapshot through the [`catalogue`] as an [`exposition`].
+
+pub mod catalogue;
+pub mod check;
+pub mod derive;
+pub mod exposition;
+pub mod gate;
+pub mod gguf;
+pub mod histogram;
+pub mod itself;
+pub mod listen;
+pub mod log;
+pub mod machine;
+pub mod os;
+pub mod poll;
+pub mod requests;
+pub mod sealed;
+pub mod serve;
+pub mod settings;
+pub mod snapshot;
+pub mod stream;
+pub mod upstream;

@@ -1,0 +1,283 @@
+use std::ffi::OsString;
+
+use super::tree::Tree;
+use super::*;
+
+/// A machine in files: `(pid, arguments, uid)`, each in the state of a living process.
+fn machine(processes: &[(u32, &str, u32)], more: &[&str]) -> (Tree, Machine) {
+    let tree = Tree::new(&[
+        ("proc/meminfo", "MemTotal: 1048576 kB\n"),
+        ("sys/devices/system/cpu/online", "0-3\n"),
+    ]);
+    for (pid, line, uid) in processes {
+        run(&tree, *pid, line, *uid, 100);
+    }
+    let arguments = ["--base-url", "http://127.0.0.1:8080"];
+    let arguments = arguments.iter().chain(more).map(OsString::from).collect();
+    let (_, mut settings) = crate::settings::parse(arguments, |_| None).unwrap();
+    settings.procfs = tree.path("proc");
+    settings.sysfs = tree.path("sys");
+    let machine = Machine::new(&settings.base_urls[0], &settings);
+    (tree, machine)
+}
+
+fn run(tree: &Tree, pid: u32, line: &str, uid: u32, started: u64) {
+    let file = |name: &str| format!("proc/{pid}/{name}");
+    tree.write(&file("cmdline"), line.replace(' ', "\0") + "\0");
+    tree.write(&file("environ"), "SECRET=x\0LLAMA_ARG_UBATCH=64\0");
+    tree.write(
+        &file("status"),
+        format!(
+            "Uid:\t{uid}\t{uid}\t0\t0\nVmRSS:\t2048 kB\nThreads:\t9\nCpus_allowed_list:\t0-1\n"
+        ),
+    );
+    stat(tree, pid, 100, started);
+    std::fs::create_dir_all(tree.path(&file("fd"))).unwrap();
+}
+
+fn stat(tree: &Tree, pid: u32, ticks: u64, started: u64) {
+    let text =
+        format!("{pid} (x) S 1 7 7 0 -1 4194304 100 0 0 0 {ticks} 0 0 0 20 0 3 0 {started} 1 2");
+    tree.write(&format!("proc/{pid}/stat"), text);
+}
+
+/// Lets `pid` listen on the port 8080 as the user `uid`.
+fn listen(tree: &Tree, pid: Option<u32>, uid: u32) {
+    let line = format!(
+        "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  {uid}        0 4242 1 0\n"
+    );
+    tree.write("proc/net/tcp", line);
+    if let Some(pid) = pid {
+        tree.link(&format!("proc/{pid}/fd/5"), "socket:[4242]");
+    }
+}
+
+fn poll(machine: &mut Machine, hints: &Hints) -> Model {
+    let mut model = Model {
+        name: "m".to_owned(),
+        memory_usage: Some(1.0),
+        ..Model::default()
+    };
+    machine.fill(&mut model, hints);
+    model
+}
+
+const RESIDENT: Option<f64> = Some(2048.0 * 1024.0);
+
+#[test]
+fn the_process_is_found_by_its_socket_and_tells_better_than_the_server() {
+    let servers = [(7, "python serve.py", 0), (8, "llama-server", 0)];
+    let (tree, mut machine) = machine(&servers, &[]);
+    listen(&tree, Some(7), 0);
+    let model = poll(&mut machine, &Hints::default());
+    assert_eq!(model.memory_usage, RESIDENT);
+    assert_eq!(model.threads, Some(9.0));
+    assert_eq!(model.total_memory, Some(1073741824.0));
+    assert_eq!(model.process_cpu_seconds, Some(1.0));
+    assert_eq!(model.cpu_utilization, None, "that needs an interval");
+    std::thread::sleep(Duration::from_millis(100));
+    stat(&tree, 7, 105, 100);
+    let busy = poll(&mut machine, &Hints::default()).cpu_utilization;
+    // 50 ms in a little more than 100 ms, on two processors.
+    assert!((5.0..=25.1).contains(&busy.unwrap()), "{busy:?}");
+    assert!(machine.notes().is_empty());
+}
+
+#[test]
+fn a_process_that_is_gone_is_not_confused_with_the_next_of_its_number() {
+    let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
+    listen(&tree, Some(7), 0);
+    assert_eq!(poll(&mut machine, &Hints::default()).memory_usage, RESIDENT);
+    // Another process has the number, and nothing listens any more.
+    std::fs::remove_file(tree.path("proc/7/fd/5")).unwrap();
+    std::fs::remove_file(tree.path("proc/net/tcp")).unwrap();
+    stat(&tree, 7, 1, 999);
+    let model = poll(&mut machine, &Hints::default());
+    assert_eq!((model.memory_usage, model.threads), (Some(1.0), None));
+    // Back on another one: found at once after the server was seen down.
+    run(&tree, 9, "llama-server", 0, 1000);
+    listen(&tree, Some(9), 0);
+    machine.forget_all_but(&[]);
+    assert_eq!(poll(&mut machine, &Hints::default()).memory_usage, RESIDENT);
+}
+
+#[test]
+fn a_process_that_has_closed_the_socket_is_let_go() {
+    let (tree, mut machine) = machine(&[(7, "llama-server", 0), (8, "x", 0)], &[]);
+    listen(&tree, Some(7), 0);
+    poll(&mut machine, &Hints::default());
+    std::fs::remove_file(tree.path("proc/7/fd/5")).unwrap();
+    listen(&tree, Some(8), 0);
+    stat(&tree, 8, 4200, 100);
+    let model = poll(&mut machine, &Hints::default());
+    assert_eq!(model.process_cpu_seconds, Some(42.0));
+}
+
+#[test]
+fn of_several_that_hold_the_socket_only_a_llama_server_is_claimed() {
+    let (tree, mut machine) = machine(&[(7, "sh", 0), (8, "/app/llama-server", 0)], &[]);
+    listen(&tree, Some(7), 0);
+    listen(&tree, Some(8), 0);
+    stat(&tree, 8, 4200, 100);
+    let model = poll(&mut machine, &Hints::default());
+    assert_eq!(model.process_cpu_seconds, Some(42.0));
+    let (tree, mut machine) = super::tests::machine(&[(7, "sh", 0), (8, "sh", 0)], &[]);
+    listen(&tree, Some(7), 0);
+    listen(&tree, Some(8), 0);
+    assert_eq!(poll(&mut machine, &Hints::default()).threads, None);
+    assert!(machine.notes()[0].contains("--pid-file"));
+}
+
+#[test]
+fn what_cannot_be_looked_into_is_found_by_how_it_was_called() {
+    let called = |servers: &[(u32, &str, u32)], uid: u32| {
+        let (_tree, machine) = machine(servers, &[]);
+        let listener = Listener {
+            inode: 1,
+            uid: Some(uid),
+        };
+        machine
+            .by_command_line(8080, &[listener])
+            .map(|(process, _)| process.pid)
+    };
+    let servers = [
+        (7, "python serve.py --port 8080", 1000),
+        (8, "llama-server -m x.gguf --port 8081", 1000),
+        (9, "llama-server", 33),
+    ];
+    assert_eq!(called(&servers, 1000), Ok(7));
+    assert_eq!(called(&servers, 33), Ok(9), "8080 is its own choice");
+    assert!(called(&servers, 5).is_err());
+    let twice = [
+        (7, "tool --port 8080", 0),
+        (8, "llama-server --port 8080", 0),
+    ];
+    let why = called(&twice, 0).unwrap_err().unwrap();
+    assert!(why.starts_with("2 processes are called"), "{why}");
+}
+
+#[test]
+fn a_pid_file_says_it_outright() {
+    let file = std::env::temp_dir().join(format!("llamacpp-pid-{}", std::process::id()));
+    std::fs::write(&file, "8\n").unwrap();
+    let servers = [(7, "llama-server", 0), (8, "other", 0)];
+    let (tree, mut machine) = machine(&servers, &["--pid-file", file.to_str().unwrap()]);
+    listen(&tree, Some(7), 0);
+    stat(&tree, 8, 4200, 100);
+    let seconds = |machine: &mut Machine| poll(machine, &Hints::default()).process_cpu_seconds;
+    assert_eq!(seconds(&mut machine), Some(42.0));
+    std::fs::write(&file, "7\n").unwrap();
+    assert_eq!(seconds(&mut machine), Some(1.0));
+    std::fs::write(&file, "77\n").unwrap();
+    assert_eq!(seconds(&mut machine), None);
+    assert!(machine.notes()[0].contains("no process has the number"));
+    let _ = std::fs::remove_file(&file);
+}
+
+#[test]
+fn a_routers_server_and_docker_model_runners_are_found_by_what_is_told_of_them() {
+    let servers = [
+        (7, "llama-server --models-dir /m", 0),
+        (
+            8,
+            "com.docker.llama-server -ngl 99 --model /b/sha256/abc/model.gguf --host /run/a.sock",
+            0,
+        ),
+        (
+            9,
+            "com.docker.llama-server --model /b/sha256/def/model.gguf",
+            0,
+        ),
+    ];
+    let (tree, mut machine) = machine(&servers, &[]);
+    let by_file = Hints {
+        file_part: Some("/abc/"),
+        ..Hints::default()
+    };
+    assert_eq!(machine.find(&by_file).unwrap().0.pid, 8);
+    listen(&tree, Some(9), 0);
+    let child: Vec<String> = ["llama-server", "--port", "8080"].map(str::to_owned).into();
+    let by_child = Hints {
+        arguments: Some(&child),
+        ..Hints::default()
+    };
+    assert_eq!(machine.find(&by_child).unwrap().0.pid, 9);
+    tree.write(
+        "proc/net/unix",
+        "Num RefCount Protocol Flags Type St Inode Path\n0: 00000002 00000000 00010000 0001 01 777 /run/a.sock\n",
+    );
+    tree.link("proc/8/fd/3", "socket:[777]");
+    let child: Vec<String> = ["x/llama-server", "--host", "/run/a.sock"]
+        .map(str::to_owned)
+        .into();
+    let by_socket = Hints {
+        arguments: Some(&child),
+        ..Hints::default()
+    };
+    assert_eq!(machine.find(&by_socket).unwrap().0.pid, 8);
+}
+
+#[test]
+fn the_cache_is_told_from_arguments_variables_and_the_models_file() {
+    let line = "llama-server -m m.gguf -c 4096 -np 2 --sleep-idle-seconds 6";
+    let (tree, mut machine) = machine(&[(7, line, 0)], &[]);
+    listen(&tree, Some(7), 0);
+    let told: BTreeMap<String, String> = [
+        ("general.architecture", "gemma3"),
+        ("gemma3.block_count", "18"),
+        ("gemma3.context_length", "32768"),
+        ("gemma3.embedding_length", "640"),
+        ("gemma3.attention.head_count", "4"),
+        ("gemma3.attention.head_count_kv", "1"),
+        ("gemma3.attention.key_length", "256"),
+        ("gemma3.attention.value_length", "256"),
+        ("gemma3.attention.sliding_window", "512"),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into();
+    let hints = Hints {
+        slots: Some(2.0),
+        n_ctx: Some(2048.0),
+        header: Some(&told),
+        ..Hints::default()
+    };
+    let mut model = Model {
+        name: "m".to_owned(),
+        context_tokens: vec![(0, 100.0), (1, 924.0)],
+        ..Model::default()
+    };
+    machine.fill(&mut model, &hints);
+    // The variable sets 64 as the physical batch: a window of 768 cells.
+    let limit = (4096 * 3 + 2 * 768 * 15) * 1024;
+    assert_eq!(model.kv_cache_limit, Some(f64::from(limit)));
+    let used = (1024 * 3 + (100 + 768) * 15) * 1024;
+    assert_eq!(model.kv_cache_usage, Some(f64::from(used)));
+    assert_eq!(model.kv_cache_ratio, Some(0.25));
+    assert_eq!(machine.sleep_idle("m"), Some(Duration::from_secs(6)));
+    let mut asleep = Model {
+        name: "m".to_owned(),
+        status: Some(ModelStatus::Sleeping),
+        ..Model::default()
+    };
+    machine.fill(&mut asleep, &hints);
+    assert_eq!((asleep.kv_cache_limit, asleep.threads), (None, Some(9.0)));
+    // Without its file, cells are known and bytes are not.
+    let no_file = Hints {
+        header: None,
+        ..hints
+    };
+    model.kv_cache_limit = None;
+    machine.fill(&mut model, &no_file);
+    assert_eq!(
+        (model.kv_cache_limit, model.kv_cache_ratio),
+        (None, Some(0.25))
+    );
+}
+
+#[test]
+fn another_machines_address_is_not_ours() {
+    assert!(is_own("127.0.0.1".parse().unwrap()));
+    assert!(is_own("0.0.0.0".parse().unwrap()));
+    // Set aside for documentation.
+    assert!(!is_own("192.0.2.1".parse().unwrap()));
+}

@@ -1,0 +1,149 @@
+//! What the standard library does not offer. The only unsafe code of the crate.
+#![allow(unsafe_code)]
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+const SIGINT: c_int = 2;
+const SIGTERM: c_int = 15;
+const SIG_ERR: usize = usize::MAX;
+const IPPROTO_TCP: c_int = 6;
+const TCP_NODELAY: c_int = 1;
+
+unsafe extern "C" {
+    fn signal(number: c_int, handler: extern "C" fn(c_int)) -> usize;
+    fn unlink(path: *const c_char) -> c_int;
+    fn _exit(status: c_int) -> !;
+    fn listen(descriptor: c_int, backlog: c_int) -> c_int;
+    fn setsockopt(
+        descriptor: c_int,
+        level: c_int,
+        name: c_int,
+        value: *const c_void,
+        length: u32,
+    ) -> c_int;
+}
+
+/// The path of the Unix socket that goes with the process, or null.
+static SOCKET: AtomicPtr<c_char> = AtomicPtr::new(ptr::null_mut());
+
+/// Lets SIGTERM and SIGINT end the process at once with status 0, and remove
+/// the file named by [`remove_at_exit`]. With a handler they also reach a
+/// process with the number 1, for which the default is to ignore them.
+///
+/// # Errors
+/// What the system says; no known system refuses it.
+pub fn exit_on_signals() -> io::Result<()> {
+    for number in [SIGTERM, SIGINT] {
+        // SAFETY: `leave` has the type of a handler, lives as long as the
+        // process, and calls nothing that a handler may not.
+        if unsafe { signal(number, leave) } == SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Has all threads allocate from one arena. glibc gives them several, each of which
+/// keeps what an answer of some 100 KB once needed: 4 MB more for 100 models.
+pub fn share_one_arena() {
+    #[cfg(target_env = "gnu")]
+    {
+        unsafe extern "C" {
+            fn mallopt(parameter: c_int, value: c_int) -> c_int;
+        }
+        const M_ARENA_MAX: c_int = -8;
+        // SAFETY: mallopt takes any two numbers; called before there are other threads.
+        unsafe { mallopt(M_ARENA_MAX, 1) };
+    }
+}
+
+/// Nothing may run here that takes a lock or allocates: the signal may have
+/// come in the midst of either.
+extern "C" fn leave(_number: c_int) {
+    let path = SOCKET.load(Ordering::Acquire);
+    if !path.is_null() {
+        // SAFETY: the pointer came from a `CString` that is never freed, and
+        // unlink is async-signal-safe.
+        unsafe { unlink(path) };
+    }
+    // SAFETY: _exit is async-signal-safe and takes any status.
+    unsafe { _exit(0) }
+}
+
+/// Names the file that a signal removes before it ends the process. Only the
+/// last one named is remembered.
+///
+/// # Errors
+/// A path with a NUL byte.
+pub fn remove_at_exit(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // The former path is not freed: a handler may be reading it.
+    SOCKET.store(path.into_raw(), Ordering::Release);
+    Ok(())
+}
+
+/// Lets `length` connections wait to be accepted; the system may cap it. The
+/// standard library listens with 128, and what a burst brings beyond that
+/// meets a client's retry, a second later.
+///
+/// # Errors
+/// What the system says, for a socket that is not listening or bound.
+pub fn set_backlog(listener: &impl AsFd, length: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is borrowed, so it stays open during the call.
+    check(unsafe { listen(listener.as_fd().as_raw_fd(), length) })
+}
+
+/// Lets every connection that this TCP socket accepts send small segments at
+/// once: accepted sockets inherit the option.
+///
+/// # Errors
+/// What the system says, for a socket that is not TCP.
+pub fn set_nodelay(listener: &impl AsFd) -> io::Result<()> {
+    let on: c_int = 1;
+    // SAFETY: the descriptor is borrowed, so it stays open during the call;
+    // the value is an int that lives through the call, and the length is its own.
+    check(unsafe {
+        setsockopt(
+            listener.as_fd().as_raw_fd(),
+            IPPROTO_TCP,
+            TCP_NODELAY,
+            ptr::from_ref(&on).cast(),
+            size_of::<c_int>() as u32,
+        )
+    })
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn nodelay_is_inherited_by_what_is_accepted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        set_nodelay(&listener).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(listener.accept().unwrap().0.nodelay().unwrap());
+    }
+
+    #[test]
+    fn errors_are_reported() {
+        let (connected, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(set_backlog(&connected, 10).is_err());
+        assert!(set_nodelay(&connected).is_err());
+        assert!(remove_at_exit(Path::new("a\0b")).is_err());
+    }
+}

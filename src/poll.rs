@@ -1,0 +1,527 @@
+//! The timer thread: read, derive, publish, at every interval.
+
+mod probing;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::derive::{ModelState, is_loaded};
+use crate::log;
+use crate::machine::gpus::Gpus;
+use crate::machine::{Hints, Machine};
+use crate::requests::records::Records;
+use crate::requests::{Requests, Speaker};
+use crate::settings::{BaseUrl, Settings};
+use crate::snapshot::{Cell, Failed, Model, Polls, Reason, ServerInfo, Snapshot, Status};
+use crate::upstream::asker::Asker;
+use crate::upstream::client::Failure;
+use crate::upstream::completion::Completions;
+use crate::upstream::detect::Upstream;
+use crate::upstream::reading::{ModelReading, Reading, State};
+
+/// The most models of a server that are shown.
+const MOST_MODELS: usize = 500;
+
+/// The most questions that one poll asks, each of which may take a time-out:
+/// `/stats` may have two addresses.
+const QUESTIONS_A_POLL: u32 = 8;
+
+/// Polls one base URL.
+pub struct Poller {
+    base: BaseUrl,
+    interval: Duration,
+    asker: Asker,
+    upstream: Upstream,
+    /// What is remembered of each model, by name and mode.
+    models: BTreeMap<(String, Option<String>), ModelState>,
+    machine: Machine,
+    requests: Arc<Requests>,
+    /// Docker Model Runner's, unless the user wants none of them.
+    records: Option<Records>,
+    polls: Polls,
+    said: Said,
+}
+
+impl Poller {
+    /// A poller of `base` that has not asked anything yet.
+    ///
+    /// # Errors
+    /// When a setting cannot be used; the text names it.
+    pub fn new(base: &BaseUrl, settings: &Settings) -> Result<Poller, String> {
+        Ok(Poller {
+            base: base.clone(),
+            interval: settings.interval,
+            asker: Asker::new(base, settings)?,
+            upstream: Upstream::new(base, settings),
+            models: BTreeMap::new(),
+            machine: Machine::new(base, settings),
+            requests: Arc::default(),
+            records: settings.request_records.then(Records::default),
+            polls: Polls::default(),
+            said: Said::new(base.server()),
+        })
+    }
+
+    /// Has the GPUs of this machine read with every poll.
+    pub fn with_gpus(mut self, gpus: &Arc<Gpus>) -> Poller {
+        self.machine = self.machine.with_gpus(gpus);
+        self
+    }
+
+    /// What is known before the first poll.
+    pub fn unpolled(&self) -> Snapshot {
+        Snapshot {
+            server: self.base.server(),
+            ..Snapshot::default()
+        }
+    }
+
+    /// Polls once.
+    pub fn poll(&mut self) -> Snapshot {
+        let started = Instant::now();
+        let mut reading = Reading::default();
+        self.asker.begin();
+        self.upstream.read(&mut self.asker, &mut reading);
+        self.read_records();
+        self.asker.finish(&mut reading);
+        let up = reading.up;
+        let mut models = self.derive(&reading);
+        if reading.models.len() > MOST_MODELS {
+            reading
+                .notes
+                .push("it has more than 500 models: 500 are shown, the loaded ones first");
+        }
+        self.look_at_machine(&reading, &mut models);
+        self.take_requests(&reading, &mut models);
+
+        for (endpoint, failure) in &reading.failures {
+            *self
+                .polls
+                .errors
+                .entry((endpoint, failure.reason))
+                .or_default() += 1;
+        }
+        self.polls.total += 1;
+        self.polls.duration = started.elapsed();
+        if up {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            self.polls.last_success = now.ok().map(|since| since.as_secs_f64());
+        }
+        let snapshot = Snapshot {
+            server: self.base.server(),
+            up: Some(up),
+            info: reading.info.clone(),
+            models,
+            requests: self.requests.figures(),
+            models_disk_usage: reading.disk_usage,
+            polls: self.polls.clone(),
+            failures: failed(&reading.failures),
+            notes: reading
+                .notes
+                .iter()
+                .map(|note| (*note).to_owned())
+                .chain(self.machine.notes())
+                .collect(),
+        };
+        self.said.say(&self.base, &reading, &snapshot);
+        snapshot
+    }
+
+    /// Turns what was read of each model into what is shown of it.
+    fn derive(&mut self, reading: &Reading) -> Vec<Model> {
+        if !reading.up {
+            // Its models may be the same when it is there again: what is known of them is kept.
+            return Vec::new();
+        }
+        let key = |model: &ModelReading| (model.name.clone(), model.mode.clone());
+        let present: BTreeSet<_> = reading.models.iter().map(key).collect();
+        self.models.retain(|known, _| present.contains(known));
+        let mut models: Vec<_> = reading
+            .models
+            .iter()
+            .map(|model| self.models.entry(key(model)).or_default().update(model))
+            .collect();
+        if models.len() > MOST_MODELS {
+            // The loaded ones first.
+            models.sort_by_key(|model| !is_loaded(model.status));
+            models.truncate(MOST_MODELS);
+        }
+        models.sort_by(|a, b| (&a.name, &a.mode).cmp(&(&b.name, &b.mode)));
+        for index in 1..models.len() {
+            if models[index - 1].name == models[index].name {
+                models[index - 1].mode_tells = true;
+                models[index].mode_tells = true;
+            }
+        }
+        models
+    }
+
+    /// Fills in what the machine tells of each loaded model's process and file.
+    fn look_at_machine(&mut self, reading: &Reading, models: &mut [Model]) {
+        self.machine.refresh();
+        self.machine.forget_all_but(models);
+        for model in models.iter_mut().filter(|model| is_loaded(model.status)) {
+            let same = |read: &&ModelReading| read.name == model.name && read.mode == model.mode;
+            let Some(read) = reading.models.iter().find(same) else {
+                continue;
+            };
+            if !read.host.is_findable() {
+                continue;
+            }
+            self.machine.fill(model, &hints(read));
+            if let Some(after) = self.machine.sleep_idle(&model.name) {
+                self.upstream.may_sleep_after(after);
+            }
+        }
+    }
+
+    /// Counts the requests that the server keeps records of.
+    fn read_records(&mut self) {
+        if let Some(records) = &mut self.records {
+            let requests = &self.requests;
+            self.upstream
+                .read_records(&mut self.asker, &mut |answer, label| {
+                    records.take(answer, requests, |name| Some(label(name)))
+                });
+        }
+    }
+
+    /// Says whose requests the log speaks of, and takes what only the log tells of a server.
+    fn take_requests(&self, reading: &Reading, models: &mut [Model]) {
+        let kind = reading.info.as_ref().map_or("", |info| info.kind);
+        let speakers = reading
+            .models
+            .iter()
+            .map(|model| (model.name.as_str(), speaker(kind, model)));
+        self.requests.models_are(Instant::now(), speakers);
+        for model in models.iter_mut().filter(|model| is_loaded(model.status)) {
+            let facts = self.requests.facts(&model.name);
+            let number = |fact: Option<u64>| fact.map(|fact| fact as f64);
+            model.slots = model.slots.or(number(facts.slots));
+            model.max_context_size = model.max_context_size.or(number(facts.slot_context));
+            if model.kv_cache_ratio.is_none() && !model.context_tokens.is_empty() {
+                let used: f64 = model.context_tokens.iter().map(|(_, tokens)| tokens).sum();
+                let cells = facts.cells().map(|cells| cells as f64);
+                model.kv_cache_ratio = cells.map(|cells| (used / cells).min(1.0));
+            }
+        }
+    }
+
+    /// Follows the log and probes the models, each in a thread of its own, where `settings`
+    /// say so; what this poller publishes goes into `cell`.
+    ///
+    /// # Errors
+    /// A setting cannot be used, or the system has no thread to give.
+    pub fn watch_requests(&self, settings: &Settings, cell: &Arc<Cell>) -> Result<(), String> {
+        if let Some(path) = settings.log_file_of(&self.base) {
+            self.requests
+                .follow_log(path)
+                .map_err(|error| format!("cannot start the log thread: {error}"))?;
+        }
+        if let Some(interval) = settings.probe_interval {
+            let prober = probing::Prober {
+                completions: Completions::new(&self.base, settings)?,
+                requests: Arc::clone(&self.requests),
+                cell: Arc::clone(cell),
+                interval,
+            };
+            prober
+                .start()
+                .map_err(|error| format!("cannot start the probe thread: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Starts the thread that polls and publishes into `cell`, and tells `heart` that it does.
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub fn start(
+        mut self,
+        cell: Arc<Cell>,
+        heart: Arc<Heart>,
+        timeout: Duration,
+    ) -> io::Result<()> {
+        let allowed = self.interval + timeout * QUESTIONS_A_POLL + Duration::from_secs(5);
+        heart.beat(allowed);
+        let poll_on = move || {
+            let mut due = Instant::now();
+            loop {
+                cell.publish(Arc::new(self.poll()));
+                let now = Instant::now();
+                due = next_tick(due, now, self.interval);
+                heart.beat(allowed);
+                // A server that may fall asleep is looked at in the moment when it should have.
+                let look = self.upstream.next_look().filter(|look| *look > now);
+                thread::sleep(look.map_or(due, |look| look.min(due)) - now);
+            }
+        };
+        thread::Builder::new()
+            .name("poll".to_owned())
+            .spawn(poll_on)
+            .map(drop)
+    }
+}
+
+/// Whose lines of the log are about this model.
+fn speaker(kind: &str, model: &ModelReading) -> Speaker {
+    match kind {
+        // While it loads, its name may still be that of the model before.
+        "llama-server" if !matches!(model.state, State::Loading | State::Waking) => Speaker::Server,
+        "router" => {
+            let arguments = model.host.arguments.as_deref().unwrap_or_default();
+            let mut after = arguments
+                .iter()
+                .skip_while(|argument| *argument != "--port");
+            let port = after.nth(1).and_then(|port| port.parse().ok());
+            port.map_or(Speaker::Nobody, Speaker::Child)
+        }
+        _ => Speaker::Nobody,
+    }
+}
+
+fn failed(failures: &[(&'static str, Failure)]) -> Vec<Failed> {
+    let failed = failures.iter().map(|(endpoint, failure)| Failed {
+        endpoint,
+        reason: failure.reason,
+        detail: failure.detail.clone(),
+    });
+    failed.collect()
+}
+
+/// The first tick after `now`, of those that `last` is one of: polls that a slow one has missed are not made up for.
+fn next_tick(last: Instant, now: Instant, interval: Duration) -> Instant {
+    let passed = now.duration_since(last).as_nanos() / interval.as_nanos().max(1);
+    let ticks = u32::try_from(passed + 1).unwrap_or(u32::MAX);
+    interval
+        .checked_mul(ticks)
+        .map_or(now + interval, |offset| last + offset)
+}
+
+/// What a reading says that helps to find the model's process and file.
+fn hints(reading: &ModelReading) -> Hints<'_> {
+    let facts = &reading.facts;
+    Hints {
+        model_path: facts.path.as_deref(),
+        slots: facts.slots,
+        n_ctx: facts.max_context,
+        arguments: reading.host.arguments.as_deref(),
+        file_part: reading.host.file_part.as_deref(),
+        header: reading.host.header.as_deref(),
+    }
+}
+
+/// By when a thread must show again that it is alive.
+#[derive(Debug, Default)]
+pub struct Heart {
+    /// Milliseconds after the process began to count.
+    due: AtomicU64,
+}
+
+impl Heart {
+    fn beat(&self, within: Duration) {
+        self.due
+            .store(millis(Self::clock() + within), Ordering::Relaxed);
+    }
+
+    /// How long it is overdue, if it is.
+    pub fn overdue(&self) -> Option<Duration> {
+        let due = Duration::from_millis(self.due.load(Ordering::Relaxed));
+        Self::clock()
+            .checked_sub(due)
+            .filter(|late| !late.is_zero())
+    }
+
+    fn clock() -> Duration {
+        static START: OnceLock<Instant> = OnceLock::new();
+        START.get_or_init(Instant::now).elapsed()
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What was said of a server, so that each thing is said once.
+struct Said {
+    server: String,
+    up: Option<bool>,
+    /// The status of each model, by name and mode.
+    statuses: BTreeMap<(String, Option<String>), Status>,
+    failing: BTreeMap<&'static str, Reason>,
+    notes: Vec<&'static str>,
+}
+
+impl Said {
+    fn new(server: String) -> Said {
+        Said {
+            server,
+            up: None,
+            statuses: BTreeMap::new(),
+            failing: BTreeMap::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    fn say(&mut self, base: &BaseUrl, reading: &Reading, snapshot: &Snapshot) {
+        let server: &dyn Display = &self.server.clone();
+        self.say_failures(server, &reading.failures, &reading.answered);
+        let up = snapshot.up == Some(true);
+        if self.up != Some(up) {
+            self.up = Some(up);
+            if up {
+                say_up(server, &snapshot.info, snapshot);
+            } else {
+                say_down(base, server, reading);
+                self.notes.clear();
+                self.statuses.clear();
+            }
+        }
+        for note in &reading.notes {
+            if !self.notes.contains(note) {
+                self.notes.push(note);
+                log::info(note, &[("server", server)]);
+            }
+        }
+        let shown: Vec<_> = snapshot
+            .models
+            .iter()
+            .filter_map(|model| Some(((model.name.clone(), model.mode.clone()), model.status?)))
+            .collect();
+        for (key, status) in &shown {
+            if let Some(before) = self.statuses.get(key).filter(|before| *before != status) {
+                say_status(server, &key.0, *before, *status);
+            }
+        }
+        self.statuses = shown.into_iter().collect();
+    }
+
+    fn say_failures(
+        &mut self,
+        server: &dyn Display,
+        failures: &[(&'static str, Failure)],
+        answered: &[&'static str],
+    ) {
+        for (endpoint, failure) in failures {
+            let reason = failure.reason;
+            let pairs: [(&str, &dyn Display); 4] = [
+                ("endpoint", endpoint),
+                ("reason", &reason.label()),
+                ("server", server),
+                ("detail", failure),
+            ];
+            if self.failing.insert(endpoint, reason) == Some(reason) {
+                log::debug("a request still fails", &pairs);
+            } else if reason == Reason::Timeout && *endpoint != "/health" {
+                log::warn(
+                    "the server is busy and has not answered yet; it is not asked again until it has",
+                    &pairs,
+                );
+            } else {
+                log::warn("a request failed", &pairs);
+            }
+        }
+        for endpoint in answered {
+            if self.failing.remove(endpoint).is_some() {
+                log::info(
+                    "it answers again",
+                    &[("endpoint", endpoint), ("server", server)],
+                );
+            }
+        }
+    }
+}
+
+fn say_status(server: &dyn Display, name: &str, before: Status, status: Status) {
+    let pairs: [(&str, &dyn Display); 3] = [
+        ("status", &status.label()),
+        ("model", &name),
+        ("server", server),
+    ];
+    let working = |status| matches!(status, Status::Idle | Status::Running);
+    // Between idle and running a model goes all day long.
+    if working(before) && working(status) {
+        log::debug("the model's status has changed", &pairs);
+    } else {
+        log::info("the model's status has changed", &pairs);
+    }
+}
+
+fn say_up(server: &dyn Display, info: &Option<ServerInfo>, snapshot: &Snapshot) {
+    let kind = info.as_ref().map_or("unknown", |info| info.kind);
+    let version = info
+        .as_ref()
+        .and_then(|info| info.version.as_deref())
+        .unwrap_or("unknown");
+    let model = snapshot.models.first();
+    let name = model.map_or("", |model| &model.name);
+    let status = model
+        .and_then(|model| model.status)
+        .map_or("unknown", Status::label);
+    log::info(
+        "the server is up",
+        &[
+            ("server", server),
+            ("kind", &kind),
+            ("version", &version),
+            ("model", &name),
+            ("status", &status),
+        ],
+    );
+}
+
+fn say_down(base: &BaseUrl, server: &dyn Display, reading: &Reading) {
+    let advice = if base.as_given().contains("model-runner.docker.internal") {
+        "is Docker Model Runner enabled? From a host its TCP access must be too, and the URL is \
+         --base-url http://localhost:12434/engines/llama.cpp/v1; in a container on Docker Engine it is \
+         http://172.17.0.1:12434/engines/llama.cpp/v1; for a llama-server, http://host:8080"
+    } else if reading
+        .failures
+        .first()
+        .is_some_and(|(_, failure)| failure.reason == Reason::Timeout)
+    {
+        "it does not answer in time: it hangs, or all of its HTTP threads are taken (llama-server --threads-http)"
+    } else if reading.failures.is_empty() {
+        "something answers there, but not as llama.cpp does: is --base-url right?"
+    } else {
+        "is the server running, and is --base-url right? It is asked again at every interval"
+    };
+    let reason = reading
+        .failures
+        .first()
+        .map_or("status", |(_, failure)| failure.reason.label());
+    log::warn(
+        "the server is down",
+        &[("server", server), ("reason", &reason), ("advice", &advice)],
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_poll_misses_ticks_and_is_not_followed_by_a_burst() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let at = |millis| start + Duration::from_millis(millis);
+        assert_eq!(next_tick(start, at(20), second), at(1000));
+        assert_eq!(next_tick(start, at(1000), second), at(2000));
+        assert_eq!(next_tick(start, at(3400), second), at(4000));
+    }
+
+    #[test]
+    fn a_heart_that_has_not_beaten_in_time_is_overdue() {
+        let heart = Heart::default();
+        heart.beat(Duration::from_secs(60));
+        assert_eq!(heart.overdue(), None);
+        heart.beat(Duration::ZERO);
+        thread::sleep(Duration::from_millis(20));
+        assert!(heart.overdue().unwrap() >= Duration::from_millis(10));
+    }
+}

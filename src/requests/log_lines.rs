@@ -1,0 +1,424 @@
+//! One line of llama-server's log: what it says about requests and slots.
+//!
+//! The lines of builds b7376 to b11549 are read alike. What stands before
+//! llama-server's own words is skipped, whoever wrote it: its time and level,
+//! colours, a router's `[port]`, journald's or docker's prefix.
+
+/// A line that says something that is counted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogLine<'a> {
+    /// The port of the router's child that wrote it, where one did.
+    pub child: Option<u16>,
+    /// What it says.
+    pub event: Event<'a>,
+}
+
+/// What a line says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Event<'a> {
+    /// A server begins to load its model: whatever was going on before is over.
+    Loading,
+    /// The router's child on that port holds the model of that name.
+    Holds {
+        /// Its port.
+        port: u16,
+        /// The router's name for the model.
+        model: &'a str,
+    },
+    /// How many slots there are and, from b9538, how they share the cache.
+    Slots {
+        /// `n_slots`.
+        count: u64,
+        /// `n_ctx_slot`.
+        context: Option<u64>,
+        /// `kv_unified`.
+        unified: Option<bool>,
+    },
+    /// Tokens that fit a slot, as builds before b9538 say it.
+    SlotContext(u64),
+    /// Whether all slots share one cache, as builds before b9294 say it.
+    Unified(bool),
+    /// A task was put on a slot.
+    Launched(Task),
+    /// The lines that follow tell this task's timings (before b9294).
+    TimingsOf(Task),
+    /// Time and tokens of the prompt; without a task: of [`Event::TimingsOf`].
+    Prompt(Option<Task>, Span),
+    /// Time and tokens of the generation.
+    Generation(Option<Task>, Span),
+    /// Both together: the last line of a task's timings.
+    Total(Option<Task>, Span),
+    /// A task has left its slot, and so many tokens in it.
+    Released(Task, u64),
+    /// A task whose client went away, by its id.
+    Cancelled(u64),
+    /// A task that was answered with an error, by its id.
+    Failed(u64),
+}
+
+/// One task on one slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// The slot's id.
+    pub slot: u64,
+    /// The task's id, which no other task of this life of the server has.
+    pub id: u64,
+}
+
+/// How long something took, and for how many tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Span {
+    /// Milliseconds.
+    pub ms: f64,
+    /// Tokens.
+    pub tokens: u64,
+}
+
+/// How far into a line llama-server's own words may begin.
+const LONGEST_PREFIX: usize = 300;
+
+/// Reads one line, without its end.
+pub fn parse(line: &[u8]) -> Option<LogLine<'_>> {
+    let text = match std::str::from_utf8(line) {
+        Ok(text) => text,
+        // A long line may have been cut within a character.
+        Err(error) => std::str::from_utf8(&line[..error.valid_up_to()]).ok()?,
+    };
+    let (prefix, event) = match tagged(text) {
+        // Whoever writes is the one that speaks; what the line quotes is not the server's.
+        Some((prefix, event)) => (prefix, event?),
+        None => untagged(text)?,
+    };
+    Some(LogLine {
+        child: child(prefix),
+        event,
+    })
+}
+
+/// A line that says which part of the server wrote it: `slot print_timing: …`, `srv  stop: …`.
+fn tagged(text: &str) -> Option<(&str, Option<Event<'_>>)> {
+    let head = &text.as_bytes()[..text.len().min(LONGEST_PREFIX)];
+    for start in 0..head.len() {
+        let is_slot = head[start..].starts_with(b"slot ");
+        if !(is_slot || head[start..].starts_with(b"srv ")) || !begins_word(head, start) {
+            continue;
+        }
+        let words = &text[start + if is_slot { 5 } else { 4 }..];
+        let Some((function, said)) = words.split_once(": ") else {
+            continue;
+        };
+        if function.trim_start().contains(' ') {
+            continue;
+        }
+        let event = if is_slot {
+            slot_event(function, said)
+        } else {
+            server_event(said)
+        };
+        return Some((&text[..start], event));
+    }
+    None
+}
+
+/// Lines that do not say who wrote them: timings before b9294, and the library's own.
+fn untagged(text: &str) -> Option<(&str, Event<'_>)> {
+    if let Some(at) = text.find("llama_context: kv_unified") {
+        let (_, value) = text[at..].split_once('=')?;
+        return Some((&text[..at], Event::Unified(flag(value.trim())?)));
+    }
+    let at = text.find(" time = ")?;
+    if at > LONGEST_PREFIX {
+        return None;
+    }
+    let before = &text[..at];
+    let name = ["prompt eval", "eval", "total"]
+        .into_iter()
+        .find(|name| before.ends_with(name))?;
+    let start = at - name.len();
+    if !begins_word(text.as_bytes(), start) {
+        return None;
+    }
+    Some((&text[..start], timing(None, &text[start..])?))
+}
+
+/// Whether a word may begin there: right behind a prefix, or a colour.
+fn begins_word(text: &[u8], start: usize) -> bool {
+    let before = start.checked_sub(1).map(|before| text[before]);
+    match before {
+        None | Some(b' ' | b'\t' | b'"' | b'|' | b':' | b']' | b'\r') => true,
+        // The end of a colour: ESC [ 3 2 m
+        Some(b'm') => {
+            let digits = text[..start - 1]
+                .iter()
+                .rev()
+                .take_while(|byte| byte.is_ascii_digit() || **byte == b';')
+                .count();
+            text[..start - 1 - digits].ends_with(b"\x1b[")
+        }
+        Some(_) => false,
+    }
+}
+
+/// `[34541] ` before the words of a child: how a router passes them on.
+fn child(prefix: &str) -> Option<u16> {
+    let (before, rest) = prefix.split_at(prefix.find('[')?);
+    // A colour has a bracket as well, and journald writes `name[123]: `.
+    let port = rest[1..].split_once("] ").and_then(|(port, _)| {
+        let whole = before.is_empty() || before.ends_with([' ', '\t', '"', '|', 'm']);
+        port.trim_start().parse().ok().filter(|_| whole)
+    });
+    port.or_else(|| child(&rest[1..]))
+}
+
+fn slot_event<'a>(function: &str, said: &'a str) -> Option<Event<'a>> {
+    let rest = said.strip_prefix("id ")?;
+    let (slot, rest) = rest.split_once('|')?;
+    let (id, rest) = rest.trim_start().strip_prefix("task ")?.split_once('|')?;
+    let rest = rest.trim();
+    if let Some(context) = rest.strip_prefix("new slot, n_ctx = ") {
+        return Some(Event::SlotContext(number(context)?));
+    }
+    let task = Task {
+        slot: slot.trim().parse().ok()?,
+        id: id.trim().parse().ok()?,
+    };
+    if rest.starts_with("processing task") {
+        Some(Event::Launched(task))
+    } else if let Some(rest) = rest.strip_prefix("stop processing: ") {
+        Some(Event::Released(task, number(rest.split_once("= ")?.1)?))
+    } else if function.trim_start().starts_with("print_timing") {
+        // Uncoloured, the line ends here; coloured, with the colour's end.
+        if rest.is_empty() || rest.starts_with('\x1b') {
+            Some(Event::TimingsOf(task))
+        } else {
+            timing(Some(task), rest)
+        }
+    } else {
+        None
+    }
+}
+
+fn server_event(said: &str) -> Option<Event<'_>> {
+    if let Some(id) = said.strip_prefix("cancel task, id_task = ") {
+        Some(Event::Cancelled(number(id)?))
+    } else if let Some(rest) = said.strip_prefix("task id = ") {
+        let (id, what) = rest.split_once(", ")?;
+        what.starts_with("error")
+            .then_some(Event::Failed(id.parse().ok()?))
+    } else if said.starts_with("loading model") {
+        Some(Event::Loading)
+    } else if said.starts_with("initializing") {
+        Some(Event::Slots {
+            count: number(said.split_once("n_slots = ")?.1)?,
+            context: said
+                .split_once("n_ctx_slot = ")
+                .and_then(|(_, rest)| number(rest)),
+            unified: said
+                .split_once("kv_unified = ")
+                .and_then(|(_, rest)| flag(rest)),
+        })
+    } else {
+        let rest = said
+            .strip_prefix("spawning server instance with name=")
+            .or_else(|| said.strip_prefix("proxying request to model "))?;
+        let (model, port) = rest.rsplit_once(" on port ")?;
+        let port = u16::try_from(number(port)?).ok()?;
+        Some(Event::Holds { port, model })
+    }
+}
+
+/// `prompt eval time =      42.92 ms /     7 tokens (…`
+fn timing(task: Option<Task>, text: &str) -> Option<Event<'static>> {
+    let (name, rest) = text.split_once(" time = ")?;
+    let (ms, rest) = rest.split_once("ms /")?;
+    let (tokens, _) = rest.split_once(" tokens")?;
+    let span = Span {
+        ms: ms
+            .trim()
+            .parse()
+            .ok()
+            .filter(|ms: &f64| ms.is_finite() && *ms >= 0.0)?,
+        tokens: tokens.trim().parse().ok()?,
+    };
+    match name {
+        "prompt eval" => Some(Event::Prompt(task, span)),
+        "eval" => Some(Event::Generation(task, span)),
+        "total" => Some(Event::Total(task, span)),
+        _ => None,
+    }
+}
+
+/// The number that a text begins with.
+fn number(text: &str) -> Option<u64> {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    text[..end].parse().ok()
+}
+
+fn flag(text: &str) -> Option<bool> {
+    let text = text.trim_start_matches('\'');
+    match () {
+        () if text.starts_with("true") => Some(true),
+        () if text.starts_with("false") => Some(false),
+        () => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TASK: Task = Task { slot: 1, id: 150 };
+
+    fn event(line: &str) -> Option<Event<'_>> {
+        parse(line.as_bytes()).map(|line| line.event)
+    }
+
+    #[test]
+    fn timings_are_read_with_and_without_their_head() {
+        let span = Span {
+            ms: 42.92,
+            tokens: 7,
+        };
+        let words = "prompt eval time =      42.92 ms /     7 tokens (    6.13 ms per token,   163.08 tokens per second)";
+        let headed = format!("0.05.446.571 I slot print_timing: id  1 | task 150 | {words}");
+        assert_eq!(event(&headed), Some(Event::Prompt(Some(TASK), span)));
+        assert_eq!(event(words), Some(Event::Prompt(None, span)));
+        assert_eq!(
+            event(
+                "       eval time =       0.00 ms /     1 tokens (    -nan ms per token, 1000000.00 tokens per second)"
+            ),
+            Some(Event::Generation(None, Span { ms: 0.0, tokens: 1 }))
+        );
+        assert_eq!(
+            event("slot print_timing: id  1 | task 150 | "),
+            Some(Event::TimingsOf(TASK))
+        );
+    }
+
+    #[test]
+    fn what_a_wrapper_writes_before_a_line_is_skipped() {
+        let words =
+            "slot      release: id  1 | task 150 | stop processing: n_tokens = 44, truncated = 0";
+        for prefix in [
+            "",
+            "0.05.846.253 I ",
+            "\u{1b}[34m0.05.846.253\u{1b}[0m \u{1b}[32mI \u{1b}[0m",
+            "Nov 24 20:12:22 host llama-server[123]: ",
+            "2026-11-24T20:12:22.123456789Z stderr F 0.05.846.253 I ",
+            "llama-1  | 0.05.846.253 I ",
+            "{\"log\":\"",
+            "\u{1b}[36mllama-1  |\u{1b}[0m ",
+        ] {
+            let line = format!("{prefix}{words}");
+            let read = parse(line.as_bytes()).unwrap_or_else(|| panic!("{prefix:?}"));
+            assert_eq!(
+                (read.child, read.event),
+                (None, Event::Released(TASK, 44)),
+                "{prefix:?}"
+            );
+            let timing = format!("{prefix}      total time =    1430.48 ms /    67 tokens");
+            assert!(
+                matches!(event(&timing), Some(Event::Total(None, _))),
+                "{prefix:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_routers_children_are_told_apart() {
+        for (line, child) in [
+            (
+                "[34541] 0.03.7 I srv          stop: cancel task, id_task = 3",
+                Some(34541),
+            ),
+            (
+                "llama-1 | [34541] 0.03.7 I srv          stop: cancel task, id_task = 3",
+                Some(34541),
+            ),
+            (
+                "host llama[77]: [ 8081] srv          stop: cancel task, id_task = 3",
+                Some(8081),
+            ),
+            (
+                "host llama[77]: srv          stop: cancel task, id_task = 3",
+                None,
+            ),
+        ] {
+            let read = parse(line.as_bytes()).unwrap();
+            assert_eq!(
+                (read.child, read.event),
+                (child, Event::Cancelled(3)),
+                "{line}"
+            );
+        }
+        assert_eq!(
+            event(
+                "0.00.076.835 I srv          load: spawning server instance with name=a on port b:Q4 on port 34541"
+            ),
+            Some(Event::Holds {
+                port: 34541,
+                model: "a on port b:Q4"
+            })
+        );
+    }
+
+    #[test]
+    fn the_facts_of_old_and_new_builds_are_read() {
+        assert_eq!(
+            event(
+                "srv    load_model: initializing, n_slots = 2, n_ctx_slot = 2048, kv_unified = 'true'"
+            ),
+            Some(Event::Slots {
+                count: 2,
+                context: Some(2048),
+                unified: Some(true)
+            })
+        );
+        assert_eq!(
+            event("srv          init: initializing slots, n_slots = 4"),
+            Some(Event::Slots {
+                count: 4,
+                context: None,
+                unified: None
+            })
+        );
+        assert_eq!(
+            event("slot   load_model: id  0 | task -1 | new slot, n_ctx = 2048"),
+            Some(Event::SlotContext(2048))
+        );
+        assert_eq!(
+            event("llama_context: kv_unified    = false"),
+            Some(Event::Unified(false))
+        );
+    }
+
+    #[test]
+    fn an_error_is_no_cancellation() {
+        assert_eq!(
+            event(
+                "0.39.291.176 E srv    send_error: task id = 18, error: request (3002 tokens) exceeds the available context size"
+            ),
+            Some(Event::Failed(18))
+        );
+    }
+
+    #[test]
+    fn what_a_line_quotes_is_not_what_it_says() {
+        for line in [
+            "srv  log_server_r: request: {\"prompt\":\"slot print_timing: id  1 | task 150 | total time = 1.00 ms / 2 tokens\"}",
+            "0.05 I slot update_slots: id  1 | task 2 | prompt: 'srv stop: cancel task, id_task = 2'",
+            "my favourite slot release: id  1",
+            "retotal time = 1.00 ms / 2 tokens",
+            "slot print_timing: id  1 | task 2 | n_decoded =    102, tg =  33.77 t/s",
+            "slot print_timing: id  1 | task 2 | total time = NaN ms / 2 tokens",
+            "slot print_timing: id  1 | task 2 | total time = -3 ms / 2 tokens",
+            "",
+            "slot ",
+            "srv : ",
+        ] {
+            assert_eq!(event(line), None, "{line}");
+        }
+    }
+}

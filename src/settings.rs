@@ -1,0 +1,770 @@
+//! What the user says: flags, variables and defaults, from one table.
+//!
+//! A flag wins over its variable, which wins over the default. [`TABLE`] drives
+//! parsing and `--help`, and the README's reference is tested against it.
+
+mod base_url;
+mod duration;
+mod log_file;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use self::base_url::BaseUrl;
+pub use self::log_file::LogFile;
+use crate::listen::Address;
+use crate::log::Level;
+
+/// The model name that is shown while neither the user nor the server has given one.
+pub const DEFAULT_MODEL: &str = "ai/llama3.2:1B-Q8_0";
+
+/// Everything that can be set, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What to watch: at least one.
+    pub base_urls: Vec<BaseUrl>,
+    /// The `model` label of a server that holds one model; `None`: what the server says.
+    pub model: Option<String>,
+    /// Where to serve.
+    pub addr: Address,
+    /// Time between the starts of two polls; above zero.
+    pub interval: Duration,
+    /// Deadline of one HTTP request, name resolution and body included; above zero.
+    pub timeout: Duration,
+    /// Bearer key for the upstream.
+    pub api_key: Option<Secret>,
+    /// The roots to trust for `https` in place of the built-in ones.
+    pub ca: Option<CaFile>,
+    /// After how long without work the server falls asleep, if the user said so.
+    pub sleep_idle: Option<Duration>,
+    /// The file that holds the number of the server's process.
+    pub pid_file: Option<PathBuf>,
+    /// Where the machine's `/proc` is.
+    pub procfs: PathBuf,
+    /// Where the machine's `/sys` is.
+    pub sysfs: PathBuf,
+    /// Logs of llama-server to follow; none of them for the same base URL as another.
+    pub log_files: Vec<LogFile>,
+    /// Whether Docker Model Runner's records of requests are read.
+    pub request_records: bool,
+    /// Time between two probes; `None`: there are none.
+    pub probe_interval: Option<Duration>,
+    /// How much is logged.
+    pub log_level: Level,
+}
+
+impl Settings {
+    /// The log of the server at `base`.
+    pub fn log_file_of(&self, base: &BaseUrl) -> Option<&Path> {
+        let mut files = self.log_files.iter();
+        files
+            .find(|file| file.is_of(base))
+            .map(|file| file.path.as_path())
+    }
+}
+
+/// What the program was called for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Poll and serve until told to stop.
+    Serve,
+    /// Poll once, print the report, exit.
+    Check,
+    /// Ask the running exporter whether it is well.
+    Healthcheck,
+    /// Print how to call the program.
+    Help,
+    /// Print what this program is.
+    Version,
+}
+
+/// A file of roots to trust.
+#[derive(Clone, Debug)]
+pub struct CaFile {
+    /// Where it lies.
+    pub path: String,
+    /// What it holds: PEM text, not looked at yet.
+    pub pem: Vec<u8>,
+}
+
+/// A text that never shows itself.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps `text`, which must be usable as an HTTP header's value.
+    ///
+    /// # Errors
+    /// Says what is wrong with the text, without showing it.
+    pub fn new(text: &str) -> Result<Secret, String> {
+        let text = text.trim();
+        if text.is_empty() {
+            Err("holds no key".to_owned())
+        } else if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Err("the key must be one line of printable ASCII without spaces".to_owned())
+        } else {
+            Ok(Secret(text.to_owned()))
+        }
+    }
+
+    /// The text itself, for the one header that it belongs into.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// One setting: a row of [`TABLE`].
+pub struct Row {
+    /// The flag; empty for what has a variable only.
+    pub flag: &'static str,
+    /// What the flag takes, as `--help` names it.
+    pub argument: &'static str,
+    /// Variables that set it, the strongest first.
+    pub variables: &'static [&'static str],
+    /// The value in force when nothing is set; empty: none.
+    pub default: &'static str,
+    /// What it means, in one line.
+    pub help: &'static str,
+    /// May be given several times (and, in a variable, separated by commas).
+    repeatable: bool,
+    /// Its value must not be repeated in an error.
+    secret: bool,
+    set: fn(&mut Draft, &str) -> Result<(), String>,
+}
+
+/// What cannot be set, but told: flags without a value.
+const COMMANDS: &[(&str, Command, &str)] = &[
+    (
+        "--check",
+        Command::Check,
+        "poll once, print the report, exit (1 when nothing answered)",
+    ),
+    (
+        "--healthcheck",
+        Command::Healthcheck,
+        "ask the running exporter's /healthz, exit 0 or 1: for an image that has no shell",
+    ),
+    ("--help", Command::Help, "print this help"),
+    (
+        "--version",
+        Command::Version,
+        "print version, revision, target and features",
+    ),
+];
+
+/// Every setting, in the order of `--help`.
+pub const TABLE: &[Row] = &[
+    Row {
+        flag: "--base-url",
+        argument: "URL",
+        variables: &["LLAMACPP_BASE_URL"],
+        default: "http://model-runner.docker.internal/engines/llama.cpp/v1",
+        help: "what to watch: a llama-server, with or without /v1",
+        repeatable: true,
+        secret: false,
+        set: |draft, text| {
+            draft.base_urls.push(text.parse()?);
+            Ok(())
+        },
+    },
+    Row {
+        flag: "--model",
+        argument: "NAME",
+        variables: &["LLAMACPP_MODEL", "LLM_MODEL_NAME"],
+        default: "",
+        help: "the model label for a server that holds one model; without it, what the server \
+               calls its model, and while it has not said, ai/llama3.2:1B-Q8_0",
+        repeatable: false,
+        secret: false,
+        set: |draft, text| assign(&mut draft.model, Ok(text.to_owned())),
+    },
+    Row {
+        flag: "--addr",
+        argument: "ADDR",
+        variables: &["LLAMACPP_EXPORTER_ADDR"],
+        default: ":9100",
+        help: "where to serve: :9100 (every address), 127.0.0.1:9100, [::1]:9100 or unix:/run/x.sock",
+        repeatable: false,
+        secret: false,
+        set: |draft, text| {
+            assign(
+                &mut draft.addr,
+                text.parse::<Address>().map_err(|e| e.to_string()),
+            )
+        },
+    },
+    Row {
+        flag: "--interval",
+        argument: "D",
+        variables: &["LLAMACPP_SCRAPE_INTERVAL"],
+        default: "5s",
+        help: "time between polls",
+        repeatable: false,
+        secret: false,
+        set: |draft, text| assign(&mut draft.interval, duration::parse(text)),
+    },
+    Row {
+        flag: "--timeout",
+        argument: "D",
+        variables: &["LLAMACPP_CLIENT_TIMEOUT"],
+        default: "3s",
+        help: "deadline of one HTTP request to the upstream",
+        repeatable: false,
+        secret: false,
+        set: |draft, text| assign(&mut draft.timeout, duration::parse(text)),
+    },
+    Row {
+        flag: "--api-key-file",
+        argument: "F",
+        variables: &["LLAMACPP_API_KEY_FILE"],
+        default: "",
+        help: "file with the bearer key for the upstream",
+        repeatable: false,
+        secret: false,
+        set: |draft, text| {
+            let key = read(text).and_then(|bytes| Secret::new(&String::from_utf8_lossy(&bytes)));
+            assign(&mut draft.api_key, key)
+        },
+    },
+    Row {
+        flag: "",
+        argument: "",
+        variables: &["LLAMACPP_API_KEY"],
+        default: "",
+        help: "the bearer key itself; a file, where given, wins",
+        repeatable: false,
+        secret: true,
+        set: |draft, text| match draft.api_key {
+            Some(_) => Ok(()),
+            None => assign(&mut draft.api_key, Secret::new(text)),
+        },
+    },
+    Row {
+        flag: "--ca-file",
+        argument: "F",
+        variables: &["LLAMACPP_CA_FILE"],
+        default: "",
+        help: "PEM roots to trust for https upstreams; without it, the built-in roots",
+        repeatable: false,
+        secret: false,
+        set: |draft, text| {
+            if cfg!(feature = "tls") {
+                assign(
+                    &mut draft.ca,
+                    read(text).map(|pem| CaFile {
+                        path: text.to_owned(),
+                        pem,
+                    }),
+                )
+            } else {
+                Err("this program was built without the feature `tls`".to_owned())
+            }
+        },
+    },
+    Row {
+        flag: "--sleep-idle-seconds",
+        argument: "D",
+        variables: &["LLAMACPP_SLEEP_IDLE_SECONDS"],
+        default: "",
+        help: "what llama-server was given as --sleep-idle-seconds: builds before b10566 take a \
+               poll for work, and need it to be left alone long enough to fall asleep",
+        repeatable: false,
+        secret: false,
+        set: |draft, text| assign(&mut draft.sleep_idle, duration::parse(text)),
+    },
+    Row {
+        flag: "--pid-file",
+        argument: "F",
+        variables: &["LLAMACPP_PID_FILE"],
+        default: "",
+        help: "file with the process number of the llama-server, on this machine; without it, the \
+               process is found by the port that it listens on",
+        repeatable: false,
+        secret: false,
+        set: |draft, text| assign(&mut draft.pid_file, Ok(text.into())),
+    },
+    Row {
+        flag: "--procfs",
+        argument: "DIR",
+        variables: &["LLAMACPP_PROCFS"],
+        default: "/proc",
+        help: "where /proc is: in a container, where the machine's own is mounted",
+        repeatable: false,
+        secret: false,
+        set: |draft, text| assign(&mut draft.procfs, Ok(text.into())),
+    },
+    Row {
+        flag: "--sysfs",
+        argument: "DIR",
+        variables: &["LLAMACPP_SYSFS"],
+        default: "/sys",
+        help: "where /sys is, likewise",
+        repeatable: false,
+        secret: false,
+        set: |draft, text| assign(&mut draft.sysfs, Ok(text.into())),
+    },
+    Row {
+        flag: "--log-file",
+        argument: "F",
+        variables: &["LLAMACPP_LOG_FILE"],
+        default: "",
+        help: "the file that llama-server --log-file writes, or - for its log on the standard \
+               input: latencies of every request; with several base URLs, URL=F for each",
+        repeatable: true,
+        secret: false,
+        set: |draft, text| {
+            draft.log_files.push(text.parse()?);
+            Ok(())
+        },
+    },
+    Row {
+        flag: "--no-request-records",
+        argument: "",
+        variables: &["LLAMACPP_NO_REQUEST_RECORDS"],
+        default: "",
+        help: "do not read Docker Model Runner's records of the last requests",
+        repeatable: false,
+        secret: false,
+        set: |draft, text| assign(&mut draft.no_request_records, switch(text)),
+    },
+    Row {
+        flag: "--probe-interval",
+        argument: "D",
+        variables: &["LLAMACPP_PROBE_INTERVAL"],
+        default: "",
+        help: "send a completion of one token so often and time its first token; never to a model \
+               that is not loaded, is asleep, or had no other request since the last probe",
+        repeatable: false,
+        secret: false,
+        set: |draft, text| assign(&mut draft.probe_interval, duration::parse(text)),
+    },
+    Row {
+        flag: "--log-level",
+        argument: "L",
+        variables: &["LLAMACPP_LOG_LEVEL"],
+        default: "info",
+        help: "error, warn, info or debug",
+        repeatable: false,
+        secret: false,
+        set: |draft, text| assign(&mut draft.log_level, text.parse()),
+    },
+];
+
+/// Settings on their way, before every default is in.
+#[derive(Default)]
+struct Draft {
+    base_urls: Vec<BaseUrl>,
+    model: Option<String>,
+    addr: Option<Address>,
+    interval: Option<Duration>,
+    timeout: Option<Duration>,
+    api_key: Option<Secret>,
+    ca: Option<CaFile>,
+    sleep_idle: Option<Duration>,
+    pid_file: Option<PathBuf>,
+    procfs: Option<PathBuf>,
+    sysfs: Option<PathBuf>,
+    log_files: Vec<LogFile>,
+    no_request_records: Option<bool>,
+    probe_interval: Option<Duration>,
+    log_level: Option<Level>,
+}
+
+fn assign<T>(place: &mut Option<T>, value: Result<T, String>) -> Result<(), String> {
+    *place = Some(value?);
+    Ok(())
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("use true or false".to_owned()),
+    }
+}
+
+/// The most bytes that a file named by a setting may hold.
+const FILE_LIMIT: u64 = 1 << 20;
+
+fn read(path: &str) -> Result<Vec<u8>, String> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    fs::File::open(path)
+        .and_then(|file| file.take(FILE_LIMIT + 1).read_to_end(&mut bytes))
+        .map_err(|error| format!("cannot be read: {error}"))?;
+    if bytes.len() as u64 > FILE_LIMIT {
+        return Err("is larger than 1 MiB".to_owned());
+    }
+    Ok(bytes)
+}
+
+/// Reads the command line (without the program's name) and the variables that `variable` knows.
+///
+/// # Errors
+/// One line that names the flag or variable, its value and what would be accepted.
+pub fn parse(
+    arguments: Vec<OsString>,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<(Command, Settings), String> {
+    let mut arguments = pico_args::Arguments::from_vec(arguments);
+    let mut command = Command::Serve;
+    for (flag, wanted, _) in COMMANDS {
+        // The later rows, --help and --version, win over the earlier ones.
+        if arguments.contains(*flag) {
+            command = *wanted;
+        }
+    }
+    if arguments.contains("-h") {
+        command = Command::Help;
+    }
+    if matches!(command, Command::Help | Command::Version) {
+        return Ok((command, finish(Draft::default())?));
+    }
+
+    let mut draft = Draft::default();
+    for row in TABLE {
+        let given = if row.flag.is_empty() {
+            Vec::new()
+        } else if row.argument.is_empty() {
+            let given = arguments.contains(row.flag);
+            given.then(|| "true".to_owned()).into_iter().collect()
+        } else {
+            flag_values(&mut arguments, row)?
+        };
+        if !given.is_empty() {
+            for value in &given {
+                apply(row, &mut draft, row.flag, value)?;
+            }
+            continue;
+        }
+        let set = row.variables.iter().find_map(|name| {
+            // An empty variable is what `NAME=` in a compose file means: not set.
+            let value = variable(name).filter(|value| !value.is_empty())?;
+            Some((*name, value))
+        });
+        if let Some((name, value)) = set {
+            let value = value
+                .into_string()
+                .map_err(|_| format!("{name}: is not valid UTF-8"))?;
+            for part in split(row, &value) {
+                apply(row, &mut draft, name, part)?;
+            }
+        }
+    }
+    if let Some(unknown) = arguments.finish().first() {
+        // A value that was meant for a flag may be a secret.
+        let unknown = unknown.to_string_lossy();
+        let shown = unknown.split('=').next().unwrap_or_default();
+        return Err(format!(
+            "{}: unknown argument; see llamacpp-exporter --help",
+            BaseUrl::without_userinfo(shown)
+        ));
+    }
+    Ok((command, finish(draft)?))
+}
+
+fn flag_values(arguments: &mut pico_args::Arguments, row: &Row) -> Result<Vec<String>, String> {
+    let values: Vec<String> = arguments
+        .values_from_str(row.flag)
+        .map_err(|error| format!("{} {}: {error}; {}", row.flag, row.argument, row.help))?;
+    if values.len() > 1 && !row.repeatable {
+        return Err(format!(
+            "{}: given {} times; give it once",
+            row.flag,
+            values.len()
+        ));
+    }
+    let parts = values
+        .iter()
+        .flat_map(|value| split(row, value))
+        .map(str::to_owned);
+    Ok(parts.collect())
+}
+
+fn split<'a>(row: &Row, value: &'a str) -> Vec<&'a str> {
+    if row.repeatable {
+        value
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .collect()
+    } else {
+        vec![value]
+    }
+}
+
+fn apply(row: &Row, draft: &mut Draft, name: &str, value: &str) -> Result<(), String> {
+    (row.set)(draft, value).map_err(|why| {
+        let value = if row.secret {
+            "(not shown)"
+        } else {
+            &BaseUrl::without_userinfo(value)
+        };
+        format!("{name} {value:?}: {why}")
+    })
+}
+
+fn finish(mut draft: Draft) -> Result<Settings, String> {
+    let defaults = Draft::default();
+    let mut defaults = TABLE
+        .iter()
+        .filter(|row| !row.default.is_empty())
+        .try_fold(defaults, |mut defaults, row| {
+            apply(row, &mut defaults, row.flag, row.default)?;
+            Ok::<_, String>(defaults)
+        })?;
+    if draft.base_urls.is_empty() {
+        draft.base_urls = std::mem::take(&mut defaults.base_urls);
+    }
+    for (index, url) in draft.base_urls.iter().enumerate() {
+        if draft.base_urls[..index].contains(url) {
+            return Err(format!("--base-url {:?}: given twice", url.to_string()));
+        }
+    }
+    log_file::check(&draft.log_files, &draft.base_urls)?;
+    let missing = |flag| format!("{flag}: has no value");
+    Ok(Settings {
+        base_urls: draft.base_urls,
+        model: draft.model,
+        addr: draft
+            .addr
+            .or(defaults.addr)
+            .ok_or_else(|| missing("--addr"))?,
+        interval: draft
+            .interval
+            .or(defaults.interval)
+            .ok_or_else(|| missing("--interval"))?,
+        timeout: draft
+            .timeout
+            .or(defaults.timeout)
+            .ok_or_else(|| missing("--timeout"))?,
+        api_key: draft.api_key,
+        ca: draft.ca,
+        sleep_idle: draft.sleep_idle,
+        pid_file: draft.pid_file,
+        procfs: draft
+            .procfs
+            .or(defaults.procfs)
+            .ok_or_else(|| missing("--procfs"))?,
+        sysfs: draft
+            .sysfs
+            .or(defaults.sysfs)
+            .ok_or_else(|| missing("--sysfs"))?,
+        log_files: draft.log_files,
+        request_records: draft.no_request_records != Some(true),
+        probe_interval: draft.probe_interval,
+        log_level: draft
+            .log_level
+            .or(defaults.log_level)
+            .unwrap_or(Level::Info),
+    })
+}
+
+/// The text of `--help`.
+pub fn help() -> String {
+    let mut text = String::from(
+        "Watches a llama.cpp server and serves what it sees as Prometheus metrics.\n\n\
+         Usage: llamacpp-exporter [FLAG VALUE]…\n\n",
+    );
+    for row in TABLE {
+        if row.flag.is_empty() {
+            text.push_str(&format!("  {}\n", row.variables.join(", ")));
+        } else {
+            text.push_str(format!("  {} {}", row.flag, row.argument).trim_end());
+            text.push('\n');
+        }
+        for line in wrap(row.help, 70) {
+            text.push_str(&format!("        {line}\n"));
+        }
+        if !row.flag.is_empty() {
+            text.push_str(&format!(
+                "        [variable: {}]\n",
+                row.variables.join(", then ")
+            ));
+        }
+        if !row.default.is_empty() {
+            text.push_str(&format!("        [default: {}]\n", row.default));
+        }
+    }
+    for (flag, _, meaning) in COMMANDS {
+        text.push_str(&format!("  {flag}\n"));
+        for line in wrap(meaning, 70) {
+            text.push_str(&format!("        {line}\n"));
+        }
+    }
+    text.push_str(
+        "\nDurations: 5s, 500ms, 1m30s, 1.5s, or a number of seconds.\n\
+         Exit status: 0 success, 1 it could not run, 2 it was called wrongly.\n",
+    );
+    text
+}
+
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("there is always a last line");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}
+
+/// The settings as the README shows them: a Markdown table.
+pub fn reference() -> String {
+    let mut text =
+        String::from("| flag | variable | default | meaning |\n| --- | --- | --- | --- |\n");
+    let code = |text: &str| {
+        if text.is_empty() {
+            String::new()
+        } else {
+            format!("`{text}`")
+        }
+    };
+    for row in TABLE {
+        let flag = if row.flag.is_empty() {
+            String::new()
+        } else {
+            format!("{} {}", row.flag, row.argument)
+                .trim_end()
+                .to_owned()
+        };
+        let variables: Vec<_> = row.variables.iter().map(|name| code(name)).collect();
+        text.push_str(&format!(
+            "| {} | {} | {} | {} |\n",
+            code(&flag),
+            variables.join(", then "),
+            code(row.default),
+            row.help
+        ));
+    }
+    for (flag, _, meaning) in COMMANDS {
+        text.push_str(&format!("| {} | | | {meaning} |\n", code(flag)));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Settings, String> {
+        let arguments = arguments.iter().map(OsString::from).collect();
+        let variable = |name: &str| {
+            variables
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| OsString::from(value))
+        };
+        parse(arguments, variable).map(|(_, settings)| settings)
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_table() {
+        let settings = parse_with(&[], &[]).unwrap();
+        assert_eq!(
+            settings.base_urls[0].to_string(),
+            "http://model-runner.docker.internal/engines/llama.cpp/v1"
+        );
+        assert_eq!(settings.interval, Duration::from_secs(5));
+        assert_eq!(settings.timeout, Duration::from_secs(3));
+        assert_eq!(settings.addr.to_string(), ":9100");
+        assert!(settings.model.is_none() && settings.api_key.is_none());
+    }
+
+    #[test]
+    fn a_flag_wins_over_its_variable_and_that_over_the_default() {
+        let variables = [
+            ("LLAMACPP_SCRAPE_INTERVAL", "7s"),
+            ("LLAMACPP_CLIENT_TIMEOUT", "1.5"),
+        ];
+        let settings = parse_with(&["--interval", "2"], &variables).unwrap();
+        assert_eq!(settings.interval, Duration::from_secs(2));
+        assert_eq!(settings.timeout, Duration::from_millis(1500));
+    }
+
+    #[test]
+    fn the_model_comes_from_the_exporters_variable_before_the_runners() {
+        let both = [("LLM_MODEL_NAME", "ai/b"), ("LLAMACPP_MODEL", "ai/a")];
+        assert_eq!(
+            parse_with(&[], &both).unwrap().model.as_deref(),
+            Some("ai/a")
+        );
+        assert_eq!(
+            parse_with(&[], &both[..1]).unwrap().model.as_deref(),
+            Some("ai/b")
+        );
+        assert_eq!(
+            parse_with(&[], &[("LLAMACPP_MODEL", "")]).unwrap().model,
+            None
+        );
+    }
+
+    #[test]
+    fn an_error_names_what_was_set_and_never_a_secret() {
+        let error = parse_with(&["--interval", "0s"], &[]).unwrap_err();
+        assert!(error.starts_with("--interval \"0s\": "), "{error}");
+        let error = parse_with(&[], &[("LLAMACPP_CLIENT_TIMEOUT", "soon")]).unwrap_err();
+        assert!(
+            error.starts_with("LLAMACPP_CLIENT_TIMEOUT \"soon\": "),
+            "{error}"
+        );
+        let error = parse_with(&[], &[("LLAMACPP_API_KEY", "sec\nret")]).unwrap_err();
+        assert!(
+            error.starts_with("LLAMACPP_API_KEY") && !error.contains("sec"),
+            "{error}"
+        );
+        let error = parse_with(&["--base-url", "ftp://me:hidden@x"], &[]).unwrap_err();
+        assert!(
+            error.contains("--base-url") && !error.contains("hidden"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_flag_is_given_once_and_known() {
+        let twice = ["--addr", ":1", "--addr", ":2"];
+        assert!(
+            parse_with(&twice, &[])
+                .unwrap_err()
+                .contains("given 2 times")
+        );
+        assert!(
+            parse_with(&["--bogus"], &[])
+                .unwrap_err()
+                .contains("--bogus")
+        );
+        assert!(parse_with(&["--addr"], &[]).unwrap_err().contains("--addr"));
+    }
+
+    #[test]
+    fn a_secret_does_not_show_itself() {
+        let secret = Secret::new(" hush\n").unwrap();
+        assert_eq!(secret.reveal(), "hush");
+        assert!(!format!("{secret:?}").contains("hush"));
+    }
+
+    #[test]
+    fn the_readme_holds_the_reference() {
+        let readme = include_str!("../README.md");
+        assert!(
+            readme.contains(&reference()),
+            "put this into README.md:\n{}",
+            reference()
+        );
+    }
+}

@@ -1,0 +1,311 @@
+//! The address of an upstream.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// An `http` or `https` URL without query and fragment.
+///
+/// It shows itself without the userinfo, which may hold a password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BaseUrl {
+    https: bool,
+    /// `user:password`, percent-decoded.
+    userinfo: Option<String>,
+    host: String,
+    port: Option<u16>,
+    /// Empty, or begins with a slash and ends without one.
+    path: String,
+}
+
+const FORMS: &str = "use http://host:8080, with https:// where the server speaks it, \
+                     with or without a path such as /v1";
+
+impl BaseUrl {
+    /// The URL as given, less a trailing slash and the userinfo.
+    pub fn as_given(&self) -> String {
+        format!("{}{}", self.origin(), self.path)
+    }
+
+    /// The URL without a trailing `/v1`: what llama-server's own endpoints stand below.
+    pub fn root(&self) -> String {
+        let path = self.path.strip_suffix("/v1").unwrap_or(&self.path);
+        format!("{}{path}", self.origin())
+    }
+
+    /// What stands before `/engines`: the root of Docker Model Runner.
+    pub fn before_engines(&self) -> String {
+        match self.path.find("/engines") {
+            Some(engines) => format!("{}{}", self.origin(), &self.path[..engines]),
+            None => self.root(),
+        }
+    }
+
+    /// Whether this names the machine that the program runs on.
+    pub fn is_loopback(&self) -> bool {
+        let bare = self.host.trim_start_matches('[').trim_end_matches(']');
+        let address = bare.parse::<std::net::IpAddr>();
+        self.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    }
+
+    /// `host:port`, with the scheme's port where the URL has none: the label `server`.
+    pub fn server(&self) -> String {
+        format!("{}:{}", self.host, self.port())
+    }
+
+    /// The host, as the URL has it: a name, an IPv4 address, or an IPv6 address in brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port, the scheme's where the URL has none.
+    pub fn port(&self) -> u16 {
+        self.port.unwrap_or(if self.https { 443 } else { 80 })
+    }
+
+    /// `user:password`, for basic authentication.
+    pub fn userinfo(&self) -> Option<&str> {
+        self.userinfo.as_deref()
+    }
+
+    /// Whether the upstream speaks TLS.
+    pub fn is_https(&self) -> bool {
+        self.https
+    }
+
+    fn origin(&self) -> String {
+        let scheme = if self.https { "https" } else { "http" };
+        let port = self.port.map(|port| format!(":{port}")).unwrap_or_default();
+        format!("{scheme}://{}{port}", self.host)
+    }
+
+    /// `text` less what may be a user and a password before an `@`: safe to show, URL or not.
+    pub fn without_userinfo(text: &str) -> String {
+        let Some(at) = text.rfind('@') else {
+            return text.to_owned();
+        };
+        let scheme = text[..at]
+            .find("://")
+            .map_or("", |colon| &text[..colon + 3]);
+        let is_scheme = |c: char| c.is_ascii_alphanumeric() || c == ':' || c == '/';
+        let scheme = if scheme.chars().all(is_scheme) && scheme.matches(':').count() == 1 {
+            scheme
+        } else {
+            ""
+        };
+        format!("{scheme}{}", &text[at + 1..])
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.as_given())
+    }
+}
+
+impl fmt::Debug for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BaseUrl({self})")
+    }
+}
+
+impl FromStr for BaseUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<BaseUrl, String> {
+        let (scheme, rest) = text.split_once("://").ok_or(FORMS)?;
+        let https = match scheme.to_ascii_lowercase().as_str() {
+            "http" => false,
+            "https" if cfg!(feature = "tls") => true,
+            "https" => {
+                return Err(
+                    "this program was built without the feature `tls`: use http://, \
+                            or a build that has it"
+                        .to_owned(),
+                );
+            }
+            _ => return Err(FORMS.to_owned()),
+        };
+        if !rest.bytes().all(|byte| byte.is_ascii_graphic())
+            || rest.contains(['?', '#', '\\', '"', '<', '>'])
+        {
+            return Err(FORMS.to_owned());
+        }
+        let (authority, path) = match rest.find('/') {
+            Some(slash) => rest.split_at(slash),
+            None => (rest, ""),
+        };
+        let (userinfo, host_port) = match authority.rsplit_once('@') {
+            Some((userinfo, host_port)) => {
+                (Some(percent_decoded(userinfo).ok_or(FORMS)?), host_port)
+            }
+            None => (None, authority),
+        };
+        let (host, port) = split_port(host_port).ok_or(FORMS)?;
+        Ok(BaseUrl {
+            https,
+            userinfo,
+            host: host.to_ascii_lowercase(),
+            port,
+            path: path.trim_end_matches('/').to_owned(),
+        })
+    }
+}
+
+fn split_port(text: &str) -> Option<(&str, Option<u16>)> {
+    let (host, port) = match text.rfind(':') {
+        // The colons of an IPv6 address stand within its brackets.
+        Some(colon) if !text[colon..].contains(']') => (&text[..colon], Some(&text[colon + 1..])),
+        _ => (text, None),
+    };
+    let bare = match host.strip_prefix('[') {
+        Some(inner) => {
+            inner
+                .strip_suffix(']')?
+                .parse::<std::net::Ipv6Addr>()
+                .ok()?;
+            true
+        }
+        None => host
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)),
+    };
+    if host.is_empty() || !bare {
+        return None;
+    }
+    match port {
+        None => Some((host, None)),
+        Some(port) => match port.parse() {
+            Ok(0) | Err(_) => None,
+            Ok(port) => Some((host, Some(port))),
+        },
+    }
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let digits = [rest.next()?, rest.next()?];
+            let digits = std::str::from_utf8(&digits).ok()?;
+            bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_url_are_told_apart() {
+        for (text, given, root, server) in [
+            ("http://h:8080", "http://h:8080", "http://h:8080", "h:8080"),
+            ("http://h:8080/", "http://h:8080", "http://h:8080", "h:8080"),
+            ("http://h/v1/", "http://h/v1", "http://h", "h:80"),
+            (
+                "HTTP://Host/llm/v1",
+                "http://host/llm/v1",
+                "http://host/llm",
+                "host:80",
+            ),
+            (
+                "http://[::1]:9/v1",
+                "http://[::1]:9/v1",
+                "http://[::1]:9",
+                "[::1]:9",
+            ),
+            (
+                "http://m/engines/llama.cpp/v1",
+                "http://m/engines/llama.cpp/v1",
+                "http://m/engines/llama.cpp",
+                "m:80",
+            ),
+        ] {
+            let url: BaseUrl = text.parse().unwrap();
+            assert_eq!(url.as_given(), given, "{text}");
+            assert_eq!(url.root(), root, "{text}");
+            assert_eq!(url.server(), server, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_root_of_a_model_runner_stands_before_its_engines() {
+        for (text, root) in [
+            ("http://m/engines/llama.cpp/v1", "http://m"),
+            ("http://m/engines/v1/", "http://m"),
+            ("http://h/llm/engines/v1", "http://h/llm"),
+            ("http://localhost:12434", "http://localhost:12434"),
+            ("http://localhost:12434/v1", "http://localhost:12434"),
+        ] {
+            assert_eq!(
+                text.parse::<BaseUrl>().unwrap().before_engines(),
+                root,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn loopback_is_this_machine() {
+        for (text, here) in [
+            ("http://localhost:1", true),
+            ("http://127.0.0.2", true),
+            ("http://[::1]", true),
+            ("http://h", false),
+        ] {
+            assert_eq!(
+                text.parse::<BaseUrl>().unwrap().is_loopback(),
+                here,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn userinfo_is_kept_and_not_shown() {
+        let url: BaseUrl = "http://me:p%40ss@h:1/v1".parse().unwrap();
+        assert_eq!(url.userinfo(), Some("me:p@ss"));
+        assert_eq!(
+            format!("{url} {url:?}"),
+            "http://h:1/v1 BaseUrl(http://h:1/v1)"
+        );
+        assert_eq!(BaseUrl::without_userinfo("ftp://me:pw@h"), "ftp://h");
+        assert_eq!(BaseUrl::without_userinfo("me:p//w@h:1"), "h:1");
+        assert_eq!(BaseUrl::without_userinfo("me:p://w@h:1"), "h:1");
+        assert_eq!(BaseUrl::without_userinfo("me:pw@h:1"), "h:1");
+    }
+
+    #[test]
+    fn what_is_no_http_url_is_refused() {
+        for text in [
+            "",
+            "h:8080",
+            "ftp://h",
+            "http://",
+            "http:///v1",
+            "http://h:0",
+            "http://h:99999",
+            "http://h:x",
+            "http://h/?q=1",
+            "http://h/#f",
+            "http://h h",
+            "http://[::1",
+            "http://[zz]",
+            "http://a b@h",
+            "http://h\n",
+            "http://%zz@h",
+        ] {
+            assert!(text.parse::<BaseUrl>().is_err(), "{text:?}");
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn https_needs_the_feature() {
+        assert!("https://h".parse::<BaseUrl>().unwrap_err().contains("tls"));
+    }
+}

@@ -1,0 +1,110 @@
+//! Durations as Go writes them, or a bare number of seconds.
+
+use std::time::Duration;
+
+const FORMS: &str =
+    "use 5s, 500ms, 1m30s, 1.5s or a number of seconds, above zero and at most a year";
+const LONGEST: f64 = 366.0 * 24.0 * 3600.0;
+
+/// Reads a duration above zero.
+///
+/// # Errors
+/// The accepted forms, when `text` is none of them.
+pub fn parse(text: &str) -> Result<Duration, String> {
+    let seconds = match text.parse::<f64>() {
+        // Rust also reads "inf", "1e3" and "+5", which nobody means here.
+        Ok(seconds)
+            if text
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || byte == b'.') =>
+        {
+            seconds
+        }
+        _ => parse_units(text).ok_or(FORMS)?,
+    };
+    if seconds > LONGEST {
+        return Err(FORMS.to_owned());
+    }
+    let duration = Duration::try_from_secs_f64(seconds).map_err(|_| FORMS)?;
+    // What is above zero and below a nanosecond is no time at all.
+    if duration.is_zero() {
+        Err(FORMS.to_owned())
+    } else {
+        Ok(duration)
+    }
+}
+
+fn parse_units(mut text: &str) -> Option<f64> {
+    let mut seconds = 0.0;
+    if text.is_empty() {
+        return None;
+    }
+    while !text.is_empty() {
+        let number = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let unit = text[number..].find(|c: char| c.is_ascii_digit() || c == '.');
+        let end = unit.map_or(text.len(), |length| number + length);
+        let scale = match &text[number..end] {
+            "ns" => 1e-9,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        seconds += text[..number].parse::<f64>().ok()? * scale;
+        text = &text[end..];
+    }
+    Some(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn go_durations_and_bare_seconds_are_read() {
+        for (text, milliseconds) in [
+            ("5s", 5_000),
+            ("500ms", 500),
+            ("1m30s", 90_000),
+            ("1.5s", 1_500),
+            ("2h", 7_200_000),
+            ("250000us", 250),
+            ("1s500ms", 1_500),
+            ("5", 5_000),
+            ("0.25", 250),
+        ] {
+            assert_eq!(
+                parse(text),
+                Ok(Duration::from_millis(milliseconds)),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for text in [
+            "",
+            "0",
+            "0s",
+            "-5s",
+            "+5",
+            "5 s",
+            "s",
+            "5x",
+            "5s5",
+            "inf",
+            "NaN",
+            "1e3",
+            "1e3s",
+            "1..5s",
+            "99999h",
+            "١s",
+            "0.0000000001s",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}

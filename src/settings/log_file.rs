@@ -1,0 +1,95 @@
+//! The file that llama-server writes its log to, and which server it is.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::BaseUrl;
+
+/// One log to follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFile {
+    /// The server whose log it is; `None`: there is only one.
+    base: Option<BaseUrl>,
+    /// The file; `-` is the standard input.
+    pub path: PathBuf,
+}
+
+impl LogFile {
+    /// Whether it is the log of the server at `base`.
+    pub fn is_of(&self, base: &BaseUrl) -> bool {
+        self.base
+            .as_ref()
+            .is_none_or(|own| own.root() == base.root())
+    }
+}
+
+impl FromStr for LogFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<LogFile, String> {
+        let (base, path) = match text.split_once('=') {
+            Some((url, path)) if url.contains("://") => (Some(url.parse()?), path),
+            _ => (None, text),
+        };
+        if path.is_empty() {
+            return Err("use a file, -, or URL=F".to_owned());
+        }
+        Ok(LogFile {
+            base,
+            path: path.into(),
+        })
+    }
+}
+
+/// Whether each log belongs to a server, and no server has two.
+///
+/// # Errors
+/// Names the log that is not clear.
+pub fn check(files: &[LogFile], bases: &[BaseUrl]) -> Result<(), String> {
+    for (index, file) in files.iter().enumerate() {
+        let path = file.path.display();
+        let mut owners = bases.iter().filter(|base| file.is_of(base));
+        let Some(owner) = owners.next() else {
+            return Err(format!("--log-file {path}: its URL is none of --base-url"));
+        };
+        if owners.next().is_some() {
+            return Err(format!(
+                "--log-file {path}: say which server's it is, with several base URLs: URL={path}"
+            ));
+        }
+        if files[..index]
+            .iter()
+            .any(|other| other.is_of(owner) || other.path == file.path)
+        {
+            return Err(format!(
+                "--log-file {path}: one log for each server, and no log twice"
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(files: &[&str], bases: &[&str]) -> Result<(), String> {
+        let files: Vec<LogFile> = files.iter().map(|file| file.parse().unwrap()).collect();
+        let bases: Vec<BaseUrl> = bases.iter().map(|base| base.parse().unwrap()).collect();
+        check(&files, &bases)
+    }
+
+    #[test]
+    fn a_log_belongs_to_one_server() {
+        const A: &str = "http://a:1";
+        const B: &str = "http://b:1/v1";
+        assert!(checked(&["/var/log/a=b.log"], &[A]).is_ok());
+        assert!(checked(&["http://a:1=x", "http://b:1=y"], &[A, B]).is_ok());
+        assert!(checked(&["http://b:1/v1/=-"], &[A, B]).is_ok());
+        assert!(checked(&["x"], &[A, B]).is_err());
+        assert!(checked(&["x", "y"], &[A]).is_err());
+        assert!(checked(&["http://a:1=x", "http://b:1=x"], &[A, B]).is_err());
+        assert!(checked(&["http://c:1=x"], &[A, B]).is_err());
+        assert!("http://a:1=".parse::<LogFile>().is_err());
+    }
+}

@@ -1,0 +1,16 @@
+//! What is watched: a client with limits, and one file per kind of server.
+
+pub mod answers;
+pub mod asker;
+pub mod client;
+pub mod completion;
+pub mod detect;
+pub mod llama_server;
+pub mod llama_swap;
+pub mod model_runner;
+pub mod reading;
+mod resolve;
+pub mod restraint;
+pub mod router;
+mod transport;
+pub mod work;

@@ -1,0 +1,758 @@
+//! What llama-server (and whoever serves `/stats`) answers, as far as it is used.
+//!
+//! Every field may be missing or of another type in some build: a number that
+//! is no number is then simply not known, and the rest of the answer counts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::exposition::{self, Sample};
+
+/// The most slots that an answer may hold; a real server has at most some hundreds.
+pub const MOST_SLOTS: usize = 16_384;
+/// The most models of a list that are looked at.
+pub const MOST_MODELS: usize = 20_000;
+/// The most characters of a name that are kept.
+const LONGEST_NAME: usize = 512;
+
+/// `GET /health`, and the body of any error (`tools/server/server-http.cpp`).
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Health {
+    /// `ok` where all is well.
+    #[serde(deserialize_with = "text")]
+    pub status: Option<String>,
+    /// What is wrong, else.
+    #[serde(deserialize_with = "object")]
+    pub error: Option<ErrorBody>,
+}
+
+/// `error` in an answer that is one.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ErrorBody {
+    /// For people; `Loading model` while a model loads.
+    #[serde(deserialize_with = "text")]
+    pub message: Option<String>,
+}
+
+/// `GET /props` (`tools/server/server-context.cpp`).
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Props {
+    /// `b11434-abc`; `b0-unknown` where the builder did not say.
+    #[serde(deserialize_with = "text")]
+    pub build_info: Option<String>,
+    /// What the server calls its model.
+    #[serde(deserialize_with = "text")]
+    pub model_alias: Option<String>,
+    /// The model's file, as on the server's command line.
+    #[serde(deserialize_with = "text")]
+    pub model_path: Option<String>,
+    /// `Q4_K - Medium`; from b10068.
+    #[serde(deserialize_with = "text")]
+    pub model_ftype: Option<String>,
+    /// `router` in router mode.
+    #[serde(deserialize_with = "text")]
+    pub role: Option<String>,
+    /// Slots there are.
+    #[serde(deserialize_with = "count")]
+    pub total_slots: Option<f64>,
+    /// Whether the model is put away; from b7551.
+    #[serde(deserialize_with = "flag")]
+    pub is_sleeping: Option<bool>,
+    /// Holds the context size.
+    #[serde(deserialize_with = "object")]
+    pub default_generation_settings: Option<GenerationSettings>,
+}
+
+/// `default_generation_settings` of [`Props`].
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct GenerationSettings {
+    /// Tokens that fit one slot.
+    #[serde(deserialize_with = "count")]
+    pub n_ctx: Option<f64>,
+}
+
+impl Props {
+    /// Whether this is an answer of llama-server at all, and not any JSON object.
+    pub fn is_recognizable(&self) -> bool {
+        self.total_slots.is_some()
+            || self.default_generation_settings.is_some()
+            || self.build_info.is_some()
+            || self.role.is_some()
+    }
+
+    /// The number of the build, where `build_info` tells a believable one.
+    ///
+    /// Builders without the repository at hand leave `b0-unknown` or `b1-…`.
+    pub fn build(&self) -> Option<u32> {
+        let digits = self.build_info.as_deref()?.strip_prefix('b')?;
+        let digits = digits.split('-').next()?;
+        digits.parse().ok().filter(|build| *build > 1)
+    }
+}
+
+/// A list as OpenAI's API writes it: `{"data":[…]}`.
+#[derive(Debug, Deserialize)]
+#[serde(default, bound(deserialize = "T: DeserializeOwned"))]
+pub struct Listed<T> {
+    /// What is listed, the first [`MOST_MODELS`] of it.
+    #[serde(deserialize_with = "first_objects")]
+    pub data: Option<Vec<T>>,
+}
+
+impl<T> Default for Listed<T> {
+    fn default() -> Listed<T> {
+        Listed { data: None }
+    }
+}
+
+/// One model of `GET /v1/models` (also `/models`).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ModelEntry {
+    /// The alias, or the model's file.
+    #[serde(deserialize_with = "text")]
+    pub id: Option<String>,
+    /// Facts of the model; null while it loads.
+    #[serde(deserialize_with = "object")]
+    pub meta: Option<ModelMeta>,
+    /// The state of the model, in router mode only.
+    #[serde(deserialize_with = "object")]
+    pub status: Option<RouterStatus>,
+}
+
+/// `status` of a [`ModelEntry`] (`tools/server/server-models.cpp`).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct RouterStatus {
+    /// `unloaded`, `loading`, `loaded`, `sleeping`, `downloading`.
+    #[serde(deserialize_with = "text")]
+    pub value: Option<String>,
+    /// Whether the child ended by an error.
+    #[serde(deserialize_with = "flag")]
+    pub failed: Option<bool>,
+    /// The child's command line.
+    #[serde(deserialize_with = "texts")]
+    pub args: Vec<String>,
+}
+
+/// `meta` of a [`ModelEntry`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ModelMeta {
+    /// Parameters.
+    #[serde(deserialize_with = "count")]
+    pub n_params: Option<f64>,
+    /// Bytes of weights.
+    #[serde(deserialize_with = "count")]
+    pub size: Option<f64>,
+    /// `Q4_K - Medium`; from b9873.
+    #[serde(deserialize_with = "text")]
+    pub ftype: Option<String>,
+}
+
+/// One object of `GET /slots`. Its counts are `int32_t` in llama.cpp.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Slot {
+    /// Number of the slot.
+    #[serde(default, deserialize_with = "count_32")]
+    pub id: Option<f64>,
+    /// Tokens that fit it.
+    #[serde(default, deserialize_with = "count_32")]
+    pub n_ctx: Option<f64>,
+    /// Whether it is at work.
+    pub is_processing: bool,
+    /// The task it has, or had last; none before the first.
+    #[serde(default, deserialize_with = "count_32")]
+    pub id_task: Option<f64>,
+    /// How far generation is: in an array of one in every recorded build, an object before them.
+    #[serde(default, deserialize_with = "object_or_first")]
+    pub next_token: Option<NextToken>,
+    /// Tokens now in the slot, generated ones included; from b9294.
+    #[serde(default, deserialize_with = "count_32")]
+    pub n_prompt_tokens: Option<f64>,
+    /// Prompt tokens computed for the task; from b9294.
+    #[serde(default, deserialize_with = "count_32")]
+    pub n_prompt_tokens_processed: Option<f64>,
+}
+
+impl Slot {
+    /// Tokens generated for the task at hand, or the last one (before b10566).
+    pub fn decoded(&self) -> f64 {
+        self.next_token
+            .as_ref()
+            .and_then(|token| token.n_decoded)
+            .unwrap_or(0.0)
+    }
+}
+
+/// `next_token` of a [`Slot`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NextToken {
+    /// Tokens generated.
+    #[serde(deserialize_with = "count_32")]
+    pub n_decoded: Option<f64>,
+}
+
+/// `GET /slots`: all of them, or an error where there are more than [`MOST_SLOTS`].
+#[derive(Debug)]
+pub struct Slots(pub Vec<Slot>);
+
+impl<'de> Deserialize<'de> for Slots {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Slots, D::Error> {
+        struct All;
+        impl<'de> Visitor<'de> for All {
+            type Value = Slots;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an array of slots")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Slots, A::Error> {
+                let mut slots = Vec::new();
+                while let Some(Object(slot)) = seq.next_element()? {
+                    if slots.len() == MOST_SLOTS {
+                        return Err(serde::de::Error::custom(
+                            "more slots than any real server has",
+                        ));
+                    }
+                    slots.push(slot);
+                }
+                Ok(Slots(slots))
+            }
+        }
+        deserializer.deserialize_seq(All)
+    }
+}
+
+/// The `/stats` document of forks and adapters.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Stats {
+    /// Memory of the server.
+    #[serde(deserialize_with = "object")]
+    pub memory: Option<StatsMemory>,
+    /// How fast and how hard it works.
+    #[serde(deserialize_with = "object")]
+    pub performance: Option<StatsPerformance>,
+    /// What the model is.
+    #[serde(deserialize_with = "object")]
+    pub model: Option<StatsModel>,
+    /// Batches.
+    #[serde(deserialize_with = "object")]
+    pub batch: Option<StatsBatch>,
+    /// The process.
+    #[serde(deserialize_with = "object")]
+    pub system: Option<StatsSystem>,
+}
+
+impl Stats {
+    /// Whether this is the document at all, and not any JSON object.
+    pub fn is_recognizable(&self) -> bool {
+        self.memory.is_some()
+            || self.performance.is_some()
+            || self.model.is_some()
+            || self.batch.is_some()
+            || self.system.is_some()
+    }
+}
+
+/// `memory` of [`Stats`]; bytes.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct StatsMemory {
+    #[serde(deserialize_with = "count")]
+    pub used_bytes: Option<f64>,
+    #[serde(deserialize_with = "count")]
+    pub total_bytes: Option<f64>,
+    #[serde(deserialize_with = "count")]
+    pub kv_cache_bytes: Option<f64>,
+    #[serde(deserialize_with = "count")]
+    pub kv_cache_max_bytes: Option<f64>,
+}
+
+/// `performance` of [`Stats`]; utilizations in percent, temperature in degrees Celsius.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct StatsPerformance {
+    #[serde(deserialize_with = "measure")]
+    pub tokens_per_second: Option<f64>,
+    #[serde(deserialize_with = "percent")]
+    pub cpu_utilization: Option<f64>,
+    #[serde(deserialize_with = "percent")]
+    pub gpu_utilization: Option<f64>,
+    #[serde(deserialize_with = "celsius")]
+    pub temperature: Option<f64>,
+}
+
+/// `model` of [`Stats`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct StatsModel {
+    #[serde(deserialize_with = "text")]
+    pub name: Option<String>,
+    #[serde(deserialize_with = "count")]
+    pub size_bytes: Option<f64>,
+    #[serde(deserialize_with = "count")]
+    pub parameters: Option<f64>,
+    #[serde(deserialize_with = "count")]
+    pub context_size: Option<f64>,
+    #[serde(deserialize_with = "count")]
+    pub max_context_size: Option<f64>,
+}
+
+/// `batch` of [`Stats`]; latency in milliseconds.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct StatsBatch {
+    #[serde(deserialize_with = "measure")]
+    pub size: Option<f64>,
+    #[serde(deserialize_with = "measure")]
+    pub optimal_size: Option<f64>,
+    #[serde(deserialize_with = "measure")]
+    pub latency_ms: Option<f64>,
+}
+
+/// `system` of [`Stats`]; status is `idle`, `loading` or `running`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct StatsSystem {
+    #[serde(deserialize_with = "count")]
+    pub threads: Option<f64>,
+    #[serde(deserialize_with = "text")]
+    pub status: Option<String>,
+}
+
+/// The counters and gauges of llama-server's `/metrics` that are used.
+///
+/// Values have six significant digits: a C++ stream's default.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[allow(missing_docs)]
+pub struct Counters {
+    pub prompt_tokens: Option<f64>,
+    pub prompt_tokens_cached: Option<f64>,
+    pub prompt_seconds: Option<f64>,
+    pub predicted_tokens: Option<f64>,
+    pub predicted_seconds: Option<f64>,
+    pub decode_calls: Option<f64>,
+    pub tokens_max: Option<f64>,
+    pub draft_tokens: Option<f64>,
+    pub draft_tokens_accepted: Option<f64>,
+    pub requests_processing: Option<f64>,
+    pub requests_deferred: Option<f64>,
+    pub busy_slots_per_decode: Option<f64>,
+}
+
+/// What llama.cpp's own families begin with.
+const PREFIX: &str = "llamacpp:";
+
+impl Counters {
+    /// Picks them out of the exposition of a server of one model.
+    ///
+    /// # Errors
+    /// When `text` is no exposition, or none of llama.cpp's families is in it.
+    pub fn parse(text: &str) -> Result<Counters, String> {
+        let samples = exposition::parse(text)?;
+        if !samples.iter().any(|sample| sample.name.starts_with(PREFIX)) {
+            return Err("holds no llamacpp: metric".to_owned());
+        }
+        Ok(Counters::from_samples(&samples))
+    }
+
+    /// Picks them out of samples that are all of one model.
+    pub fn from_samples(samples: &[Sample]) -> Counters {
+        let get = |name: &str, holds: fn(f64) -> bool| {
+            let named = |sample: &&Sample| sample.name.strip_prefix(PREFIX) == Some(name);
+            let value = samples.iter().rev().find(named).map(|sample| sample.value);
+            value.filter(|value| holds(*value))
+        };
+        let count = |name| get(name, is_count);
+        let measure = |name| get(name, is_measure);
+        Counters {
+            prompt_tokens: count("prompt_tokens_total"),
+            prompt_tokens_cached: count("prompt_tokens_cached_total"),
+            prompt_seconds: measure("prompt_seconds_total"),
+            predicted_tokens: count("tokens_predicted_total"),
+            predicted_seconds: measure("tokens_predicted_seconds_total"),
+            decode_calls: count("n_decode_total"),
+            tokens_max: count("n_tokens_max"),
+            draft_tokens: count("spec_decode_num_draft_tokens_total"),
+            draft_tokens_accepted: count("spec_decode_num_accepted_tokens_total"),
+            requests_processing: count("requests_processing"),
+            requests_deferred: count("requests_deferred"),
+            busy_slots_per_decode: measure("n_busy_slots_per_decode"),
+        }
+    }
+
+    /// Whether a request is on a slot or waits for one.
+    pub fn is_busy(&self) -> bool {
+        self.requests_processing.unwrap_or(0.0) > 0.0 || self.requests_deferred.unwrap_or(0.0) > 0.0
+    }
+}
+
+/// The largest number up to which every whole one is exact: 2^53.
+const LARGEST: f64 = 9_007_199_254_740_992.0;
+
+fn is_measure(value: f64) -> bool {
+    (0.0..=LARGEST).contains(&value)
+}
+
+fn is_count(value: f64) -> bool {
+    is_measure(value) && value.fract() == 0.0
+}
+
+/// Any JSON value, seen as the one scalar that it may be.
+enum Scalar {
+    Number(f64),
+    Text(String),
+    Flag(bool),
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Scalar, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Scalar;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("any value")
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Scalar, E> {
+                Ok(Scalar::Flag(value))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Scalar, E> {
+                Ok(Scalar::Number(value as f64))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Scalar, E> {
+                Ok(Scalar::Number(value as f64))
+            }
+            fn visit_f64<E>(self, value: f64) -> Result<Scalar, E> {
+                Ok(Scalar::Number(value))
+            }
+            fn visit_str<E>(self, value: &str) -> Result<Scalar, E> {
+                Ok(Scalar::Text(value.chars().take(LONGEST_NAME).collect()))
+            }
+            fn visit_unit<E>(self) -> Result<Scalar, E> {
+                Ok(Scalar::Other)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Scalar, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Scalar::Other)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scalar, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Scalar::Other)
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+fn number_where<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    holds: impl Fn(f64) -> bool,
+) -> Result<Option<f64>, D::Error> {
+    Ok(match Scalar::deserialize(deserializer)? {
+        Scalar::Number(value) if holds(value) => Some(value),
+        _ => None,
+    })
+}
+
+/// See [`Scalar`].
+pub fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    number_where(deserializer, is_count)
+}
+
+fn count_32<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    number_where(deserializer, |value| {
+        is_count(value) && value <= f64::from(i32::MAX)
+    })
+}
+
+/// See [`Scalar`].
+pub fn measure<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    number_where(deserializer, is_measure)
+}
+
+/// See [`Scalar`].
+pub fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    number_where(deserializer, |value| (0.0..=100.0).contains(&value))
+}
+
+/// See [`Scalar`].
+pub fn celsius<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    number_where(deserializer, |value| value.is_finite() && value >= -273.15)
+}
+
+/// See [`Scalar`].
+pub fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(match Scalar::deserialize(deserializer)? {
+        Scalar::Text(text) if !text.is_empty() => Some(text),
+        _ => None,
+    })
+}
+
+/// See [`Scalar`].
+pub fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+    Ok(match Scalar::deserialize(deserializer)? {
+        Scalar::Flag(flag) => Some(flag),
+        _ => None,
+    })
+}
+
+/// An answer that must be an object: serde alone would take an array for a struct.
+#[derive(Debug)]
+pub struct Object<T>(pub T);
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Object<T>, D::Error> {
+        struct Strict<T>(PhantomData<T>);
+        impl<'de, T: DeserializeOwned> Visitor<'de> for Strict<T> {
+            type Value = Object<T>;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Strict(PhantomData))
+    }
+}
+
+/// Takes an object, and anything else for none.
+pub fn object<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    deserializer.deserialize_any(ObjectVisitor {
+        first_of_array: false,
+        wanted: PhantomData,
+    })
+}
+
+/// Takes an object, or the first of an array of them, and anything else for none.
+fn object_or_first<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    deserializer.deserialize_any(ObjectVisitor {
+        first_of_array: true,
+        wanted: PhantomData,
+    })
+}
+
+struct ObjectVisitor<T> {
+    first_of_array: bool,
+    wanted: PhantomData<T>,
+}
+
+impl<'de, T: DeserializeOwned> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Option<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Option<T>, A::Error> {
+        T::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(Some)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Option<T>, A::Error> {
+        let first = if self.first_of_array {
+            seq.next_element()?
+        } else {
+            None
+        };
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(first)
+    }
+    fn visit_bool<E>(self, _: bool) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+    fn visit_str<E>(self, _: &str) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+    fn visit_unit<E>(self) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+}
+
+/// Takes the first [`MOST_MODELS`] objects of an array, and passes over the others.
+pub fn first_objects<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned,
+{
+    struct First<T>(PhantomData<T>);
+    impl<'de, T: DeserializeOwned> Visitor<'de> for First<T> {
+        type Value = Option<Vec<T>>;
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("an array of objects")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut objects = Vec::new();
+            while objects.len() < MOST_MODELS {
+                match seq.next_element()? {
+                    Some(Object(object)) => objects.push(object),
+                    None => return Ok(Some(objects)),
+                }
+            }
+            while seq.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(Some(objects))
+        }
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+    }
+    deserializer.deserialize_any(First(PhantomData))
+}
+
+/// A list of objects that is the whole answer: the first [`MOST_MODELS`] of them.
+#[derive(Debug)]
+pub struct Objects<T>(pub Vec<T>);
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Objects<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Objects<T>, D::Error> {
+        // An empty store may be written as null: that is a list without anything in it.
+        first_objects(deserializer).map(|objects| Objects(objects.unwrap_or_default()))
+    }
+}
+
+/// The texts of an object by their keys; what is none of them is passed over.
+pub fn text_map<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    let scalars: Option<BTreeMap<String, Scalar>> = object(deserializer)?;
+    let text = |(key, scalar)| match scalar {
+        Scalar::Text(text) => Some((key, text)),
+        _ => None,
+    };
+    Ok(scalars.map(|scalars| scalars.into_iter().filter_map(text).collect()))
+}
+
+/// The texts of an array; what is none of them, and any other value, is passed over.
+pub fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let scalars = Option::<Vec<Scalar>>::deserialize(deserializer)?.unwrap_or_default();
+    let text = |scalar| match scalar {
+        Scalar::Text(text) => Some(text),
+        _ => None,
+    };
+    Ok(scalars.into_iter().filter_map(text).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_shapes_of_next_token_are_read() {
+        for shape in [r#"[{"n_decoded":7}]"#, r#"{"n_decoded":7}"#] {
+            let json =
+                format!(r#"[{{"id":0,"is_processing":true,"id_task":3,"next_token":{shape}}}]"#);
+            let Slots(slots) = serde_json::from_str(&json).unwrap();
+            assert_eq!(slots[0].decoded(), 7.0, "{shape}");
+        }
+    }
+
+    #[test]
+    fn a_number_of_another_type_is_not_known_and_the_rest_counts() {
+        let json = r#"[{"id":0,"is_processing":false,"n_ctx":"many","id_task":[1,{}],"next_token":3,"n_prompt_tokens":-1,"params":{"a":[{}]}}]"#;
+        let Slots(slots) = serde_json::from_str(json).unwrap();
+        assert_eq!(
+            (slots[0].id, slots[0].n_ctx, slots[0].id_task),
+            (Some(0.0), None, None)
+        );
+        assert_eq!((slots[0].n_prompt_tokens, slots[0].decoded()), (None, 0.0));
+    }
+
+    #[test]
+    fn what_is_no_array_of_slots_is_refused() {
+        for json in [
+            "{}",
+            "[{}]",
+            "[1]",
+            "[[0,1,true]]",
+            "null",
+            r#"[{"is_processing":1}]"#,
+        ] {
+            assert!(serde_json::from_str::<Slots>(json).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn more_slots_than_any_server_has_are_refused() {
+        let slot = r#"{"is_processing":false}"#;
+        let json = format!("[{}]", vec![slot; MOST_SLOTS + 1].join(","));
+        assert!(serde_json::from_str::<Slots>(&json).is_err());
+    }
+
+    #[test]
+    fn a_build_is_told_only_by_a_believable_number() {
+        for (info, build) in [
+            ("b11434-abc", Some(11434)),
+            ("b7376", Some(7376)),
+            ("b0-unknown", None),
+            ("b1-deadbee", None),
+            ("v1.2", None),
+        ] {
+            let props = Props {
+                build_info: Some(info.to_owned()),
+                ..Props::default()
+            };
+            assert_eq!(props.build(), build, "{info}");
+        }
+    }
+
+    #[test]
+    fn stats_out_of_range_are_not_known() {
+        let json = r#"{"performance":{"cpu_utilization":101,"gpu_utilization":"99","temperature":-300,"tokens_per_second":12.5},"model":7}"#;
+        let stats: Stats = serde_json::from_str(json).unwrap();
+        let performance = stats.performance.unwrap();
+        assert_eq!(performance.tokens_per_second, Some(12.5));
+        assert_eq!(
+            (
+                performance.cpu_utilization,
+                performance.gpu_utilization,
+                performance.temperature
+            ),
+            (None, None, None)
+        );
+        assert!(stats.model.is_none());
+    }
+
+    #[test]
+    fn values_that_are_no_counts_are_not_known() {
+        let counters = Counters::parse(
+            "llamacpp:n_decode_total NaN\nllamacpp:prompt_tokens_total -1\n\
+             llamacpp:n_tokens_max 0.5\nllamacpp:tokens_predicted_total 5\n",
+        )
+        .unwrap();
+        let expected = Counters {
+            predicted_tokens: Some(5.0),
+            ..Counters::default()
+        };
+        assert_eq!(counters, expected);
+    }
+
+    #[test]
+    fn another_programs_metrics_are_not_llama_cpps() {
+        assert!(Counters::parse("node_load1 0.5\n").is_err());
+    }
+}

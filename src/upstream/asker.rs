@@ -1,0 +1,256 @@
+//! Asking the questions of one poll, and remembering those that are still open.
+
+use std::time::{Duration, Instant};
+
+use super::client::{Answer, Client, Failure, Waiting};
+use super::reading::Reading;
+use crate::log;
+use crate::settings::{BaseUrl, Settings};
+use crate::snapshot::Reason;
+
+/// One thing to ask for: its path, which is also the label `endpoint`, and the
+/// most bytes that its answer may have.
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoint {
+    /// Begins with a slash.
+    pub path: &'static str,
+    /// In bytes.
+    pub limit: u64,
+}
+
+/// For how long an unanswered question keeps others from being asked. A
+/// connection that died silently would otherwise do so for ever.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+
+/// What came of a question.
+#[derive(Debug)]
+pub enum Outcome<T> {
+    /// It was answered.
+    Answer(T),
+    /// There is nothing to ask there.
+    Missing(Missing),
+    /// The model is being loaded, or not loaded.
+    NotLoaded,
+    /// It failed, and was counted; or it is still open from an earlier poll.
+    Failed(Reason),
+}
+
+/// Why there is nothing to ask at an endpoint; no failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// The server has it, and was told not to serve it (status 501).
+    SwitchedOff,
+    /// There is no such thing at this address (status 404).
+    NotServed,
+}
+
+impl<T> Outcome<T> {
+    /// The answer, if there is one.
+    pub fn answer(self) -> Option<T> {
+        match self {
+            Outcome::Answer(answer) => Some(answer),
+            _ => None,
+        }
+    }
+
+    /// Why there is nothing to ask, if that is so.
+    pub fn missing(&self) -> Option<Missing> {
+        match self {
+            Outcome::Missing(missing) => Some(*missing),
+            _ => None,
+        }
+    }
+
+    /// Whether the answer has not come in time.
+    pub fn is_late(&self) -> bool {
+        matches!(self, Outcome::Failed(Reason::Timeout))
+    }
+
+    /// Whether nobody is there who would answer.
+    pub fn is_nobody(&self) -> bool {
+        matches!(self, Outcome::Failed(Reason::Connect | Reason::Timeout))
+    }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Outcome::Answer(_) => "answer",
+            Outcome::Missing(Missing::SwitchedOff) => "switched_off",
+            Outcome::Missing(Missing::NotServed) => "not_served",
+            Outcome::NotLoaded => "not_loaded",
+            Outcome::Failed(reason) => reason.label(),
+        }
+    }
+}
+
+/// A client, the questions that it has open, and what became of those of this poll.
+pub struct Asker {
+    client: Client,
+    /// Questions that were not answered in time, by URL, and since when.
+    open: Vec<(String, Waiting, Instant)>,
+    failures: Vec<(&'static str, Failure)>,
+    answered: Vec<&'static str>,
+}
+
+impl Asker {
+    /// Asks the server at `base`.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn new(base: &BaseUrl, settings: &Settings) -> Result<Asker, String> {
+        Ok(Asker {
+            client: Client::new(base, settings)?,
+            open: Vec::new(),
+            failures: Vec::new(),
+            answered: Vec::new(),
+        })
+    }
+
+    /// Begins a poll: sees which open questions have been answered by now.
+    pub fn begin(&mut self) {
+        let still_open = |since: &Instant| since.elapsed() < LONGEST_WAIT;
+        self.open
+            .retain(|(_, question, since)| still_open(since) && !question.is_over());
+    }
+
+    /// Ends a poll, and adds to `reading` what became of its questions.
+    pub fn finish(&mut self, reading: &mut Reading) {
+        self.client.hang_up();
+        reading.failures.append(&mut self.failures);
+        reading.answered.append(&mut self.answered);
+    }
+
+    /// Takes back what failed at `endpoint` in this poll: what answers is of a kind that
+    /// answers something else there.
+    pub fn forgive(&mut self, endpoint: Endpoint) {
+        self.failures.retain(|(path, _)| *path != endpoint.path);
+    }
+
+    /// Whether the question for `url` is still open from an earlier poll.
+    pub fn is_open(&self, url: &str) -> bool {
+        self.open.iter().any(|(open, ..)| open == url)
+    }
+
+    /// Asks for `url`, unless that question is still open: then it is late again, and not
+    /// counted again.
+    pub fn ask<T>(
+        &mut self,
+        endpoint: Endpoint,
+        url: &str,
+        parse: impl FnOnce(Answer) -> Result<T, Failure>,
+    ) -> Outcome<T> {
+        if self.is_open(url) {
+            return Outcome::Failed(Reason::Timeout);
+        }
+        let asked = Instant::now();
+        let result = self
+            .client
+            .get(url, endpoint.limit)
+            .and_then(|answer| sort(answer, parse));
+        let outcome = match result {
+            Ok(outcome) => {
+                self.answered.push(endpoint.path);
+                outcome
+            }
+            Err(failure) => {
+                let reason = failure.reason;
+                self.keep_open(url, reason);
+                self.failures.push((endpoint.path, failure));
+                Outcome::Failed(reason)
+            }
+        };
+        let milliseconds = asked.elapsed().as_millis();
+        log::debug(
+            "asked",
+            &[
+                ("url", &url),
+                ("outcome", &outcome.label()),
+                ("ms", &milliseconds),
+            ],
+        );
+        outcome
+    }
+
+    /// Asks without counting a failure: to see whether there is such a thing at all.
+    pub fn probe<T>(
+        &mut self,
+        endpoint: Endpoint,
+        url: &str,
+        parse: impl FnOnce(Answer) -> Result<T, Failure>,
+    ) -> Outcome<T> {
+        let (failures, answered) = (self.failures.len(), self.answered.len());
+        let outcome = self.ask(endpoint, url, parse);
+        self.failures.truncate(failures);
+        self.answered.truncate(answered);
+        outcome
+    }
+
+    fn keep_open(&mut self, url: &str, reason: Reason) {
+        if !matches!(reason, Reason::Timeout | Reason::Connect) {
+            return;
+        }
+        match self.client.waiting() {
+            // /health is asked whatever is open: it tells that the server is there again.
+            Some(question) if reason == Reason::Timeout && !url.ends_with("/health") => {
+                self.open.push((url.to_owned(), question, Instant::now()));
+            }
+            Some(_) => {}
+            // No connection came about: whoever left questions unanswered is gone.
+            None => self.open.clear(),
+        }
+    }
+}
+
+/// What llama-server says while it loads, and its router of a model that is not
+/// loaded, or of which the server is not there yet or not any more.
+const NOT_LOADED: [&str; 4] = [
+    "Loading model",
+    "model is not loaded",
+    "proxy error: Could not establish connection",
+    "proxy error: Failed to read connection",
+];
+
+/// Tells answers from refusals by their status.
+fn sort<T>(
+    answer: Answer,
+    parse: impl FnOnce(Answer) -> Result<T, Failure>,
+) -> Result<Outcome<T>, Failure> {
+    match answer.status {
+        200 => parse(answer).map(Outcome::Answer),
+        404 => Ok(missing(answer, Missing::NotServed)),
+        501 => Ok(missing(answer, Missing::SwitchedOff)),
+        401 | 403 => Err(Failure::new(
+            Reason::Unauthorized,
+            "the server wants an API key: give it in LLAMACPP_API_KEY_FILE or LLAMACPP_API_KEY",
+        )),
+        400 | 500 | 503 => {
+            let status = answer.status_text();
+            let body = answer.explanation();
+            if NOT_LOADED.iter().any(|message| body.contains(message)) {
+                return Ok(Outcome::NotLoaded);
+            }
+            Err(Failure::new(Reason::Status, status))
+        }
+        _ => Err(Failure::new(Reason::Status, answer.status_text())),
+    }
+}
+
+fn missing<T>(answer: Answer, why: Missing) -> Outcome<T> {
+    // Read, so that the next question can use the connection.
+    answer.explanation();
+    Outcome::Missing(why)
+}
+
+/// Takes an answer that shows whose it is; any JSON would do otherwise.
+///
+/// # Errors
+/// [`Reason::Parse`] where it is not `known`.
+pub fn recognized<T>(known: bool, answer: T, why: &str) -> Result<T, Failure> {
+    if known {
+        Ok(answer)
+    } else {
+        Err(Failure::new(
+            Reason::Parse,
+            format!("is not the expected answer: {why}"),
+        ))
+    }
+}

@@ -1,0 +1,438 @@
+//! HTTP questions with limits: one deadline over all of a request, a limit on
+//! every body, and no redirect followed.
+//!
+//! A connection is kept for the questions of one poll and then closed: between
+//! polls it would hold one of the server's few HTTP threads (cpp-httplib gives
+//! each open connection one of its own).
+
+use std::fmt;
+use std::io::{self, BufRead, Read};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use ureq::Agent;
+use ureq::config::AutoHeaderValue;
+use ureq::http::header::{AUTHORIZATION, HeaderMap, HeaderName, LOCATION};
+use ureq::unversioned::transport::Connector;
+
+use super::resolve::Resolve;
+pub use super::transport::Waiting;
+use super::transport::{Line, Tcp};
+use crate::settings::{BaseUrl, Settings};
+use crate::snapshot::Reason;
+
+/// Why a question got no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The kind of failure that the metrics count.
+    pub reason: Reason,
+    /// What happened, for people; may quote the server.
+    pub detail: String,
+}
+
+impl Failure {
+    /// A failure for `reason`, told in `detail`.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Failure {
+        Failure {
+            reason,
+            detail: detail.into(),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+/// The most bytes of a body that explains a status.
+const LONGEST_EXPLANATION: u64 = 64 << 10;
+
+/// Asks one upstream, one question at a time.
+pub struct Client {
+    agent: Agent,
+    line: Line,
+    authorization: Option<String>,
+}
+
+impl Client {
+    /// A client for the upstream at `base`, with the deadline, key and roots of `settings`.
+    ///
+    /// # Errors
+    /// Names `--ca-file` when it holds no certificate.
+    pub fn new(base: &BaseUrl, settings: &Settings) -> Result<Client, String> {
+        let line = Line::default();
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_global(Some(settings.timeout))
+            // The upstream is the one that was named; a proxy for the outside is not the way to it.
+            .proxy(None)
+            // llama.cpp issue 29104: a server stopped working when asked for compression.
+            .accept_encoding(AutoHeaderValue::None)
+            .user_agent(concat!("llamacpp-exporter/", env!("CARGO_PKG_VERSION")))
+            .max_response_header_size(16 * 1024)
+            .input_buffer_size(32 * 1024)
+            .output_buffer_size(4 * 1024)
+            .max_idle_connections(1)
+            .max_idle_connections_per_host(1);
+        let tcp = Tcp::new(line.clone());
+        #[cfg(feature = "tls")]
+        let (config, connector) = (
+            config.tls_config(tls(settings)?),
+            tcp.chain(ureq::unversioned::transport::RustlsConnector::default()),
+        );
+        #[cfg(not(feature = "tls"))]
+        let connector = ().chain(tcp);
+        let agent = Agent::with_parts(config.build(), connector, Resolve::default());
+        Ok(Client {
+            agent,
+            line,
+            authorization: authorization(base, settings),
+        })
+    }
+
+    /// Asks for `url` and gives the answer whatever its status; at most `limit` bytes of it.
+    ///
+    /// # Errors
+    /// [`Reason::Connect`] or [`Reason::Timeout`]: nothing answered, or not in time.
+    pub fn get(&self, url: &str, limit: u64) -> Result<Answer, Failure> {
+        self.line.put_down();
+        let mut request = self.agent.get(url);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let response = request.call().map_err(|error| failure(&error))?;
+        Answer::new(response, limit)
+    }
+
+    /// Sends `json` to `url` and gives the answer as soon as it begins.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn post(&self, url: &str, json: &str, limit: u64) -> Result<Answer, Failure> {
+        self.line.put_down();
+        let mut request = self.agent.post(url).content_type("application/json");
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let response = request.send(json).map_err(|error| failure(&error))?;
+        Answer::new(response, limit)
+    }
+
+    /// The question that was asked last and timed out, kept open: see [`Waiting`].
+    pub fn waiting(&self) -> Option<Waiting> {
+        self.line.keep_waiting()
+    }
+
+    /// Ends the connection that the questions of one poll shared.
+    pub fn hang_up(&self) {
+        self.line.hang_up();
+    }
+}
+
+#[cfg(feature = "tls")]
+fn tls(settings: &Settings) -> Result<ureq::tls::TlsConfig, String> {
+    use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+    let builder = TlsConfig::builder();
+    let Some(ca) = &settings.ca else {
+        return Ok(builder.root_certs(RootCerts::WebPki).build());
+    };
+    let mut roots = Vec::new();
+    for item in parse_pem(&ca.pem) {
+        match item {
+            Ok(PemItem::Certificate(certificate)) if is_der(certificate.der()) => {
+                roots.push(certificate);
+            }
+            Ok(PemItem::Certificate(_)) => {
+                return Err(format!(
+                    "--ca-file {:?}: holds a certificate that is none; give PEM text with -----BEGIN CERTIFICATE-----",
+                    ca.path
+                ));
+            }
+            Ok(_) => {}
+            Err(error) => return Err(format!("--ca-file {:?}: is no PEM text: {error}", ca.path)),
+        }
+    }
+    if roots.is_empty() {
+        return Err(format!(
+            "--ca-file {:?}: holds no certificate; give PEM text with -----BEGIN CERTIFICATE-----",
+            ca.path
+        ));
+    }
+    Ok(builder
+        .root_certs(RootCerts::new_with_certs(&roots))
+        .build())
+}
+
+/// Whether these bytes are one DER sequence as long as it says, as a certificate is.
+#[cfg(feature = "tls")]
+fn is_der(bytes: &[u8]) -> bool {
+    let (length, rest) = match bytes {
+        [0x30, 0x81, length, rest @ ..] => (usize::from(*length), rest),
+        [0x30, 0x82, high, low, rest @ ..] => (usize::from(*high) << 8 | usize::from(*low), rest),
+        _ => return false,
+    };
+    rest.len() == length
+}
+
+/// The key, else the URL's userinfo, as the value of `Authorization`.
+fn authorization(base: &BaseUrl, settings: &Settings) -> Option<String> {
+    if let Some(key) = &settings.api_key {
+        return Some(format!("Bearer {}", key.reveal()));
+    }
+    base.userinfo()
+        .map(|userinfo| format!("Basic {}", base64(userinfo.as_bytes())))
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let mut group = [0; 3];
+        group[..chunk.len()].copy_from_slice(chunk);
+        let bits = u32::from_be_bytes([0, group[0], group[1], group[2]]);
+        for digit in 0..4 {
+            if digit <= chunk.len() {
+                text.push(char::from(DIGITS[(bits >> (18 - 6 * digit)) as usize & 63]));
+            } else {
+                text.push('=');
+            }
+        }
+    }
+    text
+}
+
+/// What a question was answered.
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    headers: HeaderMap,
+    body: Limited,
+}
+
+impl Answer {
+    fn new(response: ureq::http::Response<ureq::Body>, limit: u64) -> Result<Answer, Failure> {
+        let (head, body) = response.into_parts();
+        if body.content_length().is_some_and(|length| length > limit) {
+            return Err(Failure::new(Reason::TooLarge, TOO_LARGE));
+        }
+        let body = Limited {
+            inner: body.into_reader(),
+            left: limit,
+            failure: None,
+        };
+        Ok(Answer {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body,
+        })
+    }
+
+    /// Has the body read by `take`, which says what is wrong with it, if anything is.
+    ///
+    /// # Errors
+    /// [`Reason::Parse`] with what `take` says, or what broke the reading.
+    pub fn stream<T>(
+        mut self,
+        take: impl FnOnce(&mut dyn Read) -> Result<T, String>,
+    ) -> Result<T, Failure> {
+        let taken = take(&mut io::BufReader::with_capacity(16 * 1024, &mut self.body));
+        taken.map_err(|why| {
+            let known = self.body.failure.take();
+            known.unwrap_or_else(|| Failure::new(Reason::Parse, why))
+        })
+    }
+
+    /// Reads the body line by line as it comes.
+    ///
+    /// # Errors
+    /// [`Reason::Parse`] where it is not UTF-8, or what broke the reading.
+    pub fn lines(mut self, mut each: impl FnMut(&str)) -> Result<(), Failure> {
+        let mut reader = io::BufReader::new(&mut self.body);
+        let mut line = String::new();
+        loop {
+            line.clear();
+            match reader.read_line(&mut line) {
+                Ok(0) => return Ok(()),
+                Ok(_) => each(line.trim_end()),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    return Err(Failure::new(Reason::Parse, "is not valid UTF-8"));
+                }
+                Err(error) => {
+                    let known = self.body.failure.take();
+                    return Err(known.unwrap_or_else(|| io_failure(&error)));
+                }
+            }
+        }
+    }
+
+    /// A header's value, where it is printable.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let name: HeaderName = name.parse().ok()?;
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Reads the body as JSON without holding all of it.
+    ///
+    /// # Errors
+    /// [`Reason::Parse`], or what broke the reading.
+    pub fn json<T: DeserializeOwned>(mut self) -> Result<T, Failure> {
+        let reader = io::BufReader::with_capacity(16 * 1024, &mut self.body);
+        let parsed = serde_json::from_reader(reader);
+        parsed.map_err(|error| {
+            self.body
+                .failure
+                .take()
+                .unwrap_or_else(|| json_failure(&error))
+        })
+    }
+
+    /// Reads the body as text.
+    ///
+    /// # Errors
+    /// [`Reason::Parse`] where it is not UTF-8, or what broke the reading.
+    pub fn text(mut self) -> Result<String, Failure> {
+        let mut bytes = Vec::new();
+        match self.body.read_to_end(&mut bytes) {
+            Ok(_) => String::from_utf8(bytes)
+                .map_err(|_| Failure::new(Reason::Parse, "is not valid UTF-8")),
+            Err(error) => Err(self
+                .body
+                .failure
+                .take()
+                .unwrap_or_else(|| io_failure(&error))),
+        }
+    }
+
+    /// The beginning of a body that only explains the status; empty where it cannot be read.
+    pub fn explanation(self) -> String {
+        let mut bytes = Vec::new();
+        // Read to its end where that is near, so that the next question can use the connection.
+        let _ = self.body.take(LONGEST_EXPLANATION).read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// What the status says to people, with where a redirect points.
+    pub fn status_text(&self) -> String {
+        match self
+            .headers
+            .get(LOCATION)
+            .and_then(|value| value.to_str().ok())
+        {
+            Some(target) if (300..400).contains(&self.status) => format!(
+                "HTTP status {}, a redirect to {}; redirects are not followed, use the address itself as --base-url",
+                self.status,
+                redirect_target(target)
+            ),
+            _ => format!("HTTP status {}", self.status),
+        }
+    }
+}
+
+/// Where a redirect points, less what may be a secret: userinfo, query and fragment.
+fn redirect_target(location: &str) -> String {
+    let path = location.split(['?', '#']).next().unwrap_or_default();
+    BaseUrl::without_userinfo(path)
+}
+
+/// Where JSON is broken, and how; not in serde's words, which may quote what stands there.
+fn json_failure(error: &serde_json::Error) -> Failure {
+    use serde_json::error::Category;
+    let what = match error.classify() {
+        Category::Eof => "is cut short",
+        Category::Syntax => "is no JSON",
+        Category::Data | Category::Io => "is not what this endpoint answers",
+    };
+    let place = format!("{what}, line {} column {}", error.line(), error.column());
+    Failure::new(Reason::Parse, place)
+}
+
+/// A body that ends with an error once it is larger than allowed, and remembers why it ended.
+struct Limited {
+    inner: ureq::BodyReader<'static>,
+    left: u64,
+    failure: Option<Failure>,
+}
+
+impl Read for Limited {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self
+            .inner
+            .read(buffer)
+            .inspect_err(|error| self.failure = Some(io_failure(error)))?;
+        match self.left.checked_sub(count as u64) {
+            Some(left) => {
+                self.left = left;
+                Ok(count)
+            }
+            None => {
+                self.failure = Some(Failure::new(Reason::TooLarge, TOO_LARGE));
+                Err(io::Error::other("too large"))
+            }
+        }
+    }
+}
+
+fn io_failure(error: &io::Error) -> Failure {
+    // ureq wraps its own errors, time-outs among them, into those of a reader.
+    match error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<ureq::Error>())
+    {
+        Some(inner) => failure(inner),
+        None if error.kind() == io::ErrorKind::TimedOut => Failure::new(Reason::Timeout, TOO_LATE),
+        None => Failure::new(Reason::Connect, error.to_string()),
+    }
+}
+
+const TOO_LARGE: &str = "the answer is larger than any real server's";
+const TOO_LATE: &str = "no whole answer within the time-out";
+
+fn failure(error: &ureq::Error) -> Failure {
+    use ureq::Error;
+    match error {
+        Error::Timeout(_) => Failure::new(Reason::Timeout, TOO_LATE),
+        Error::Io(error) => io_failure(error),
+        Error::HostNotFound => Failure::new(Reason::Connect, "the host name is not known"),
+        Error::LargeResponseHeader(..) => {
+            Failure::new(Reason::TooLarge, "the answer's headers are too large")
+        }
+        Error::BodyExceedsLimit(_) => Failure::new(Reason::TooLarge, TOO_LARGE),
+        Error::Protocol(error) => Failure::new(Reason::Parse, format!("is no HTTP: {error}")),
+        Error::Http(error) => Failure::new(Reason::Parse, format!("is no HTTP: {error}")),
+        #[cfg(feature = "tls")]
+        Error::Rustls(error) => Failure::new(
+            Reason::Connect,
+            format!("TLS: {error}; a certificate of your own is trusted with --ca-file"),
+        ),
+        other => Failure::new(Reason::Connect, other.to_string()),
+    }
+}
+
+/// The deadline that [`Client`] was given is over all of a request.
+impl Client {
+    /// How long one question may take.
+    pub fn timeout(&self) -> Duration {
+        self.agent
+            .config()
+            .timeouts()
+            .global
+            .unwrap_or(Duration::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_pads() {
+        assert_eq!(base64(b"martin:secret"), "bWFydGluOnNlY3JldA==");
+        assert_eq!(base64(b"abc"), "YWJj");
+        assert_eq!(base64(b"ab"), "YWI=");
+        assert_eq!(base64(b""), "");
+    }
+}

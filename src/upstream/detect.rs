@@ -1,0 +1,144 @@
+//! Finding out what answers at a base URL, by asking.
+//!
+//! It is found out anew after every reconnect, so that one address may change
+//! from one kind of server to another.
+
+use std::time::{Duration, Instant};
+
+use super::answers::Props;
+use super::asker::{Asker, Outcome};
+use super::llama_server::{Asked, HEALTH, LlamaServer, ask_health, ask_props};
+use super::llama_swap::LlamaSwap;
+use super::model_runner::{ModelRunner, TakeRecords};
+use super::reading::Reading;
+use super::router::Router;
+use super::work::Place;
+use crate::settings::{BaseUrl, Settings};
+
+/// Whatever answers at one base URL.
+pub struct Upstream {
+    base: BaseUrl,
+    settings: Settings,
+    /// What answered last; a server that is down is not forgotten, it may be the same again.
+    kind: Kind,
+    connected: bool,
+}
+
+enum Kind {
+    LlamaServer(Box<LlamaServer>),
+    Router(Router),
+    ModelRunner(ModelRunner),
+    LlamaSwap(Box<LlamaSwap>),
+}
+
+impl Upstream {
+    /// The upstream at `base`, not asked yet.
+    pub fn new(base: &BaseUrl, settings: &Settings) -> Upstream {
+        Upstream {
+            base: base.clone(),
+            settings: settings.clone(),
+            kind: Kind::LlamaServer(Box::new(LlamaServer::new(base, settings))),
+            connected: false,
+        }
+    }
+
+    /// When it is worth a look though no poll is due.
+    pub fn next_look(&self) -> Option<Instant> {
+        match &self.kind {
+            Kind::LlamaServer(server) => server.next_look(),
+            Kind::Router(router) => router.next_look(),
+            Kind::LlamaSwap(swap) => swap.next_look(),
+            Kind::ModelRunner(_) => None,
+        }
+    }
+
+    /// Takes the word of the server's own command line on how long it takes to fall asleep.
+    /// A router tells that of its children itself.
+    pub fn may_sleep_after(&mut self, time: Duration) {
+        if let Kind::LlamaServer(server) = &mut self.kind {
+            server.may_sleep_after(time);
+        }
+    }
+
+    /// Asks all that may be asked now.
+    pub fn read(&mut self, asker: &mut Asker, reading: &mut Reading) {
+        let mut asked = Asked::default();
+        if !self.connected {
+            match self.detect(asker) {
+                Some(found) => asked = found,
+                None => return,
+            }
+        }
+        match &mut self.kind {
+            Kind::LlamaServer(server) => server.read(asker, asked, reading),
+            Kind::Router(router) => router.read(asker, reading),
+            Kind::ModelRunner(runner) => runner.read(asker, reading),
+            Kind::LlamaSwap(swap) => swap.read(asker, reading),
+        }
+        // What is loading has not shown yet what it is.
+        self.connected = reading.up && !reading.loading;
+    }
+
+    /// Asks for the server's records of the last requests, where it keeps any, and has them
+    /// read by `take`, which is given the label of a model by any of its names.
+    pub fn read_records(&mut self, asker: &mut Asker, take: &mut TakeRecords) {
+        if let Kind::ModelRunner(runner) = &self.kind
+            && self.connected
+        {
+            runner.read_records(asker, take);
+        }
+    }
+
+    /// Asks for what only one kind of server answers. Gives what was asked on the way, or
+    /// none where nobody is there.
+    fn detect(&mut self, asker: &mut Asker) -> Option<Asked> {
+        let place = Place {
+            root: self.base.root(),
+            query: String::new(),
+        };
+        let health = ask_health(asker, &place.url(HEALTH));
+        if health.is_nobody() {
+            return None;
+        }
+        let mut asked = Asked::default();
+        let mut found = None;
+        // What is loading answers nothing else.
+        if !matches!(health, Outcome::NotLoaded) {
+            found = self.runner(asker).or_else(|| self.swap(asker));
+            if found.is_some() {
+                asker.forgive(HEALTH);
+            } else {
+                let props = ask_props(asker, &place);
+                found = self.router(&props, place.root);
+                asked.props = Some(props);
+            }
+        }
+        asked.health = Some(health);
+        match found {
+            Some(kind) => self.kind = kind,
+            None if matches!(self.kind, Kind::LlamaServer(_)) => {}
+            None => {
+                let server = LlamaServer::new(&self.base, &self.settings);
+                self.kind = Kind::LlamaServer(Box::new(server));
+            }
+        }
+        Some(asked)
+    }
+
+    fn runner(&self, asker: &mut Asker) -> Option<Kind> {
+        ModelRunner::detect(asker, &self.base).map(Kind::ModelRunner)
+    }
+
+    fn swap(&self, asker: &mut Asker) -> Option<Kind> {
+        LlamaSwap::detect(asker, &self.base, &self.settings)
+            .map(|swap| Kind::LlamaSwap(Box::new(swap)))
+    }
+
+    fn router(&self, props: &Outcome<Props>, root: String) -> Option<Kind> {
+        let Outcome::Answer(props) = props else {
+            return None;
+        };
+        let is_router = props.role.as_deref() == Some("router");
+        is_router.then(|| Kind::Router(Router::new(root, props.build_info.clone(), &self.settings)))
+    }
+}

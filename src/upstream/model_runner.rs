@@ -1,0 +1,570 @@
+//! Reading Docker Model Runner.
+//!
+//! None of its GETs loads a model, or counts as use of one. States come from
+//! `/engines/ps`, what the models are from `/models`, and tokens from its
+//! `/metrics`, which passes on llama.cpp's own: but only of models that were
+//! loaded by their ID (v1.2.6 finds no others).
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Deserializer};
+
+use super::answers::{Counters, Object, Objects, count, flag, object, text, text_map, texts};
+use super::asker::{Asker, Endpoint, Missing};
+use super::client::Failure;
+use super::reading::{CountersAt, Facts, Host, ModelReading, Reading, Seen, State};
+use crate::exposition::{self, Sample};
+use crate::settings::BaseUrl;
+use crate::snapshot::{Reason, ServerInfo, Status};
+
+const PS: Endpoint = Endpoint {
+    path: "/engines/ps",
+    limit: 4 << 20,
+};
+/// Holds the scalars of every model's GGUF header: some KB a model.
+const MODELS: Endpoint = Endpoint {
+    path: "/models",
+    limit: 128 << 20,
+};
+const CONFIGURE: Endpoint = Endpoint {
+    path: "/engines/_configure",
+    limit: 4 << 20,
+};
+const DISK: Endpoint = Endpoint {
+    path: "/engines/df",
+    limit: 64 << 10,
+};
+const METRICS: Endpoint = Endpoint {
+    path: "/metrics",
+    limit: 16 << 20,
+};
+/// Whole requests and answers, the last ten of each model; never held as a whole.
+const REQUESTS: Endpoint = Endpoint {
+    path: "/engines/requests",
+    limit: 32 << 20,
+};
+const VERSION: Endpoint = Endpoint {
+    path: "/version",
+    limit: 64 << 10,
+};
+
+/// How long the list of models stands: each time it is asked for, the runner reads its whole
+/// store and writes to its log.
+const LIST_AGE: Duration = Duration::from_secs(60);
+
+/// The backend whose runners are llama-servers.
+const LLAMA_CPP: &str = "llama.cpp";
+
+/// Reads the body of `/engines/requests`, given how to label a model by any of its names.
+pub type TakeRecords<'a> =
+    dyn FnMut(&mut dyn Read, &dyn Fn(&str) -> String) -> Result<(), String> + 'a;
+
+/// Docker Model Runner, and what must be remembered of it between two polls.
+pub struct ModelRunner {
+    root: String,
+    version: Option<String>,
+    models: Vec<Known>,
+    listed: Option<Instant>,
+    /// The context sizes that somebody configured, by canonical name or ID.
+    contexts: BTreeMap<String, f64>,
+    disk_usage: Option<f64>,
+    no_metrics: Option<Missing>,
+}
+
+/// A model of its store.
+#[derive(Clone, Debug)]
+struct Known {
+    label: String,
+    id: String,
+    names: Vec<String>,
+    facts: Facts,
+    header: Option<Arc<BTreeMap<String, String>>>,
+}
+
+/// One object of `/engines/ps`: a runner.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Runner {
+    #[serde(deserialize_with = "text")]
+    backend_name: Option<String>,
+    /// As the first request that loaded it spelled it.
+    #[serde(deserialize_with = "text")]
+    model_name: Option<String>,
+    #[serde(deserialize_with = "text")]
+    mode: Option<String>,
+    #[serde(deserialize_with = "flag")]
+    in_use: Option<bool>,
+    #[serde(deserialize_with = "flag")]
+    loading: Option<bool>,
+}
+
+/// One object of `/models`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Stored {
+    #[serde(deserialize_with = "text")]
+    id: Option<String>,
+    #[serde(deserialize_with = "texts")]
+    tags: Vec<String>,
+    #[serde(deserialize_with = "object")]
+    config: Option<StoredConfig>,
+}
+
+/// `config` of a [`Stored`] model.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct StoredConfig {
+    #[serde(deserialize_with = "text")]
+    quantization: Option<String>,
+    #[serde(deserialize_with = "text")]
+    parameters: Option<String>,
+    #[serde(deserialize_with = "text")]
+    architecture: Option<String>,
+    #[serde(deserialize_with = "text")]
+    size: Option<String>,
+    #[serde(deserialize_with = "count")]
+    context_size: Option<f64>,
+    #[serde(deserialize_with = "header")]
+    gguf: Option<BTreeMap<String, String>>,
+}
+
+/// One object of `/engines/_configure`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Configured {
+    #[serde(rename = "Model", deserialize_with = "text")]
+    model: Option<String>,
+    #[serde(rename = "ModelID", deserialize_with = "text")]
+    model_id: Option<String>,
+    #[serde(rename = "Config", deserialize_with = "object")]
+    config: Option<RunConfig>,
+}
+
+/// `Config` of a [`Configured`] model.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RunConfig {
+    #[serde(rename = "context-size", deserialize_with = "count")]
+    context_size: Option<f64>,
+}
+
+/// `GET /engines/df`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Disk {
+    #[serde(deserialize_with = "count")]
+    models_disk_usage: Option<f64>,
+}
+
+/// `GET /version`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Version {
+    #[serde(deserialize_with = "text")]
+    version: Option<String>,
+}
+
+/// Every sample of the text, sorted by whose it is: model label and mode.
+type ByRunner = BTreeMap<(String, Option<String>), Vec<Sample>>;
+
+impl ModelRunner {
+    /// Looks whether Docker Model Runner answers at `base`, or at what stands before its
+    /// `/engines`.
+    pub fn detect(asker: &mut Asker, base: &BaseUrl) -> Option<ModelRunner> {
+        let root = base.before_engines();
+        let ps = asker.probe(PS, &format!("{root}{}", PS.path), |answer| {
+            let Objects(runners): Objects<Runner> = answer.json()?;
+            Ok(runners)
+        });
+        ps.answer()?;
+        let version = asker.probe(VERSION, &format!("{root}{}", VERSION.path), |answer| {
+            let Object(version): Object<Version> = answer.json()?;
+            Ok(version.version)
+        });
+        Some(ModelRunner {
+            root,
+            version: version.answer().flatten(),
+            models: Vec::new(),
+            listed: None,
+            contexts: BTreeMap::new(),
+            disk_usage: None,
+            no_metrics: None,
+        })
+    }
+
+    /// Asks all that may be asked now.
+    pub fn read(&mut self, asker: &mut Asker, reading: &mut Reading) {
+        let runners = asker.ask(PS, &self.url(PS), |answer| {
+            let Objects(runners): Objects<Runner> = answer.json()?;
+            Ok(runners)
+        });
+        let Some(runners) = runners.answer() else {
+            return;
+        };
+        reading.up = true;
+        reading.info = Some(ServerInfo {
+            kind: "model-runner",
+            version: self.version.clone(),
+        });
+        let mut names = runners
+            .iter()
+            .filter_map(|runner| runner.model_name.as_deref());
+        let news = names.any(|name| self.find(name).is_none());
+        let old = self
+            .listed
+            .is_none_or(|listed| listed.elapsed() >= LIST_AGE);
+        if (news || old) && self.list(asker) {
+            return self.tell(reading, &runners, None);
+        }
+        let counters = self.counters(asker);
+        self.tell(reading, &runners, counters);
+    }
+
+    /// Asks for the last requests of every model, and has them read by `take`.
+    pub fn read_records(&self, asker: &mut Asker, take: &mut TakeRecords) {
+        let label = |name: &str| self.label(name);
+        let records = asker.ask(REQUESTS, &self.url(REQUESTS), |answer| {
+            answer.stream(|body| take(body, &label))
+        });
+        if records.missing() == Some(Missing::NotServed) {
+            // So it says that nobody has asked anything yet.
+            let _nothing_to_misread = take(&mut b"[]".as_slice(), &label);
+        }
+    }
+
+    /// Asks what models there are; gives whether an answer is late, and no more should be asked.
+    fn list(&mut self, asker: &mut Asker) -> bool {
+        let stored = asker.ask(MODELS, &self.url(MODELS), |answer| {
+            let Objects(models): Objects<Stored> = answer.json()?;
+            Ok(models)
+        });
+        if stored.is_late() {
+            return true;
+        }
+        if let Some(stored) = stored.answer() {
+            self.models = stored.into_iter().filter_map(known).collect();
+            self.listed = Some(Instant::now());
+        }
+        let configured = asker.ask(CONFIGURE, &self.url(CONFIGURE), |answer| {
+            let Objects(configured): Objects<Configured> = answer.json()?;
+            Ok(configured)
+        });
+        if let Some(configured) = configured.answer() {
+            self.contexts = configured.iter().flat_map(contexts).collect();
+        }
+        let disk = asker.ask(DISK, &self.url(DISK), |answer| {
+            let Object(disk): Object<Disk> = answer.json()?;
+            Ok(disk)
+        });
+        self.disk_usage = disk.answer().and_then(|disk| disk.models_disk_usage);
+        false
+    }
+
+    /// `/metrics` by runner; none where it could not be read.
+    fn counters(&mut self, asker: &mut Asker) -> Option<(Instant, ByRunner)> {
+        if self.no_metrics.is_some() {
+            return None;
+        }
+        let samples = asker.ask(METRICS, &self.url(METRICS), |answer| {
+            exposition::parse(&answer.text()?).map_err(|why| Failure::new(Reason::Parse, why))
+        });
+        self.no_metrics = samples.missing();
+        let samples = samples.answer()?;
+        let at = Instant::now();
+        let mut by_runner = ByRunner::new();
+        for sample in samples
+            .into_iter()
+            .filter(|s| s.label("backend") == Some(LLAMA_CPP))
+        {
+            let Some(model) = sample.label("model") else {
+                continue;
+            };
+            let key = (self.label(model), sample.label("mode").map(str::to_owned));
+            by_runner.entry(key).or_default().push(sample);
+        }
+        Some((at, by_runner))
+    }
+
+    fn tell(
+        &self,
+        reading: &mut Reading,
+        runners: &[Runner],
+        counters: Option<(Instant, ByRunner)>,
+    ) {
+        reading.disk_usage = self.disk_usage;
+        let mut untold = false;
+        for runner in runners {
+            let Some(name) = &runner.model_name else {
+                continue;
+            };
+            let label = self.label(name);
+            let mode = runner.mode.clone();
+            let is_llama_cpp = runner.backend_name.as_deref() == Some(LLAMA_CPP);
+            let status = match (runner.loading, runner.in_use) {
+                (Some(true), _) => Status::Loading,
+                (_, Some(true)) => Status::Running,
+                _ => Status::Idle,
+            };
+            // Of other engines' runners nothing but their state is claimed.
+            let known = self.find(name).filter(|_| is_llama_cpp);
+            let mut facts = known.map(|known| self.facts(known)).unwrap_or_default();
+            facts.backend.clone_from(&runner.backend_name);
+            let samples = counters.as_ref().and_then(|(at, by_runner)| {
+                Some((*at, by_runner.get(&(label.clone(), mode.clone()))?))
+            });
+            untold |= is_llama_cpp && samples.is_none() && status != Status::Loading;
+            let counters = samples
+                .filter(|_| is_llama_cpp)
+                .map_or(Seen::Gone, |(at, samples)| {
+                    Seen::Now(CountersAt {
+                        at,
+                        life: None,
+                        counters: Counters::from_samples(samples),
+                    })
+                });
+            let state = State::Told(status);
+            let host = Host {
+                behind_proxy: true,
+                // Its llama-servers listen on nothing that could be found; their files are named
+                // after the model's digest.
+                file_part: known.map(|known| bare(&known.id).to_owned()),
+                header: known.and_then(|known| known.header.clone()),
+                ..Host::default()
+            };
+            let told = ModelReading {
+                name: label,
+                mode,
+                state,
+                facts,
+                host,
+                counters,
+                ..ModelReading::default()
+            };
+            // Two spellings of one model in one mode are one runner to the eye.
+            match reading
+                .models
+                .iter_mut()
+                .find(|m| m.name == told.name && m.mode == told.mode)
+            {
+                Some(same) if same.state == State::Told(Status::Idle) => *same = told,
+                Some(_) => {}
+                None => reading.models.push(told),
+            }
+        }
+        let running: Vec<_> = reading
+            .models
+            .iter()
+            .map(|model| model.name.clone())
+            .collect();
+        for known in self
+            .models
+            .iter()
+            .filter(|known| !running.contains(&known.label))
+        {
+            reading.models.push(ModelReading {
+                name: known.label.clone(),
+                state: State::Told(Status::Unloaded),
+                facts: self.facts(known),
+                ..ModelReading::default()
+            });
+        }
+        if self.no_metrics.is_some() {
+            reading.notes.push(
+                "its /metrics is switched off: start Docker Model Runner without DISABLE_METRICS=1 \
+                 to get token counters",
+            );
+        } else if untold && counters.is_some() {
+            reading.notes.push(
+                "its /metrics leaves out models that were loaded by name: their state and size are \
+                 shown, their tokens are not; a model asked for by its ID (sha256:…) is in it",
+            );
+        }
+    }
+
+    fn url(&self, endpoint: Endpoint) -> String {
+        format!("{}{}", self.root, endpoint.path)
+    }
+
+    /// The model that `name` means, however it is spelled.
+    fn find(&self, name: &str) -> Option<&Known> {
+        let wanted = canonical(name);
+        let wanted_id = bare(name);
+        // The first twelve digits are what people and tools copy.
+        let is_id = |known: &Known| wanted_id.len() >= 12 && bare(&known.id).starts_with(wanted_id);
+        self.models
+            .iter()
+            .find(|known| is_id(known) || known.names.contains(&wanted))
+    }
+
+    fn label(&self, name: &str) -> String {
+        self.find(name)
+            .map_or_else(|| name.to_owned(), |known| known.label.clone())
+    }
+
+    fn facts(&self, known: &Known) -> Facts {
+        let configured = known
+            .names
+            .iter()
+            .chain([&known.id])
+            .find_map(|name| self.contexts.get(name));
+        Facts {
+            max_context: configured.copied().or(known.facts.max_context),
+            ..known.facts.clone()
+        }
+    }
+}
+
+/// An ID without what names its kind.
+fn bare(id: &str) -> &str {
+    id.strip_prefix("sha256:").unwrap_or(id)
+}
+
+/// The scalars of a GGUF header that say what its tensors are; not its texts and tokens.
+fn header<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    let told = |key: &str| {
+        key == "general.architecture"
+            || !key.starts_with("general.") && !key.starts_with("tokenizer.")
+    };
+    let mut header = text_map(deserializer)?;
+    if let Some(header) = &mut header {
+        header.retain(|key, _| told(key));
+    }
+    Ok(header)
+}
+
+fn known(stored: Stored) -> Option<Known> {
+    let id = stored.id.unwrap_or_default();
+    let config = stored.config.unwrap_or_default();
+    let label = stored.tags.first().cloned().unwrap_or_else(|| id.clone());
+    let quantization = config
+        .quantization
+        .map(|said| said.trim_start_matches("MOSTLY_").to_owned());
+    (!label.is_empty()).then(|| Known {
+        label,
+        header: config.gguf.map(Arc::new),
+        names: stored.tags.iter().map(|tag| canonical(tag)).collect(),
+        id,
+        facts: Facts {
+            size: config.size.as_deref().and_then(bytes),
+            parameters: config.parameters.as_deref().and_then(parameters),
+            quantization,
+            architecture: config.architecture,
+            backend: None,
+            max_context: config.context_size.filter(|size| *size > 0.0),
+            ..Facts::default()
+        },
+    })
+}
+
+fn contexts(configured: &Configured) -> Vec<(String, f64)> {
+    let size = configured
+        .config
+        .as_ref()
+        .and_then(|config| config.context_size);
+    let Some(size) = size.filter(|size| *size > 0.0) else {
+        return Vec::new();
+    };
+    let name = configured.model.as_deref().map(canonical);
+    name.into_iter()
+        .chain(configured.model_id.clone())
+        .map(|name| (name, size))
+        .collect()
+}
+
+/// `name` as the runner resolves it: `gemma3` is `docker.io/ai/gemma3:latest`.
+fn canonical(name: &str) -> String {
+    let name = name
+        .strip_prefix("index.docker.io/")
+        .or(name.strip_prefix("docker.io/"))
+        .unwrap_or(name);
+    let tagged = name.rsplit('/').next().unwrap_or(name).contains(':');
+    let namespace = if name.contains('/') { "" } else { "ai/" };
+    let tag = if tagged { "" } else { ":latest" };
+    format!("{namespace}{name}{tag}").to_ascii_lowercase()
+}
+
+/// A number of bytes with its unit: `256.35MiB`, `270.60 MB`, `512B`.
+fn bytes(text: &str) -> Option<f64> {
+    let (number, unit) = split_unit(text)?;
+    match unit.strip_suffix("ib") {
+        Some(letter) => scaled(number, letter, 1024.0),
+        None => scaled(number, unit.strip_suffix('b').unwrap_or(&unit), 1000.0),
+    }
+}
+
+/// A number of parameters with its unit: `361.82M`, `1.24 B`.
+fn parameters(text: &str) -> Option<f64> {
+    let (number, unit) = split_unit(text)?;
+    // A billion of them is written with a B.
+    scaled(number, if unit == "b" { "g" } else { &unit }, 1000.0)
+}
+
+fn split_unit(text: &str) -> Option<(f64, String)> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.'));
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    Some((number.parse().ok()?, unit.trim().to_ascii_lowercase()))
+}
+
+fn scaled(number: f64, letter: &str, base: f64) -> Option<f64> {
+    let power = match letter {
+        "" => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        _ => return None,
+    };
+    Some((number * base.powi(power)).round())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_of_a_unit_is_read() {
+        for (text, value) in [
+            ("256.35MiB", 268_802_458.0),
+            ("270.60 MB", 270_600_000.0),
+            ("1.50GiB", 1_610_612_736.0),
+            ("12 kB", 12_000.0),
+            ("512B", 512.0),
+            ("7", 7.0),
+        ] {
+            assert_eq!(bytes(text), Some(value), "{text}");
+        }
+        for (text, value) in [
+            ("361.82M", 361_820_000.0),
+            ("1.24B", 1_240_000_000.0),
+            ("8.03 B", 8_030_000_000.0),
+            ("0.5T", 500_000_000_000.0),
+            ("22K", 22_000.0),
+        ] {
+            assert_eq!(parameters(text), Some(value), "{text}");
+        }
+        for text in ["", "n/a", "MB", "1.2.3M", "5 parsecs", "-1M"] {
+            assert_eq!((bytes(text), parameters(text)), (None, None), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_spelling_of_a_name_is_one_name() {
+        for name in [
+            "gemma3",
+            "ai/gemma3",
+            "gemma3:latest",
+            "ai/gemma3:latest",
+            "docker.io/ai/gemma3:latest",
+            "index.docker.io/ai/gemma3",
+        ] {
+            assert_eq!(canonical(name), "ai/gemma3:latest", "{name}");
+        }
+        assert_eq!(canonical("hf.co/a/B:Q4"), "hf.co/a/b:q4");
+    }
+}

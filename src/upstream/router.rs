@@ -1,0 +1,241 @@
+//! Reading llama-server's router mode: many models, each in a server of its own.
+//!
+//! `/models` tells the state of each and disturbs none. What is loaded and
+//! awake is asked through the router, always with `autoload=false`: without it
+//! a question would load a model. A sleeping one is asked nothing at all.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::answers::{Listed, ModelEntry, Object, Props, RouterStatus};
+use super::asker::{Asker, Endpoint, recognized};
+use super::llama_server::{ask_props, facts};
+use super::reading::{Host, ModelReading, Reading, State};
+use super::restraint::Restraint;
+use super::work::{Place, Work};
+use crate::settings::Settings;
+use crate::snapshot::{ServerInfo, Status};
+
+/// A router may list thousands of models with the command line of each.
+const MODELS: Endpoint = Endpoint {
+    path: "/models",
+    limit: 32 << 20,
+};
+
+/// A router, and what must be remembered of its loaded models between two polls.
+pub struct Router {
+    root: String,
+    version: Option<String>,
+    sleep_idle: Option<Duration>,
+    children: BTreeMap<String, Child>,
+    /// How long one poll may go on asking children; those that are left keep their turn.
+    time: Duration,
+}
+
+/// The server of one loaded model.
+struct Child {
+    place: Place,
+    work: Work,
+    props: Option<Props>,
+}
+
+impl RouterStatus {
+    /// How long the child takes to fall asleep, by its own command line.
+    fn sleep_idle(&self) -> Option<Duration> {
+        let after = self
+            .args
+            .iter()
+            .skip_while(|arg| *arg != "--sleep-idle-seconds")
+            .nth(1)?;
+        after
+            .parse::<u64>()
+            .ok()
+            .filter(|seconds| *seconds > 0)
+            .map(Duration::from_secs)
+    }
+
+    fn status(&self) -> Option<Status> {
+        match self.value.as_deref()? {
+            _ if self.failed == Some(true) => Some(Status::Failed),
+            "unloaded" => Some(Status::Unloaded),
+            "loading" => Some(Status::Loading),
+            "sleeping" => Some(Status::Sleeping),
+            "downloading" => Some(Status::Downloading),
+            _ => None,
+        }
+    }
+
+    fn is_loaded(&self) -> bool {
+        self.value.as_deref() == Some("loaded")
+    }
+}
+
+impl Router {
+    /// The router below `root`, whose `/props` told its version.
+    pub fn new(root: String, version: Option<String>, settings: &Settings) -> Router {
+        Router {
+            root,
+            version,
+            sleep_idle: settings.sleep_idle,
+            children: BTreeMap::new(),
+            time: settings.interval.max(2 * settings.timeout),
+        }
+    }
+
+    /// When it is worth a look though no poll is due.
+    pub fn next_look(&self) -> Option<Instant> {
+        self.children
+            .values()
+            .filter_map(|child| child.work.restraint.next_look())
+            .min()
+    }
+
+    /// Asks all that may be asked now.
+    pub fn read(&mut self, asker: &mut Asker, reading: &mut Reading) {
+        let begun = Instant::now();
+        let url = format!("{}{}", self.root, MODELS.path);
+        let models = asker.ask(MODELS, &url, |answer| {
+            let Object(models): Object<Listed<ModelEntry>> = answer.json()?;
+            recognized(
+                models.data.is_some(),
+                models.data.unwrap_or_default(),
+                "it has no list `data`",
+            )
+        });
+        let Some(models) = models.answer() else {
+            return;
+        };
+        reading.up = true;
+        reading.info = Some(ServerInfo {
+            kind: "router",
+            version: self.version.clone(),
+        });
+        let loaded =
+            |entry: &&ModelEntry| entry.status.as_ref().is_some_and(RouterStatus::is_loaded);
+        let alive = |id: &String| {
+            models
+                .iter()
+                .any(|entry| entry.id.as_ref() == Some(id) && keeps_child(entry))
+        };
+        self.children.retain(|id, _| alive(id));
+        for entry in models.iter().filter(|entry| !loaded(entry)) {
+            reading.models.extend(self.read_unasked(entry));
+        }
+        for entry in models.iter().filter(loaded) {
+            let late = begun.elapsed() > self.time;
+            reading.models.extend(self.read_child(asker, entry, late));
+        }
+    }
+
+    /// A model of which the router's own word is all there is to know.
+    fn read_unasked(&mut self, entry: &ModelEntry) -> Option<ModelReading> {
+        let (id, status) = (entry.id.as_ref()?, entry.status.as_ref()?.status()?);
+        let mut model = ModelReading {
+            name: id.clone(),
+            state: State::Told(status),
+            ..ModelReading::default()
+        };
+        if let Some(child) = self
+            .children
+            .get_mut(id)
+            .filter(|_| status == Status::Sleeping)
+        {
+            child.work.restraint.saw_sleep(Instant::now(), true);
+            model.state = State::Asleep;
+            model.facts = facts(child.props.as_ref(), Some(entry));
+            model.counters = child.work.unread(false).counters;
+        }
+        model.host = host(entry);
+        Some(model)
+    }
+
+    fn read_child(
+        &mut self,
+        asker: &mut Asker,
+        entry: &ModelEntry,
+        out_of_time: bool,
+    ) -> Option<ModelReading> {
+        let (id, status) = (entry.id.as_ref()?, entry.status.as_ref()?);
+        let child = self.children.entry(id.clone()).or_insert_with(|| Child {
+            place: Place {
+                root: self.root.clone(),
+                query: format!("?model={}&autoload=false", percent_encoded(id)),
+            },
+            work: Work::new(Restraint::new(status.sleep_idle().or(self.sleep_idle))),
+            props: None,
+        });
+        child.work.restraint.saw_sleep(Instant::now(), false);
+        let mut model = ModelReading {
+            name: id.clone(),
+            state: State::Ready,
+            ..ModelReading::default()
+        };
+        let mut late = out_of_time;
+        if child.props.is_none() && !late {
+            let props = ask_props(asker, &child.place);
+            late = props.is_late();
+            child.props = props.answer();
+            child
+                .work
+                .restraint
+                .saw_build(child.props.as_ref().and_then(Props::build));
+        }
+        let read = if late {
+            child.work.unread(true)
+        } else {
+            child.work.read(asker, &child.place)
+        };
+        if read.late && !out_of_time {
+            model.state = State::Busy;
+        }
+        model.counters = read.counters;
+        model.slots = read.slots;
+        model.facts = facts(child.props.as_ref(), Some(entry));
+        model.host = host(entry);
+        Some(model)
+    }
+}
+
+/// A child's own command line tells its process; the port of the base URL is the router's.
+fn host(entry: &ModelEntry) -> Host {
+    Host {
+        behind_proxy: true,
+        arguments: entry.status.as_ref().map(|status| status.args.clone()),
+        ..Host::default()
+    }
+}
+
+/// Whether what is remembered of a model's server still holds: it is loaded, or asleep.
+fn keeps_child(entry: &ModelEntry) -> bool {
+    let value = entry
+        .status
+        .as_ref()
+        .and_then(|status| status.value.as_deref());
+    matches!(value, Some("loaded" | "sleeping"))
+}
+
+/// `text` as a value in a query.
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_encoded_for_a_query() {
+        assert_eq!(
+            percent_encoded("alpha/one:Q4&x=ü"),
+            "alpha%2Fone%3AQ4%26x%3D%C3%BC"
+        );
+    }
+}

@@ -1,0 +1,188 @@
+//! The TCP connection below HTTP: as ureq's own, but one that can be kept open
+//! after its question has timed out, and closed when a poll is over.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ureq::Error;
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
+};
+
+/// A question that timed out and is kept open, so that the server's late answer
+/// tells when it may be asked again.
+///
+/// Closing it would not take it back: llama-server leaves it in its queue, and
+/// one of its HTTP threads with it, until the batch at hand is done.
+#[derive(Debug)]
+pub struct Waiting(Arc<TcpStream>);
+
+impl Waiting {
+    /// Whether the server has answered by now, or closed the connection.
+    pub fn is_over(&self) -> bool {
+        if self.0.set_nonblocking(true).is_err() {
+            return true;
+        }
+        match self.0.peek(&mut [0]) {
+            Ok(_) => true,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
+}
+
+/// The connection that the last question went over.
+#[derive(Clone, Debug, Default)]
+pub struct Line(Arc<Mutex<Option<Arc<TcpStream>>>>);
+
+impl Line {
+    /// Forgets which connection it was, before a new question.
+    pub fn put_down(&self) {
+        // What is forgotten here stays open in ureq's pool; see `hang_up`.
+        drop(self.swap(None));
+    }
+
+    /// Takes the connection of a question that timed out after it was sent.
+    pub fn keep_waiting(&self) -> Option<Waiting> {
+        self.swap(None).map(Waiting)
+    }
+
+    /// Ends the connection of the last question; the pool notices.
+    pub fn hang_up(&self) {
+        if let Some(stream) = self.swap(None) {
+            // An error means that it is closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn swap(&self, stream: Option<Arc<TcpStream>>) -> Option<Arc<TcpStream>> {
+        std::mem::replace(
+            &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner),
+            stream,
+        )
+    }
+}
+
+/// Opens TCP connections and tells `Line` which one is in use.
+#[derive(Debug)]
+pub struct Tcp {
+    line: Line,
+}
+
+impl Tcp {
+    /// A connector whose connections are seen on `line`.
+    pub fn new(line: Line) -> Tcp {
+        Tcp { line }
+    }
+}
+
+impl Connector for Tcp {
+    type Out = TcpTransport;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails,
+        _: Option<()>,
+    ) -> Result<Option<TcpTransport>, Error> {
+        let started = Instant::now();
+        let mut last = Error::HostNotFound;
+        for (tried, address) in details.addrs.iter().enumerate() {
+            // Each address gets an even share of the time that is left.
+            let left = details.addrs.len() - tried;
+            let share = details.timeout.after.saturating_sub(started.elapsed()) / left as u32;
+            if share.is_zero() {
+                return Err(Error::Timeout(details.timeout.reason));
+            }
+            match TcpStream::connect_timeout(address, share) {
+                Ok(stream) => {
+                    stream.set_nodelay(true)?;
+                    let config = details.config;
+                    return Ok(Some(TcpTransport {
+                        stream: Arc::new(stream),
+                        buffers: LazyBuffers::new(
+                            config.input_buffer_size(),
+                            config.output_buffer_size(),
+                        ),
+                        line: self.line.clone(),
+                    }));
+                }
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    last = Error::Timeout(details.timeout.reason);
+                }
+                Err(error) => last = error.into(),
+            }
+        }
+        Err(last)
+    }
+}
+
+/// One TCP connection.
+#[derive(Debug)]
+pub struct TcpTransport {
+    stream: Arc<TcpStream>,
+    buffers: LazyBuffers,
+    line: Line,
+}
+
+impl Transport for TcpTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        self.line.swap(Some(Arc::clone(&self.stream)));
+        self.stream.set_write_timeout(Some(remaining(timeout)?))?;
+        let output = &self.buffers.output()[..amount];
+        (&*self.stream)
+            .write_all(output)
+            .map_err(|error| timed(error, timeout))
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        self.stream.set_read_timeout(Some(remaining(timeout)?))?;
+        let input = self.buffers.input_append_buf();
+        if input.is_empty() {
+            // A read of nothing would look like the end of the answer.
+            let size = self.buffers.input().len();
+            return Err(Error::LargeResponseHeader(size, size));
+        }
+        let amount = loop {
+            match (&*self.stream).read(input) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => break other.map_err(|error| timed(error, timeout))?,
+            }
+        };
+        self.buffers.input_appended(amount);
+        Ok(amount > 0)
+    }
+
+    fn is_open(&mut self) -> bool {
+        // Between two answers nothing is to come: bytes, an end or an error all mean no.
+        let quiet = |stream: &TcpStream| -> io::Result<bool> {
+            stream.set_nonblocking(true)?;
+            let quiet =
+                matches!(stream.peek(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock);
+            stream.set_nonblocking(false)?;
+            Ok(quiet)
+        };
+        quiet(&self.stream).unwrap_or(false)
+    }
+}
+
+/// What is left of the deadline; a socket takes no time-out of zero.
+fn remaining(timeout: NextTimeout) -> Result<Duration, Error> {
+    let left = *timeout.after;
+    if left.is_zero() {
+        Err(Error::Timeout(timeout.reason))
+    } else {
+        Ok(left)
+    }
+}
+
+fn timed(error: io::Error, timeout: NextTimeout) -> Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Timeout(timeout.reason),
+        _ => error.into(),
+    }
+}

@@ -1,0 +1,195 @@
+//! Reading what one model's server is doing: `/metrics`, and right after it `/slots`.
+//!
+//! In that order a request that ends in between is missing from both for one
+//! poll, and none is ever counted twice. Before b10566 both wait in the
+//! server's queue until the batch at hand is done, and count as work.
+
+use std::time::Instant;
+
+use super::answers::{Counters, Slots};
+use super::asker::{Asker, Endpoint, Missing};
+use super::client::Failure;
+use super::reading::{CountersAt, Seen, SlotsAt};
+use super::restraint::Restraint;
+use crate::snapshot::Reason;
+
+const METRICS: Endpoint = Endpoint {
+    path: "/metrics",
+    limit: 1 << 20,
+};
+/// 1.7 KB a slot in the recordings; never held as a whole.
+const SLOTS: Endpoint = Endpoint {
+    path: "/slots",
+    limit: 32 << 20,
+};
+
+/// The response header that tells one life of the server from the next.
+const LIFE_HEADER: &str = "Process-Start-Time-Unix";
+
+/// Where one model's server is asked.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// What stands before an endpoint's path.
+    pub root: String,
+    /// What stands behind it: empty, or a query with its question mark.
+    pub query: String,
+}
+
+impl Place {
+    /// The URL of `endpoint` there.
+    pub fn url(&self, endpoint: Endpoint) -> String {
+        format!("{}{}{}", self.root, endpoint.path, self.query)
+    }
+}
+
+/// What must be remembered of one model's server between two polls.
+#[derive(Debug)]
+pub struct Work {
+    /// When it may be asked.
+    pub restraint: Restraint,
+    no_metrics: Option<Missing>,
+    no_slots: Option<Missing>,
+}
+
+/// What was read.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// `/metrics`.
+    pub counters: Seen<CountersAt>,
+    /// `/slots`.
+    pub slots: Seen<SlotsAt>,
+    /// Whether an answer is late: the server is at work.
+    pub late: bool,
+}
+
+impl Work {
+    /// Nothing is known yet.
+    pub fn new(restraint: Restraint) -> Work {
+        Work {
+            restraint,
+            no_metrics: None,
+            no_slots: None,
+        }
+    }
+
+    /// Forgets the last life of the server; keeps what is known of its sleep.
+    pub fn restarted(&mut self) {
+        self.restraint.reconnected();
+        self.no_metrics = None;
+        self.no_slots = None;
+    }
+
+    /// What is to be made of both where neither is asked.
+    pub fn unread(&self, late: bool) -> Read {
+        Read {
+            counters: if self.no_metrics.is_some() {
+                Seen::Gone
+            } else {
+                Seen::Stale
+            },
+            slots: if self.no_slots.is_some() {
+                Seen::Gone
+            } else {
+                Seen::Stale
+            },
+            late,
+        }
+    }
+
+    /// Asks what may be asked now.
+    pub fn read(&mut self, asker: &mut Asker, place: &Place) -> Read {
+        let (metrics_url, slots_url) = (place.url(METRICS), place.url(SLOTS));
+        if asker.is_open(&metrics_url) || asker.is_open(&slots_url) {
+            return self.unread(true);
+        }
+        let mut read = Read::default();
+        if self.no_metrics.is_some() {
+            read.counters = Seen::Gone;
+        } else if self.restraint.may_ask_metrics(Instant::now()) {
+            let metrics = asker.ask(METRICS, &metrics_url, |answer| {
+                let life = answer.header(LIFE_HEADER).map(str::to_owned);
+                let counters = Counters::parse(&answer.text()?)
+                    .map_err(|why| Failure::new(Reason::Parse, why))?;
+                Ok(CountersAt {
+                    at: Instant::now(),
+                    life,
+                    counters,
+                })
+            });
+            if metrics.is_late() {
+                return self.unread(true);
+            }
+            self.no_metrics = metrics.missing();
+            if let Some(counters) = metrics.answer() {
+                self.restraint.saw_metrics(counters.at, &counters.counters);
+                read.counters = Seen::Now(counters);
+            }
+        } else {
+            let asleep = self.restraint.is_asleep();
+            read.counters = if asleep { Seen::Unchanged } else { Seen::Stale };
+        }
+
+        if self.no_slots.is_some() || self.restraint.is_asleep() {
+            read.slots = Seen::Gone;
+        } else if self.restraint.may_ask_slots(Instant::now()) {
+            let slots = asker.ask(SLOTS, &slots_url, |answer| {
+                let Slots(slots) = answer.json()?;
+                Ok(SlotsAt {
+                    at: Instant::now(),
+                    slots,
+                })
+            });
+            if slots.is_late() {
+                read.slots = Seen::Stale;
+                read.late = true;
+                return read;
+            }
+            self.no_slots = slots.missing();
+            if let Some(slots) = slots.answer() {
+                let busy = slots.slots.iter().any(|slot| slot.is_processing);
+                self.restraint.saw_slots(slots.at, busy);
+                read.slots = Seen::Now(slots);
+            }
+        } else {
+            let known = matches!(read.counters, Seen::Now(_));
+            read.slots = if known { Seen::Unchanged } else { Seen::Stale };
+        }
+        read
+    }
+
+    /// What the server cannot tell, for people.
+    pub fn notes(&self, has_stats: bool) -> Vec<&'static str> {
+        let mut notes = Vec::new();
+        match self.no_metrics {
+            Some(Missing::SwitchedOff) => notes.push(
+                "/metrics is switched off: start llama-server with --metrics to get token counters, \
+                 decode calls and waiting requests",
+            ),
+            Some(Missing::NotServed) => notes.push("/metrics is not served at this address"),
+            None => {}
+        }
+        match self.no_slots {
+            Some(Missing::SwitchedOff) => notes.push(
+                "/slots is switched off: start llama-server with --slots to get context use and \
+                 exact live tokens",
+            ),
+            Some(Missing::NotServed) => notes.push("/slots is not served at this address"),
+            None => {}
+        }
+        match (self.no_metrics, self.no_slots) {
+            (Some(_), Some(_)) if !has_stats => notes.push(
+                "without both it cannot be told whether the model is idle or running, nor how fast",
+            ),
+            (Some(_), None) => notes.push(
+                "without /metrics, tokens per second come from /slots: requests that begin and end \
+                 between two polls are missed",
+            ),
+            (None, Some(_)) => notes.push(
+                "without /slots, tokens in flight come from the decode calls, to within a few \
+                 tokens a prompt",
+            ),
+            _ => {}
+        }
+        notes
+    }
+}
