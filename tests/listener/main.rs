@@ -1,0 +1,393 @@
+//! The listener from outside: the real program, its clients and its enemies.
+
+mod attacks;
+mod exporter;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use exporter::{Answer, BINARY, Directory, Exporter, PATIENCE, Stranger, UPSTREAM};
+use exporter::{alone, signal, spawn, wait};
+
+#[test]
+fn the_paths_and_their_answers() {
+    let exporter = Exporter::start();
+    let metrics = exporter.get("/metrics").unwrap();
+    assert_eq!(metrics.status, 200);
+    assert_eq!(
+        metrics.header("Content-Type"),
+        Some("text/plain; version=0.0.4; charset=utf-8")
+    );
+    assert_eq!(metrics.header("Connection"), Some("close"));
+    assert_eq!(
+        metrics.header("Content-Length"),
+        Some(metrics.body.len().to_string().as_str())
+    );
+    let page = exporter.get("/").unwrap();
+    assert_eq!(page.status, 200);
+    assert_eq!(
+        page.header("Content-Type"),
+        Some("text/html; charset=utf-8")
+    );
+    assert!(page.body.contains("/metrics"));
+    assert_eq!(exporter.get("/healthz").unwrap().status, 200);
+    for path in ["/metric", "/metrics/", "//metrics", "/favicon.ico", "/%00"] {
+        assert_eq!(exporter.get(path).unwrap().status, 404, "{path}");
+    }
+    assert_eq!(exporter.get("/metrics?name[]=x&y=%20").unwrap().status, 200);
+}
+
+#[test]
+fn head_has_the_length_and_no_body() {
+    let exporter = Exporter::start();
+    for path in ["/metrics", "/", "/healthz", "/none"] {
+        let full = exporter.get(path).unwrap();
+        let head = exporter
+            .send(&format!("HEAD {path} HTTP/1.1\r\n\r\n"))
+            .unwrap();
+        assert_eq!(head.status, full.status, "{path}");
+        assert_eq!(head.body, "", "{path}");
+        // The length of the exposition may change from one scrape to the next.
+        if path != "/metrics" {
+            assert_eq!(head.header("Content-Length"), full.header("Content-Length"));
+        }
+        assert!(
+            head.header("Content-Length")
+                .is_some_and(|length| length != "0")
+        );
+    }
+    assert!(exporter.scrape().is_ok(), "no byte was left behind");
+}
+
+#[test]
+fn other_methods_are_told_which_are_allowed() {
+    let exporter = Exporter::start();
+    for request in [
+        "POST /metrics HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
+        "POST /metrics HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+        "DELETE /none HTTP/1.0\r\n\r\n",
+        "OPTIONS * HTTP/1.1\r\n\r\n",
+    ] {
+        let answer = exporter.send(request).unwrap();
+        assert_eq!(answer.status, 405, "{request}");
+        assert_eq!(answer.header("Allow"), Some("GET, HEAD"));
+    }
+    // A long upload is answered, not reset.
+    let upload = "POST / HTTP/1.1\r\n\r\n".to_owned() + &"x".repeat(50_000);
+    assert_eq!(exporter.send(&upload).unwrap().status, 405);
+}
+
+#[test]
+fn what_is_not_http_is_told_so_at_once() {
+    let exporter = Exporter::start();
+    let start = Instant::now();
+    for request in [
+        "\r\n",
+        "\x16\x03\x01",
+        "GET / HTTP/2.0\r\n\r\n",
+        "hello\n\n",
+    ] {
+        assert_eq!(exporter.send(request).unwrap().status, 400, "{request:?}");
+    }
+    let large = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(9000));
+    assert_eq!(exporter.send(&large).unwrap().status, 431);
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "nothing waited for more"
+    );
+}
+
+#[test]
+fn http_1_0_and_bare_line_ends_are_understood() {
+    let exporter = Exporter::start();
+    assert_eq!(
+        exporter
+            .send("GET /metrics HTTP/1.0\r\n\r\n")
+            .unwrap()
+            .status,
+        200
+    );
+    assert_eq!(
+        exporter.send("GET /metrics HTTP/1.1\n\n").unwrap().status,
+        200
+    );
+}
+
+#[test]
+fn a_browser_with_many_headers_and_cookies_is_served() {
+    let exporter = Exporter::start();
+    let cookies: Vec<String> = (0..60).map(|n| format!("c{n}={:0>90}", n)).collect();
+    let request = format!(
+        "GET / HTTP/1.1\r\nHost: localhost:9100\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n\
+         Accept: text/html,application/xhtml+xml;q=0.9,*/*;q=0.8\r\n\
+         Accept-Language: de,en-US;q=0.7,en;q=0.3\r\nAccept-Encoding: gzip, deflate, br, zstd\r\n\
+         DNT: 1\r\nConnection: keep-alive\r\nCookie: {}\r\nUpgrade-Insecure-Requests: 1\r\n\
+         Sec-Fetch-Dest: document\r\nTE: chunked;q=1.0\r\nReferer: http://localhost/\u{e9}\r\n\r\n",
+        cookies.join("; ")
+    );
+    assert!(request.len() > 6000 && request.len() < 8192);
+    let answer = exporter.send(&request).unwrap();
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("Content-Encoding"), None);
+    assert_eq!(answer.header("Transfer-Encoding"), None);
+}
+
+#[test]
+fn clients_that_keep_connections_or_send_in_pieces_are_served() {
+    let exporter = Exporter::start();
+    // A client with a pool: it must see that the connection is not to be kept.
+    let url = format!("http://{}/metrics", exporter.address);
+    let agent = ureq::agent();
+    for _ in 0..20 {
+        let mut response = agent.get(&url).call().unwrap();
+        let body = response.body_mut().read_to_string().unwrap();
+        assert!(body.contains("llamacpp_exporter_build_info"));
+    }
+    // One that sends the next request without waiting gets its first answer whole.
+    let twice = "GET /metrics HTTP/1.1\r\n\r\n".repeat(2);
+    assert_eq!(exporter.send(&twice).unwrap().status, 200);
+    // One that sends byte by byte.
+    let mut stream = TcpStream::connect(exporter.address).unwrap();
+    stream.set_nodelay(true).unwrap();
+    for byte in b"GET /healthz HTTP/1.1\r\n\r\n" {
+        stream.write_all(&[*byte]).unwrap();
+        thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(Answer::read(stream).unwrap().status, 200);
+}
+
+#[test]
+fn a_request_that_does_not_come_is_given_up_after_five_seconds() {
+    let exporter = Exporter::start();
+    let start = Instant::now();
+    let answer = exporter.send("GET /metrics HTTP/1.1\r\n").unwrap();
+    assert_eq!(answer.status, 408);
+    let took = start.elapsed().as_secs_f64();
+    assert!((4.9..8.0).contains(&took), "{took}");
+}
+
+fn is_refused_with(mut child: Child, stderr: impl Fn() -> String, words: &[&str]) {
+    let (status, _) = wait(&mut child);
+    assert_eq!(status.code(), Some(1));
+    thread::sleep(Duration::from_millis(50)); // The last line is on its way.
+    let stderr = stderr();
+    for word in words {
+        assert!(stderr.contains(word), "{word} in {stderr}");
+    }
+}
+
+fn exporter_at(address: &str) -> Command {
+    let mut command = Command::new(BINARY);
+    command.args(["--addr", address, "--base-url", UPSTREAM]);
+    command
+}
+
+#[test]
+fn an_address_in_use_is_a_clear_error() {
+    let first = Exporter::start();
+    let address = first.address.to_string();
+    let (child, stderr, _lines) = spawn(exporter_at(&address));
+    let stderr = || stderr.lock().unwrap().clone();
+    is_refused_with(child, stderr, &[&address, "address in use"]);
+    assert!(first.scrape().is_ok());
+}
+
+#[test]
+fn an_address_of_another_machine_is_a_clear_error() {
+    let (child, stderr, _lines) = spawn(exporter_at("192.0.2.1:9100"));
+    let stderr = || stderr.lock().unwrap().clone();
+    is_refused_with(
+        child,
+        stderr,
+        &["192.0.2.1:9100", "no address of this machine"],
+    );
+}
+
+#[test]
+fn too_few_threads_are_a_clear_error() {
+    let Some(stranger) = Stranger::new() else {
+        return;
+    };
+    let mut command = stranger.exporter("prlimit --pid $$ --nproc=6");
+    command.args(["--addr", "127.0.0.1:0", "--base-url", UPSTREAM]);
+    let (child, stderr, _lines) = spawn(command);
+    let stderr = || stderr.lock().unwrap().clone();
+    is_refused_with(child, stderr, &["cannot start threads"]);
+}
+
+#[test]
+fn every_address_means_ipv6_and_ipv4() {
+    let port = Exporter::start().address.port(); // Free again now.
+    let (mut child, _stderr, _lines) = spawn(exporter_at(&format!(":{port}")));
+    let answers = |host: &str| {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            if let Ok(mut stream) = TcpStream::connect((host, port)) {
+                stream.write_all(b"GET /healthz HTTP/1.1\r\n\r\n").unwrap();
+                return Answer::read(stream).unwrap().status;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        0
+    };
+    assert_eq!(answers("127.0.0.1"), 200);
+    if TcpListener::bind("[::1]:0").is_ok() {
+        assert_eq!(answers("::1"), 200);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// The best of some tries: a busy machine may delay any one of them.
+fn ends_in_time(name: &str) {
+    let _alone = alone();
+    let tries = (0..5).map(|_| {
+        let mut exporter = Exporter::start();
+        exporter.scrape().unwrap();
+        signal(name, exporter.pid());
+        exporter.wait()
+    });
+    let tries: Vec<_> = tries.collect();
+    assert!(
+        tries.iter().all(|(status, _)| status.code() == Some(0)),
+        "{tries:?}"
+    );
+    let best = tries.iter().map(|(_, took)| *took).min().unwrap();
+    assert!(best < Duration::from_millis(100), "{tries:?}");
+}
+
+#[test]
+fn sigterm_ends_it_with_status_0_within_100_ms() {
+    ends_in_time("TERM");
+}
+
+#[test]
+fn sigint_ends_it_with_status_0_within_100_ms() {
+    ends_in_time("INT");
+}
+
+/// A process with the number 1 ignores signals that it does not handle.
+#[test]
+fn sigterm_ends_it_as_the_first_process_of_a_container() {
+    let namespace = ["--pid", "--fork", "--kill-child"];
+    let can = Command::new("unshare").args(namespace).arg("true").output();
+    if !can.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: cannot make a PID namespace");
+        return;
+    }
+    let mut unshare = Command::new("unshare");
+    unshare.args(namespace).arg(BINARY);
+    let mut exporter = Exporter::start_by(unshare);
+    let unshare = exporter.pid();
+    let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).unwrap();
+    signal("TERM", children.trim().parse().unwrap());
+    let (status, took) = exporter.wait();
+    assert_eq!(status.code(), Some(0));
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+fn start_at_socket(path: &Path) -> Child {
+    let (child, stderr, _lines) = spawn(exporter_at(&format!("unix:{}", path.display())));
+    let start = Instant::now();
+    while UnixStream::connect(path).is_err() {
+        assert!(start.elapsed() < PATIENCE, "{}", stderr.lock().unwrap());
+        thread::sleep(Duration::from_millis(5));
+    }
+    child
+}
+
+fn scrape_socket(path: &Path) -> u16 {
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+    Answer::read(stream).unwrap().status
+}
+
+#[test]
+fn a_unix_socket_is_served_and_removed_at_the_end() {
+    let directory = Directory::new();
+    let path = directory.join("exporter.sock");
+    drop(UnixListener::bind(&path).unwrap()); // A stale one is in the way.
+    for (name, code) in [("KILL", None), ("TERM", Some(0)), ("INT", Some(0))] {
+        let mut exporter = start_at_socket(&path);
+        assert_eq!(scrape_socket(&path), 200);
+        signal(name, exporter.id());
+        assert_eq!(wait(&mut exporter).0.code(), code);
+        assert_eq!(path.exists(), code.is_none(), "{name}");
+    }
+}
+
+#[test]
+fn a_unix_socket_in_use_and_a_file_in_the_way_are_clear_errors() {
+    let directory = Directory::new();
+    let path = directory.join("exporter.sock");
+    let mut first = start_at_socket(&path);
+    let address = format!("unix:{}", path.display());
+    let (child, stderr, _lines) = spawn(exporter_at(&address));
+    let text = || stderr.lock().unwrap().clone();
+    is_refused_with(child, text, &[&address, "address in use"]);
+    assert_eq!(scrape_socket(&path), 200);
+    first.kill().unwrap();
+    first.wait().unwrap();
+
+    let file = directory.join("notes.txt");
+    fs::write(&file, "precious").unwrap();
+    let address = format!("unix:{}", file.display());
+    let (child, stderr, _lines) = spawn(exporter_at(&address));
+    let text = || stderr.lock().unwrap().clone();
+    is_refused_with(child, text, &[&address, "not a socket"]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+}
+
+#[test]
+fn the_health_check_asks_the_exporter_that_runs() {
+    let check = |address: &str| {
+        let mut command = exporter_at(address);
+        let output = command.arg("--healthcheck").output().unwrap();
+        output.status.code()
+    };
+    let exporter = Exporter::start();
+    let address = exporter.address.to_string();
+    assert_eq!(check(&address), Some(0));
+    assert_eq!(check(&format!(":{}", exporter.address.port())), Some(0));
+    assert_eq!(
+        check(&format!("localhost:{}", exporter.address.port())),
+        Some(0)
+    );
+    drop(exporter);
+    assert_eq!(check(&address), Some(1));
+
+    let directory = Directory::new();
+    let path = directory.join("exporter.sock");
+    let mut exporter = start_at_socket(&path);
+    assert_eq!(check(&format!("unix:{}", path.display())), Some(0));
+    exporter.kill().unwrap();
+    exporter.wait().unwrap();
+    assert_eq!(check(&format!("unix:{}", path.display())), Some(1));
+}
+
+/// Whatever else comes over a connection, it is closed after one answer.
+#[test]
+fn a_connection_is_closed_even_if_the_client_keeps_it_open() {
+    let exporter = Exporter::start();
+    let mut stream = TcpStream::connect(exporter.address).unwrap();
+    stream
+        .write_all(b"GET /healthz HTTP/1.1\r\nConnection: keep-alive\r\n\r\n")
+        .unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut all = String::new();
+    stream.read_to_string(&mut all).unwrap();
+    assert!(all.contains("\r\nConnection: close\r\n"));
+    thread::sleep(Duration::from_millis(1500));
+    // The exporter's own end is gone too, so writing is answered by a reset.
+    let gone = (0..10).any(|_| {
+        thread::sleep(Duration::from_millis(20));
+        stream.write_all(b"x").is_err()
+    });
+    assert!(gone);
+}

@@ -1,0 +1,136 @@
+//! Docker Model Runner's records of requests: counted once each, and never shown.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{Answer, Exporter, Server};
+
+/// In every prompt and answer; in nothing that the exporter says.
+const MARKER: &str = "XqzzyMarkerOfTheText";
+
+fn runner() -> Server {
+    let server = Server::start();
+    for (path, answer) in [
+        (
+            "/engines/ps",
+            json!([{"backend_name": "llama.cpp", "model_name": "ai/m", "mode": "completion"}]),
+        ),
+        (
+            "/models",
+            json!([{"id": "sha256:0123456789abcdef", "tags": ["docker.io/ai/m:latest"], "config": {}}]),
+        ),
+        ("/engines/_configure", json!([])),
+        ("/engines/df", json!({"models_disk_usage": 1})),
+        ("/version", json!({"version": "v1.2.6"})),
+    ] {
+        server.answer(path, Answer::json(answer.to_string()));
+    }
+    server.answer("/metrics", Answer::exposition("# No active runners\n"));
+    server
+}
+
+fn record(id: usize, status: u16) -> Value {
+    let response = json!({
+        "choices": [{"message": {"content": format!("{MARKER} \"timings\":")}}],
+        "timings": {"cache_n": 0, "prompt_n": 20, "prompt_ms": 40.25, "predicted_n": 10, "predicted_ms": 100.5},
+    });
+    let failed = json!({"error": {"message": MARKER}});
+    json!({
+        "id": format!("ai/m_{id}"), "model": "ai/m", "method": "POST", "url": "/v1/chat/completions",
+        "request": format!("{{\"messages\":[{{\"content\":\"{MARKER}\"}}]}}"),
+        "response": if status == 200 { response } else { failed }.to_string(),
+        "error": if status == 200 { "" } else { MARKER },
+        "timestamp": 1_764_000_000, "status_code": status, "user_agent": MARKER,
+    })
+}
+
+fn keep(server: &Server, records: &[Value]) {
+    let kept = json!([{"count": records.len(), "model": "ai/m", "config": {}, "records": records}]);
+    server.answer("/engines/requests", Answer::json(kept.to_string()));
+}
+
+const RECORDS: &[(&str, &str)] = &[("model", "docker.io/ai/m:latest"), ("source", "records")];
+
+#[test]
+fn each_record_is_counted_once_and_its_text_never_leaves() {
+    let server = runner();
+    keep(&server, &[record(1, 200), record(2, 200)]);
+    let mut exporter = Exporter::watching(&server)
+        .arguments(&["--log-level", "debug"])
+        .start();
+    let count = "llamacpp_request_duration_seconds_count";
+    let scrape = exporter.until("it has looked at the records", |scrape| {
+        scrape.get(count, RECORDS).is_some()
+    });
+    assert_eq!(
+        scrape.get(count, RECORDS),
+        Some(0.0),
+        "what was there is history"
+    );
+
+    keep(
+        &server,
+        &[
+            record(2, 200),
+            record(3, 200),
+            record(4, 503),
+            record(5, 200),
+        ],
+    );
+    let scrape = exporter.until("the new ones are counted", |scrape| {
+        scrape.get(count, RECORDS) == Some(2.0)
+    });
+    for (name, value) in [
+        ("llamacpp_first_token_latency_seconds_sum", 0.0805),
+        ("llamacpp_request_duration_seconds_sum", 0.2815),
+        ("llamacpp_time_per_output_token_seconds_sum", 0.0201),
+        ("llamacpp_request_prompt_tokens_sum", 40.0),
+        ("llamacpp_request_generated_tokens_sum", 20.0),
+        ("llamacpp_request_record_gaps_total", 0.0),
+    ] {
+        let shown = scrape.get(name, RECORDS).unwrap();
+        assert!(
+            (shown - value).abs() < 1e-12,
+            "{name} is {shown}, not {value}"
+        );
+    }
+    let failed = [RECORDS, &[("code", "503")]].concat();
+    assert_eq!(
+        scrape.get("llamacpp_request_errors_total", &failed),
+        Some(1.0)
+    );
+
+    let ten: Vec<_> = (20..30).map(|id| record(id, 200)).collect();
+    keep(&server, &ten);
+    exporter.until("all are new: some may be lost", |scrape| {
+        scrape.get(count, RECORDS) == Some(12.0)
+            && scrape.get("llamacpp_request_record_gaps_total", RECORDS) == Some(1.0)
+    });
+    server.answer(
+        "/engines/requests",
+        Answer::json(format!(
+            "[{{\"model\":\"ai/m\",\"records\":[{{\"id\":\"{MARKER}\",\"response\":{MARKER}"
+        )),
+    );
+    exporter.wait_for_log(&["/engines/requests"]);
+    let polls = exporter.scrape().polls();
+    exporter.after_polls(polls + 3);
+
+    assert!(exporter.is_alive());
+    let page = exporter.get("/").body;
+    let metrics = exporter.get("/metrics").body;
+    for said in [metrics, page, exporter.output()] {
+        assert!(!said.is_empty() && !said.contains(MARKER), "{said}");
+    }
+}
+
+#[test]
+fn without_records_none_are_asked_for() {
+    let server = runner();
+    keep(&server, &[]);
+    let exporter = Exporter::watching(&server)
+        .arguments(&["--no-request-records"])
+        .start();
+    exporter.after_polls(3);
+    assert_eq!(server.count("/engines/requests"), 0);
+}
