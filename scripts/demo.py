@@ -1,0 +1,540 @@
+"""What scripts/demo does, with nothing but Python's own library."""
+
+import argparse
+import contextlib
+import http.client
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "real"))
+
+from llama import INSTALLED, MODEL, MODEL_NAME  # noqa: E402
+
+SERVER_PROGRAM = ROOT / "tests" / "real" / "llama_server.py"
+LOGS = ROOT / "target" / "demo"
+EXPORTER_PORT = 9100
+SERVER_PORT = 8080
+# As many builds are tried, newest first, before the demo gives up.
+MOST_BUILDS = 3
+# What --once takes at most, once all is set up.
+ONCE = 40
+# And what proves that it was no accident: so many polls that were ahead of the server's own counter.
+LIVE_POLLS = 3
+
+QUESTIONS = (
+    "Tell me a long story about a lighthouse keeper.",
+    "Explain in detail how bread is made.",
+    "Describe a walk through a forest in autumn.",
+    "What should one know before buying a bicycle?",
+    "Write a letter to a friend about a journey by train.",
+)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo",
+        description="Starts a real llama.cpp server with a small model (270M), the exporter beside it, and a few chats,"
+        " and shows live what the exporter tells, until Ctrl-C. The first start installs what it needs under target/"
+        " (about 400 MB), the next one takes seconds.",
+        epilog="With --base-url, the exporter's other settings can be given by their variables, for instance"
+        " LLAMACPP_API_KEY.",
+    )
+    parser.add_argument("--once", action="store_true", help="end by itself; status 0 only if tokens were counted live")
+    parser.add_argument(
+        "--base-url", metavar="URL", help="watch this server of yours; nothing is installed, and nothing sent to it"
+    )
+    wanted = parser.parse_args()
+
+    # Also when started in the background, where SIGINT is ignored at first. Under nohup, SIGHUP stays ignored.
+    for asked_to_end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if asked_to_end != signal.SIGHUP or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(asked_to_end, stop)
+    processes = []
+    try:
+        exporter_program = build_exporter()
+        if wanted.base_url:
+            return watch_theirs(processes, exporter_program, wanted)
+        return watch_ours(processes, exporter_program, wanted)
+    except Stopped:
+        # On a line of its own: the terminal shows Ctrl-C as ^C. Or it is gone.
+        with contextlib.suppress(OSError):
+            print("\nStopped.", flush=True)
+        return 0
+    except BrokenPipeError:
+        # Nobody reads any more; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    finally:
+        for asked_to_end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(asked_to_end, signal.SIG_IGN)
+        for process in reversed(processes):
+            process.stop()
+
+
+def watch_theirs(processes, exporter_program, wanted):
+    """Watches a server of the user's own. What the exporter logs is shown: it says what is wrong there."""
+    exporter = Exporter(exporter_program, wanted.base_url, log=None)
+    processes.append(exporter)
+    exporter.wait_until_serving()
+    show_addresses(exporter, f"watching       {without_userinfo(wanted.base_url)}")
+    table = Table(own_counter=False)
+    before = None
+    for models in exporter.polls(seconds=ONCE if wanted.once else None):
+        table.add(models)
+        if wanted.once and before and any(model.grew_since(before) for model in models):
+            print("\nLive tokens were seen.")
+            return 0
+        before = models
+    complain(f"no tokens were seen in {ONCE} s: send the server a request meanwhile")
+    return 1
+
+
+def watch_ours(processes, exporter_program, wanted):
+    server = start_server(processes)
+    exporter = Exporter(exporter_program, server.url, log=LOGS / "exporter.log")
+    processes.append(exporter)
+    exporter.wait_until_serving()
+    show_addresses(
+        exporter,
+        f"llama-server   {server.address}/   build {server.build}; chat with it there, and watch the numbers here",
+    )
+    print(f"  logs           {LOGS.relative_to(ROOT)}/")
+    if not wanted.once:
+        print("  Ctrl-C         stops it all")
+    print("\n  generated: as the exporter counts; own count: as llama-server's own /metrics has it at that moment")
+
+    table = Table(own_counter=True)
+    visitors = Visitors(server)
+    live = 0
+    highest = 0
+    for models in exporter.polls(seconds=ONCE if wanted.once else None):
+        # Read after the exporter's poll: an own counter that is behind it even so has not moved yet.
+        own = server.own_counter()
+        table.add(models, own)
+        server.check()
+        visitors.come()
+        generated = models[0].generated if models else None
+        if None not in (generated, own) and generated > max(own, highest):
+            live += 1
+        highest = max(highest, generated or 0)
+        if wanted.once and live >= LIVE_POLLS:
+            print(f"\nLive tokens were seen: {live} times the exporter had counted tokens of running requests")
+            print("that llama-server's own counter did not have yet.")
+            return 0
+    complain(f"no live tokens were seen in {ONCE} s: see {LOGS.relative_to(ROOT)}/")
+    return 1
+
+
+def show_addresses(exporter, watched):
+    print(f"\n  metrics        {exporter.address}/metrics")
+    print(f"  status page    {exporter.address}/")
+    print(f"  {watched}")
+
+
+class Stopped(Exception):
+    """Somebody wants the demo to end."""
+
+
+def stop(*_):
+    raise Stopped
+
+
+# What is installed, and built
+
+
+def build_exporter():
+    """Where the release binary is, built if it was not."""
+    command = ["cargo", "build", "--release", "--locked", "--bin", "llamacpp-exporter"]
+    built = subprocess.run(
+        [*command, "--message-format", "json-render-diagnostics"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    if built.returncode:
+        needed = re.search(r'^rust-version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)
+        fail(f"the exporter could not be built: it needs Rust {needed[1]} or newer and a C compiler")
+    programs = [json.loads(line).get("executable") for line in built.stdout.splitlines() if line.startswith("{")]
+    return next(program for program in programs if program)
+
+
+def setup(*what):
+    command = [ROOT / "scripts" / "setup", *what]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def start_server(processes):
+    """The newest build that can be had here and works."""
+    for build in reversed(setup("--builds").split()[-MOST_BUILDS:]):
+        try:
+            setup(build)
+        except subprocess.CalledProcessError:
+            continue
+        server = Server(build)
+        processes.append(server)
+        if server.loads():
+            return server
+        complain(f"llama.cpp b{build} does not run here ({server.end()}): see {server.log.relative_to(ROOT)}")
+        if server.process.returncode == -signal.SIGILL:
+            # No build is compiled for less.
+            fail("this processor is older than what they are compiled for; --base-url watches a server of your own")
+    fail("no llama.cpp server could be started here; --base-url watches one of your own")
+
+
+# What runs beside the demo
+
+
+class Process:
+    """A process that ends with the demo, whatever ends that."""
+
+    def __init__(self, command, log, environment):
+        if log:
+            LOGS.mkdir(parents=True, exist_ok=True)
+        output = open(log, "wb") if log else None
+        # In a session of its own, so that Ctrl-C reaches the demo alone, which then stops one after the other.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+        # Should the demo be killed, this one sees its end of the pipe close, and ends the process in its stead.
+        self.keeper = subprocess.Popen(
+            ["sh", "-c", 'read -r _; kill "$1"', "sh", str(self.process.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.keeper.kill()
+        self.keeper.wait()
+
+    def end(self):
+        """How it ended, in words."""
+        code = self.process.poll()
+        if code is None:
+            return "it did not get ready in time"
+        return signal.Signals(-code).name if code < 0 else f"status {code}"
+
+
+class Server(Process):
+    def __init__(self, build):
+        self.build = f"b{build}"
+        self.port = free_port(SERVER_PORT)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.address = f"http://localhost:{self.port}"
+        self.log = LOGS / "llama-server.log"
+        # Half the cores do for so small a model, and leave the rest to whoever works here.
+        threads = max(1, min(4, (os.cpu_count() or 1) // 2))
+        command = [
+            sys.executable, SERVER_PROGRAM, "--model", MODEL, "--alias", MODEL_NAME, "--port", str(self.port),
+            "--parallel", "2", "--ctx-size", "8192", "--threads", str(threads), "--metrics",
+        ]  # fmt: skip
+        super().__init__(command, self.log, os.environ | {"PYTHONPATH": str(INSTALLED / self.build)})
+
+    def loads(self, patience=180):
+        """Whether it gets so far as to have its model loaded."""
+        deadline = time.monotonic() + patience
+        while self.process.poll() is None and time.monotonic() < deadline:
+            try:
+                if get(self.port, "/health")[0] == 200:
+                    return True
+            except OSError:
+                pass
+            time.sleep(0.05)
+        self.stop()
+        return False
+
+    def check(self):
+        if self.process.poll() is not None:
+            fail(f"llama-server has ended ({self.end()}): see {self.log.relative_to(ROOT)}")
+
+    def own_counter(self):
+        """Generated tokens as it counts them itself; None if it does not answer."""
+        try:
+            found = re.search(r"^llamacpp:tokens_predicted_total (\S+)", get(self.port, "/metrics")[1], re.MULTILINE)
+        except OSError:
+            return None
+        return float(found[1]) if found else None
+
+
+class Exporter(Process):
+    def __init__(self, program, base_url, log):
+        self.log = log
+        self.port = free_port(EXPORTER_PORT)
+        self.address = f"http://localhost:{self.port}"
+        environment = dict(os.environ)
+        if log:
+            # Settings of another exporter are not meant for this one.
+            environment = {
+                name: value for name, value in environment.items() if not name.startswith(("LLAMACPP_", "LLM_"))
+            }
+        command = [program, "--base-url", base_url, "--addr", f"127.0.0.1:{self.port}"]
+        command += [] if "LLAMACPP_SCRAPE_INTERVAL" in environment else ["--interval", "1s"]
+        super().__init__(command, log, environment)
+
+    def check(self):
+        code = self.process.poll()
+        if code is not None:
+            where = f": see {self.log.relative_to(ROOT)}" if self.log else ""
+            complain(f"the exporter has ended ({self.end()}){where}")
+            sys.exit(code if code > 0 else 1)
+
+    def wait_until_serving(self):
+        while True:
+            self.check()
+            try:
+                get(self.port, "/metrics")
+                return
+            except OSError:
+                time.sleep(0.02)
+
+    def polls(self, seconds=None):
+        """What it tells of each model after each of its polls, for so many seconds."""
+        deadline = time.monotonic() + seconds if seconds else None
+        last = None
+        while deadline is None or time.monotonic() < deadline:
+            self.check()
+            try:
+                samples = parse(get(self.port, "/metrics")[1])
+            except OSError:
+                self.check()
+                raise
+            number = samples.get(("llamacpp_exporter_polls_total", ()))
+            if number and number != last:
+                last = number
+                yield models(samples)
+            time.sleep(0.1)
+
+
+# What the exporter tells
+
+
+def parse(text):
+    """Samples of a Prometheus exposition, by their names and labels."""
+    samples = {}
+    for name, labels, value in re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", text, re.MULTILINE):
+        samples[name, tuple(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', labels))] = float(value)
+    return samples
+
+
+def models(samples):
+    """Each model of which there is anything to tell."""
+    # Several servers may hold a model of the same name.
+    names = {tuple(label for label in labels if label[0] in ("server", "model")) for _, labels in samples}
+    return [Model(samples, name) for name in sorted(names) if dict(name).get("model")]
+
+
+class Model:
+    def __init__(self, samples, name):
+        self.name = name
+
+        def value(metric):
+            return samples.get((f"llamacpp_{metric}", name))
+
+        states = [
+            dict(labels)["status"]
+            for (metric, labels), is_so in samples.items()
+            if metric == "llamacpp_status" and is_so and set(name) <= set(labels)
+        ]
+        self.state = states[0] if states else "-"
+        self.tokens_per_second = value("tokens_per_second")
+        self.generated = value("generated_tokens_total")
+        self.processing = value("requests_processing")
+        self.waiting = value("requests_deferred")
+        self.slots = value("slots")
+        self.slots_busy = value("slots_busy")
+        self.context = value("context_size_tokens")
+        self.max_context = value("max_context_size_tokens")
+
+    def grew_since(self, before):
+        """Whether tokens were counted while it was at work then and now."""
+        earlier = next((model for model in before if model.name == self.name), None)
+        counts = (earlier and earlier.generated, self.generated)
+        return bool(earlier and earlier.processing and self.processing and None not in counts and counts[1] > counts[0])
+
+    def columns(self):
+        return (
+            self.state,
+            f"{self.tokens_per_second:.1f}" if self.tokens_per_second is not None else "-",
+            number(self.generated),
+            number(self.processing) + (f" + {number(self.waiting)} waiting" if self.waiting else ""),
+            f"{number(self.slots_busy)} of {number(self.slots)} busy" if self.slots else "-",
+            f"{number(self.context)} of {number(self.max_context)}" if self.max_context else "-",
+        )
+
+
+def number(value):
+    return f"{value:.0f}" if value is not None else "-"
+
+
+class Table:
+    """A line for each change."""
+
+    HEADER_EVERY = 20
+
+    def __init__(self, own_counter):
+        self.own_counter = own_counter
+        self.lines = 0
+        self.last = {}
+
+    def add(self, models, own=None):
+        told = {model.name: model.columns() for model in models} or {(): ("down", *"-----")}
+        for name, columns in told.items():
+            if self.last.get(name) != columns:
+                self.print(columns, own, ", ".join(value for _, value in name) if len(told) > 1 else "")
+        self.last = told
+
+    def print(self, columns, own, name):
+        if self.lines % self.HEADER_EVERY == 0:
+            titles = ("state", "tokens/s", "generated", "requests", "slots", "context")
+            print("\n" + self.line("", titles, "own count", ""))
+        self.lines += 1
+        print(self.line(time.strftime("%H:%M:%S"), columns, number(own), name), flush=True)
+
+    def line(self, moment, columns, own, name):
+        state, rate, generated, requests, slots, context = columns
+        own = f"  {own:>9}" if self.own_counter else ""
+        text = f"  {moment:8}  {state:8}{rate:>9}  {generated:>9}{own}   {requests:13}  {slots:11}  {context:12}"
+        return f"{text}  {name}".rstrip()
+
+
+# Those who chat
+
+
+class Visitors:
+    """A few at the same time at first, so that the numbers move, and then one every now and then."""
+
+    EVERY = 12
+
+    def __init__(self, server):
+        self.port = server.port
+        self.questions = itertools.cycle(QUESTIONS)
+        self.speed = None
+        self.chats = []
+        self.next_at = 0
+
+    def come(self):
+        """Sends in whoever is due."""
+        now = time.monotonic()
+        if not self.chats:
+            # The first one shows how fast it is here.
+            self.send_in(1, tokens=40)
+        elif self.speed is None:
+            first = self.chats[0]
+            if first.ended:
+                self.speed = first.tokens_per_second or 20
+                self.send_in(4, seconds=4)
+        elif all(chat.ended for chat in self.chats):
+            self.chats = self.chats[-1:]
+            self.next_at = self.next_at or now + self.EVERY
+            if now >= self.next_at:
+                self.next_at = 0
+                self.send_in(1, seconds=4)
+
+    def send_in(self, how_many, tokens=None, seconds=None):
+        tokens = tokens or max(40, min(1500, int(seconds * self.speed)))
+        self.chats += [Chat(self.port, next(self.questions), tokens) for _ in range(how_many)]
+
+
+class Chat(threading.Thread):
+    """One question, and its answer as it is generated."""
+
+    def __init__(self, port, question, tokens):
+        super().__init__(daemon=True)
+        self.port = port
+        self.request = json.dumps({
+            "messages": [{"role": "user", "content": question}],
+            "stream": True, "max_tokens": tokens, "ignore_eos": True,
+        })  # fmt: skip
+        self.arrivals = []
+        self.ended = False
+        self.start()
+
+    def run(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        try:
+            connection.request("POST", "/v1/chat/completions", self.request, {"Content-Type": "application/json"})
+            for line in connection.getresponse():
+                if line.startswith(b"data: {"):
+                    self.arrivals.append(time.monotonic())
+        except (OSError, http.client.HTTPException):
+            # That the server has ended is said elsewhere.
+            pass
+        finally:
+            connection.close()
+            self.ended = True
+
+    @property
+    def tokens_per_second(self):
+        if len(self.arrivals) < 2:
+            return None
+        return (len(self.arrivals) - 1) / (self.arrivals[-1] - self.arrivals[0])
+
+
+# Small things
+
+
+def get(port, path):
+    """Status and text. Whatever goes wrong is an OSError."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    except http.client.HTTPException as error:
+        raise OSError(str(error)) from error
+    finally:
+        connection.close()
+
+
+def free_port(wanted):
+    """That port, or else the next that is free."""
+    port = next(filter(is_free, range(wanted, wanted + 100)))
+    if port != wanted:
+        complain(f"port {wanted} is taken: using {port}")
+    return port
+
+
+def is_free(port):
+    # Somewhere, a port can be bound although another program listens at it on all addresses.
+    for address in ("127.0.0.1", "::1"):
+        try:
+            socket.create_connection((address, port), timeout=1).close()
+            return False
+        except OSError:
+            pass
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def without_userinfo(url):
+    return re.sub(r"//[^/]*@", "//", url)
+
+
+def complain(words):
+    print(f"scripts/demo: {words}", file=sys.stderr, flush=True)
+
+
+def fail(words):
+    complain(words)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

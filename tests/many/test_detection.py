@@ -1,0 +1,106 @@
+"""What answers at an address is found out by asking, and anew after every reconnect."""
+
+import subprocess
+
+import pytest
+from exporter import BINARY
+from replay import RECORDINGS, Answer, recorded
+from said import kind, states
+
+ROUTER = RECORDINGS / "router" / "b10068"
+LOADED = "alpha/one:Q4"
+
+
+def router():
+    child = "?model=alpha%2Fone%3AQ4&autoload=false"
+    return {
+        "/health": Answer((ROUTER / "health.json").read_text()),
+        "/props": Answer((ROUTER / "props.json").read_text()),
+        "/models": Answer((ROUTER / "models-loaded.json").read_text()),
+        "/v1/models": Answer((ROUTER / "models-loaded.json").read_text()),
+        "/metrics": Answer((ROUTER / "metrics-nomodel.json").read_text(), 400),
+        f"/props{child}": Answer((ROUTER / "child-props.json").read_text()),
+        f"/metrics{child}": Answer((ROUTER / "metrics-busy.txt").read_text(), type="text/plain; version=0.0.4"),
+        f"/slots{child}": Answer((ROUTER / "slots-busy.json").read_text()),
+    }
+
+
+def llama_server():
+    return {
+        "/health": Answer('{"status":"ok"}'),
+        "/props": Answer((ROUTER / "child-props.json").read_text()),
+        "/v1/models": Answer('{"data":[{"id":"only","meta":{"n_params":7}}]}'),
+        "/metrics": Answer((ROUTER / "metrics-after.txt").read_text(), type="text/plain; version=0.0.4"),
+        "/slots": Answer((ROUTER / "slots-busy.json").read_text()),
+    }
+
+
+KINDS = {
+    "llama-server": llama_server(),
+    "router": router(),
+    "model-runner": recorded("model-runner", "by-id-running"),
+    "llama-swap": recorded("llama-swap", "none"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("path", ["", "/v1"])
+def test_every_kind_is_known_and_nothing_is_asked_that_does_harm(name, path, replay, start_exporter):
+    server = replay(KINDS[name])
+    exporter = start_exporter(server.url + path, interval="200ms")
+    poll = exporter.wait_for(lambda poll: poll.value("up") == 1 and poll.number >= 4)
+    assert kind(poll) == name
+    assert poll.errors() == 0, "what a server does not have is no failure"
+    assert {method for method, _ in server.asked} == {"GET"}
+    for asked in server.paths_asked():
+        assert not asked.startswith(("/upstream", "/unload", "/api/models", "/load")), asked
+        assert "model=" not in asked or "autoload=false" in asked, asked
+
+
+def test_one_address_changes_from_one_kind_to_another(replay, start_exporter):
+    server = replay(KINDS["llama-server"])
+    exporter = start_exporter(server.url, interval="200ms")
+    last = exporter.wait_for(lambda poll: kind(poll) == "llama-server" and states(poll))
+    for name in ("model-runner", "router", "llama-swap", "llama-server", "llama-swap", "model-runner", "llama-server"):
+        before = set(states(last))
+        server.close()
+        down = exporter.wait_for(lambda poll: poll.number > last.number and poll.value("up") == 0)  # noqa: B023
+        assert states(down) == {}
+        server = replay(KINDS[name], port=server.port)
+        last = exporter.wait_for(lambda poll: poll.number > down.number and kind(poll) == name and states(poll))  # noqa: B023
+        assert not before & set(states(last))
+
+
+def test_a_router_is_asked_of_its_loaded_model_alone(replay, start_exporter):
+    server = replay(KINDS["router"])
+    exporter = start_exporter(server.url, interval="200ms")
+    poll = exporter.wait_for(lambda poll: poll.value("requests_processing", model=LOADED) == 1)
+    assert states(poll) == {LOADED: "running"} | {name: "unloaded" for name in states(poll) if name != LOADED}
+    asked_of = {path.partition("model=")[2] for path in server.paths_asked() if "model=" in path}
+    assert asked_of == {"alpha%2Fone%3AQ4&autoload=false"}
+
+
+@pytest.mark.parametrize("file", ["models-unloaded", "models-loading", "models-sleeping", "models-crashed"])
+def test_a_router_is_asked_nothing_of_a_model_that_is_not_awake(file, replay, start_exporter):
+    server = replay(KINDS["router"] | {"/models": Answer((ROUTER / f"{file}.json").read_text())})
+    exporter = start_exporter(server.url, interval="200ms")
+    poll = exporter.wait_for(lambda poll: poll.number == 5)
+    expected = file.removeprefix("models-").replace("crashed", "failed")
+    assert states(poll)[LOADED] == expected
+    assert not [path for path in server.paths_asked() if "model=" in path]
+
+
+def test_the_default_address_says_what_to_check_when_nobody_is_there(tmp_path):
+    environment = {"PATH": "/usr/bin:/bin"}
+    process = subprocess.Popen(
+        [BINARY, "--addr", "127.0.0.1:0", "--interval", "300ms"], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        process.wait(3)
+    except subprocess.TimeoutExpired:
+        pass
+    process.terminate()
+    log = process.communicate()[1]
+    advice = [line for line in log.splitlines() if "enable" in line.lower()]
+    assert len(advice) == 1, log
+    assert "TCP" in advice[0] and "12434" in advice[0]

@@ -1,0 +1,70 @@
+"""What is switched off at the server, or locked: the rest is told, and what is missing is named."""
+
+KEY = "a-key-for-this-test"
+
+
+def test_api_key(one_core, start_server, start_exporter):
+    server = start_server(api_key=KEY)
+    keyless = start_exporter(server.url)
+    exporter = start_exporter(server.url, api_key=KEY)
+    idle = exporter.wait_for_status("idle")
+
+    tokens = server.tokens_for(seconds=2)
+    stream = server.stream(tokens).wait()
+    done = exporter.poll_begun_after(stream.ended_at)
+    assert any(poll.value("tokens_per_second") for poll in exporter.between(idle, done))
+    assert done.value("generated_tokens_total") == 24 + tokens
+    assert done.errors() == 0
+    assert KEY not in exporter.log + done.text
+
+    denied = keyless.poll_begun_after(stream.ended_at)
+    assert denied.value("up") == 1
+    assert denied.value("generated_tokens_total") is None
+    assert denied.errors(endpoint="/metrics", reason="unauthorized") > 0
+    assert "LLAMACPP_API_KEY" in keyless.log
+
+
+def test_without_metrics(one_core, start_server, start_exporter):
+    server = start_server(metrics=False)
+    exporter = start_exporter(server.url)
+    idle = exporter.wait_for_status("idle")
+
+    stream = server.stream(server.tokens_for(seconds=4)).wait()
+    done = exporter.poll_begun_after(stream.ended_at)
+    during = [
+        (before, poll)
+        for before, poll in zip(exporter.polls, exporter.polls[1:])
+        if stream.first_at < before.after and poll.seen < stream.last_at
+    ]
+    assert len(during) >= 2
+    for before, poll in during:
+        assert poll.status == "running"
+        assert poll.value("slots_busy") == 1
+        slowest, fastest = stream.rates_received(before, poll)
+        assert 0.85 * slowest <= poll.value("tokens_per_second") <= 1.15 * fastest
+    assert done.status == "idle"
+    for poll in exporter.between(idle, done):
+        assert poll.value("up") == 1
+        assert poll.value("generated_tokens_total") is None
+        assert poll.value("decode_calls_total") is None
+        assert poll.errors() == 0
+    assert done.value("slots") == 2
+    assert done.value("model_parameters") == 268098176
+    assert "--metrics" in exporter.log
+
+
+def test_without_slots(one_core, start_server, start_exporter):
+    server = start_server(slots=False)
+    exporter = start_exporter(server.url)
+    idle = exporter.wait_for_status("idle")
+
+    stream = server.stream(server.tokens_for(seconds=2)).wait()
+    done = exporter.poll_begun_after(stream.ended_at)
+    polls = exporter.between(idle, done)
+    assert any(poll.value("tokens_per_second") for poll in polls)
+    assert any(poll.status == "running" for poll in polls)
+    assert done.status == "idle"
+    assert done.value("context_size_tokens") is None
+    assert done.value("max_context_size_tokens") == 4096
+    assert done.errors() == 0
+    assert "--slots" in exporter.log or "--no-slots" in exporter.log
