@@ -20,6 +20,11 @@ use crate::stream::Stream;
 /// under a burst, an eighth made clients wait for a retry.
 const BACKLOG: i32 = 1024;
 
+/// How long the system may keep a connection to itself that has not sent anything.
+/// Clients that connect and are silent then take nobody's time, and one that was
+/// held up between connecting and asking is not taken for one of them.
+const DEFER_ACCEPT_SECONDS: i32 = 1;
+
 /// The most that is read of an answer to [`Address::get`].
 const ANSWER_LIMIT: u64 = 64 << 10;
 
@@ -130,6 +135,7 @@ impl Listener {
     fn tcp(address: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
         os::set_backlog(&listener, BACKLOG)?;
+        os::set_defer_accept(&listener, DEFER_ACCEPT_SECONDS)?;
         Ok(Self::Tcp(listener))
     }
 

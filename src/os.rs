@@ -14,6 +14,8 @@ const SIGTERM: c_int = 15;
 const SIG_ERR: usize = usize::MAX;
 const IPPROTO_TCP: c_int = 6;
 const TCP_NODELAY: c_int = 1;
+/// Linux's number for it.
+const TCP_DEFER_ACCEPT: c_int = 9;
 
 unsafe extern "C" {
     fn signal(number: c_int, handler: extern "C" fn(c_int)) -> usize;
@@ -105,15 +107,31 @@ pub fn set_backlog(listener: &impl AsFd, length: i32) -> io::Result<()> {
 /// # Errors
 /// What the system says, for a socket that is not TCP.
 pub fn set_nodelay(listener: &impl AsFd) -> io::Result<()> {
-    let on: c_int = 1;
+    set_tcp_option(listener, TCP_NODELAY, 1)
+}
+
+/// Keeps each connection in the system until its first bytes are there, or for
+/// about `seconds`, before it can be accepted. Only Linux can; elsewhere
+/// connections are accepted at once.
+///
+/// # Errors
+/// What the system says, for a socket that is not TCP.
+pub fn set_defer_accept(listener: &impl AsFd, seconds: i32) -> io::Result<()> {
+    match cfg!(target_os = "linux") {
+        true => set_tcp_option(listener, TCP_DEFER_ACCEPT, seconds),
+        false => Ok(()),
+    }
+}
+
+fn set_tcp_option(socket: &impl AsFd, name: c_int, value: c_int) -> io::Result<()> {
     // SAFETY: the descriptor is borrowed, so it stays open during the call;
     // the value is an int that lives through the call, and the length is its own.
     check(unsafe {
         setsockopt(
-            listener.as_fd().as_raw_fd(),
+            socket.as_fd().as_raw_fd(),
             IPPROTO_TCP,
-            TCP_NODELAY,
-            ptr::from_ref(&on).cast(),
+            name,
+            ptr::from_ref(&value).cast(),
             size_of::<c_int>() as u32,
         )
     })
@@ -140,10 +158,36 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn a_connection_that_says_nothing_is_accepted_later() {
+        use std::io::{ErrorKind, Read as _, Write as _};
+        use std::time::{Duration, Instant};
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        set_defer_accept(&listener, 1).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        client.write_all(b"x").unwrap();
+        let start = Instant::now();
+        let mut accepted = loop {
+            match listener.accept() {
+                Ok((accepted, _)) => break accepted,
+                Err(_) => assert!(start.elapsed() < Duration::from_secs(10)),
+            }
+        };
+        accepted.read_exact(&mut [0]).unwrap();
+    }
+
+    #[test]
     fn errors_are_reported() {
         let (connected, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
         assert!(set_backlog(&connected, 10).is_err());
         assert!(set_nodelay(&connected).is_err());
+        assert_eq!(
+            set_defer_accept(&connected, 1).is_err(),
+            cfg!(target_os = "linux")
+        );
         assert!(remove_at_exit(Path::new("a\0b")).is_err());
     }
 }
