@@ -184,7 +184,7 @@ class Run:
         previous = before
         for poll in self.exporter.between(before, done):
             counted = poll.value("generated_tokens_total") - base
-            fewest, most = stream.received(previous.after), stream.received(poll.seen)
+            fewest, most = stream.received(previous.after), stream.generated(poll.seen)
             check(
                 fewest <= counted <= most, f"{counted:g} tokens counted when the client had received {fewest} to {most}"
             )
@@ -194,8 +194,7 @@ class Run:
                 told = poll.value("tokens_per_second")
                 check(told is not None, "no tokens per second while it streamed")
                 # As far as it is known when the polls ended.
-                slowest = (stream.received(poll.after) - stream.received(previous.seen)) / (poll.seen - previous.after)
-                fastest = (most - stream.received(previous.after)) / (poll.after - previous.seen)
+                slowest, fastest = stream.rates_generated(previous, poll)
                 check(
                     0.85 * slowest <= told <= 1.15 * fastest,
                     f"{told:.1f} tokens per second told, {slowest:.1f} to {fastest:.1f} received",

@@ -118,11 +118,17 @@ class LlamaServer:
 
 
 class Stream:
-    """A streamed generation of so many tokens: each arrives alone and is time-stamped."""
+    """A streamed generation of so many tokens: each arrives alone, and is time-stamped twice.
+
+    `received` goes by our clock, as each arrived here. A busy machine may let this process wait
+    while the server goes on, so `generated` goes by the server's own clock, set by the token
+    that came through soonest: then only the time of the others' way here is left out of it.
+    """
 
     def __init__(self, server, tokens, prompt, hang_up_after):
         self.wanted = tokens
         self.arrivals = []
+        self._made = []
         self.timings = None
         self.error = None
         self.ended_at = None
@@ -134,6 +140,7 @@ class Stream:
         self._request = json.dumps({
             "prompt": prompt, "n_predict": tokens, "stream": True, "ignore_eos": True,
             "seed": 1, "temperature": 0, "cache_prompt": False,
+            "timings_per_token": True,
         })  # fmt: skip
         self._headers = {"Content-Type": "application/json"} | server.headers()
         self.sent_at = time.monotonic()
@@ -151,8 +158,10 @@ class Stream:
                     continue
                 chunk = json.loads(line.removeprefix(b"data: "))
                 with self._changed:
-                    self.arrivals += [now] * len(chunk["tokens"])
                     self.timings = chunk.get("timings", self.timings)
+                    for _ in chunk["tokens"]:
+                        self._made.append(self.timings["predicted_ms"] / 1000)
+                        self.arrivals.append(now)
                     self._changed.notify_all()
                 if self._hang_up_after and len(self.arrivals) >= self._hang_up_after:
                     break
@@ -190,11 +199,16 @@ class Stream:
         """How many tokens had arrived by then."""
         return bisect.bisect_right(self.arrivals, moment)
 
-    def rates_received(self, previous, poll):
+    def generated(self, moment):
+        """How many tokens the server had sent by then."""
+        begun = min(arrival - made for arrival, made in zip(self.arrivals, self._made))
+        return bisect.bisect_right(self._made, moment - begun)
+
+    def rates_generated(self, previous, poll):
         """Tokens per second between two polls, of which each ended some time between two
         scrapes: the lowest and the highest that this leaves possible."""
-        fewest = self.received(poll.after) - self.received(previous.seen)
-        most = self.received(poll.seen) - self.received(previous.after)
+        fewest = self.generated(poll.after) - self.generated(previous.seen)
+        most = self.generated(poll.seen) - self.generated(previous.after)
         return fewest / (poll.seen - previous.after), most / (poll.after - previous.seen)
 
     @property

@@ -1,4 +1,4 @@
-"""The counter and the rate follow a stream token by token, as its client receives them."""
+"""The counter and the rate follow a stream token by token, as its client is sent them."""
 
 import pytest
 
@@ -26,12 +26,12 @@ def test_one_long_stream(build, slots, one_core, start_server, start_exporter):
     previous = idle
     for poll in polls:
         counted = poll.value("generated_tokens_total") - base
-        fewest, most = stream.received(previous.after), stream.received(poll.seen)
+        fewest, most = stream.received(previous.after), stream.generated(poll.seen)
         allowed = CLOSE_ENOUGH[slots] if poll.after < stream.last_at else 0
         # A counter can't take back what it was too high by.
         assert fewest - allowed <= counted <= max(most + allowed, highest), describe(poll, stream)
         if poll in during and previous in during:
-            slowest, fastest = stream.rates_received(previous, poll)
+            slowest, fastest = stream.rates_generated(previous, poll)
             assert 0.85 * slowest <= poll.value("tokens_per_second") <= 1.15 * fastest, describe(poll, stream)
         if poll in during:
             assert poll.status == "running"
@@ -50,5 +50,6 @@ def describe(poll, stream):
     return (
         f"poll {poll.number}, which ended {poll.after - stream.sent_at:.3f} to {poll.seen - stream.sent_at:.3f} s"
         f" after the request; the client had received {stream.received(poll.after)} to"
-        f" {stream.received(poll.seen)} tokens by then"
+        f" {stream.received(poll.seen)} tokens by then, and was sent {stream.generated(poll.after)} to"
+        f" {stream.generated(poll.seen)}"
     )

@@ -40,7 +40,7 @@ def test_without_metrics(one_core, start_server, start_exporter):
     for before, poll in during:
         assert poll.status == "running"
         assert poll.value("slots_busy") == 1
-        slowest, fastest = stream.rates_received(before, poll)
+        slowest, fastest = stream.rates_generated(before, poll)
         assert 0.85 * slowest <= poll.value("tokens_per_second") <= 1.15 * fastest
     assert done.status == "idle"
     for poll in exporter.between(idle, done):
