@@ -8,18 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::slots::Task;
-
-/// What one task shows on its slot.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct InFlight {
-    /// Which task.
-    pub task: Task,
-    /// Tokens so far.
-    pub tokens: f64,
-    /// Whether it is at work; else `tokens` is its final count.
-    pub running: bool,
-}
+use super::slots::{InFlight, Task};
 
 /// How far apart two values near `value` are in six significant digits.
 pub fn rounding(value: f64) -> f64 {

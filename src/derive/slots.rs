@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use super::live::InFlight;
 use crate::upstream::answers::Slot;
 
 /// One task on one slot.
@@ -12,6 +11,17 @@ pub struct Task {
     pub slot: u64,
     /// The task's id, which no other task of this life of the server has.
     pub id: u64,
+}
+
+/// What one task shows on its slot.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct InFlight {
+    /// Which task.
+    pub task: Task,
+    /// Tokens so far.
+    pub tokens: f64,
+    /// Whether it is at work; else `tokens` is its final count.
+    pub running: bool,
 }
 
 /// The slots that have or had a task, with it.
