@@ -14,9 +14,9 @@ use super::answers::Counters;
 const METRICS_ARE_HARMLESS: u32 = 10_566;
 /// How much later than due a server may fall asleep; measured: 0.06 s.
 const GRACE: Duration = Duration::from_millis(500);
-/// How long to leave a server alone of which only is known that it sleeps at times.
 /// How many reads after a wake may find nothing and are not believed.
 const READS_AFTER_WAKE: u8 = 3;
+/// How long to leave a server alone of which only is known that it sleeps at times.
 const FIRST_PATIENCE: Duration = Duration::from_secs(60);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(3600);
 
