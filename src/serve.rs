@@ -4,6 +4,8 @@ use std::io;
 
 use tiny_http::{Header, Request, Response, Server};
 
+use crate::exposition;
+
 /// What there is to serve. Called between two requests, so a slow method
 /// delays every client.
 pub trait Site {
@@ -38,7 +40,6 @@ pub fn run(server: &Server, site: &dyn Site) -> io::Error {
     }
 }
 
-const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -52,7 +53,7 @@ fn answer(site: &dyn Site, target: &str) -> Answer {
     let path = target.split('?').next().unwrap_or(target);
     let (status, content_type, body) = match path {
         "/" => (200, HTML, site.page()),
-        "/metrics" => (200, EXPOSITION, site.metrics()),
+        "/metrics" => (200, exposition::CONTENT_TYPE, site.metrics()),
         "/healthz" => state(site.health()),
         "/readyz" => state(site.ready()),
         _ => (404, TEXT, "not found: try /metrics\n".to_owned()),
@@ -112,7 +113,7 @@ mod tests {
     fn routes() {
         assert_eq!(
             get(Ok(()), "/metrics"),
-            (200, EXPOSITION, "up 1\n".to_owned())
+            (200, exposition::CONTENT_TYPE, "up 1\n".to_owned())
         );
         assert_eq!(get(Ok(()), "/"), (200, HTML, "<p>".to_owned()));
         for path in ["/metric", "/metrics/", "//", "/METRICS", "/healthz/x"] {
