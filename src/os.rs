@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::Command;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -135,6 +136,27 @@ fn set_tcp_option(socket: &impl AsFd, name: c_int, value: c_int) -> io::Result<(
             size_of::<c_int>() as u32,
         )
     })
+}
+
+/// Has the program that `command` starts end when the thread that starts it does, or with
+/// the whole process, however that ends: one that never writes would not notice. Only Linux can.
+pub fn end_with_us(command: &mut Command) {
+    #[cfg(target_os = "linux")]
+    {
+        use std::ffi::c_ulong;
+        use std::os::unix::process::CommandExt;
+        unsafe extern "C" {
+            fn prctl(option: c_int, ...) -> c_int;
+        }
+        const PR_SET_PDEATHSIG: c_int = 1;
+        // SAFETY: between fork and exec only what a signal handler may call may be called:
+        // this is one system call, which takes any number of a signal.
+        let ask = || check(unsafe { prctl(PR_SET_PDEATHSIG, SIGTERM as c_ulong) });
+        // SAFETY: as above.
+        unsafe { command.pre_exec(ask) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = command;
 }
 
 fn check(result: c_int) -> io::Result<()> {

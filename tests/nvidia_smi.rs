@@ -1,9 +1,10 @@
 //! The program with an `nvidia-smi` that replays what real ones print.
 //!
-//! The lines have the shape of `--format=csv,noheader,nounits` of the drivers
-//! 470 to 580, as public issues of llama.cpp's and of GPU exporters' users quote
-//! it: a plain GPU, one in MIG mode (no utilization), a laptop's (no power), one
-//! that has fallen off the bus.
+//! The lines are written by hand, none was recorded: no machine with an NVIDIA GPU was to
+//! be had. Their shape is that of `--format=csv,noheader,nounits` as `nvidia-smi
+//! --help-query-gpu` and `--help-query-compute-apps` describe it, and as public issues of
+//! llama.cpp's and of GPU exporters' users quote drivers 470 to 580: a plain GPU, one in
+//! MIG mode (no utilization), a laptop's (no power), one that has fallen off the bus.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -182,5 +183,47 @@ fn where_it_is_not_installed_there_is_no_thread_for_it() {
         let counts = (without.threads(), with.threads());
         assert!(std::time::Instant::now() < deadline, "{counts:?}");
         std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The program's own children are `nvidia-smi`s that print nothing: they have to be told.
+#[test]
+fn none_outlives_the_exporter_however_that_ends() {
+    for signal in ["TERM", "KILL"] {
+        let name = format!("ends-{signal}");
+        let says_its_number = "echo $$ >> \"$RECORD\"\nexec sleep 1000\n";
+        let mut exporter = Exporter::start(&name, says_its_number);
+        let calls = exporter.folder.join("calls");
+        let running = || -> Vec<String> {
+            let numbers = fs::read_to_string(&calls).unwrap_or_default();
+            let alive = |pid: &str| {
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+                // Dead ones may wait for whoever inherits them.
+                stat.is_ok_and(|stat| !stat.contains(") Z "))
+            };
+            numbers
+                .lines()
+                .filter(|pid| alive(pid))
+                .map(str::to_owned)
+                .collect()
+        };
+        let wait = |wanted: &dyn Fn(usize) -> bool| {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !wanted(running().len()) {
+                assert!(Instant::now() < deadline, "{:?}", running());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        wait(&|count| count == 2);
+        let kill = format!("kill -{signal} {}", exporter.child.id());
+        assert!(
+            Command::new("sh")
+                .args(["-c", &kill])
+                .status()
+                .unwrap()
+                .success()
+        );
+        exporter.child.wait().unwrap();
+        wait(&|count| count == 0);
     }
 }

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::log;
+use crate::os;
 use crate::snapshot::Gpu;
 
 /// What is asked of each GPU.
@@ -234,7 +235,9 @@ impl Follow {
     }
 
     fn start(&self) -> io::Result<Child> {
-        Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        os::end_with_us(&mut command);
+        command
             .arg(&self.query)
             .arg("--format=csv,noheader,nounits")
             .arg(format!("--loop-ms={}", self.period.as_millis()))
