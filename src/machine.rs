@@ -4,10 +4,13 @@
 //! once and kept as long as it lives; what cannot be told for certain is left
 //! out, and why is said once.
 
+mod addresses;
 pub mod arguments;
 pub mod cards;
+pub mod find;
 pub mod gpus;
 pub mod limits;
+pub mod net;
 pub mod nvidia;
 pub mod process;
 #[cfg(test)]
@@ -15,18 +18,18 @@ mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use self::addresses::Addresses;
 use self::arguments::Arguments;
+use self::find::{Outcome, Search};
 use self::gpus::Gpus;
 use self::limits::Limits;
-use self::process::{Listener, Process, Procfs, Status, socket_at};
+use self::process::{Process, Procfs, Status, socket_at};
 use crate::gguf::kv::{self, Slots};
 use crate::gguf::{self, Header};
 use crate::log;
@@ -36,7 +39,7 @@ use crate::snapshot::{Model, Status as ModelStatus};
 /// `USER_HZ`: what Linux counts processor time in, 100 on every architecture that Rust has.
 const TICKS_PER_SECOND: f64 = 100.0;
 /// How long to wait before a process that was not found is looked for again.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long limits, and a header that could not be read, stand.
 const SECOND_LOOK: Duration = Duration::from_secs(30);
@@ -52,6 +55,8 @@ pub struct Hints<'a> {
     pub n_ctx: Option<f64>,
     /// The command line of its server, where a router tells it.
     pub arguments: Option<&'a [String]>,
+    /// What it is run for, where the server says so.
+    pub mode: Option<&'a str>,
     /// A part of the path of its file that no other model's has, for a server that
     /// listens on nothing that could be found: Docker Model Runner's.
     pub file_part: Option<&'a str>,
@@ -63,25 +68,24 @@ pub struct Hints<'a> {
 pub struct Machine {
     procfs: Procfs,
     sysfs: PathBuf,
-    /// The user has said that the processes are to be looked for there.
-    given_procfs: bool,
     pid_file: Option<PathBuf>,
+    /// The process that the PID file spoke of, and when the file was written.
+    said_by_file: Option<(Option<SystemTime>, Process)>,
     server: String,
     host: String,
     port: u16,
-    here: Here,
-    watched: BTreeMap<String, Watched>,
+    addresses: Addresses,
+    watched: BTreeMap<Key, Watched>,
     gpus: Arc<Gpus>,
     /// What was said in the log.
     said: BTreeSet<String>,
 }
 
-/// Whether the base URL's host is this machine.
-enum Here {
-    NotAsked,
-    /// A name is being looked up, which may take long.
-    Asked(Receiver<bool>),
-    Known(bool),
+/// A model by its name, and what it is run for.
+type Key = (String, Option<String>);
+
+fn key(model: &Model) -> Key {
+    (model.name.clone(), model.mode.clone())
 }
 
 /// What is known of the process of one model.
@@ -94,22 +98,18 @@ struct Watched {
     note: Option<String>,
 }
 
-/// A process, and the descriptor and the number of the socket that it was found by.
-type Held = (Process, Option<(PathBuf, u64)>);
-
 struct Found {
     process: Process,
     /// The socket that it was found by, and the descriptor that is it.
     socket: Option<(PathBuf, u64)>,
-    arguments: io::Result<Arguments>,
+    arguments: Arguments,
+    /// Why its variables cannot be read, which may have set what the arguments do not.
+    unread: Option<io::Error>,
     limits: Limits,
     limits_at: Instant,
     cpu: Option<(Instant, u64)>,
     header: Option<(String, Result<Header, gguf::Error>, Instant)>,
 }
-
-const ADVICE: &str = "memory and CPU are not shown; let the exporter run as root or as the \
-                      server's user, or name the process with --pid-file";
 
 impl Machine {
     /// The machine that `base` may be on.
@@ -117,12 +117,12 @@ impl Machine {
         Machine {
             procfs: Procfs::new(&settings.procfs),
             sysfs: settings.sysfs.clone(),
-            given_procfs: settings.procfs != Path::new("/proc"),
             pid_file: settings.pid_file.clone(),
+            said_by_file: None,
             server: base.server(),
             host: base.host().to_owned(),
             port: base.port(),
-            here: Here::NotAsked,
+            addresses: Addresses::NotAsked,
             watched: BTreeMap::new(),
             gpus: Arc::default(),
             said: BTreeSet::new(),
@@ -143,31 +143,31 @@ impl Machine {
     /// Puts what the machine tells of a model's process into `model`, in place of
     /// what its server tells. Called once a poll for every model that is loaded.
     pub fn fill(&mut self, model: &mut Model, hints: &Hints) {
-        if !cfg!(target_os = "linux") {
-            return;
+        let key = key(model);
+        let mut watched = self.watched.remove(&key).unwrap_or_default();
+        if cfg!(target_os = "linux") {
+            self.keep_or_find(&mut watched, hints);
         }
-        let mut watched = self.watched.remove(&model.name).unwrap_or_default();
-        self.keep_or_find(&mut watched, hints);
         if let Some(found) = &mut watched.found {
             found.fill(self, model);
         }
         self.fill_cache(&mut watched, model, hints);
         self.say(&watched);
-        self.watched.insert(model.name.clone(), watched);
+        self.watched.insert(key, watched);
     }
 
     /// After how long without work the model's server falls asleep, if its arguments say that.
-    pub fn sleep_idle(&self, model: &str) -> Option<Duration> {
-        let found = self.watched.get(model)?.found.as_ref()?;
-        found.arguments.as_ref().ok()?.sleep_idle()
+    pub fn sleep_idle(&self, model: &Model) -> Option<Duration> {
+        let found = self.watched.get(&key(model))?.found.as_ref()?;
+        found.arguments.sleep_idle()
     }
 
     /// Forgets the processes of all models but these: the server is down, or has unloaded them.
     pub fn forget_all_but(&mut self, models: &[Model]) {
-        self.watched
-            .retain(|name, _| models.iter().any(|model| model.name == *name));
+        let present: BTreeSet<Key> = models.iter().map(key).collect();
+        self.watched.retain(|known, _| present.contains(known));
         if models.is_empty() {
-            self.here = Here::NotAsked;
+            self.addresses = Addresses::NotAsked;
         }
     }
 
@@ -194,24 +194,32 @@ impl Machine {
             }
             *watched = Watched::default();
         }
-        let now = Instant::now();
-        if watched.search_at.is_some_and(|at| now < at) {
-            return;
-        }
-        match self.find(hints) {
-            Ok((process, socket)) => {
+        match self.find(watched, hints) {
+            None => {}
+            Some(Ok((process, socket))) => {
                 watched.found = Some(Found::new(self, process, socket));
                 watched.note = None;
                 let pairs: [(&str, &dyn Display); 2] =
                     [("pid", &process.pid), ("server", &self.server)];
                 log::info("the process that holds the model is found", &pairs);
             }
-            Err(note) => {
-                watched.note = note;
-                watched.pause = (watched.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-                watched.search_at = Some(now + watched.pause);
-            }
+            Some(Err(note)) => watched.note = note,
         }
+    }
+
+    /// Looks for the process; `None` while it is not worth looking again.
+    fn find(&mut self, watched: &mut Watched, hints: &Hints) -> Option<Outcome> {
+        if self.pid_file_is_of(hints) {
+            return Some(self.find_by_file());
+        }
+        let now = Instant::now();
+        if watched.search_at.is_some_and(|at| now < at) {
+            return None;
+        }
+        let addresses = self.addresses.of(&self.host)?;
+        watched.pause = (watched.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        watched.search_at = Some(now + watched.pause);
+        Some(Search::new(&self.procfs, &addresses, self.port).find(hints))
     }
 
     fn is_still(&self, found: &Found, hints: &Hints) -> bool {
@@ -221,7 +229,12 @@ impl Machine {
                 .socket
                 .as_ref()
                 .is_none_or(|(path, inode)| socket_at(path) == Some(*inode))
-            && (hints.arguments.is_some() || self.said_pid().is_none_or(|said| said == pid))
+            && (!self.pid_file_is_of(hints) || self.said_pid().is_none_or(|said| said == pid))
+    }
+
+    /// Whether the PID file speaks of the process of this model: not of one of many.
+    fn pid_file_is_of(&self, hints: &Hints) -> bool {
+        self.pid_file.is_some() && hints.arguments.is_none() && hints.file_part.is_none()
     }
 
     /// What the PID file says.
@@ -230,159 +243,25 @@ impl Machine {
         text.trim().parse().ok()
     }
 
-    /// Finds the process, or says why not where there is something to be done about it.
-    fn find(&mut self, hints: &Hints) -> Result<Held, Option<String>> {
-        let child = hints.arguments.map(|words| Arguments::new(words, &[]));
-        if child.is_none()
-            && let Some(file) = &self.pid_file
+    fn find_by_file(&mut self) -> Outcome {
+        let file = self.pid_file.as_deref().unwrap_or(Path::new(""));
+        let written = fs::metadata(file).and_then(|file| file.modified()).ok();
+        let process = self.said_pid().and_then(|pid| self.procfs.process(pid));
+        let Some(process) = process else {
+            let file = file.display();
+            return Err(Some(format!("no process has the number in {file}")));
+        };
+        if let Some((then, known)) = self.said_by_file
+            && (then, known.pid) == (written, process.pid)
+            && known != process
         {
-            let process = self.said_pid().and_then(|pid| self.procfs.process(pid));
-            return match process {
-                Some(process) => Ok((process, None)),
-                None => Err(Some(format!(
-                    "no process has the number in {}",
-                    file.display()
-                ))),
-            };
+            return Err(Some(format!(
+                "the number in {} is another process's by now",
+                file.display()
+            )));
         }
-        if let Some(part) = hints.file_part {
-            let is_it = |arguments: &Arguments| {
-                arguments.are_a_llama_servers()
-                    && arguments.model().is_some_and(|path| path.contains(part))
-            };
-            return self.only(is_it, &[], "called with the model's file");
-        }
-        let port = match &child {
-            Some(arguments) => arguments.port().ok_or(None)?,
-            None => self.port,
-        };
-        if self.is_here() {
-            let socket = child.as_ref().and_then(Arguments::socket);
-            let listeners = match socket {
-                Some(path) => self.procfs.unix_listeners(path),
-                None => self.procfs.tcp_listeners(port),
-            };
-            if listeners.is_empty() {
-                return Err(None);
-            }
-            let (holders, all_seen) = self.holders(&listeners);
-            match holders.len() {
-                0 if all_seen => Err(None),
-                0 => self.by_command_line(port, &listeners),
-                _ => self.one_of(holders),
-            }
-        } else if self.given_procfs {
-            // In another network: what it is called with tells.
-            let model = hints.model_path;
-            let is_it = |arguments: &Arguments| {
-                arguments.are_a_llama_servers()
-                    && match (model, arguments.model()) {
-                        (Some(path), Some(given)) => path == given,
-                        _ => arguments.port() == Some(port),
-                    }
-            };
-            self.only(is_it, &[], "called with this port and model")
-        } else {
-            Err(None)
-        }
-    }
-
-    /// The processes that hold one of the sockets, and whether every process could be looked at.
-    fn holders(&self, listeners: &[Listener]) -> (Vec<Held>, bool) {
-        let inodes: Vec<u64> = listeners.iter().map(|listener| listener.inode).collect();
-        let mut holders = Vec::new();
-        let mut all_seen = true;
-        for pid in self.procfs.pids() {
-            match self.procfs.holds(pid, &inodes) {
-                Ok(Some(socket)) => {
-                    let process = self.procfs.process(pid);
-                    holders.extend(process.map(|process| (process, Some(socket))));
-                }
-                Ok(None) => {}
-                Err(error) => all_seen &= error.kind() != io::ErrorKind::PermissionDenied,
-            }
-        }
-        (holders, all_seen)
-    }
-
-    /// The one holder of a socket; of several, which inherited it, the one that is a llama-server.
-    fn one_of(&self, mut holders: Vec<Held>) -> Result<Held, Option<String>> {
-        if holders.len() > 1 {
-            holders.retain(|(process, _)| {
-                let words = self.procfs.arguments(process.pid).unwrap_or_default();
-                Arguments::new(&words, &[]).are_a_llama_servers()
-            });
-        }
-        match holders.pop() {
-            Some(held) if holders.is_empty() => Ok(held),
-            _ => Err(Some(format!(
-                "several processes hold the server's socket: {ADVICE}"
-            ))),
-        }
-    }
-
-    fn by_command_line(&self, port: u16, listeners: &[Listener]) -> Result<Held, Option<String>> {
-        let uids: Vec<u32> = listeners.iter().filter_map(|l| l.uid).collect();
-        let is_it = |arguments: &Arguments| {
-            arguments.name_port(port)
-                || (arguments.are_a_llama_servers() && arguments.port() == Some(port))
-        };
-        self.only(is_it, &uids, "called with this port")
-    }
-
-    /// The only process that was called so, by one of the users `uids` where that is known.
-    fn only(
-        &self,
-        is_it: impl Fn(&Arguments) -> bool,
-        uids: &[u32],
-        which: &str,
-    ) -> Result<Held, Option<String>> {
-        let of_user = |pid: &u32| {
-            uids.is_empty() || {
-                let uid = self.procfs.status(*pid).and_then(|status| status.uid);
-                uid.is_some_and(|uid| uids.contains(&uid))
-            }
-        };
-        let called = |pid: &u32| {
-            let words = self.procfs.arguments(*pid).unwrap_or_default();
-            is_it(&Arguments::new(&words, &[]))
-        };
-        let own = std::process::id();
-        let mut found = self.procfs.pids();
-        found.retain(|pid| *pid != own && called(pid) && of_user(pid));
-        match found[..] {
-            [pid] => match self.procfs.process(pid) {
-                Some(process) => Ok((process, None)),
-                None => Err(None),
-            },
-            [] => Err(Some(format!("no process is {which}: {ADVICE}"))),
-            _ => Err(Some(format!(
-                "{} processes are {which}: {ADVICE}",
-                found.len()
-            ))),
-        }
-    }
-
-    fn is_here(&mut self) -> bool {
-        match &self.here {
-            Here::Known(here) => return *here,
-            Here::Asked(answer) => match answer.try_recv() {
-                Ok(here) => self.here = Here::Known(here),
-                Err(mpsc::TryRecvError::Empty) => return false,
-                Err(mpsc::TryRecvError::Disconnected) => self.here = Here::Known(false),
-            },
-            Here::NotAsked => {
-                let host = self.host.trim_matches(['[', ']']);
-                if host == "localhost" {
-                    self.here = Here::Known(true);
-                } else if let Ok(address) = host.parse::<IpAddr>() {
-                    self.here = Here::Known(is_own(address));
-                } else {
-                    self.here = Here::Asked(look_up(host));
-                }
-            }
-        }
-        matches!(self.here, Here::Known(true))
+        self.said_by_file = Some((written, process));
+        Ok((process, None))
     }
 
     fn fill_cache(&self, watched: &mut Watched, model: &mut Model, hints: &Hints) {
@@ -401,7 +280,8 @@ impl Machine {
         let own = watched
             .found
             .as_ref()
-            .and_then(|found| found.arguments.as_ref().ok()?.cache());
+            .filter(|found| found.unread.is_none())
+            .and_then(|found| found.arguments.cache());
         let options = match (own, hints.arguments) {
             (Some(options), _) => Some(options),
             // Those of the process are not to be had, or it is no llama-server.
@@ -454,27 +334,41 @@ impl Watched {
             ))
         });
         let rights = self.found.as_ref().and_then(|found| {
-            let error = found.arguments.as_ref().err()?;
-            Some(format!(
-                "the size of the KV cache is not known, as the server's variables may set it, and \
-                 cannot be read: {error}; let the exporter run as root or as the server's user"
-            ))
+            let error = found.unread.as_ref()?;
+            found.arguments.are_a_llama_servers().then(|| {
+                format!(
+                    "the size of the KV cache is not known, as the server's variables may set it, \
+                     and cannot be read: {error}; let the exporter run as root or as the server's \
+                     user"
+                )
+            })
         });
-        self.note.clone().into_iter().chain(rights).chain(file)
+        let limits = self.found.as_ref().and_then(|found| {
+            (found.limits == Limits::default()).then(|| {
+                "how much memory and CPU the process may use is not known: the limits of its \
+                 cgroup cannot be seen from here; in a container, share the machine's cgroup \
+                 namespace and give its /sys with --sysfs"
+                    .to_owned()
+            })
+        });
+        let notes = self.note.clone().into_iter().chain(rights);
+        notes.chain(limits).chain(file)
     }
 }
 
 impl Found {
     fn new(machine: &Machine, process: Process, socket: Option<(PathBuf, u64)>) -> Found {
         let procfs = &machine.procfs;
-        let arguments = || {
-            let words = procfs.arguments(process.pid)?;
-            Ok(Arguments::new(&words, &procfs.variables(process.pid)?))
+        let words = procfs.arguments(process.pid).unwrap_or_default();
+        let (variables, unread) = match procfs.variables(process.pid) {
+            Ok(variables) => (variables, None),
+            Err(error) => (Vec::new(), Some(error)),
         };
         Found {
             process,
             socket,
-            arguments: arguments(),
+            arguments: Arguments::new(&words, &variables),
+            unread,
             limits: limits::of_process(procfs, &machine.sysfs, process.pid),
             limits_at: Instant::now(),
             cpu: None,
@@ -518,11 +412,7 @@ impl Found {
 
     fn processors(&self, machine: &Machine, status: &Status) -> Option<f64> {
         let there = limits::processors(&machine.sysfs, status.cpus.as_deref())?;
-        Some(
-            self.limits
-                .quota_cpus
-                .map_or(there, |quota| quota.min(there)),
-        )
+        Some(self.limits.processors?.min(there))
     }
 
     /// The header of the model's file, as this process sees the file.
@@ -533,39 +423,14 @@ impl Found {
         if !known {
             let pid = self.process.pid;
             let part = gguf::first_part(Path::new(path));
-            let file = match part.strip_prefix("/") {
-                Ok(below) => machine.procfs.of(pid, "root").join(below),
-                Err(_) => machine.procfs.of(pid, "cwd").join(part),
-            };
-            let result = Header::read(&file);
+            let file = machine.procfs.as_seen_by(pid, &part);
+            let result = file
+                .map_err(gguf::Error::Io)
+                .and_then(|file| Header::read(&file));
             self.header = Some((path.to_owned(), result, Instant::now()));
         }
         self.header.as_ref()?.1.as_ref().ok()
     }
-}
-
-/// Whether `address` is one of this machine's own.
-fn is_own(address: IpAddr) -> bool {
-    let any = match address {
-        IpAddr::V4(address) => address.is_unspecified(),
-        IpAddr::V6(address) => address == Ipv6Addr::UNSPECIFIED,
-    };
-    // Only an own address can be bound to.
-    any || UdpSocket::bind((address, 0)).is_ok()
-}
-
-/// Looks up a name in a thread of its own: the system's resolver cannot be interrupted.
-fn look_up(host: &str) -> Receiver<bool> {
-    let (sender, receiver) = mpsc::channel();
-    let host = host.to_owned();
-    // Without a thread the answer is no.
-    let _ = thread::Builder::new()
-        .name("where".to_owned())
-        .spawn(move || {
-            let mut addresses = (host.as_str(), 0).to_socket_addrs().into_iter().flatten();
-            let _ = sender.send(addresses.any(|address| is_own(address.ip())));
-        });
-    receiver
 }
 
 #[cfg(all(test, target_os = "linux"))]

@@ -174,7 +174,7 @@ impl Poller {
                 continue;
             }
             self.machine.fill(model, &hints(read));
-            if let Some(after) = self.machine.sleep_idle(&model.name) {
+            if let Some(after) = self.machine.sleep_idle(model) {
                 self.upstream.may_sleep_after(after);
             }
         }
@@ -311,6 +311,7 @@ fn hints(reading: &ModelReading) -> Hints<'_> {
         slots: facts.slots,
         n_ctx: facts.max_context,
         arguments: reading.host.arguments.as_deref(),
+        mode: reading.mode.as_deref(),
         file_part: reading.host.file_part.as_deref(),
         header: reading.host.header.as_deref(),
     }

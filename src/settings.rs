@@ -531,6 +531,12 @@ fn finish(mut draft: Draft) -> Result<Settings, String> {
         }
     }
     log_file::check(&draft.log_files, &draft.base_urls)?;
+    if let (Some(file), [_, _, ..]) = (&draft.pid_file, &draft.base_urls[..]) {
+        return Err(format!(
+            "--pid-file {:?}: it names one process; use it with one --base-url",
+            file.display().to_string()
+        ));
+    }
     let missing = |flag| format!("{flag}: has no value");
     Ok(Settings {
         base_urls: draft.base_urls,

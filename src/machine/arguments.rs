@@ -160,8 +160,25 @@ impl Arguments {
         }
     }
 
+    /// Whether a program that was called so may listen on `port`.
+    pub fn mean_port(&self, port: u16) -> bool {
+        self.name_port(port) || (self.are_a_llama_servers() && self.port() == Some(port))
+    }
+
+    /// What the model is run for, in Docker Model Runner's words.
+    pub fn mode(&self) -> &'static str {
+        let has = |names: &[&str]| self.words.iter().any(|word| names.contains(&word.as_str()));
+        if has(&["--reranking", "--rerank"]) {
+            "reranking"
+        } else if has(&["--embeddings", "--embedding"]) {
+            "embedding"
+        } else {
+            "completion"
+        }
+    }
+
     /// Whether `--port PORT` stands among the words: so may any program be called.
-    pub fn name_port(&self, port: u16) -> bool {
+    fn name_port(&self, port: u16) -> bool {
         let port = port.to_string();
         let pair = |pair: &[String]| pair[0] == "--port" && pair[1] == port;
         let joined = format!("--port={port}");

@@ -14,8 +14,8 @@ const DEEPEST: usize = 64;
 pub struct Limits {
     /// Bytes of memory.
     pub memory_bytes: Option<f64>,
-    /// Processors that its cgroup lets it use at a time, where that is limited.
-    pub quota_cpus: Option<f64>,
+    /// Processors that its cgroup lets it use at a time; infinite where it limits none.
+    pub processors: Option<f64>,
 }
 
 /// Reads the limits of the process `pid`. What cannot be seen from here is not known.
@@ -27,11 +27,15 @@ pub fn of_process(procfs: &Procfs, sysfs: &Path, pid: u32) -> Limits {
         // A kernel without cgroups limits nothing.
         return Limits {
             memory_bytes: machine,
-            quota_cpus: None,
+            processors: Some(f64::INFINITY),
         };
     };
+    let own = read_text(&procfs.path("self/cgroup"), 64 << 10).unwrap_or_default();
     let tree = sysfs.join("fs/cgroup");
-    let memory = limit(&tree, &membership, "memory", |folder, version| {
+    let limit = |controller, read: &dyn Fn(&Path, Version) -> Option<f64>| {
+        limit(&tree, [&membership, &own], controller, read)
+    };
+    let memory = limit("memory", &|folder, version| {
         let (file, none) = match version {
             Version::Two => ("memory.max", "max"),
             Version::One => ("memory.limit_in_bytes", ""),
@@ -42,7 +46,7 @@ pub fn of_process(procfs: &Procfs, sysfs: &Path, pid: u32) -> Limits {
             .ok()
             .filter(|_| text.trim() != none)
     });
-    let quota = limit(&tree, &membership, "cpu", |folder, version| match version {
+    let quota = limit("cpu", &|folder, version| match version {
         Version::Two => {
             let text = read_text(&folder.join("cpu.max"), 64).ok()?;
             let (quota, period) = text.trim().split_once(' ')?;
@@ -62,7 +66,7 @@ pub fn of_process(procfs: &Procfs, sysfs: &Path, pid: u32) -> Limits {
             (Some(limit), Some(machine)) => Some(limit.min(machine)),
             (limit, machine) => machine.or(limit),
         }),
-        quota_cpus: quota.flatten(),
+        processors: quota.map(|quota| quota.unwrap_or(f64::INFINITY)),
     }
 }
 
@@ -101,25 +105,29 @@ enum Version {
 }
 
 /// The lowest limit of the cgroup and of those that it is in: `None` where the
-/// cgroup cannot be seen, `Some(None)` where nothing limits it.
+/// cgroup cannot be seen, `Some(None)` where nothing limits it. The memberships
+/// are those of the process and of our own.
 fn limit(
     tree: &Path,
-    membership: &str,
+    [membership, own]: [&str; 2],
     controller: &str,
-    read: impl Fn(&Path, Version) -> Option<f64>,
+    read: &dyn Fn(&Path, Version) -> Option<f64>,
 ) -> Option<Option<f64>> {
     let mut lowest: Option<f64> = None;
     let mut seen = false;
+    let own = groups(tree, own, controller);
     for (version, root, path) in groups(tree, membership, controller) {
         let group = Path::new(&path);
         // Outside the tree that this process can see.
         if group.components().any(|part| part == Component::ParentDir) {
             return None;
         }
-        let mut folder = root.join(group.strip_prefix("/").unwrap_or(group));
-        if !folder.is_dir() {
-            return None;
-        }
+        // A container may be shown a tree whose root is its own cgroup.
+        let own = own.iter().find(|own| own.1 == root);
+        let mut folder = [Some("/"), own.map(|own| own.2.as_str())]
+            .into_iter()
+            .filter_map(|top| Some(root.join(group.strip_prefix(top?).ok()?)))
+            .find(|folder| folder.is_dir())?;
         seen = true;
         for _ in 0..DEEPEST {
             if let Some(limit) = read(&folder, version) {
@@ -214,7 +222,7 @@ mod tests {
             ("sys/fs/cgroup/a.slice/b.scope/cpu.max", "max 100000\n"),
         ]);
         assert_eq!(limits.memory_bytes, Some(1073741824.0));
-        assert_eq!(limits.quota_cpus, Some(1.5));
+        assert_eq!(limits.processors, Some(1.5));
     }
 
     #[test]
@@ -224,7 +232,7 @@ mod tests {
             ("sys/fs/cgroup/memory.max", "2147483648\n"),
         ]);
         assert_eq!(limits.memory_bytes, Some(2147483648.0));
-        assert_eq!(limits.quota_cpus, None);
+        assert_eq!(limits.processors, Some(f64::INFINITY));
     }
 
     #[test]
@@ -254,7 +262,21 @@ mod tests {
             ("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n"),
         ]);
         assert_eq!(limits.memory_bytes, Some(536870912.0));
-        assert_eq!(limits.quota_cpus, Some(0.5));
+        assert_eq!(limits.processors, Some(0.5));
+    }
+
+    #[test]
+    fn a_containers_own_cgroup_may_be_the_root_of_what_it_sees() {
+        let (_tree, limits) = tree(&[
+            ("proc/self/cgroup", "5:memory:/docker/x\n4:cpu:/docker/x\n"),
+            ("proc/7/cgroup", "5:memory:/docker/x\n4:cpu:/docker/x/y\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "1048576\n"),
+            ("sys/fs/cgroup/cpu/y/cpu.cfs_quota_us", "-1\n"),
+            ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "25000\n"),
+            ("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"),
+        ]);
+        assert_eq!(limits.memory_bytes, Some(1048576.0));
+        assert_eq!(limits.processors, Some(0.25));
     }
 
     #[test]

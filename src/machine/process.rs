@@ -1,7 +1,8 @@
-//! What `/proc` tells of processes: who listens, who they are, how they were called.
+//! What `/proc` tells of processes: who they are, how they were called, what they hold.
 //!
 //! Formats as proc(5) describes them. Nothing here changes or signals anything.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -15,19 +16,10 @@ pub struct Process {
     pub started: u64,
 }
 
-/// Something that a process listens on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listener {
-    /// The socket's number, which `/proc/PID/fd` has too.
-    pub inode: u64,
-    /// The user that it belongs to; not told of Unix sockets.
-    pub uid: Option<u32>,
-}
-
 /// The most bytes of a command line or an environment that are looked at.
 const LONGEST_CALL: u64 = 1 << 20;
-/// The most bytes of a table of sockets that are looked at.
-const LONGEST_TABLE: u64 = 32 << 20;
+/// The most bytes of a list of what is mapped that are looked at.
+const LONGEST_MAPS: u64 = 8 << 20;
 /// The most processes that are looked at.
 const MOST_PROCESSES: usize = 65_536;
 /// The most descriptors of a process that are looked at.
@@ -96,30 +88,6 @@ impl Procfs {
             .collect())
     }
 
-    /// What listens on the TCP port `port` of this network namespace.
-    pub fn tcp_listeners(&self, port: u16) -> Vec<Listener> {
-        let in_tables = |tables: [&str; 2]| -> Vec<Listener> {
-            let text = |table| read_text(&self.path(table), LONGEST_TABLE).unwrap_or_default();
-            tables
-                .iter()
-                .flat_map(|table| tcp_listeners(&text(table), port))
-                .collect()
-        };
-        let found = in_tables(["net/tcp", "net/tcp6"]);
-        if found.is_empty() {
-            // The network of the machine itself, seen from a container that was given its procfs.
-            in_tables(["1/net/tcp", "1/net/tcp6"])
-        } else {
-            found
-        }
-    }
-
-    /// What listens on the Unix socket at `path`.
-    pub fn unix_listeners(&self, path: &str) -> Vec<Listener> {
-        let text = read_text(&self.path("net/unix"), LONGEST_TABLE).unwrap_or_default();
-        unix_listeners(&text, path)
-    }
-
     /// The numbers of all processes, in order.
     pub fn pids(&self) -> Vec<u32> {
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
@@ -131,19 +99,93 @@ impl Procfs {
         pids
     }
 
-    /// The descriptor through which the process holds one of `inodes`, as a path.
+    /// The descriptors through which the process holds sockets of `inodes`, as paths.
     ///
     /// # Errors
     /// Only the process's own user and root may look.
-    pub fn holds(&self, pid: u32, inodes: &[u64]) -> io::Result<Option<(PathBuf, u64)>> {
+    pub fn holds(&self, pid: u32, inodes: &[u64]) -> io::Result<Vec<(PathBuf, u64)>> {
+        let mut held: Vec<(PathBuf, u64)> = Vec::new();
         for entry in fs::read_dir(self.of(pid, "fd"))?.take(MOST_DESCRIPTORS) {
             let path = entry?.path();
-            if let Some(inode) = socket_at(&path).filter(|inode| inodes.contains(inode)) {
-                return Ok(Some((path, inode)));
+            let new = |inode: &u64| {
+                inodes.contains(inode) && !held.iter().any(|(_, known)| known == inode)
+            };
+            if let Some(inode) = socket_at(&path).filter(new) {
+                held.push((path, inode));
+                if held.len() == inodes.len() {
+                    break;
+                }
             }
         }
-        Ok(None)
+        Ok(held)
     }
+
+    /// Whether the process has a model's file mapped, or what llama.cpp is made of: one
+    /// that only hands on what it is asked (a container's port, a tunnel) has neither.
+    pub fn has_llama_cpp(&self, pid: u32) -> bool {
+        let maps = read_text(&self.of(pid, "maps"), LONGEST_MAPS).unwrap_or_default();
+        maps.lines().any(|line| {
+            // What has no file has no path: no slash then.
+            let file = line.rsplit_once('/').map_or("", |(_, file)| file);
+            file.ends_with(".gguf")
+                || ["ggml", "libllama", "llama_cpp", "llamacpp", "llamafile"]
+                    .iter()
+                    .any(|part| file.contains(part))
+        })
+    }
+
+    /// Where `path` leads as the process sees it: from its own root and working folder,
+    /// and never out of that root, wherever symbolic links in it point.
+    ///
+    /// # Errors
+    /// There is no such file, or only the process's own user and root may look.
+    pub fn as_seen_by(&self, pid: u32, path: &Path) -> io::Result<PathBuf> {
+        let root = self.of(pid, "root");
+        if path.is_absolute() {
+            return inside(&root, path);
+        }
+        let folder = fs::read_link(self.of(pid, "cwd"))?;
+        // Both are told as seen from here; that of a container is its own `/`.
+        let below = folder.strip_prefix(fs::read_link(&root)?);
+        inside(&root, &below.map_err(io::Error::other)?.join(path))
+    }
+}
+
+/// The most symbolic links on one path, as in Linux itself.
+const MOST_LINKS: usize = 40;
+
+/// Where `path` leads for those whose `/` is `root`.
+fn inside(root: &Path, path: &Path) -> io::Result<PathBuf> {
+    let parts = |path: &Path| -> Vec<OsString> {
+        let backwards = path.components().rev();
+        backwards.map(|part| part.as_os_str().to_owned()).collect()
+    };
+    let mut ahead = parts(path);
+    let mut behind: Vec<OsString> = Vec::new();
+    let mut links = 0;
+    let so_far = |behind: &[OsString]| {
+        behind
+            .iter()
+            .fold(root.to_owned(), |at, part| at.join(part))
+    };
+    while let Some(part) = ahead.pop() {
+        match part.as_encoded_bytes() {
+            b"." => {}
+            b"/" => behind.clear(),
+            b".." => drop(behind.pop()),
+            _ => match fs::read_link(so_far(&behind).join(&part)) {
+                Ok(_) if links == MOST_LINKS => return Err(io::Error::other("too many links")),
+                Ok(target) => {
+                    links += 1;
+                    ahead.extend(parts(&target));
+                }
+                // It is there, and is no link.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => behind.push(part),
+                Err(error) => return Err(error),
+            },
+        }
+    }
+    Ok(so_far(&behind))
 }
 
 /// The socket that the descriptor at `path` is, if it is one.
@@ -236,42 +278,6 @@ pub fn ranges(text: &str) -> Option<Vec<(u32, u32)>> {
         .collect()
 }
 
-/// What `/proc/net/tcp` or `tcp6` shows to listen on `port`.
-fn tcp_listeners(text: &str, port: u16) -> Vec<Listener> {
-    let listening = |line: &str| {
-        let fields: Vec<&str> = line.split_whitespace().take(10).collect();
-        let [_, local, _, "0A", _, _, _, uid, _, inode] = fields[..] else {
-            return None;
-        };
-        let (_, local_port) = local.rsplit_once(':')?;
-        (u16::from_str_radix(local_port, 16).ok()? == port).then_some(())?;
-        Some(Listener {
-            inode: inode.parse().ok()?,
-            uid: uid.parse().ok(),
-        })
-    };
-    text.lines().filter_map(listening).collect()
-}
-
-/// What `/proc/net/unix` shows to listen at `path`.
-fn unix_listeners(text: &str, path: &str) -> Vec<Listener> {
-    /// `__SO_ACCEPTCON`: it waits for connections.
-    const ACCEPTS: u32 = 0x10000;
-    let listening = |line: &str| {
-        let mut fields = line.splitn(8, ' ').filter(|field| !field.is_empty());
-        let flags = u32::from_str_radix(fields.nth(3)?, 16).ok()?;
-        (flags & ACCEPTS != 0).then_some(())?;
-        // The inode is right-aligned, and the path may hold spaces.
-        let rest = line.strip_suffix(path)?;
-        let inode = rest.strip_suffix(' ')?.rsplit(' ').next()?;
-        Some(Listener {
-            inode: inode.parse().ok()?,
-            uid: None,
-        })
-    };
-    text.lines().filter_map(listening).collect()
-}
-
 /// The words of a file in which each ends with a zero byte.
 fn words(bytes: &[u8]) -> Vec<String> {
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
@@ -304,39 +310,8 @@ pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tree::Tree;
     use super::*;
-
-    #[test]
-    fn a_listener_is_found_by_its_port_and_a_connection_is_none() {
-        let text = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
-             0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 41234 1 0 100 0 0 10 0\n   \
-             1: 0100007F:1F90 0100007F:9C40 01 00000000:00000000 00:00000000 00000000  1000        0 41299 1 0 20 4 30 10 -1\n   \
-             2: 0100007F:1F91 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 77 1 0 100 0 0 10 0\n";
-        let listener = Listener {
-            inode: 41234,
-            uid: Some(1000),
-        };
-        assert_eq!(tcp_listeners(text, 8080), [listener]);
-        assert!(tcp_listeners(text, 80).is_empty());
-        let text6 = "   0: 00000000000000000000000001000000:1F90 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 5 1 0 100 0 0 10 0\n";
-        assert_eq!(tcp_listeners(text6, 8080)[0].inode, 5);
-        assert!(tcp_listeners("garbage\n0: x 0A\n", 8080).is_empty());
-    }
-
-    #[test]
-    fn a_unix_socket_is_found_by_its_path() {
-        let text = "Num       RefCount Protocol Flags    Type St Inode Path\n\
-             0000000000000000: 00000002 00000000 00010000 0001 01 30001 /tmp/a b/llama.sock\n\
-             0000000000000000: 00000003 00000000 00000000 0001 03    77 /tmp/a b/llama.sock\n";
-        let inodes = |path| {
-            unix_listeners(text, path)
-                .iter()
-                .map(|l| l.inode)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(inodes("/tmp/a b/llama.sock"), [30001]);
-        assert!(inodes("b/llama.sock").is_empty());
-    }
 
     #[test]
     fn a_process_is_told_by_its_start_too_and_a_dead_one_is_gone() {
@@ -363,5 +338,70 @@ mod tests {
     fn words_end_with_a_zero_byte() {
         assert_eq!(words(b"a\0\0b c\0"), ["a", "", "b c"]);
         assert!(words(b"").is_empty());
+    }
+
+    #[test]
+    fn a_path_is_followed_as_the_process_sees_it_and_not_out_of_its_root() {
+        let tree = Tree::new(&[
+            ("rootfs/app/m.gguf", ""),
+            ("rootfs/data/v2/m.gguf", ""),
+            ("outside/m.gguf", ""),
+        ]);
+        tree.link("7/root", tree.path("rootfs"));
+        tree.link("7/cwd", tree.path("rootfs/app"));
+        tree.link("rootfs/app/latest", "/data/v2");
+        tree.link("rootfs/app/beside", "../data/./v2/m.gguf");
+        tree.link("rootfs/app/out", "../../outside/m.gguf");
+        tree.link("rootfs/app/out-outright", tree.path("outside/m.gguf"));
+        tree.link("rootfs/app/round", "round");
+        tree.link("8/root", tree.path("rootfs"));
+        tree.link("8/cwd", tree.path("outside"));
+        let procfs = Procfs::new(&tree.path(""));
+        let seen = |pid, path: &str| {
+            let path = procfs.as_seen_by(pid, Path::new(path)).ok()?;
+            let below = path.strip_prefix(tree.path("7/root")).unwrap();
+            Some(below.to_str().unwrap().to_owned())
+        };
+        for (path, real) in [
+            ("m.gguf", "app/m.gguf"),
+            ("/app/m.gguf", "app/m.gguf"),
+            ("latest/m.gguf", "data/v2/m.gguf"),
+            ("/app/latest/m.gguf", "data/v2/m.gguf"),
+            ("beside", "data/v2/m.gguf"),
+            ("../../../data/v2/m.gguf", "data/v2/m.gguf"),
+        ] {
+            assert_eq!(seen(7, path).as_deref(), Some(real), "{path}");
+        }
+        for path in [
+            "out",
+            "out-outright",
+            "round",
+            "none.gguf",
+            "/outside/m.gguf",
+        ] {
+            assert_eq!(seen(7, path), None, "{path}");
+        }
+        // A working folder that is not below the root is not to be reached by a path.
+        assert_eq!(seen(8, "m.gguf"), None);
+    }
+
+    #[test]
+    fn a_process_that_has_a_model_mapped_is_told_from_one_that_hands_on() {
+        let line = |path: &str| format!("7f00-7f01 r--p 00000000 fe:00 1234   {path}\n");
+        let tree = Tree::new(&[
+            (
+                "1/maps",
+                &(line("/usr/bin/docker-proxy") + &line("[heap]") + &line("")),
+            ),
+            ("2/maps", &line("/m/a model.gguf")),
+            (
+                "3/maps",
+                &line("/lib/xllamacpp.cpython-312-x86_64-linux-gnu.so"),
+            ),
+            ("4/maps", &line("/home/llama_cpp/nginx")),
+        ]);
+        let procfs = Procfs::new(&tree.path(""));
+        let has: Vec<bool> = (1..6).map(|pid| procfs.has_llama_cpp(pid)).collect();
+        assert_eq!(has, [false, true, true, false, false]);
     }
 }

@@ -41,12 +41,23 @@ fn stat(tree: &Tree, pid: u32, ticks: u64, started: u64) {
     tree.write(&format!("proc/{pid}/stat"), text);
 }
 
+/// Gives the process what one that holds a model has mapped.
+fn map_model(tree: &Tree, pid: u32) {
+    let maps = "7f00-7f01 r--p 00000000 fe:00 1234   /m/model.gguf\n";
+    tree.write(&format!("proc/{pid}/maps"), maps);
+}
+
+/// What `/proc/net/tcp` shows of a server at the port 8080 of `address`.
+fn listening(address: [u8; 4], uid: u32, inode: u32) -> String {
+    let address = u32::from_ne_bytes(address);
+    format!(
+        "   0: {address:08X}:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  {uid}        0 {inode} 1 0\n"
+    )
+}
+
 /// Lets `pid` listen on the port 8080 as the user `uid`.
 fn listen(tree: &Tree, pid: Option<u32>, uid: u32) {
-    let line = format!(
-        "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  {uid}        0 4242 1 0\n"
-    );
-    tree.write("proc/net/tcp", line);
+    tree.write("proc/net/tcp", listening([127, 0, 0, 1], uid, 4242));
     if let Some(pid) = pid {
         tree.link(&format!("proc/{pid}/fd/5"), "socket:[4242]");
     }
@@ -69,6 +80,7 @@ fn the_process_is_found_by_its_socket_and_tells_better_than_the_server() {
     let servers = [(7, "python serve.py", 0), (8, "llama-server", 0)];
     let (tree, mut machine) = machine(&servers, &[]);
     listen(&tree, Some(7), 0);
+    map_model(&tree, 7);
     let model = poll(&mut machine, &Hints::default());
     assert_eq!(model.memory_usage, RESIDENT);
     assert_eq!(model.threads, Some(9.0));
@@ -104,6 +116,7 @@ fn a_process_that_is_gone_is_not_confused_with_the_next_of_its_number() {
 #[test]
 fn a_process_that_has_closed_the_socket_is_let_go() {
     let (tree, mut machine) = machine(&[(7, "llama-server", 0), (8, "x", 0)], &[]);
+    map_model(&tree, 8);
     listen(&tree, Some(7), 0);
     poll(&mut machine, &Hints::default());
     std::fs::remove_file(tree.path("proc/7/fd/5")).unwrap();
@@ -121,33 +134,159 @@ fn of_several_that_hold_the_socket_only_a_llama_server_is_claimed() {
     stat(&tree, 8, 4200, 100);
     let model = poll(&mut machine, &Hints::default());
     assert_eq!(model.process_cpu_seconds, Some(42.0));
-    let (tree, mut machine) = super::tests::machine(&[(7, "sh", 0), (8, "sh", 0)], &[]);
-    listen(&tree, Some(7), 0);
-    listen(&tree, Some(8), 0);
+    let (tree, mut machine) = super::tests::machine(&[(7, "py", 0), (8, "py", 0)], &[]);
+    for pid in [7, 8] {
+        listen(&tree, Some(pid), 0);
+        map_model(&tree, pid);
+    }
     assert_eq!(poll(&mut machine, &Hints::default()).threads, None);
-    assert!(machine.notes()[0].contains("--pid-file"));
+    let why = &machine.notes()[0];
+    assert!(
+        why.starts_with("2 processes hold the server's socket"),
+        "{why}"
+    );
+    assert!(why.contains("--pid-file"), "{why}");
+}
+
+#[test]
+fn of_several_that_share_a_port_none_is_claimed() {
+    let servers = [(7, "llama-server", 0), (8, "llama-server", 0)];
+    let (tree, mut machine) = machine(&servers, &[]);
+    listen(&tree, Some(7), 0);
+    let both = [4242, 4343].map(|inode| listening([0; 4], 0, inode));
+    tree.write("proc/net/tcp", both.concat());
+    tree.link("proc/8/fd/6", "socket:[4343]");
+    assert_eq!(poll(&mut machine, &Hints::default()).threads, None);
+}
+
+#[test]
+fn one_that_only_hands_on_is_not_claimed() {
+    let line = "docker-proxy -host-ip 0.0.0.0 -host-port 8080 -container-port 8080";
+    let (tree, mut machine) = machine(&[(7, line, 0), (8, "llama-server", 0)], &[]);
+    listen(&tree, Some(7), 0);
+    tree.write(
+        "proc/7/maps",
+        "7f00-7f01 r-xp 0 fe:00 1 /usr/bin/docker-proxy\n",
+    );
+    assert_eq!(poll(&mut machine, &Hints::default()).threads, None);
+    let why = &machine.notes()[0];
+    assert!(
+        why.starts_with("process 7 answers at the base URL's port"),
+        "{why}"
+    );
+}
+
+#[test]
+fn a_server_at_another_address_of_the_same_port_is_not_claimed() {
+    let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
+    listen(&tree, Some(7), 0);
+    tree.write("proc/net/tcp", listening([192, 0, 2, 7], 0, 4242));
+    assert_eq!(poll(&mut machine, &Hints::default()).threads, None);
+    assert!(machine.notes().is_empty());
+}
+
+#[test]
+fn a_server_in_another_container_is_found_by_the_address_of_its_network() {
+    let servers = [
+        (1, "init", 0),
+        (7, "llama-server", 0),
+        (8, "llama-server", 0),
+    ];
+    let (tree, mut machine) = machine(&servers, &[]);
+    let address = |last: u8| format!("|-- 172.18.0.{last}\n   /32 host LOCAL\n");
+    for (pid, last) in [(7, 3), (8, 4)] {
+        tree.write(&format!("proc/{pid}/net/fib_trie"), address(last));
+        let table = listening([0; 4], 0, 4200 + pid);
+        tree.write(&format!("proc/{pid}/net/tcp"), table);
+        tree.link(
+            &format!("proc/{pid}/fd/3"),
+            format!("socket:[{}]", 4200 + pid),
+        );
+        stat(&tree, pid, u64::from(pid) * 100, 100);
+    }
+    let mut seconds = |host: &str| {
+        machine.host = host.to_owned();
+        machine.forget_all_but(&[]);
+        poll(&mut machine, &Hints::default()).process_cpu_seconds
+    };
+    assert_eq!(seconds("172.18.0.4"), Some(8.0));
+    assert_eq!(seconds("172.18.0.3"), Some(7.0));
+    // Another machine's, and what is loopback here is not what is loopback there.
+    assert_eq!(seconds("172.18.0.5"), None);
+    assert_eq!(seconds("127.0.0.1"), None);
+}
+
+#[test]
+fn what_was_not_found_is_not_looked_for_at_every_poll_but_after_a_reconnect() {
+    let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
+    assert_eq!(poll(&mut machine, &Hints::default()).threads, None);
+    listen(&tree, Some(7), 0);
+    assert_eq!(poll(&mut machine, &Hints::default()).threads, None);
+    machine.forget_all_but(&[]);
+    assert_eq!(poll(&mut machine, &Hints::default()).threads, Some(9.0));
+}
+
+#[test]
+fn what_its_variables_say_is_not_needed_for_what_its_arguments_say() {
+    let line = "llama-server --sleep-idle-seconds 6";
+    let (tree, mut machine) = machine(&[(7, line, 0)], &[]);
+    listen(&tree, Some(7), 0);
+    std::fs::remove_file(tree.path("proc/7/environ")).unwrap();
+    let hints = Hints {
+        slots: Some(2.0),
+        n_ctx: Some(2048.0),
+        ..Hints::default()
+    };
+    let mut model = poll(&mut machine, &hints);
+    assert_eq!(machine.sleep_idle(&model), Some(Duration::from_secs(6)));
+    assert!(machine.notes()[0].contains("variables"));
+    // They may say how the slots share the cache.
+    model.context_tokens = vec![(0, 100.0)];
+    machine.fill(&mut model, &hints);
+    assert_eq!(model.kv_cache_ratio, None);
+}
+
+#[test]
+fn limits_that_cannot_be_seen_are_not_known_and_why_is_said() {
+    let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
+    listen(&tree, Some(7), 0);
+    tree.write("proc/7/cgroup", "0::/../other\n");
+    poll(&mut machine, &Hints::default());
+    std::thread::sleep(Duration::from_millis(20));
+    let model = poll(&mut machine, &Hints::default());
+    assert_eq!((model.total_memory, model.cpu_utilization), (None, None));
+    assert_eq!(model.process_cpu_seconds, Some(1.0));
+    assert!(machine.notes()[0].contains("cgroup"));
 }
 
 #[test]
 fn what_cannot_be_looked_into_is_found_by_how_it_was_called() {
     let called = |servers: &[(u32, &str, u32)], uid: u32| {
-        let (_tree, machine) = machine(servers, &[]);
-        let listener = Listener {
-            inode: 1,
-            uid: Some(uid),
-        };
-        machine
-            .by_command_line(8080, &[listener])
+        let (tree, machine) = machine(servers, &[]);
+        listen(&tree, None, uid);
+        let pids: Vec<u32> = servers.iter().map(|(pid, ..)| *pid).collect();
+        for pid in &pids {
+            if *pid != 5 {
+                tree.link(&format!("proc/{pid}/net"), tree.path("proc/net"));
+            }
+        }
+        let addresses = ["127.0.0.1".parse().unwrap()];
+        let search = Search::new(&machine.procfs, &addresses, 8080);
+        let net = net::Net::at(tree.path("proc/net"), true);
+        let is_called = |arguments: &Arguments| arguments.mean_port(8080);
+        search
+            .by_command_line(&net.tcp_listeners(8080, &addresses), &pids, is_called)
             .map(|(process, _)| process.pid)
     };
     let servers = [
+        (5, "llama-server", 1000),
         (7, "python serve.py --port 8080", 1000),
         (8, "llama-server -m x.gguf --port 8081", 1000),
         (9, "llama-server", 33),
     ];
-    assert_eq!(called(&servers, 1000), Ok(7));
+    assert_eq!(called(&servers, 1000), Ok(7), "5 lives in another network");
     assert_eq!(called(&servers, 33), Ok(9), "8080 is its own choice");
-    assert!(called(&servers, 5).is_err());
+    assert!(called(&servers, 6).is_err());
     let twice = [
         (7, "tool --port 8080", 0),
         (8, "llama-server --port 8080", 0),
@@ -168,6 +307,14 @@ fn a_pid_file_says_it_outright() {
     assert_eq!(seconds(&mut machine), Some(42.0));
     std::fs::write(&file, "7\n").unwrap();
     assert_eq!(seconds(&mut machine), Some(1.0));
+    // Another process has the number, and the file is still the same.
+    stat(&tree, 7, 4200, 999);
+    assert_eq!(seconds(&mut machine), None);
+    assert!(machine.notes()[0].contains("another process's by now"));
+    let written_again = std::fs::File::options().append(true).open(&file).unwrap();
+    let later = SystemTime::now() + Duration::from_secs(9);
+    written_again.set_modified(later).unwrap();
+    assert_eq!(seconds(&mut machine), Some(42.0));
     std::fs::write(&file, "77\n").unwrap();
     assert_eq!(seconds(&mut machine), None);
     assert!(machine.notes()[0].contains("no process has the number"));
@@ -185,36 +332,52 @@ fn a_routers_server_and_docker_model_runners_are_found_by_what_is_told_of_them()
         ),
         (
             9,
+            "com.docker.llama-server --model /b/sha256/def/model.gguf --embeddings",
+            0,
+        ),
+        (
+            10,
             "com.docker.llama-server --model /b/sha256/def/model.gguf",
             0,
         ),
     ];
-    let (tree, mut machine) = machine(&servers, &[]);
-    let by_file = Hints {
-        file_part: Some("/abc/"),
+    let (tree, machine) = machine(&servers, &[]);
+    let find = |host: &str, hints: &Hints| {
+        let addresses = [host.parse().unwrap()];
+        let found = Search::new(&machine.procfs, &addresses, 8080).find(hints);
+        found.map(|(process, _)| process.pid)
+    };
+    let by_file = |part, mode| Hints {
+        file_part: Some(part),
+        mode,
         ..Hints::default()
     };
-    assert_eq!(machine.find(&by_file).unwrap().0.pid, 8);
+    assert_eq!(find("127.0.0.1", &by_file("/abc/", None)), Ok(8));
+    let embedding = by_file("/def/", Some("embedding"));
+    assert_eq!(find("127.0.0.1", &embedding), Ok(9));
+    assert!(find("127.0.0.1", &by_file("/def/", None)).is_err());
+    // Another machine's Model Runner may have the same model.
+    assert_eq!(find("192.0.2.1", &by_file("/abc/", None)), Err(None));
+
     listen(&tree, Some(9), 0);
-    let child: Vec<String> = ["llama-server", "--port", "8080"].map(str::to_owned).into();
-    let by_child = Hints {
-        arguments: Some(&child),
-        ..Hints::default()
+    let child = |words: &[&str]| -> Vec<String> { words.iter().map(|w| (*w).to_owned()).collect() };
+    let by_child = |words: &[&str]| {
+        let words = child(words);
+        let hints = Hints {
+            arguments: Some(&words),
+            ..Hints::default()
+        };
+        find("127.0.0.1", &hints)
     };
-    assert_eq!(machine.find(&by_child).unwrap().0.pid, 9);
+    assert_eq!(by_child(&["llama-server", "--port", "8080"]), Ok(9));
+    assert_eq!(by_child(&["llama-server", "--port", "8081"]), Err(None));
     tree.write(
         "proc/net/unix",
         "Num RefCount Protocol Flags Type St Inode Path\n0: 00000002 00000000 00010000 0001 01 777 /run/a.sock\n",
     );
     tree.link("proc/8/fd/3", "socket:[777]");
-    let child: Vec<String> = ["x/llama-server", "--host", "/run/a.sock"]
-        .map(str::to_owned)
-        .into();
-    let by_socket = Hints {
-        arguments: Some(&child),
-        ..Hints::default()
-    };
-    assert_eq!(machine.find(&by_socket).unwrap().0.pid, 8);
+    let by_socket = by_child(&["x/llama-server", "--host", "/run/a.sock"]);
+    assert_eq!(by_socket, Ok(8));
 }
 
 #[test]
@@ -253,7 +416,7 @@ fn the_cache_is_told_from_arguments_variables_and_the_models_file() {
     let used = (1024 * 3 + (100 + 768) * 15) * 1024;
     assert_eq!(model.kv_cache_usage, Some(f64::from(used)));
     assert_eq!(model.kv_cache_ratio, Some(0.25));
-    assert_eq!(machine.sleep_idle("m"), Some(Duration::from_secs(6)));
+    assert_eq!(machine.sleep_idle(&model), Some(Duration::from_secs(6)));
     let mut asleep = Model {
         name: "m".to_owned(),
         status: Some(ModelStatus::Sleeping),
@@ -272,12 +435,4 @@ fn the_cache_is_told_from_arguments_variables_and_the_models_file() {
         (model.kv_cache_limit, model.kv_cache_ratio),
         (None, Some(0.25))
     );
-}
-
-#[test]
-fn another_machines_address_is_not_ours() {
-    assert!(is_own("127.0.0.1".parse().unwrap()));
-    assert!(is_own("0.0.0.0".parse().unwrap()));
-    // Set aside for documentation.
-    assert!(!is_own("192.0.2.1".parse().unwrap()));
 }
