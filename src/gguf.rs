@@ -20,14 +20,16 @@ pub const LONGEST_HEADER: u64 = 16 << 20;
 pub const LONGEST_READ: Duration = Duration::from_millis(50);
 /// The most entries that a header may have; real ones have some tens.
 const MOST_ENTRIES: u64 = 65_536;
-/// The most entries that are kept.
-const MOST_KEPT: usize = 4096;
+/// The most entries that are kept. With the limits of each they take some megabytes at most.
+const MOST_KEPT: usize = 1024;
 /// The longest key that the format allows.
 const LONGEST_KEY: u64 = 65_535;
+/// The longest key that is kept.
+const LONGEST_KEPT_KEY: u64 = 256;
 /// The longest text that is kept.
 const LONGEST_TEXT: u64 = 1024;
-/// The longest list of numbers that is kept: one a layer.
-const LONGEST_LIST: u64 = 4096;
+/// The longest list of numbers that is kept: one a layer, of which llama.cpp takes 512.
+const LONGEST_LIST: u64 = 512;
 /// How deep lists may be nested.
 const DEEPEST_LIST: u32 = 4;
 /// How many strings are skipped between two looks at the clock.
@@ -228,7 +230,9 @@ impl<R: Read + Seek> Parser<'_, R> {
             }
             let key = String::from_utf8_lossy(&self.bytes(length)?).into_owned();
             let kind = self.u32()?;
-            let wanted = !key.starts_with("tokenizer.") && header.values.len() < MOST_KEPT;
+            let wanted = !key.starts_with("tokenizer.")
+                && length <= LONGEST_KEPT_KEY
+                && header.values.len() < MOST_KEPT;
             let value = self.value(kind, wanted, 0)?;
             if wanted {
                 header.values.insert(key, value);

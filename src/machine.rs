@@ -40,7 +40,7 @@ use crate::snapshot::{Model, Status as ModelStatus};
 const TICKS_PER_SECOND: f64 = 100.0;
 /// How long to wait before a process that was not found is looked for again.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How long limits, and a header that could not be read, stand.
 const SECOND_LOOK: Duration = Duration::from_secs(30);
 

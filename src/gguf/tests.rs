@@ -165,6 +165,28 @@ fn a_header_without_end_is_refused_at_its_limit() {
 }
 
 #[test]
+fn what_is_kept_of_a_hostile_header_is_little() {
+    let mut writer = Writer::default();
+    // A list of bytes takes eight times its length once it is read.
+    let mut list = Vec::from(0u32.to_le_bytes());
+    list.extend(512u64.to_le_bytes());
+    list.extend([7; 512]);
+    for index in 0..5000 {
+        writer = writer.raw(&format!("general.{index}"), 9, &list);
+    }
+    let header = parse(&writer.finish()).unwrap();
+    assert_eq!(header.values.len(), 1024);
+    list[4..12].copy_from_slice(&513u64.to_le_bytes());
+    list.push(7);
+    let long = Writer::default()
+        .raw("a", 9, &list)
+        .number(&"k".repeat(300), 1);
+    let header = parse(&long.finish()).unwrap();
+    assert_eq!(header.values.get("a"), Some(&Value::Other));
+    assert_eq!(header.values.len(), 1);
+}
+
+#[test]
 fn a_deadline_that_has_passed_ends_the_reading() {
     let bytes = sample().finish();
     let past = Some(Instant::now() - Duration::from_secs(1));

@@ -1,14 +1,26 @@
+import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 
 # The exporter, the servers and the clients of the other tests on real servers.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "real"))
+REAL = Path(__file__).resolve().parents[1] / "real"
+sys.path.insert(0, str(REAL))
 
 from exporter import Exporter  # noqa: E402
 from llama import LlamaServer  # noqa: E402
 from servers import LlamaServerProgram  # noqa: E402
+
+spec = importlib.util.spec_from_file_location("conftest_of_real", REAL / "conftest.py")
+of_real = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(of_real)
+one_core, all_cores = of_real.one_core, of_real.all_cores
+
+
+def pytest_collection_modifyitems(items):
+    """What waits longest begins first."""
+    items.sort(key=lambda item: item.path.name != "test_process.py")
 
 
 @pytest.fixture

