@@ -355,3 +355,129 @@ pub fn probed(figures: &mut RequestFigures, result: Result<probe::Answer, Reason
         Err(reason) => *figures.probe_failures.entry(reason).or_default() += 1,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::requests::log_lines::Span;
+
+    const REQUEST: Timings = Timings {
+        prompt: Span {
+            ms: 250.0,
+            tokens: 7,
+        },
+        generation: Span {
+            ms: 1000.0,
+            tokens: 20,
+        },
+        total_ms: 1250.0,
+    };
+
+    /// A log is followed, and a server of one model is there.
+    fn followed(now: Instant) -> Requests {
+        let requests = Requests::default();
+        requests.log_is_followed();
+        requests.models_are(now, [("m", Speaker::Server)]);
+        requests
+    }
+
+    fn say(requests: &Requests, outcome: Outcome) {
+        requests.log_says((None, outcome), false);
+    }
+
+    /// How many requests were counted of each model.
+    fn counts(requests: &Requests) -> Vec<(String, u64)> {
+        let figures = requests.figures();
+        let count = |of: &RequestsOf| of.figures.duration.as_ref().map_or(0, Histogram::count);
+        figures
+            .iter()
+            .map(|of| (of.model.clone(), count(of)))
+            .collect()
+    }
+
+    fn counted(model: &str, count: u64) -> (String, u64) {
+        (model.to_owned(), count)
+    }
+
+    #[test]
+    fn figures_go_when_their_model_has_been_gone_for_an_hour() {
+        let start = Instant::now();
+        let after = |minutes: u64| start + Duration::from_secs(60 * minutes);
+        let requests = followed(start);
+        say(&requests, Outcome::Finished(REQUEST));
+        requests.models_are(after(50), [("m", Speaker::Server)]);
+        requests.models_are(after(109), []);
+        assert_eq!(counts(&requests), [counted("m", 1)]);
+        requests.models_are(after(110), [("other", Speaker::Nobody)]);
+        assert_eq!(counts(&requests), []);
+        // Once it is there again it begins anew.
+        requests.models_are(after(111), [("m", Speaker::Server)]);
+        assert_eq!(counts(&requests), [counted("m", 0)]);
+    }
+
+    #[test]
+    fn figures_survive_a_restart_of_the_server() {
+        let now = Instant::now();
+        let requests = followed(now);
+        say(&requests, Outcome::Finished(REQUEST));
+        requests.models_are(now, []);
+        say(&requests, Outcome::Restarted);
+        // Whose it is, is not known before the next poll.
+        say(&requests, Outcome::Finished(REQUEST));
+        say(&requests, Outcome::Cancelled);
+        assert_eq!(counts(&requests), [counted("m", 1)]);
+        requests.models_are(now, [("m", Speaker::Server)]);
+        assert_eq!(counts(&requests), [counted("m", 2)]);
+        let figures = &requests.figures()[0].figures;
+        assert_eq!(figures.cancellations, Some(1));
+        assert_eq!(figures.duration.as_ref().unwrap().sum(), 2.5);
+        assert_eq!(figures.per_token.as_ref().unwrap().sum(), 0.1);
+    }
+
+    #[test]
+    fn another_model_after_a_restart_has_figures_of_its_own() {
+        let now = Instant::now();
+        let requests = followed(now);
+        say(&requests, Outcome::Finished(REQUEST));
+        say(&requests, Outcome::Restarted);
+        say(&requests, Outcome::Finished(REQUEST));
+        requests.models_are(now, [("n", Speaker::Server)]);
+        assert_eq!(counts(&requests), [counted("m", 1), counted("n", 1)]);
+    }
+
+    #[test]
+    fn what_a_snapshot_holds_does_not_change() {
+        let requests = followed(Instant::now());
+        let before = requests.figures();
+        say(&requests, Outcome::Finished(REQUEST));
+        assert_eq!(before[0].figures.duration.as_ref().unwrap().count(), 0);
+        assert_eq!(counts(&requests), [counted("m", 1)]);
+    }
+
+    #[test]
+    fn what_is_history_counts_no_request_and_tells_of_the_server() {
+        let requests = followed(Instant::now());
+        for outcome in [
+            Outcome::Finished(REQUEST),
+            Outcome::Embedded(3),
+            Outcome::Cancelled,
+            Outcome::Fact(Fact::Slots(4)),
+        ] {
+            requests.log_says((None, outcome), true);
+        }
+        assert_eq!(counts(&requests), [counted("m", 0)]);
+        assert_eq!(requests.facts("m").slots, Some(4));
+    }
+
+    #[test]
+    fn models_and_children_have_a_limit() {
+        let requests = followed(Instant::now());
+        for port in 0..3000 {
+            let holds = Outcome::Holds(port, format!("model {port}"));
+            say(&requests, holds);
+            requests.log_says((Some(port), Outcome::Finished(REQUEST)), false);
+        }
+        assert_eq!(requests.figures().len(), MOST_MODELS);
+        assert!(requests.lock().log.len() <= MOST_MODELS);
+    }
+}

@@ -47,7 +47,8 @@ impl Prober {
             .map(drop)
     }
 
-    /// Probes every model that may be; gives whether there was one.
+    /// Probes every model that may be, one by one; gives whether there was one. That one was put
+    /// away in the meantime, or does not answer, is no reason to ask sooner.
     fn probe_all(&self, snapshot: &Snapshot, traffic: &mut Traffic) -> bool {
         let is_router = snapshot
             .info
@@ -58,6 +59,7 @@ impl Prober {
             if !traffic.may_probe(snapshot, model) {
                 continue;
             }
+            any = true;
             let name = &model.name;
             let result = self.completions.one_token(is_router.then_some(name));
             let result = match result {
@@ -79,7 +81,6 @@ impl Prober {
                     Err(failure.reason)
                 }
             };
-            any = true;
             self.requests.count(name, RequestSource::Probe, |figures| {
                 probed(figures, result)
             });

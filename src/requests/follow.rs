@@ -34,10 +34,7 @@ pub fn follow(path: &Path, found: impl Fn(), sink: &mut impl Sink) {
     }
     let mut follower = Follower::new(path);
     loop {
-        match follower.step(sink) {
-            Ok(()) => found(),
-            Err(error) => follower.say(Some(&error)),
-        }
+        follower.look(&found, sink);
         thread::sleep(PAUSE);
     }
 }
@@ -63,10 +60,11 @@ pub struct Follower {
     current: Option<Opened>,
     /// The file that had it before, while its writer may still be writing to it.
     former: Option<(Opened, Instant)>,
-    /// Whether what is found now was there when we came.
+    /// Whether what is found now may have been there when we came.
     first: bool,
     buffer: Vec<u8>,
-    said: Option<String>,
+    /// What was said last: why it cannot be read, or that it is (`None`).
+    said: Option<Option<String>>,
 }
 
 impl Follower {
@@ -82,15 +80,27 @@ impl Follower {
         }
     }
 
-    /// Reads what has come since the last step.
-    ///
-    /// # Errors
-    /// The file cannot be found or read; a later step may.
-    pub fn step(&mut self, sink: &mut impl Sink) -> io::Result<()> {
-        let first = std::mem::replace(&mut self.first, false);
+    /// Reads what has come since the last look, and calls `found` where there is a file.
+    pub fn look(&mut self, found: &impl Fn(), sink: &mut impl Sink) {
+        // What the file that we know says of its end matters no longer once another has its name.
+        let read = self.read_known(sink);
+        let opened = self.open_new(found, sink);
+        // Nothing was there: whatever comes now is new.
+        let missing = |error: &io::Error| error.kind() == ErrorKind::NotFound;
+        self.first &= opened.as_ref().is_err_and(|error| !missing(error));
+        match opened.and_then(|replaced| if replaced { Ok(()) } else { read }) {
+            Ok(()) => {
+                self.say(None);
+                found();
+            }
+            Err(error) => self.say(Some(error.to_string())),
+        }
+    }
+
+    /// Reads on in the files that are open.
+    fn read_known(&mut self, sink: &mut impl Sink) -> io::Result<()> {
         if let Some((former, since)) = &mut self.former {
-            let grew = former.read(&mut self.buffer, sink).unwrap_or(false);
-            if grew {
+            if former.read(&mut self.buffer, sink).unwrap_or(false) {
                 *since = Instant::now();
             }
             // While nothing is in the new file, the writer has not changed over.
@@ -99,51 +109,66 @@ impl Follower {
                 self.former = None;
             }
         }
-        if let Some(current) = &mut self.current {
-            current.read(&mut self.buffer, sink)?;
+        match &mut self.current {
+            Some(current) => current.read(&mut self.buffer, sink).map(drop),
+            None => Ok(()),
         }
-        let found = fs::metadata(&self.path)?;
-        if found.file_type().is_fifo() || found.file_type().is_char_device() {
+    }
+
+    /// Turns to the file that has the name now, if that is another one; gives whether it is.
+    fn open_new(&mut self, found: &impl Fn(), sink: &mut impl Sink) -> io::Result<bool> {
+        let there = fs::metadata(&self.path)?;
+        let kind = there.file_type();
+        if kind.is_fifo() || kind.is_char_device() {
+            // It opens once there is a writer, and ends with it.
+            let mut stream = File::open(&self.path)?;
             self.say(None);
-            drain(&mut File::open(&self.path)?, sink);
-            return Ok(());
+            found();
+            drain(&mut stream, sink);
+            return Ok(true);
         }
-        if self.current.as_ref().is_some_and(|now| now.is(&found)) {
-            return Ok(());
+        if self.current.as_ref().is_some_and(|now| now.is(&there)) {
+            return Ok(false);
         }
-        let mut opened = Opened::open(&self.path)?;
-        if first {
+        let mut opened = match self.former.take_if(|(former, _)| former.is(&there)) {
+            // Renamed back: its beginning is not new.
+            Some((former, _)) => former,
+            None => Opened::open(&self.path)?,
+        };
+        if self.first {
             opened.read_history(&mut self.buffer, sink)?;
         }
-        self.say(None);
         if let Some(mut former) = self.current.take() {
             log::info(
                 "the log file was replaced",
                 &[("file", &self.path.display())],
             );
             let _last_words = former.read(&mut self.buffer, sink);
-            self.former = Some((former, Instant::now()));
+            // A writer that never opens its log anew outlives several rotations: what it
+            // writes to is kept, not the empty files that it never wrote to.
+            if former.at > 0 || self.former.is_none() {
+                self.former = Some((former, Instant::now()));
+            }
         }
         opened.read(&mut self.buffer, sink)?;
         self.current = Some(opened);
-        Ok(())
+        Ok(true)
     }
 
     /// Says once what hinders the reading, and once that nothing does any longer.
-    fn say(&mut self, error: Option<&io::Error>) {
-        let now = error.map(ToString::to_string);
-        if now == self.said && !(now.is_none() && self.current.is_none()) {
+    fn say(&mut self, error: Option<String>) {
+        if self.said.as_ref() == Some(&error) {
             return;
         }
         let file = self.path.display();
-        match &now {
+        match &error {
             Some(error) => log::warn(
                 "the log file cannot be read; it is looked for again and again",
                 &[("file", &file), ("reason", error)],
             ),
             None => log::info("the log file is followed", &[("file", &file)]),
         }
-        self.said = now;
+        self.said = Some(error);
     }
 }
 
@@ -191,7 +216,8 @@ impl Opened {
         if length == self.at {
             return Ok(false);
         }
-        self.read_to(u64::MAX, buffer, |line| sink(line, false))?;
+        // No further than it was checked: a file that grows all the time may be cut meanwhile.
+        self.read_to(length, buffer, |line| sink(line, false))?;
         Ok(true)
     }
 
@@ -282,10 +308,10 @@ mod tests {
         file.write_all(text.as_bytes()).unwrap();
     }
 
-    /// What a step brings: history in brackets.
+    /// What a look brings: history in brackets.
     fn step(follower: &mut Follower) -> Vec<String> {
         let mut seen = Vec::new();
-        let _ = follower.step(&mut |line: &[u8], history: bool| {
+        follower.look(&|| {}, &mut |line: &[u8], history: bool| {
             let line = String::from_utf8_lossy(line);
             seen.push(if history {
                 format!("[{line}]")
@@ -400,6 +426,98 @@ mod tests {
     fn a_folder_is_no_log() {
         let folder = Folder::new();
         let mut follower = Follower::new(&folder.0);
-        assert!(follower.step(&mut |_: &[u8], _: bool| {}).is_err());
+        assert!(step(&mut follower).is_empty());
+        assert!(matches!(&follower.said, Some(Some(_))));
+        fs::remove_dir(&folder.0).unwrap();
+        append(&folder.0, "one\n");
+        step(&mut follower);
+        assert_eq!(follower.said, Some(None));
+        fs::remove_file(&folder.0).unwrap();
+    }
+
+    #[test]
+    fn what_could_not_be_read_at_first_is_history_all_the_same() {
+        let folder = Folder::new();
+        let (log, real) = (folder.file("log"), folder.file("real"));
+        append(&real, "old\n");
+        // A loop of links stands for whatever may hinder: root may read every file.
+        std::os::unix::fs::symlink(&log, &log).unwrap();
+        let mut follower = Follower::new(&log);
+        assert!(step(&mut follower).is_empty());
+        fs::rename(&real, &log).unwrap();
+        assert_eq!(step(&mut follower), ["[old]"]);
+        append(&log, "new\n");
+        assert_eq!(step(&mut follower), ["new"]);
+    }
+
+    #[test]
+    fn a_writer_that_never_opens_its_log_anew_is_heard_over_rotations() {
+        let folder = Folder::new();
+        let (log, older) = (folder.file("log"), folder.file("log.1"));
+        let mut writer = File::create(&log).unwrap();
+        let mut follower = Follower::new(&log);
+        step(&mut follower);
+        let mut heard = Vec::new();
+        for day in ["one", "two", "three"] {
+            writer.write_all(format!("{day}\n").as_bytes()).unwrap();
+            heard.extend(step(&mut follower));
+            fs::rename(&log, &older).unwrap();
+            append(&log, "");
+            heard.extend(step(&mut follower));
+        }
+        assert_eq!(heard, ["one", "two", "three"]);
+    }
+
+    #[test]
+    fn a_file_that_gets_its_name_back_is_not_read_twice() {
+        let folder = Folder::new();
+        let (log, older) = (folder.file("log"), folder.file("log.1"));
+        append(&log, "");
+        let mut follower = Follower::new(&log);
+        step(&mut follower);
+        append(&log, "one\n");
+        step(&mut follower);
+        fs::rename(&log, &older).unwrap();
+        append(&log, "two\n");
+        assert_eq!(step(&mut follower), ["two"]);
+        fs::rename(&older, &log).unwrap();
+        append(&log, "three\n");
+        assert_eq!(step(&mut follower), ["three"]);
+    }
+
+    #[test]
+    fn a_pipe_is_found_when_it_is_opened_and_read_line_by_line() {
+        let folder = Folder::new();
+        let pipe = folder.file("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        let writer = {
+            let pipe = pipe.clone();
+            thread::spawn(move || append(&pipe, "one\ntwo\nunfinished"))
+        };
+        let mut follower = Follower::new(&pipe);
+        let found = std::cell::Cell::new(false);
+        let mut seen = Vec::new();
+        follower.look(&|| found.set(true), &mut |line: &[u8], history: bool| {
+            assert!(found.get() && !history);
+            seen.push(String::from_utf8_lossy(line).into_owned());
+        });
+        assert_eq!(seen, ["one", "two"]);
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_no_text_harms_no_line_after_it() {
+        let folder = Folder::new();
+        let log = folder.file("log");
+        append(&log, "");
+        let mut follower = Follower::new(&log);
+        step(&mut follower);
+        let mut file = File::options().append(true).open(&log).unwrap();
+        file.write_all(b"\xff\xfe\x00\n").unwrap();
+        file.write_all(&[b'x'; 300_000]).unwrap();
+        assert_eq!(step(&mut follower).len(), 1);
+        file.write_all(b"\none\n").unwrap();
+        assert_eq!(step(&mut follower)[1], "one");
     }
 }

@@ -107,7 +107,9 @@ fn tagged(text: &str) -> Option<(&str, Option<Event<'_>>)> {
         let Some((function, said)) = words.split_once(": ") else {
             continue;
         };
-        if function.trim_start().contains(' ') {
+        // Not a host that is called srv, and what it runs.
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_~:()<>".contains(&byte);
+        if !function.trim_start().bytes().all(is_name) {
             continue;
         }
         let event = if is_slot {
@@ -306,6 +308,8 @@ mod tests {
             "0.05.846.253 I ",
             "\u{1b}[34m0.05.846.253\u{1b}[0m \u{1b}[32mI \u{1b}[0m",
             "Nov 24 20:12:22 host llama-server[123]: ",
+            "Nov 24 20:12:22 srv llama-server[123]: ",
+            "srv-1  | 0.05.846.253 I ",
             "2026-11-24T20:12:22.123456789Z stderr F 0.05.846.253 I ",
             "llama-1  | 0.05.846.253 I ",
             "{\"log\":\"",

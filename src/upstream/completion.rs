@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::answers::{Listed, ModelEntry, Object, Props};
-use super::client::{Client, Failure};
+use super::client::{Answer, Client, Failure};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
 
@@ -56,36 +57,32 @@ impl Completions {
     /// Why there was no token.
     pub fn one_token(&self, of_router: Option<&str>) -> Result<Option<Completed>, Failure> {
         let result = match self.is_awake(of_router) {
-            true => self.send(of_router).map(Some),
-            false => Ok(None),
+            Ok(true) => self.send(of_router).map(Some),
+            Ok(false) => Ok(None),
+            Err(failure) => Err(failure),
         };
         self.client.hang_up();
         result
     }
 
     /// Asked in a way that wakes nothing, right before what would.
-    fn is_awake(&self, of_router: Option<&str>) -> bool {
-        match of_router {
-            None => {
-                let props = self
-                    .client
-                    .get(&format!("{}/props", self.root), PROPS_LIMIT);
-                let props = props.and_then(|answer| answer.json::<Props>());
-                props.is_ok_and(|props| props.is_sleeping != Some(true))
-            }
-            Some(model) => {
-                let models = self
-                    .client
-                    .get(&format!("{}/models", self.root), MODELS_LIMIT);
-                let models = models.and_then(|answer| answer.json::<Object<Listed<ModelEntry>>>());
-                let models = models.ok().and_then(|Object(models)| models.data);
-                models.unwrap_or_default().iter().any(|entry| {
-                    let status = entry.status.as_ref();
-                    entry.id.as_deref() == Some(model)
-                        && status.is_some_and(|status| status.value.as_deref() == Some("loaded"))
-                })
-            }
-        }
+    fn is_awake(&self, of_router: Option<&str>) -> Result<bool, Failure> {
+        let Some(model) = of_router else {
+            let props = self.get("/props", PROPS_LIMIT)?.json::<Props>()?;
+            return Ok(props.is_sleeping != Some(true));
+        };
+        let answer = self.get("/models", MODELS_LIMIT)?;
+        let Object(models) = answer.json::<Object<Listed<ModelEntry>>>()?;
+        Ok(models.data.unwrap_or_default().iter().any(|entry| {
+            let status = entry.status.as_ref();
+            entry.id.as_deref() == Some(model)
+                && status.is_some_and(|status| status.value.as_deref() == Some("loaded"))
+        }))
+    }
+
+    fn get(&self, path: &str, limit: u64) -> Result<Answer, Failure> {
+        let url = format!("{}{path}", self.root);
+        self.client.get(&url, limit).and_then(answered)
     }
 
     fn send(&self, of_router: Option<&str>) -> Result<Completed, Failure> {
@@ -99,28 +96,27 @@ impl Completions {
         }
         let sent = Instant::now();
         let answer = self.client.post(&url, &request.to_string(), LIMIT)?;
-        match answer.status {
-            200 => {}
-            401 | 403 => {
-                return Err(Failure::new(
-                    Reason::Unauthorized,
-                    "the server wants an API key",
-                ));
-            }
-            _ => return Err(Failure::new(Reason::Status, answer.status_text())),
-        }
         let mut first_token = None;
         let mut timings = None;
-        answer.lines(|line| {
-            let Some(event) = line.strip_prefix("data: {") else {
+        let mut failed = false;
+        answered(answer)?.lines(|line| {
+            let since = sent.elapsed();
+            // An error that comes once the stream has begun; older builds have a field of its own for it.
+            failed |= line.starts_with("error: ");
+            let Some(event) = line.strip_prefix("data: ") else {
                 return;
             };
-            first_token = first_token.or_else(|| Some(sent.elapsed()));
-            // What was stripped is the brace of an object.
-            if let Ok(chunk) = serde_json::from_str::<Chunk>(&format!("{{{event}")) {
-                timings = chunk.timings.or(timings);
-            }
+            // The end of the stream, [DONE], is no object.
+            let Ok(chunk) = serde_json::from_str::<Chunk>(event) else {
+                return;
+            };
+            failed |= chunk.error.is_some();
+            first_token = first_token.or(Some(since));
+            timings = chunk.timings.or(timings);
         })?;
+        if failed {
+            return Err(Failure::new(Reason::Status, "an error is in the stream"));
+        }
         let first_token =
             first_token.ok_or_else(|| Failure::new(Reason::Parse, "no token is in the stream"))?;
         let timings = timings.unwrap_or(Timings {
@@ -135,9 +131,22 @@ impl Completions {
     }
 }
 
+/// Refuses an answer that only says why there is none.
+fn answered(answer: Answer) -> Result<Answer, Failure> {
+    match answer.status {
+        200 => Ok(answer),
+        401 | 403 => Err(Failure::new(
+            Reason::Unauthorized,
+            "the server wants an API key",
+        )),
+        _ => Err(Failure::new(Reason::Status, answer.status_text())),
+    }
+}
+
 #[derive(Deserialize)]
 struct Chunk {
     timings: Option<Timings>,
+    error: Option<IgnoredAny>,
 }
 
 #[derive(Clone, Copy, Deserialize)]

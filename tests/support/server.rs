@@ -533,7 +533,7 @@ impl Connection {
         self.open.lock().unwrap().remove(&self.number);
     }
 
-    /// Plays the answer of `path` to the request whose head of `length` bytes lies unread.
+    /// Plays the answer of `path` to the request of `length` bytes that lies unread.
     fn play(&self, path: &str, length: usize, index: usize) -> io::Result<After> {
         let mut stream = &*self.stream;
         let (mut answer, mut edition) = self.shared.answer(path);
@@ -660,7 +660,11 @@ fn peek_request(stream: &TcpStream, connection: usize) -> Option<(Request, usize
             .position(|window| window == b"\r\n\r\n");
         if let Some(head) = head {
             let text = String::from_utf8_lossy(&seen[..head]).into_owned();
-            return Some((Request::parse(&text, connection), head + 4));
+            let request = Request::parse(&text, connection);
+            let body = request
+                .header("content-length")
+                .map_or(0, |length| length.parse().unwrap());
+            return Some((request, head + 4 + body));
         }
         thread::sleep(Duration::from_millis(1));
     }

@@ -1,0 +1,103 @@
+//! The probe beside a scripted server: what is a token, what is a failure, and how often it asks.
+
+mod support;
+
+use std::time::Duration;
+
+use support::recordings::Stage;
+use support::{Answer, Exporter, Server};
+
+const BUILD: &str = "b10068";
+const COMPLETIONS: &str = "/v1/completions";
+const TOKEN: &str = r#"data: {"choices":[{"text":"!"}],"timings":{"prompt_n":2,"predicted_n":1}}"#;
+const FAILURE: &str = r#"data: {"error":{"code":500,"message":"Context size has been exceeded."}}"#;
+
+fn probing(server: &Server) -> Exporter {
+    Exporter::watching(server)
+        .arguments(&["--probe-interval", "100ms", "--log-level", "debug"])
+        .start()
+}
+
+fn stream(events: &[&str]) -> Answer {
+    let events: String = events.iter().map(|event| format!("{event}\n\n")).collect();
+    Answer::new(200, "text/event-stream", events).chunked()
+}
+
+#[test]
+fn a_probe_is_timed_to_its_first_token_and_counted_apart() {
+    let server = Server::recorded(BUILD, Stage::Idle);
+    let late = Duration::from_millis(300);
+    let answer = stream(&[": ping", TOKEN, "data: [DONE]"]).delayed(late);
+    server.answer(COMPLETIONS, answer);
+    let exporter = probing(&server);
+    let scrape = exporter.until("the probe is counted", |scrape| {
+        scrape.value("llamacpp_probe_tokens_total") == Some(1.0)
+    });
+    let of_probe = |name: &str| {
+        let all = scrape.all(name);
+        let mut own = all
+            .iter()
+            .filter(|sample| sample.labels["source"] == "probe");
+        own.next().map(|sample| sample.value)
+    };
+    assert_eq!(
+        of_probe("llamacpp_first_token_latency_seconds_count"),
+        Some(1.0)
+    );
+    let took = of_probe("llamacpp_first_token_latency_seconds_sum").unwrap();
+    assert!(took >= late.as_secs_f64() && took < 10.0, "{took}");
+    assert_eq!(
+        scrape.value("llamacpp_probe_prompt_tokens_total"),
+        Some(2.0)
+    );
+    assert!(!scrape.has("llamacpp_request_duration_seconds"));
+    // Nothing but the probe has happened.
+    let polls = exporter.scrape().polls();
+    exporter.after_polls(polls + 20);
+    assert_eq!(server.count(COMPLETIONS), 1);
+    let sent = &server.requests_to(COMPLETIONS)[0];
+    assert_eq!((sent.method.as_str(), sent.query.as_str()), ("POST", ""));
+}
+
+#[test]
+fn what_is_no_token_is_a_failure_with_its_reason() {
+    let cases = [
+        ("status", stream(&[FAILURE])),
+        ("status", stream(&[TOKEN, FAILURE])),
+        ("status", stream(&[r#"error: {"code":500,"message":"no"}"#])),
+        ("status", Answer::error(503, "Loading model")),
+        ("unauthorized", Answer::error(401, "Invalid API Key")),
+        ("parse", stream(&["data: [DONE]"])),
+        ("parse", Answer::html()),
+        ("connect", stream(&[TOKEN]).cut_after(20)),
+        ("too_large", stream(&[TOKEN]).and_a_gigabyte_more()),
+    ];
+    for (reason, answer) in cases {
+        let server = Server::recorded(BUILD, Stage::Idle);
+        server.answer(COMPLETIONS, answer);
+        let exporter = probing(&server);
+        let scrape = exporter.until(reason, |scrape| scrape.has("llamacpp_probe_failures_total"));
+        let failures = scrape.all("llamacpp_probe_failures_total");
+        assert_eq!(failures.len(), 1, "{reason}");
+        let found = (failures[0].labels["reason"].as_str(), failures[0].value);
+        assert_eq!(found, (reason, 1.0));
+        assert_ne!(scrape.value("llamacpp_probe_tokens_total"), Some(1.0));
+    }
+}
+
+#[test]
+fn a_server_that_does_not_say_whether_it_is_awake_is_left_alone() {
+    let server = Server::recorded(BUILD, Stage::Idle);
+    server.answer("/props", Answer::error(401, "Invalid API Key"));
+    server.answer(COMPLETIONS, stream(&[TOKEN]));
+    let exporter = probing(&server);
+    exporter.until("it has tried", |scrape| {
+        scrape.has("llamacpp_probe_failures_total")
+    });
+    let polls = exporter.scrape().polls();
+    let scrape = exporter.after_polls(polls + 20);
+    let failures = scrape.all("llamacpp_probe_failures_total");
+    let found = (failures[0].labels["reason"].as_str(), failures[0].value);
+    assert_eq!(found, ("unauthorized", 1.0));
+    assert_eq!(server.count(COMPLETIONS), 0);
+}
