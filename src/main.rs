@@ -33,7 +33,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(settings: &Settings) -> ExitCode {
-    os::share_one_arena();
+    os::keep_no_spare_memory();
     if let Err(error) = os::exit_on_signals() {
         return fail(1, &format!("cannot take signals: {error}"));
     }

@@ -2,10 +2,10 @@
 //!
 //! Formats as proc(5) and proc_pid_net(5) describe them.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
-
-use super::process::read_text;
 
 /// The most bytes of a table that are looked at.
 const LONGEST_TABLE: u64 = 32 << 20;
@@ -33,16 +33,20 @@ impl Net {
         Net { folder, own }
     }
 
-    fn table(&self, name: &str) -> String {
-        read_text(&self.folder.join(name), LONGEST_TABLE).unwrap_or_default()
+    /// The rows of a table, one at a time: a busy machine has tens of thousands of connections.
+    fn rows(&self, table: &str) -> impl Iterator<Item = String> {
+        let file = File::open(self.folder.join(table)).into_iter();
+        let rows = file.flat_map(|file| BufReader::new(file.take(LONGEST_TABLE)).split(b'\n'));
+        rows.map_while(Result::ok)
+            .map(|row| String::from_utf8_lossy(&row).into_owned())
     }
 
     /// Whether `address` is one of its own.
     pub fn has(&self, address: IpAddr) -> bool {
         match address {
             address if address.is_loopback() => self.own,
-            IpAddr::V4(address) => has_v4(&self.table("fib_trie"), address),
-            IpAddr::V6(address) => has_v6(&self.table("if_inet6"), address),
+            IpAddr::V4(address) => has_v4(self.rows("fib_trie"), address),
+            IpAddr::V6(address) => has_v6(self.rows("if_inet6"), address),
         }
     }
 
@@ -50,7 +54,8 @@ impl Net {
     pub fn tcp_listeners(&self, port: u16, addresses: &[IpAddr]) -> Vec<Listener> {
         let open: Vec<_> = ["tcp", "tcp6"]
             .iter()
-            .flat_map(|table| tcp_listeners(&self.table(table), port))
+            .flat_map(|table| self.rows(table))
+            .filter_map(|row| tcp_listener(&row, port))
             .collect();
         let mut found: Vec<Listener> = Vec::new();
         for address in addresses {
@@ -76,17 +81,15 @@ impl Net {
         let inode = inode.to_string();
         let tables = [("tcp", 9), ("tcp6", 9), ("unix", 6)];
         tables.iter().any(|(table, field)| {
-            let text = self.table(table);
-            let mut inodes = text
-                .lines()
-                .filter_map(|line| line.split_ascii_whitespace().nth(*field));
-            inodes.any(|of| of == inode)
+            self.rows(table)
+                .any(|row| row.split_ascii_whitespace().nth(*field) == Some(&inode))
         })
     }
 
     /// What listens on the Unix socket at `path`.
     pub fn unix_listeners(&self, path: &str) -> Vec<Listener> {
-        unix_listeners(&self.table("unix"), path)
+        let rows = self.rows("unix");
+        rows.filter_map(|row| unix_listener(&row, path)).collect()
     }
 }
 
@@ -103,23 +106,20 @@ fn nearness(local: IpAddr, address: IpAddr) -> Option<u8> {
     }
 }
 
-/// What `/proc/net/tcp` or `tcp6` shows to listen on `port`, and at which address.
-fn tcp_listeners(text: &str, port: u16) -> Vec<(IpAddr, Listener)> {
-    let listening = |line: &str| {
-        let mut fields = line.split_ascii_whitespace();
-        let (local, state) = (fields.nth(1)?, fields.nth(1)?);
-        let (address, local_port) = local.rsplit_once(':')?;
-        if state != "0A" || u16::from_str_radix(local_port, 16) != Ok(port) {
-            return None;
-        }
-        let (uid, inode) = (fields.nth(3)?, fields.nth(1)?);
-        let listener = Listener {
-            inode: inode.parse().ok()?,
-            uid: uid.parse().ok(),
-        };
-        Some((hexadecimal(address)?, listener))
+/// What a row of `tcp` or `tcp6` shows to listen on `port`, and at which address.
+fn tcp_listener(row: &str, port: u16) -> Option<(IpAddr, Listener)> {
+    let mut fields = row.split_ascii_whitespace();
+    let (local, state) = (fields.nth(1)?, fields.nth(1)?);
+    let (address, local_port) = local.rsplit_once(':')?;
+    if state != "0A" || u16::from_str_radix(local_port, 16) != Ok(port) {
+        return None;
+    }
+    let (uid, inode) = (fields.nth(3)?, fields.nth(1)?);
+    let listener = Listener {
+        inode: inode.parse().ok()?,
+        uid: uid.parse().ok(),
     };
-    text.lines().filter_map(listening).collect()
+    Some((hexadecimal(address)?, listener))
 }
 
 /// An address as these tables have it: words of 32 bits, each in the machine's own order.
@@ -140,10 +140,10 @@ fn hexadecimal(text: &str) -> Option<IpAddr> {
 }
 
 /// Whether `fib_trie` has the address as a local one: a leaf, and in the next lines what it is.
-fn has_v4(text: &str, address: Ipv4Addr) -> bool {
+fn has_v4(mut rows: impl Iterator<Item = String>, address: Ipv4Addr) -> bool {
     let mut here = false;
-    text.lines().any(|line| {
-        let line = line.trim();
+    rows.any(|row| {
+        let line = row.trim();
         if let Some(leaf) = line.strip_prefix("|-- ") {
             here = leaf.parse() == Ok(address);
         } else if line.starts_with("+--") {
@@ -154,28 +154,25 @@ fn has_v4(text: &str, address: Ipv4Addr) -> bool {
 }
 
 /// Whether `if_inet6` has the address.
-fn has_v6(text: &str, address: Ipv6Addr) -> bool {
+fn has_v6(mut rows: impl Iterator<Item = String>, address: Ipv6Addr) -> bool {
     let wanted = format!("{:032x}", u128::from(address));
-    text.lines().any(|line| line.starts_with(&wanted))
+    rows.any(|row| row.starts_with(&wanted))
 }
 
-/// What `/proc/net/unix` shows to listen at `path`.
-fn unix_listeners(text: &str, path: &str) -> Vec<Listener> {
+/// What a row of `unix` shows to listen at `path`.
+fn unix_listener(row: &str, path: &str) -> Option<Listener> {
     /// `__SO_ACCEPTCON`: it waits for connections.
     const ACCEPTS: u32 = 0x10000;
-    let listening = |line: &str| {
-        let mut fields = line.splitn(8, ' ').filter(|field| !field.is_empty());
-        let flags = u32::from_str_radix(fields.nth(3)?, 16).ok()?;
-        (flags & ACCEPTS != 0).then_some(())?;
-        // The inode is right-aligned, and the path may hold spaces.
-        let rest = line.strip_suffix(path)?;
-        let inode = rest.strip_suffix(' ')?.rsplit(' ').next()?;
-        Some(Listener {
-            inode: inode.parse().ok()?,
-            uid: None,
-        })
-    };
-    text.lines().filter_map(listening).collect()
+    let mut fields = row.splitn(8, ' ').filter(|field| !field.is_empty());
+    let flags = u32::from_str_radix(fields.nth(3)?, 16).ok()?;
+    (flags & ACCEPTS != 0).then_some(())?;
+    // The inode is right-aligned, and the path may hold spaces.
+    let rest = row.strip_suffix(path)?;
+    let inode = rest.strip_suffix(' ')?.rsplit(' ').next()?;
+    Some(Listener {
+        inode: inode.parse().ok()?,
+        uid: None,
+    })
 }
 
 #[cfg(test)]
@@ -245,16 +242,14 @@ mod tests {
         let text = "Num       RefCount Protocol Flags    Type St Inode Path\n\
              0000000000000000: 00000002 00000000 00010000 0001 01 30001 /tmp/a b/llama.sock\n\
              0000000000000000: 00000003 00000000 00000000 0001 03    77 /tmp/a b/llama.sock\n";
+        let tree = Tree::new(&[("unix", text), ("tcp", &line("0100007F", "0A", 0, 77001))]);
+        let net = Net::at(tree.path(""), true);
         let inodes = |path| {
-            unix_listeners(text, path)
-                .iter()
-                .map(|l| l.inode)
-                .collect::<Vec<_>>()
+            let found = net.unix_listeners(path);
+            found.iter().map(|l| l.inode).collect::<Vec<_>>()
         };
         assert_eq!(inodes("/tmp/a b/llama.sock"), [30001]);
         assert!(inodes("b/llama.sock").is_empty());
-        let tree = Tree::new(&[("unix", text), ("tcp", &line("0100007F", "0A", 0, 77001))]);
-        let net = Net::at(tree.path(""), true);
         assert!(net.has_socket(30001) && net.has_socket(77001));
         assert!(!net.has_socket(3000) && !net.has_socket(1));
     }
