@@ -1,9 +1,11 @@
 """Genuine llama.cpp servers, and clients that know when they received each token."""
 
 import bisect
+import contextlib
 import http.client
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -23,9 +25,12 @@ ANSWERS_WHILE_BUSY = 10566
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port for a server. Not one that the system would choose: it gives those to clients too,
+    and could give this one away before the server has it, or while it is started again."""
+    while True:
+        port = random.randrange(15000, 30000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class LlamaServer:
