@@ -33,11 +33,13 @@ impl Net {
         Net { folder, own }
     }
 
-    /// The rows of a table, one at a time: a busy machine has tens of thousands of connections.
+    /// The rows of a table, one after the other: a busy machine has tens of thousands of
+    /// connections, and routes.
     fn rows(&self, table: &str) -> impl Iterator<Item = String> {
-        let file = File::open(self.folder.join(table)).into_iter();
-        let rows = file.flat_map(|file| BufReader::new(file.take(LONGEST_TABLE)).split(b'\n'));
-        rows.map_while(Result::ok)
+        let file = File::open(self.folder.join(table)).ok();
+        file.into_iter()
+            .flat_map(|file| BufReader::new(file.take(LONGEST_TABLE)).split(b'\n'))
+            .map_while(Result::ok)
             .map(|row| String::from_utf8_lossy(&row).into_owned())
     }
 
@@ -46,7 +48,10 @@ impl Net {
         match address {
             address if address.is_loopback() => self.own,
             IpAddr::V4(address) => has_v4(self.rows("fib_trie"), address),
-            IpAddr::V6(address) => has_v6(self.rows("if_inet6"), address),
+            IpAddr::V6(address) => {
+                let wanted = format!("{:032x}", u128::from(address));
+                self.rows("if_inet6").any(|row| row.starts_with(&wanted))
+            }
         }
     }
 
@@ -81,8 +86,8 @@ impl Net {
         let inode = inode.to_string();
         let tables = [("tcp", 9), ("tcp6", 9), ("unix", 6)];
         tables.iter().any(|(table, field)| {
-            self.rows(table)
-                .any(|row| row.split_ascii_whitespace().nth(*field) == Some(&inode))
+            let is_its = |row: String| row.split_ascii_whitespace().nth(*field) == Some(&inode);
+            self.rows(table).any(is_its)
         })
     }
 
@@ -139,24 +144,18 @@ fn hexadecimal(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// Whether `fib_trie` has the address as a local one: a leaf, and in the next lines what it is.
+/// Whether `fib_trie` has the address as a local one: a leaf, and in the next rows what it is.
 fn has_v4(mut rows: impl Iterator<Item = String>, address: Ipv4Addr) -> bool {
     let mut here = false;
     rows.any(|row| {
-        let line = row.trim();
-        if let Some(leaf) = line.strip_prefix("|-- ") {
+        let row = row.trim();
+        if let Some(leaf) = row.strip_prefix("|-- ") {
             here = leaf.parse() == Ok(address);
-        } else if line.starts_with("+--") {
+        } else if row.starts_with("+--") {
             here = false;
         }
-        here && line == "/32 host LOCAL"
+        here && row == "/32 host LOCAL"
     })
-}
-
-/// Whether `if_inet6` has the address.
-fn has_v6(mut rows: impl Iterator<Item = String>, address: Ipv6Addr) -> bool {
-    let wanted = format!("{:032x}", u128::from(address));
-    rows.any(|row| row.starts_with(&wanted))
 }
 
 /// What a row of `unix` shows to listen at `path`.
@@ -244,9 +243,9 @@ mod tests {
              0000000000000000: 00000003 00000000 00000000 0001 03    77 /tmp/a b/llama.sock\n";
         let tree = Tree::new(&[("unix", text), ("tcp", &line("0100007F", "0A", 0, 77001))]);
         let net = Net::at(tree.path(""), true);
-        let inodes = |path| {
-            let found = net.unix_listeners(path);
-            found.iter().map(|l| l.inode).collect::<Vec<_>>()
+        let inodes = |path| -> Vec<u64> {
+            let found = net.unix_listeners(path).into_iter();
+            found.map(|listener| listener.inode).collect()
         };
         assert_eq!(inodes("/tmp/a b/llama.sock"), [30001]);
         assert!(inodes("b/llama.sock").is_empty());

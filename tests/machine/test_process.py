@@ -131,6 +131,68 @@ def test_a_pid_file(start_program, tmp_path):
     assert "memory_usage_bytes" not in values and "no process has the number" in report
 
 
+def run_as_number(pid, command):
+    """Runs a command as the process of that number, which must be free."""
+    for _ in range(200):
+        try:
+            with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+                last.write(str(pid - 1))
+        except OSError as error:
+            pytest.skip(f"the number of the next process cannot be chosen here: {error}")
+        process = subprocess.Popen(command)
+        if process.pid == pid:
+            return process
+        process.kill()
+        process.wait()
+    pytest.skip("others take the number each time")
+
+
+@needs_root
+def test_a_number_that_another_process_has_by_now(start_program, start_exporter, tmp_path):
+    """The PID file still says it, and something answers at the port."""
+    server = start_program("-c", "2048", "-np", "1")
+    pid = server.process.pid
+    file = tmp_path / "pid"
+    file.write_text(f"{pid}\n")
+    exporter = start_exporter(server.url, interval="500ms", pid_file=file)
+    exporter.wait_for(lambda poll: poll.value("memory_usage_bytes"))
+    server.kill()
+    other = run_as_number(pid, ["sleep", "1000"])
+    try:
+        with Impostor(server.port):
+            began = exporter.poll_begun_after(time.monotonic())
+            last = exporter.wait_for(lambda poll: poll.number >= began.number + 4 and poll.value("up") == 1)
+            polls = [began, *exporter.between(began, last)]
+            assert [poll.value("memory_usage_bytes") for poll in polls] == [None] * len(polls)
+        assert "is another process's by now" in exporter.log
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_what_nvidia_smi_says_of_the_process(start_program, start_exporter, tmp_path, monkeypatch):
+    """The lines are written by hand: no machine with an NVIDIA GPU was to be had."""
+    server = start_program("-c", "2048", "-np", "1")
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/sh\n"
+        "while :; do\n"
+        "    case $1 in\n"
+        "    --query-gpu=*) echo '3, GPU-a, 570.124.06, 37, 54, 600, 81559, 287.31, NVIDIA H100 80GB HBM3' ;;\n"
+        f"    *) echo '{server.process.pid}, GPU-a, 512'; echo '1, GPU-a, 64' ;;\n"
+        "    esac\n"
+        "    sleep 0.2\n"
+        "done\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    exporter = start_exporter(server.url)
+    told = exporter.wait_for(lambda poll: poll.value("process_gpu_memory_bytes", gpu="3") is not None)
+    assert told.value("process_gpu_memory_bytes", gpu="3") == 512 << 20
+    assert told.value("gpu_memory_used_bytes", gpu="3") == 600 << 20
+
+
 def test_a_server_that_says_so_on_its_command_line_falls_asleep(start_program, start_exporter):
     """On this build /metrics keeps a server awake, and nobody has told the exporter but its arguments."""
     server = start_program("-c", "2048", "-np", "1", "--sleep-idle-seconds", "4")

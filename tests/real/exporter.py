@@ -71,8 +71,9 @@ class Exporter:
     """It polls at the interval, and is scraped all the while unless it is left `unwatched`."""
 
     def __init__(
-        self, base_url, log, interval="1s", timeout=None, api_key=None, sleep_idle_seconds=None, unwatched=False
-    ):
+        self, base_url, log, interval="1s", timeout=None, api_key=None, sleep_idle_seconds=None, unwatched=False,
+        pid_file=None,
+    ):  # fmt: skip
         assert BINARY.exists(), f"{BINARY} is missing: cargo build --release"
         self.log_file = log
         self.polls = []
@@ -81,6 +82,7 @@ class Exporter:
         command = [str(BINARY), "--base-url", base_url, "--addr", "127.0.0.1:0", "--interval", interval]
         command += ["--timeout", timeout] if timeout else []
         command += ["--sleep-idle-seconds", str(sleep_idle_seconds)] if sleep_idle_seconds else []
+        command += ["--pid-file", str(pid_file)] if pid_file else []
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMACPP_", "LLM_"))}
         if api_key:
             environment["LLAMACPP_API_KEY"] = api_key
