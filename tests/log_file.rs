@@ -1,0 +1,136 @@
+//! Logs that the program is given in other ways than as one file: a pipe, its standard input,
+//! and one for each of several servers.
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{self, Command, Stdio};
+
+use support::exporter::program;
+use support::recordings::{Stage, file};
+use support::{Exporter, Scrape, Server};
+
+const BUILD: &str = "b10068";
+/// In the log of that build.
+const FINISHED: f64 = 2.0;
+const COUNT: &str = "llamacpp_request_duration_seconds_count";
+
+/// A folder of its own for a test, gone with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("log-file-{name}-{}", process::id()));
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn log() -> Vec<u8> {
+    file(BUILD, "log.txt")
+}
+
+fn watching(servers: &[&Server]) -> Command {
+    let mut command = program();
+    command.args(["--addr", "127.0.0.1:0", "--interval", "50ms"]);
+    for server in servers {
+        command.args(["--base-url", &server.url()]);
+    }
+    command
+}
+
+/// Finished requests that were counted; of one server, where there are several.
+fn count(scrape: &Scrape, server: Option<&Server>) -> Option<f64> {
+    let server = server.map(Server::authority);
+    let all = scrape.all(COUNT);
+    let mut of_server = all
+        .iter()
+        .filter(|sample| sample.labels.get("server") == server.as_ref());
+    of_server.next().map(|sample| sample.value)
+}
+
+fn wait_for(exporter: &Exporter, wanted: f64) {
+    exporter.until("the requests are counted", |scrape| {
+        count(scrape, None) == Some(wanted)
+    });
+}
+
+#[test]
+fn the_log_on_the_standard_input_is_read_until_it_ends() {
+    let server = Server::recorded(BUILD, Stage::Idle);
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let mut command = watching(&[&server]);
+    command
+        .args(["--log-file", "-"])
+        .stdin(Stdio::from(OwnedFd::from(theirs)));
+    let mut exporter = Exporter::start(command);
+    wait_for(&exporter, 0.0);
+    ours.write_all(&log()).unwrap();
+    wait_for(&exporter, FINISHED);
+    drop(ours);
+    exporter.wait_for_log(&["standard input has ended"]);
+    let polls = exporter.scrape().polls();
+    let scrape = exporter.after_polls(polls + 3);
+    assert!(exporter.is_alive());
+    assert_eq!(count(&scrape, None), Some(FINISHED));
+}
+
+#[test]
+fn a_pipe_is_read_as_it_is_written_and_again_by_the_next_writer() {
+    let folder = Folder::new("pipe");
+    let pipe = folder.0.join("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let server = Server::recorded(BUILD, Stage::Idle);
+    let mut command = watching(&[&server]);
+    command.arg("--log-file").arg(&pipe);
+    let exporter = Exporter::start(command);
+    for writer in 1..=2 {
+        let mut pipe = fs::File::options().write(true).open(&pipe).unwrap();
+        pipe.write_all(&log()).unwrap();
+        // Though this writer still has it open.
+        wait_for(&exporter, FINISHED * f64::from(writer));
+    }
+}
+
+#[test]
+fn each_of_several_servers_has_a_log_of_its_own() {
+    let folder = Folder::new("several");
+    let servers = [
+        Server::recorded(BUILD, Stage::Idle),
+        Server::recorded(BUILD, Stage::Idle),
+    ];
+    let mut command = watching(&[&servers[0], &servers[1]]);
+    let path = |number: usize| folder.0.join(number.to_string());
+    for (number, server) in servers.iter().enumerate() {
+        fs::write(path(number), "").unwrap();
+        let log_file = format!("{}/v1={}", server.url(), path(number).display());
+        command.args(["--log-file", &log_file]);
+    }
+    let exporter = Exporter::start(command);
+    let both = |counts: [f64; 2]| {
+        exporter.until("the requests of both are counted", |scrape| {
+            [0, 1].map(|number| count(scrape, Some(&servers[number]))) == counts.map(Some)
+        });
+    };
+    both([0.0, 0.0]);
+    fs::write(path(1), log()).unwrap();
+    both([0.0, FINISHED]);
+    fs::write(path(0), [log(), log()].concat()).unwrap();
+    both([2.0 * FINISHED, FINISHED]);
+}
