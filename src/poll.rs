@@ -24,8 +24,8 @@ use crate::upstream::completion::Completions;
 use crate::upstream::detect::Upstream;
 use crate::upstream::reading::{ModelReading, Reading, State};
 
-/// The most models of a server that are shown.
-const MOST_MODELS: usize = 500;
+/// Said where a server has more models than are shown.
+const LEFT_OUT: &str = "it has more than 500 models: 500 are shown, the loaded ones first";
 
 /// The most questions that one poll asks, each of which may take a time-out:
 /// `/stats` may have two addresses.
@@ -91,11 +91,6 @@ impl Poller {
         self.asker.finish(&mut reading);
         let up = reading.up;
         let mut models = self.derive(&reading);
-        if reading.models.len() > MOST_MODELS {
-            reading
-                .notes
-                .push("it has more than 500 models: 500 are shown, the loaded ones first");
-        }
         self.look_at_machine(&reading, &mut models);
         self.take_requests(&reading, &mut models);
 
@@ -124,6 +119,7 @@ impl Poller {
             notes: reading
                 .notes
                 .iter()
+                .chain(reading.left_out.then_some(&LEFT_OUT))
                 .map(|note| (*note).to_owned())
                 .chain(self.machine.notes())
                 .collect(),
@@ -146,11 +142,6 @@ impl Poller {
             .iter()
             .map(|model| self.models.entry(key(model)).or_default().update(model))
             .collect();
-        if models.len() > MOST_MODELS {
-            // The loaded ones first.
-            models.sort_by_key(|model| !is_loaded(model.status));
-            models.truncate(MOST_MODELS);
-        }
         models.sort_by(|a, b| (&a.name, &a.mode).cmp(&(&b.name, &b.mode)));
         for index in 1..models.len() {
             if models[index - 1].name == models[index].name {
@@ -357,6 +348,8 @@ struct Said {
     statuses: BTreeMap<(String, Option<String>), Status>,
     failing: BTreeMap<&'static str, Reason>,
     notes: Vec<&'static str>,
+    /// Whether it was said that models are left out: once and for all.
+    left_out: bool,
 }
 
 impl Said {
@@ -367,6 +360,7 @@ impl Said {
             statuses: BTreeMap::new(),
             failing: BTreeMap::new(),
             notes: Vec::new(),
+            left_out: false,
         }
     }
 
@@ -389,6 +383,10 @@ impl Said {
                 self.notes.push(note);
                 log::info(note, &[("server", server)]);
             }
+        }
+        if reading.left_out && !self.left_out {
+            self.left_out = true;
+            log::warn(LEFT_OUT, &[("server", server)]);
         }
         let shown: Vec<_> = snapshot
             .models
@@ -479,9 +477,9 @@ fn say_up(server: &dyn Display, info: &Option<ServerInfo>, snapshot: &Snapshot) 
 
 fn say_down(base: &BaseUrl, server: &dyn Display, reading: &Reading) {
     let advice = if base.as_given().contains("model-runner.docker.internal") {
-        "is Docker Model Runner enabled? From a host its TCP access must be too, and the URL is \
-         --base-url http://localhost:12434/engines/llama.cpp/v1; in a container on Docker Engine it is \
-         http://172.17.0.1:12434/engines/llama.cpp/v1; for a llama-server, http://host:8080"
+        "is Docker Model Runner enabled? From a host: docker desktop enable model-runner --tcp 12434 \
+         (on Docker Engine TCP is on), --base-url http://localhost:12434; from a container on Docker \
+         Engine: --base-url http://172.17.0.1:12434; for a llama-server: --base-url http://host:8080"
     } else if reading
         .failures
         .first()

@@ -12,5 +12,6 @@ pub mod reading;
 mod resolve;
 pub mod restraint;
 pub mod router;
+pub mod shown;
 mod transport;
 pub mod work;

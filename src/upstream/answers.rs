@@ -8,14 +8,16 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 
 use crate::exposition::{self, Sample};
 
 /// The most slots that an answer may hold; a real server has at most some hundreds.
 pub const MOST_SLOTS: usize = 16_384;
-/// The most models of a list that are looked at.
-pub const MOST_MODELS: usize = 20_000;
+/// The most objects of a list that are looked at.
+const MOST_LISTED: usize = 20_000;
 /// The most characters of a name that are kept.
 const LONGEST_NAME: usize = 512;
 
@@ -95,21 +97,6 @@ impl Props {
         let digits = self.build_info.as_deref()?.strip_prefix('b')?;
         let digits = digits.split('-').next()?;
         digits.parse().ok().filter(|build| *build > 1)
-    }
-}
-
-/// A list as OpenAI's API writes it: `{"data":[…]}`.
-#[derive(Debug, Deserialize)]
-#[serde(default, bound(deserialize = "T: DeserializeOwned"))]
-pub struct Listed<T> {
-    /// What is listed, the first [`MOST_MODELS`] of it.
-    #[serde(deserialize_with = "first_objects")]
-    pub data: Option<Vec<T>>,
-}
-
-impl<T> Default for Listed<T> {
-    fn default() -> Listed<T> {
-        Listed { data: None }
     }
 }
 
@@ -594,44 +581,95 @@ impl<'de, T: DeserializeOwned> Visitor<'de> for ObjectVisitor<T> {
     }
 }
 
-/// Takes the first [`MOST_MODELS`] objects of an array, and passes over the others.
-pub fn first_objects<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: DeserializeOwned,
-{
-    struct First<T>(PhantomData<T>);
-    impl<'de, T: DeserializeOwned> Visitor<'de> for First<T> {
-        type Value = Option<Vec<T>>;
-        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-            f.write_str("an array of objects")
-        }
-        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-            let mut objects = Vec::new();
-            while objects.len() < MOST_MODELS {
-                match seq.next_element()? {
-                    Some(Object(object)) => objects.push(object),
-                    None => return Ok(Some(objects)),
-                }
-            }
-            while seq.next_element::<IgnoredAny>()?.is_some() {}
-            Ok(Some(objects))
-        }
-        fn visit_unit<E>(self) -> Result<Self::Value, E> {
-            Ok(None)
-        }
-    }
-    deserializer.deserialize_any(First(PhantomData))
+/// Hands the objects of an array to `take` as they are read, the first [`MOST_LISTED`] of
+/// them, and holds none. Gives whether there was an array, and not null.
+pub struct Each<T, F> {
+    take: F,
+    what: PhantomData<T>,
 }
 
-/// A list of objects that is the whole answer: the first [`MOST_MODELS`] of them.
-#[derive(Debug)]
-pub struct Objects<T>(pub Vec<T>);
+impl<T, F: FnMut(T)> Each<T, F> {
+    /// Hands them to `take`.
+    pub fn new(take: F) -> Each<T, F> {
+        Each {
+            take,
+            what: PhantomData,
+        }
+    }
+}
 
-impl<'de, T: DeserializeOwned> Deserialize<'de> for Objects<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Objects<T>, D::Error> {
-        // An empty store may be written as null: that is a list without anything in it.
-        first_objects(deserializer).map(|objects| Objects(objects.unwrap_or_default()))
+impl<'de, T: DeserializeOwned, F: FnMut(T)> DeserializeSeed<'de> for Each<T, F> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, T: DeserializeOwned, F: FnMut(T)> Visitor<'de> for Each<T, F> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an array of objects")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<bool, A::Error> {
+        for _ in 0..MOST_LISTED {
+            match seq.next_element()? {
+                Some(Object(object)) => (self.take)(object),
+                None => return Ok(true),
+            }
+        }
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(true)
+    }
+    fn visit_unit<E>(self) -> Result<bool, E> {
+        Ok(false)
+    }
+}
+
+/// As [`Each`], for an object that has the array under `key`: `{"data":[…]}`.
+pub struct EachIn<T, F> {
+    key: &'static str,
+    each: Each<T, F>,
+}
+
+impl<T, F: FnMut(T)> EachIn<T, F> {
+    /// Hands those under `key` to `take`.
+    pub fn new(key: &'static str, take: F) -> EachIn<T, F> {
+        EachIn {
+            key,
+            each: Each::new(take),
+        }
+    }
+}
+
+impl<'de, T: DeserializeOwned, F: FnMut(T)> DeserializeSeed<'de> for EachIn<T, F> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, T: DeserializeOwned, F: FnMut(T)> Visitor<'de> for EachIn<T, F> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "an object with a list `{}`", self.key)
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
+        // Only the first of that name counts.
+        let mut each = Some(self.each);
+        let mut found = false;
+        while let Some(key) = map.next_key::<String>()? {
+            match each.take_if(|_| key == self.key) {
+                Some(each) => found = map.next_value_seed(each)?,
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(found)
     }
 }
 

@@ -53,6 +53,16 @@ impl<T> Outcome<T> {
         }
     }
 
+    /// The same, with the answer put through `change`.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Outcome<U> {
+        match self {
+            Outcome::Answer(answer) => Outcome::Answer(change(answer)),
+            Outcome::Missing(missing) => Outcome::Missing(missing),
+            Outcome::NotLoaded => Outcome::NotLoaded,
+            Outcome::Failed(reason) => Outcome::Failed(reason),
+        }
+    }
+
     /// Why there is nothing to ask, if that is so.
     pub fn missing(&self) -> Option<Missing> {
         match self {
@@ -170,7 +180,7 @@ impl Asker {
         outcome
     }
 
-    /// Asks without counting a failure: to see whether there is such a thing at all.
+    /// Asks to see whether there is such a thing at all: any answer that says no is no failure.
     pub fn probe<T>(
         &mut self,
         endpoint: Endpoint,
@@ -179,7 +189,9 @@ impl Asker {
     ) -> Outcome<T> {
         let (failures, answered) = (self.failures.len(), self.answered.len());
         let outcome = self.ask(endpoint, url, parse);
-        self.failures.truncate(failures);
+        if !outcome.is_nobody() {
+            self.failures.truncate(failures);
+        }
         self.answered.truncate(answered);
         outcome
     }

@@ -7,14 +7,16 @@
 
 use std::fmt;
 use std::io::{self, BufRead, Read};
+use std::marker::PhantomData;
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, DeserializeSeed};
 use ureq::Agent;
 use ureq::config::AutoHeaderValue;
 use ureq::http::header::{AUTHORIZATION, HeaderMap, HeaderName, LOCATION};
 use ureq::unversioned::transport::Connector;
 
+use super::answers::{Each, EachIn};
 use super::resolve::Resolve;
 pub use super::transport::Waiting;
 use super::transport::{Line, Tcp};
@@ -279,9 +281,43 @@ impl Answer {
     ///
     /// # Errors
     /// [`Reason::Parse`], or what broke the reading.
-    pub fn json<T: DeserializeOwned>(mut self) -> Result<T, Failure> {
+    pub fn json<T: DeserializeOwned>(self) -> Result<T, Failure> {
+        self.json_with(PhantomData)
+    }
+
+    /// Reads an array, and hands each object of it to `take`; null is an empty one.
+    ///
+    /// # Errors
+    /// As [`Answer::json`]; some objects may have been handed over by then.
+    pub fn each<T: DeserializeOwned>(self, take: impl FnMut(T)) -> Result<(), Failure> {
+        self.json_with(Each::new(take)).map(|_| ())
+    }
+
+    /// Reads an object, and hands each object of its list `key` to `take`.
+    ///
+    /// # Errors
+    /// As [`Answer::json`], or there is no such list.
+    pub fn each_in<T: DeserializeOwned>(
+        self,
+        key: &'static str,
+        take: impl FnMut(T),
+    ) -> Result<(), Failure> {
+        if self.json_with(EachIn::new(key, take))? {
+            Ok(())
+        } else {
+            let why = format!("is not the expected answer: it has no list `{key}`");
+            Err(Failure::new(Reason::Parse, why))
+        }
+    }
+
+    fn json_with<T, S>(mut self, seed: S) -> Result<T, Failure>
+    where
+        S: for<'de> DeserializeSeed<'de, Value = T>,
+    {
         let reader = io::BufReader::with_capacity(16 * 1024, &mut self.body);
-        let parsed = serde_json::from_reader(reader);
+        let mut json = serde_json::Deserializer::from_reader(reader);
+        let parsed = seed.deserialize(&mut json);
+        let parsed = parsed.and_then(|value| json.end().map(|()| value));
         parsed.map_err(|error| {
             self.body
                 .failure

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::answers::{Listed, ModelEntry, Object, Props};
+use super::answers::{ModelEntry, Props, RouterStatus};
 use super::client::{Answer, Client, Failure};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
@@ -71,13 +71,13 @@ impl Completions {
             let props = self.get("/props", PROPS_LIMIT)?.json::<Props>()?;
             return Ok(props.is_sleeping != Some(true));
         };
-        let answer = self.get("/models", MODELS_LIMIT)?;
-        let Object(models) = answer.json::<Object<Listed<ModelEntry>>>()?;
-        Ok(models.data.unwrap_or_default().iter().any(|entry| {
-            let status = entry.status.as_ref();
-            entry.id.as_deref() == Some(model)
-                && status.is_some_and(|status| status.value.as_deref() == Some("loaded"))
-        }))
+        let mut is_loaded = false;
+        let models = self.get("/models", MODELS_LIMIT)?;
+        models.each_in("data", |entry: ModelEntry| {
+            is_loaded |= entry.id.as_deref() == Some(model)
+                && entry.status.as_ref().is_some_and(RouterStatus::is_loaded);
+        })?;
+        Ok(is_loaded)
     }
 
     fn get(&self, path: &str, limit: u64) -> Result<Answer, Failure> {

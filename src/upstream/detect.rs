@@ -31,6 +31,21 @@ enum Kind {
     LlamaSwap(Box<LlamaSwap>),
 }
 
+/// What came of asking for what only one kind of server answers.
+enum Found {
+    Kind(Kind),
+    /// It is none of the servers of many models.
+    Other,
+    /// An answer has not come in time: it may be any, and is asked again at the next poll.
+    Late,
+}
+
+/// What was asked to find out what answers, and whether that is certain now.
+struct Detected {
+    asked: Asked,
+    is_sure: bool,
+}
+
 impl Upstream {
     /// The upstream at `base`, not asked yet.
     pub fn new(base: &BaseUrl, settings: &Settings) -> Upstream {
@@ -63,9 +78,10 @@ impl Upstream {
     /// Asks all that may be asked now.
     pub fn read(&mut self, asker: &mut Asker, reading: &mut Reading) {
         let mut asked = Asked::default();
+        let mut is_sure = true;
         if !self.connected {
             match self.detect(asker) {
-                Some(found) => asked = found,
+                Some(detected) => (asked, is_sure) = (detected.asked, detected.is_sure),
                 None => return,
             }
         }
@@ -76,7 +92,7 @@ impl Upstream {
             Kind::LlamaSwap(swap) => swap.read(asker, reading),
         }
         // What is loading has not shown yet what it is.
-        self.connected = reading.up && !reading.loading;
+        self.connected = is_sure && reading.up && !reading.loading;
     }
 
     /// Asks for the server's records of the last requests, where it keeps any, and has them
@@ -90,8 +106,8 @@ impl Upstream {
     }
 
     /// Asks for what only one kind of server answers. Gives what was asked on the way, or
-    /// none where nobody is there.
-    fn detect(&mut self, asker: &mut Asker) -> Option<Asked> {
+    /// none where nobody is there who could be any of them.
+    fn detect(&mut self, asker: &mut Asker) -> Option<Detected> {
         let place = Place {
             root: self.base.root(),
             query: String::new(),
@@ -100,36 +116,60 @@ impl Upstream {
         if health.is_nobody() {
             return None;
         }
-        let mut asked = Asked::default();
-        let mut found = None;
+        let is_healthy = matches!(health, Outcome::Answer(_));
         // What is loading answers nothing else.
-        if !matches!(health, Outcome::NotLoaded) {
-            found = self.runner(asker).or_else(|| self.swap(asker));
-            if found.is_some() {
-                asker.forgive(HEALTH);
-            } else {
-                let props = ask_props(asker, &place);
-                found = self.router(&props, place.root);
-                asked.props = Some(props);
-            }
-        }
-        asked.health = Some(health);
+        let is_loading = matches!(health, Outcome::NotLoaded);
+        let mut asked = Asked {
+            health: Some(health),
+            props: None,
+        };
+        let found = if is_loading {
+            Found::Other
+        } else {
+            self.find(asker, &place, &mut asked)
+        };
+        let is_sure = !matches!(found, Found::Late);
         match found {
-            Some(kind) => self.kind = kind,
-            None if matches!(self.kind, Kind::LlamaServer(_)) => {}
-            None => {
+            Found::Kind(kind) => self.kind = kind,
+            Found::Other if matches!(self.kind, Kind::LlamaServer(_)) => {}
+            Found::Other => {
                 let server = LlamaServer::new(&self.base, &self.settings);
                 self.kind = Kind::LlamaServer(Box::new(server));
             }
+            // It may be busy. Only llama.cpp's own is known by how it says that it is well.
+            Found::Late if !is_healthy => return None,
+            Found::Late => {}
         }
-        Some(asked)
+        Some(Detected { asked, is_sure })
     }
 
-    fn runner(&self, asker: &mut Asker) -> Option<Kind> {
+    fn find(&self, asker: &mut Asker, place: &Place, asked: &mut Asked) -> Found {
+        for look in [Upstream::runner, Upstream::swap] {
+            let outcome = look(self, asker);
+            match outcome {
+                Outcome::Answer(kind) => {
+                    asker.forgive(HEALTH);
+                    return Found::Kind(kind);
+                }
+                _ if outcome.is_nobody() => return Found::Late,
+                _ => {}
+            }
+        }
+        let props = ask_props(asker, place);
+        let found = match self.router(&props, place.root.clone()) {
+            Some(router) => Found::Kind(router),
+            None if props.is_nobody() => Found::Late,
+            None => Found::Other,
+        };
+        asked.props = Some(props);
+        found
+    }
+
+    fn runner(&self, asker: &mut Asker) -> Outcome<Kind> {
         ModelRunner::detect(asker, &self.base).map(Kind::ModelRunner)
     }
 
-    fn swap(&self, asker: &mut Asker) -> Option<Kind> {
+    fn swap(&self, asker: &mut Asker) -> Outcome<Kind> {
         LlamaSwap::detect(asker, &self.base, &self.settings)
             .map(|swap| Kind::LlamaSwap(Box::new(swap)))
     }

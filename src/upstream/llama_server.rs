@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::answers::{Health, Listed, ModelEntry, Object, Props, Stats};
+use super::answers::{Health, ModelEntry, Object, Props, Stats};
 use super::asker::{Asker, Endpoint, Outcome, recognized};
 use super::reading::{Facts, ModelReading, Reading, Seen, State};
 use super::restraint::Restraint;
@@ -169,20 +169,18 @@ impl LlamaServer {
         let new_facts = self.take_props(props.answer());
         if new_facts || self.entry.as_ref().is_none_or(|entry| entry.meta.is_none()) {
             let models = asker.ask(MODELS, &self.place.url(MODELS), |answer| {
-                let Object(models): Object<Listed<ModelEntry>> = answer.json()?;
-                let data = models.data;
-                recognized(
-                    data.is_some(),
-                    data.unwrap_or_default(),
-                    "it has no list `data`",
-                )
+                let mut first = None;
+                answer.each_in("data", |entry: ModelEntry| {
+                    first.get_or_insert(entry);
+                })?;
+                Ok(first)
             });
             if models.is_late() {
                 self.take(model, self.work.unread(true));
                 return Some(busy);
             }
-            if let Some(models) = models.answer() {
-                self.entry = models.into_iter().next();
+            if let Some(first) = models.answer() {
+                self.entry = first;
             }
         }
         let read = self.work.read(asker, &self.place);

@@ -5,15 +5,16 @@
 //! address, where that can be reached, and otherwise shown by its state and by
 //! the tokens of the requests that have ended.
 
-use std::collections::BTreeMap;
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use super::answers::{Listed, Object, count, first_objects, object, text};
-use super::asker::{Asker, Endpoint, recognized};
+use super::answers::{Object, count, object, text};
+use super::asker::{Asker, Endpoint, Outcome};
 use super::llama_server::{Asked, LlamaServer};
 use super::reading::{Ended, ModelReading, Reading, State};
+use super::shown::Shown;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{ServerInfo, Status};
 
@@ -25,6 +26,8 @@ const MODELS: Endpoint = Endpoint {
     path: "/v1/models",
     limit: 16 << 20,
 };
+/// The key of the list that it answers at [`RUNNING`].
+const RUNNING_LIST: &str = "running";
 /// A ring of 1,000 requests.
 const ACTIVITY: Endpoint = Endpoint {
     path: "/api/metrics/activity",
@@ -45,6 +48,8 @@ pub struct LlamaSwap {
     servers: BTreeMap<String, Direct>,
     ended: BTreeMap<String, Ended>,
     last_request: f64,
+    /// How long one poll may go on asking the models' own servers.
+    time: Duration,
 }
 
 /// A ready model's own llama-server.
@@ -54,15 +59,7 @@ struct Direct {
     server: LlamaServer,
 }
 
-/// `GET /running`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Running {
-    #[serde(deserialize_with = "first_objects")]
-    running: Option<Vec<Process>>,
-}
-
-/// One process; its `cmd` may hold secrets and is not even read.
+/// One process of `GET /running`; its `cmd` may hold secrets and is not even read.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Process {
@@ -101,12 +98,10 @@ struct SwapMeta {
 }
 
 impl Entry {
-    fn is_own(&self) -> bool {
-        let kind = self
-            .meta
-            .as_ref()
-            .and_then(|meta| meta.llamaswap.as_ref()?.kind.as_deref());
-        kind.is_none_or(|kind| kind == "model")
+    /// Its ID, if it is a model of its own.
+    fn own_id(self) -> Option<String> {
+        let kind = self.meta.and_then(|meta| meta.llamaswap?.kind);
+        self.id.filter(|_| kind.is_none_or(|kind| kind == "model"))
     }
 }
 
@@ -144,25 +139,26 @@ struct Version {
 
 impl LlamaSwap {
     /// Looks whether llama-swap answers at `base`.
-    pub fn detect(asker: &mut Asker, base: &BaseUrl, settings: &Settings) -> Option<LlamaSwap> {
+    pub fn detect(asker: &mut Asker, base: &BaseUrl, settings: &Settings) -> Outcome<LlamaSwap> {
         let root = base.root();
         let running = asker.probe(RUNNING, &format!("{root}{}", RUNNING.path), |answer| {
-            let Object(running): Object<Running> = answer.json()?;
-            recognized(running.running.is_some(), (), "it has no list `running`")
+            answer.each_in(RUNNING_LIST, |_: Process| {})
         });
-        running.answer()?;
-        let version = asker.probe(VERSION, &format!("{root}{}", VERSION.path), |answer| {
-            let Object(version): Object<Version> = answer.json()?;
-            Ok(version.version)
-        });
-        Some(LlamaSwap {
-            root,
-            is_here: base.is_loopback(),
-            version: version.answer().flatten(),
-            settings: settings.clone(),
-            servers: BTreeMap::new(),
-            ended: BTreeMap::new(),
-            last_request: 0.0,
+        running.map(|()| {
+            let version = asker.probe(VERSION, &format!("{root}{}", VERSION.path), |answer| {
+                let Object(version): Object<Version> = answer.json()?;
+                Ok(version.version)
+            });
+            LlamaSwap {
+                root,
+                is_here: base.is_loopback(),
+                version: version.answer().flatten(),
+                settings: settings.clone(),
+                servers: BTreeMap::new(),
+                ended: BTreeMap::new(),
+                last_request: 0.0,
+                time: settings.interval.max(2 * settings.timeout),
+            }
         })
     }
 
@@ -177,13 +173,9 @@ impl LlamaSwap {
     /// Asks all that may be asked now.
     pub fn read(&mut self, asker: &mut Asker, reading: &mut Reading) {
         let processes = asker.ask(RUNNING, &self.url(RUNNING), |answer| {
-            let Object(running): Object<Running> = answer.json()?;
-            let known = running.running.is_some();
-            recognized(
-                known,
-                running.running.unwrap_or_default(),
-                "it has no list `running`",
-            )
+            let mut processes = Vec::new();
+            answer.each_in(RUNNING_LIST, |process: Process| processes.push(process))?;
+            Ok(processes)
         });
         let Some(processes) = processes.answer() else {
             return;
@@ -193,24 +185,7 @@ impl LlamaSwap {
             kind: "llama-swap",
             version: self.version.clone(),
         });
-        let models = asker.ask(MODELS, &self.url(MODELS), |answer| {
-            let Object(models): Object<Listed<Entry>> = answer.json()?;
-            recognized(
-                models.data.is_some(),
-                models.data.unwrap_or_default(),
-                "it has no list `data`",
-            )
-        });
-        let mut names: Vec<String> = processes.iter().filter_map(|p| p.model.clone()).collect();
-        let own = models
-            .answer()
-            .unwrap_or_default()
-            .into_iter()
-            .filter(Entry::is_own);
-        names.extend(own.filter_map(|entry| entry.id));
-        names.sort();
-        names.dedup();
-
+        let names = self.names(asker, &processes, reading);
         let ready = |process: &&Process| process.state.as_deref() == Some("ready");
         let is_ready = |name: &String| {
             processes
@@ -219,6 +194,7 @@ impl LlamaSwap {
                 .any(|process| process.model.as_ref() == Some(name))
         };
         self.servers.retain(|name, _| is_ready(name));
+        let begun = Instant::now();
         let mut out_of_reach = false;
         for name in names {
             let process = processes
@@ -226,14 +202,13 @@ impl LlamaSwap {
                 .find(|process| process.model.as_ref() == Some(&name));
             let mut model = match process.map(|process| (process.state.as_deref(), process)) {
                 Some((Some("starting"), _)) => told(&name, Status::Loading),
-                Some((Some("ready"), process)) => match self.read_directly(&name, process, reading)
-                {
-                    Some(model) => model,
-                    None => {
-                        out_of_reach = true;
-                        told(&name, Status::Idle)
-                    }
-                },
+                Some((Some("ready"), process)) => {
+                    let own = (begun.elapsed() <= self.time)
+                        .then(|| self.read_directly(&name, process, reading))
+                        .flatten();
+                    out_of_reach |= own.is_none();
+                    own.unwrap_or_else(|| told(&name, Status::Idle))
+                }
                 _ => told(&name, Status::Unloaded),
             };
             model.host.behind_proxy = true;
@@ -251,6 +226,34 @@ impl LlamaSwap {
                  request has ended, and whether it is at work is not seen",
             );
         }
+    }
+
+    /// The names of its models, those that have a process first; no aliases.
+    fn names(
+        &self,
+        asker: &mut Asker,
+        processes: &[Process],
+        reading: &mut Reading,
+    ) -> BTreeSet<String> {
+        let running: BTreeSet<&String> = processes
+            .iter()
+            .filter_map(|process| process.model.as_ref())
+            .collect();
+        let mut names = Shown::default();
+        for name in &running {
+            names.take((*name).clone(), true);
+        }
+        // Where this fails, those that run are still known.
+        asker.ask(MODELS, &self.url(MODELS), |answer| {
+            answer.each_in("data", |entry: Entry| {
+                if let Some(id) = entry.own_id().filter(|id| !running.contains(id)) {
+                    names.take(id, false);
+                }
+            })
+        });
+        let (names, left_out) = names.finish();
+        reading.left_out = left_out;
+        names.into_iter().collect()
     }
 
     /// Reads a ready model at its own address, without the key: that is the proxy's.
@@ -306,8 +309,9 @@ impl LlamaSwap {
     fn read_activity(&mut self, asker: &mut Asker) {
         let url = format!("{}?limit=999", self.url(ACTIVITY));
         let requests = asker.ask(ACTIVITY, &url, |answer| {
-            let Object(requests): Object<Listed<Request>> = answer.json()?;
-            Ok(requests.data.unwrap_or_default())
+            let mut requests = Vec::new();
+            answer.each_in("data", |request: Request| requests.push(request))?;
+            Ok(requests)
         });
         let Some(requests) = requests.answer() else {
             return;

@@ -5,17 +5,18 @@
 //! `/metrics`, which passes on llama.cpp's own: but only of models that were
 //! loaded by their ID (v1.2.6 finds no others).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer};
 
-use super::answers::{Counters, Object, Objects, count, flag, object, text, text_map, texts};
-use super::asker::{Asker, Endpoint, Missing};
+use super::answers::{Counters, Object, count, flag, object, text, text_map, texts};
+use super::asker::{Asker, Endpoint, Missing, Outcome};
 use super::client::Failure;
 use super::reading::{CountersAt, Facts, Host, ModelReading, Reading, Seen, State};
+use super::shown::Shown;
 use crate::exposition::{self, Sample};
 use crate::settings::BaseUrl;
 use crate::snapshot::{Reason, ServerInfo, Status};
@@ -66,8 +67,12 @@ pub type TakeRecords<'a> =
 pub struct ModelRunner {
     root: String,
     version: Option<String>,
+    /// No more than are shown, those that run among them: a store may hold thousands.
     models: Vec<Known>,
+    left_out: bool,
     listed: Option<Instant>,
+    /// Names of runners that the list had nothing for: they are no news.
+    unlisted: Vec<String>,
     /// The context sizes that somebody configured, by canonical name or ID.
     contexts: BTreeMap<String, f64>,
     disk_usage: Option<f64>,
@@ -173,32 +178,35 @@ type ByRunner = BTreeMap<(String, Option<String>), Vec<Sample>>;
 impl ModelRunner {
     /// Looks whether Docker Model Runner answers at `base`, or at what stands before its
     /// `/engines`.
-    pub fn detect(asker: &mut Asker, base: &BaseUrl) -> Option<ModelRunner> {
+    pub fn detect(asker: &mut Asker, base: &BaseUrl) -> Outcome<ModelRunner> {
         let root = base.before_engines();
         let ps = asker.probe(PS, &format!("{root}{}", PS.path), |answer| {
-            let Objects(runners): Objects<Runner> = answer.json()?;
-            Ok(runners)
+            answer.each(|_: Runner| {})
         });
-        ps.answer()?;
-        let version = asker.probe(VERSION, &format!("{root}{}", VERSION.path), |answer| {
-            let Object(version): Object<Version> = answer.json()?;
-            Ok(version.version)
-        });
-        Some(ModelRunner {
-            root,
-            version: version.answer().flatten(),
-            models: Vec::new(),
-            listed: None,
-            contexts: BTreeMap::new(),
-            disk_usage: None,
-            no_metrics: None,
+        ps.map(|()| {
+            let version = asker.probe(VERSION, &format!("{root}{}", VERSION.path), |answer| {
+                let Object(version): Object<Version> = answer.json()?;
+                Ok(version.version)
+            });
+            ModelRunner {
+                root,
+                version: version.answer().flatten(),
+                models: Vec::new(),
+                left_out: false,
+                listed: None,
+                unlisted: Vec::new(),
+                contexts: BTreeMap::new(),
+                disk_usage: None,
+                no_metrics: None,
+            }
         })
     }
 
     /// Asks all that may be asked now.
     pub fn read(&mut self, asker: &mut Asker, reading: &mut Reading) {
         let runners = asker.ask(PS, &self.url(PS), |answer| {
-            let Objects(runners): Objects<Runner> = answer.json()?;
+            let mut runners = Vec::new();
+            answer.each(|runner: Runner| runners.push(runner))?;
             Ok(runners)
         });
         let Some(runners) = runners.answer() else {
@@ -209,18 +217,23 @@ impl ModelRunner {
             kind: "model-runner",
             version: self.version.clone(),
         });
-        let mut names = runners
+        let names: Vec<&str> = runners
             .iter()
-            .filter_map(|runner| runner.model_name.as_deref());
-        let news = names.any(|name| self.find(name).is_none());
+            .filter_map(|runner| runner.model_name.as_deref())
+            .collect();
+        let is_news = |name: &&str| {
+            self.find(name).is_none() && !self.unlisted.iter().any(|unlisted| unlisted == name)
+        };
         let old = self
             .listed
             .is_none_or(|listed| listed.elapsed() >= LIST_AGE);
-        if (news || old) && self.list(asker) {
-            return self.tell(reading, &runners, None);
-        }
-        let counters = self.counters(asker);
-        self.tell(reading, &runners, counters);
+        let late = (old || names.iter().any(is_news)) && self.list(asker, &names);
+        let counters = if late {
+            Seen::Stale
+        } else {
+            self.counters(asker)
+        };
+        self.tell(reading, &runners, &counters);
     }
 
     /// Asks for the last requests of every model, and has them read by `take`.
@@ -235,25 +248,37 @@ impl ModelRunner {
         }
     }
 
-    /// Asks what models there are; gives whether an answer is late, and no more should be asked.
-    fn list(&mut self, asker: &mut Asker) -> bool {
-        let stored = asker.ask(MODELS, &self.url(MODELS), |answer| {
-            let Objects(models): Objects<Stored> = answer.json()?;
-            Ok(models)
+    /// Asks what models there are, besides those that run; gives whether an answer is late,
+    /// and no more should be asked.
+    fn list(&mut self, asker: &mut Asker, running: &[&str]) -> bool {
+        let spellings: Vec<Spelling> = running.iter().map(|name| Spelling::of(name)).collect();
+        let listed = asker.ask(MODELS, &self.url(MODELS), |answer| {
+            let mut models = Shown::default();
+            answer.each(|stored: Stored| {
+                if let Some(model) = known(stored) {
+                    let runs = spellings.iter().any(|spelling| model.is(spelling));
+                    models.take(model, runs);
+                }
+            })?;
+            Ok(models.finish())
         });
-        if stored.is_late() {
+        if listed.is_late() {
             return true;
         }
-        if let Some(stored) = stored.answer() {
-            self.models = stored.into_iter().filter_map(known).collect();
+        if let Some((models, left_out)) = listed.answer() {
+            self.models = models;
+            self.left_out = left_out;
             self.listed = Some(Instant::now());
+            let unlisted = running.iter().filter(|name| self.find(name).is_none());
+            self.unlisted = unlisted.map(|name| (*name).to_owned()).collect();
         }
         let configured = asker.ask(CONFIGURE, &self.url(CONFIGURE), |answer| {
-            let Objects(configured): Objects<Configured> = answer.json()?;
-            Ok(configured)
+            let mut sizes = BTreeMap::new();
+            answer.each(|configured: Configured| sizes.extend(contexts(&configured)))?;
+            Ok(sizes)
         });
-        if let Some(configured) = configured.answer() {
-            self.contexts = configured.iter().flat_map(contexts).collect();
+        if let Some(contexts) = configured.answer() {
+            self.contexts = contexts;
         }
         let disk = asker.ask(DISK, &self.url(DISK), |answer| {
             let Object(disk): Object<Disk> = answer.json()?;
@@ -263,16 +288,22 @@ impl ModelRunner {
         false
     }
 
-    /// `/metrics` by runner; none where it could not be read.
-    fn counters(&mut self, asker: &mut Asker) -> Option<(Instant, ByRunner)> {
+    /// `/metrics` by runner, and when it was read.
+    fn counters(&mut self, asker: &mut Asker) -> Seen<(Instant, ByRunner)> {
         if self.no_metrics.is_some() {
-            return None;
+            return Seen::Gone;
         }
         let samples = asker.ask(METRICS, &self.url(METRICS), |answer| {
             exposition::parse(&answer.text()?).map_err(|why| Failure::new(Reason::Parse, why))
         });
+        if samples.is_late() {
+            // A runner is busy, and with it the runner of runners: what it counted stands.
+            return Seen::Stale;
+        }
         self.no_metrics = samples.missing();
-        let samples = samples.answer()?;
+        let Some(samples) = samples.answer() else {
+            return Seen::Gone;
+        };
         let at = Instant::now();
         let mut by_runner = ByRunner::new();
         for sample in samples
@@ -285,17 +316,18 @@ impl ModelRunner {
             let key = (self.label(model), sample.label("mode").map(str::to_owned));
             by_runner.entry(key).or_default().push(sample);
         }
-        Some((at, by_runner))
+        Seen::Now((at, by_runner))
     }
 
     fn tell(
         &self,
         reading: &mut Reading,
         runners: &[Runner],
-        counters: Option<(Instant, ByRunner)>,
+        counters: &Seen<(Instant, ByRunner)>,
     ) {
         reading.disk_usage = self.disk_usage;
         let mut untold = false;
+        let mut models: Vec<ModelReading> = Vec::new();
         for runner in runners {
             let Some(name) = &runner.model_name else {
                 continue;
@@ -312,19 +344,22 @@ impl ModelRunner {
             let known = self.find(name).filter(|_| is_llama_cpp);
             let mut facts = known.map(|known| self.facts(known)).unwrap_or_default();
             facts.backend.clone_from(&runner.backend_name);
-            let samples = counters.as_ref().and_then(|(at, by_runner)| {
-                Some((*at, by_runner.get(&(label.clone(), mode.clone()))?))
-            });
-            untold |= is_llama_cpp && samples.is_none() && status != Status::Loading;
-            let counters = samples
-                .filter(|_| is_llama_cpp)
-                .map_or(Seen::Gone, |(at, samples)| {
-                    Seen::Now(CountersAt {
-                        at,
-                        life: None,
-                        counters: Counters::from_samples(samples),
+            let counters = match counters {
+                _ if !is_llama_cpp => Seen::Gone,
+                Seen::Now((at, by_runner)) => {
+                    let samples = by_runner.get(&(label.clone(), mode.clone()));
+                    untold |= samples.is_none() && status != Status::Loading;
+                    samples.map_or(Seen::Gone, |samples| {
+                        Seen::Now(CountersAt {
+                            at: *at,
+                            life: None,
+                            counters: Counters::from_samples(samples),
+                        })
                     })
-                });
+                }
+                Seen::Unchanged | Seen::Stale => Seen::Stale,
+                Seen::Gone => Seen::Gone,
+            };
             let state = State::Told(status);
             let host = Host {
                 behind_proxy: true,
@@ -344,39 +379,42 @@ impl ModelRunner {
                 ..ModelReading::default()
             };
             // Two spellings of one model in one mode are one runner to the eye.
-            match reading
-                .models
+            match models
                 .iter_mut()
                 .find(|m| m.name == told.name && m.mode == told.mode)
             {
                 Some(same) if same.state == State::Told(Status::Idle) => *same = told,
                 Some(_) => {}
-                None => reading.models.push(told),
+                None => models.push(told),
             }
         }
-        let running: Vec<_> = reading
-            .models
-            .iter()
-            .map(|model| model.name.clone())
-            .collect();
+        let running: BTreeSet<String> = models.iter().map(|model| model.name.clone()).collect();
+        let mut shown = Shown::default();
+        for model in models {
+            shown.take(model, true);
+        }
         for known in self
             .models
             .iter()
             .filter(|known| !running.contains(&known.label))
         {
-            reading.models.push(ModelReading {
+            let unloaded = ModelReading {
                 name: known.label.clone(),
                 state: State::Told(Status::Unloaded),
                 facts: self.facts(known),
                 ..ModelReading::default()
-            });
+            };
+            shown.take(unloaded, false);
         }
+        let left_out;
+        (reading.models, left_out) = shown.finish();
+        reading.left_out = left_out || self.left_out;
         if self.no_metrics.is_some() {
             reading.notes.push(
                 "its /metrics is switched off: start Docker Model Runner without DISABLE_METRICS=1 \
                  to get token counters",
             );
-        } else if untold && counters.is_some() {
+        } else if untold {
             reading.notes.push(
                 "its /metrics leaves out models that were loaded by name: their state and size are \
                  shown, their tokens are not; a model asked for by its ID (sha256:…) is in it",
@@ -390,13 +428,8 @@ impl ModelRunner {
 
     /// The model that `name` means, however it is spelled.
     fn find(&self, name: &str) -> Option<&Known> {
-        let wanted = canonical(name);
-        let wanted_id = bare(name);
-        // The first twelve digits are what people and tools copy.
-        let is_id = |known: &Known| wanted_id.len() >= 12 && bare(&known.id).starts_with(wanted_id);
-        self.models
-            .iter()
-            .find(|known| is_id(known) || known.names.contains(&wanted))
+        let spelling = Spelling::of(name);
+        self.models.iter().find(|known| known.is(&spelling))
     }
 
     fn label(&self, name: &str) -> String {
@@ -414,6 +447,29 @@ impl ModelRunner {
             max_context: configured.copied().or(known.facts.max_context),
             ..known.facts.clone()
         }
+    }
+}
+
+/// A name, in the two ways that it may mean a model.
+struct Spelling<'a> {
+    canonical: String,
+    id: &'a str,
+}
+
+impl Spelling<'_> {
+    fn of(name: &str) -> Spelling<'_> {
+        Spelling {
+            canonical: canonical(name),
+            id: bare(name),
+        }
+    }
+}
+
+impl Known {
+    fn is(&self, spelling: &Spelling) -> bool {
+        // The first twelve digits are what people and tools copy.
+        let is_id = spelling.id.len() >= 12 && bare(&self.id).starts_with(spelling.id);
+        is_id || self.names.contains(&spelling.canonical)
     }
 }
 
@@ -476,16 +532,24 @@ fn contexts(configured: &Configured) -> Vec<(String, f64)> {
         .collect()
 }
 
-/// `name` as the runner resolves it: `gemma3` is `docker.io/ai/gemma3:latest`.
+/// `name` as the runner resolves it: `gemma3` is `docker.io/ai/gemma3:latest`. In a tag, and
+/// only there, upper case makes a difference.
 fn canonical(name: &str) -> String {
-    let name = name
-        .strip_prefix("index.docker.io/")
-        .or(name.strip_prefix("docker.io/"))
-        .unwrap_or(name);
-    let tagged = name.rsplit('/').next().unwrap_or(name).contains(':');
-    let namespace = if name.contains('/') { "" } else { "ai/" };
-    let tag = if tagged { "" } else { ":latest" };
-    format!("{namespace}{name}{tag}").to_ascii_lowercase()
+    let (name, tag) = match name.rsplit_once(':') {
+        // What stands before a slash is a registry's port.
+        Some((name, tag)) if !tag.contains('/') => (name, tag),
+        _ => (name, ""),
+    };
+    let name = name.to_ascii_lowercase();
+    let (registry, name) = match name.split_once('/') {
+        Some(("docker.io" | "index.docker.io", name)) => ("", name),
+        Some(("hf.co", name)) => ("huggingface.co/", name),
+        _ => ("", name.as_str()),
+    };
+    let is_bare = registry.is_empty() && !name.contains('/');
+    let namespace = if is_bare { "ai/" } else { "" };
+    let tag = if tag.is_empty() { "latest" } else { tag };
+    format!("{registry}{namespace}{name}:{tag}")
 }
 
 /// A number of bytes with its unit: `256.35MiB`, `270.60 MB`, `512B`.
@@ -561,10 +625,18 @@ mod tests {
             "gemma3:latest",
             "ai/gemma3:latest",
             "docker.io/ai/gemma3:latest",
+            "docker.io/gemma3",
             "index.docker.io/ai/gemma3",
+            "AI/Gemma3",
+            "gemma3:",
         ] {
             assert_eq!(canonical(name), "ai/gemma3:latest", "{name}");
         }
-        assert_eq!(canonical("hf.co/a/B:Q4"), "hf.co/a/b:q4");
+        for name in ["hf.co/a/B:Q4", "huggingface.co/A/b:Q4"] {
+            assert_eq!(canonical(name), "huggingface.co/a/b:Q4", "{name}");
+        }
+        assert_ne!(canonical("gemma3:Q4"), canonical("gemma3:q4"));
+        assert_eq!(canonical("reg.io:5000/a/b"), "reg.io:5000/a/b:latest");
+        assert_eq!(canonical("reg.io:5000/a/b:v1"), "reg.io:5000/a/b:v1");
     }
 }

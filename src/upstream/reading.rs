@@ -17,8 +17,10 @@ pub struct Reading {
     pub loading: bool,
     /// What answers.
     pub info: Option<ServerInfo>,
-    /// The models that it holds, in no order.
+    /// The models that it holds, in no order, no more than are [shown](super::shown).
     pub models: Vec<ModelReading>,
+    /// Whether it has more models than are shown.
+    pub left_out: bool,
     /// Bytes of the server's store of models.
     pub disk_usage: Option<f64>,
     /// Questions that failed, with their endpoints.

@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::answers::{Listed, ModelEntry, Object, Props, RouterStatus};
-use super::asker::{Asker, Endpoint, recognized};
+use super::answers::{ModelEntry, Props, RouterStatus};
+use super::asker::{Asker, Endpoint};
 use super::llama_server::{ask_props, facts};
 use super::reading::{Host, ModelReading, Reading, State};
 use super::restraint::Restraint;
+use super::shown::Shown;
 use super::work::{Place, Work};
 use crate::settings::Settings;
 use crate::snapshot::{ServerInfo, Status};
@@ -65,8 +66,15 @@ impl RouterStatus {
         }
     }
 
-    fn is_loaded(&self) -> bool {
+    /// Whether its child is there and awake.
+    pub fn is_loaded(&self) -> bool {
         self.value.as_deref() == Some("loaded")
+    }
+
+    /// Whether there is nothing to see of it but its state.
+    fn is_unloaded(&self) -> bool {
+        let value = self.value.as_deref();
+        !matches!(value, Some("loading" | "loaded" | "sleeping"))
     }
 }
 
@@ -95,17 +103,19 @@ impl Router {
         let begun = Instant::now();
         let url = format!("{}{}", self.root, MODELS.path);
         let models = asker.ask(MODELS, &url, |answer| {
-            let Object(models): Object<Listed<ModelEntry>> = answer.json()?;
-            recognized(
-                models.data.is_some(),
-                models.data.unwrap_or_default(),
-                "it has no list `data`",
-            )
+            let mut models = Shown::default();
+            answer.each_in("data", |entry: ModelEntry| {
+                let status = entry.status.as_ref();
+                let unloaded = status.is_none_or(RouterStatus::is_unloaded);
+                models.take(entry, !unloaded);
+            })?;
+            Ok(models.finish())
         });
-        let Some(models) = models.answer() else {
+        let Some((models, left_out)) = models.answer() else {
             return;
         };
         reading.up = true;
+        reading.left_out = left_out;
         reading.info = Some(ServerInfo {
             kind: "router",
             version: self.version.clone(),

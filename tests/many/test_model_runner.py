@@ -234,8 +234,10 @@ def test_a_tag_that_is_left_out_is_latest(spelling, replay, start_exporter):
 
 def test_a_model_that_the_store_does_not_list_keeps_its_name(replay, start_exporter):
     answers = with_runner(recorded(KIND, "unloaded"), model_name="ai/just-removed", in_use=True)
-    _, _, poll = first_poll(replay, start_exporter, answers)
+    server, exporter, poll = first_poll(replay, start_exporter, answers)
     assert states(poll) == {GEMMA: UNLOADED, TINY: UNLOADED, "ai/just-removed": RUNNING}
+    exporter.wait_for(lambda later: later.number == poll.number + 10)
+    assert server.asked.count(("GET", "/models")) <= 2, "asked for again at every poll"
 
 
 def test_a_model_without_a_tag_goes_by_its_id(replay, start_exporter):
@@ -308,6 +310,9 @@ def test_metrics_that_hang_hide_no_state_and_are_asked_ever_more_rarely(replay, 
     )
     last = exporter.wait_for(lambda poll: poll.seen > late.seen + 6)
     polls = exporter.between(late, last)
+    counted = first.value("generated_tokens_total", model=GEMMA)
+    assert {poll.value("generated_tokens_total", model=GEMMA) for poll in polls} == {counted}, "it stands"
+    assert {poll.value("tokens_per_second", model=GEMMA) for poll in polls} == {None}, "it is not known"
     assert {state(poll, GEMMA) for poll in polls} == {RUNNING}
     assert {poll.value("up") for poll in polls} == {1}
     assert server.asked.count(("GET", "/metrics")) - asked_before <= 6
