@@ -2,20 +2,16 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
 from pathlib import Path
 
 import pytest
+from exporter import BINARY
+from llama import LlamaServer, free_port as any_free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-# The real servers and the release binary, as the real-server tests have them.
-sys.path.append(str(ROOT / "tests" / "real"))
-
-from exporter import BINARY  # noqa: E402
-from llama import LlamaServer, free_port as any_free_port  # noqa: E402
 
 # The newest: it has every metric that the dashboard shows.
 BUILD = 11549

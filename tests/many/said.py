@@ -40,19 +40,3 @@ def kind(poll):
     found = [sample.labels["kind"] for sample in poll.samples if sample.name == "llamacpp_server_info"]
     assert len(found) <= 1
     return found[0] if found else None
-
-
-def story(polls):
-    """What was said of the first few models, a line a poll: for whoever reads a test that failed."""
-    lines = []
-    for poll in polls:
-        told = ("generated_tokens_total", "tokens_per_second", "requests_processing")
-        figures = [
-            f"{sample.labels['model']} {sample.name.removeprefix('llamacpp_')}={sample.value:g}"
-            for sample in poll.samples
-            if sample.name.removeprefix("llamacpp_") in told
-        ]
-        said = f"up={poll.value('up')} errors={poll.errors():g} {dict(list(states(poll).items())[:6])} {figures[:12]}"
-        if not lines or not lines[-1].endswith(said):
-            lines.append(f"{poll.seen:.3f} poll {poll.number}: {said}")
-    return "\n".join(lines)

@@ -58,6 +58,17 @@ class Poll:
         """Names of the families that tell something about a model."""
         return {sample.name for sample in self.samples if "model" in sample.labels}
 
+    def gist(self):
+        """The states and some values, in a line."""
+        told = []
+        for sample in self.samples:
+            name, model = sample.name.removeprefix("llamacpp_"), sample.labels.get("model", "")
+            if name == "status" and sample.value:
+                told.append(f"{model} is {sample.labels['status']}")
+            elif name in TOLD_IN_STORIES:
+                told.append(f"{model} {name}={sample.value:g}".strip())
+        return f"errors={self.errors():g} {', '.join(told[:40])}"
+
     def errors(self, **labels):
         """Requests of polls that failed, up to this one."""
         return sum(
@@ -164,13 +175,8 @@ class Exporter:
         return [poll for poll in self.polls if first.number < poll.number <= last.number]
 
     def story(self):
-        """What it said, a line a poll: for whoever reads a test that failed."""
-        lines = []
-        for poll in self.polls:
-            said = {sample.name.removeprefix("llamacpp_"): sample.value for sample in poll.samples}
-            shown = {name: said[name] for name in TOLD_IN_STORIES if name in said}
-            lines.append(f"{poll.seen:.3f} poll {poll.number}: {poll.status} errors={poll.errors():g} {shown}")
-        return "\n".join(lines)
+        """What it said of the first few models, a line a poll: for whoever reads a test that failed."""
+        return "\n".join(f"{poll.seen:.3f} poll {poll.number}: {poll.gist()}" for poll in self.polls)
 
     def stop(self):
         self._ended.set()
