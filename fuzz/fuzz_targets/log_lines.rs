@@ -1,6 +1,7 @@
 //! Any bytes, taken for a log: no panic, and the figures stay possible.
 //!
-//! `cargo +nightly fuzz run log_lines fuzz/corpus/log_lines tests/recordings/llama-server`
+//! `cargo +nightly fuzz run log_lines fuzz/corpus/log_lines tests/recordings/llama-server`,
+//! or with `RUSTC_BOOTSTRAP=1 cargo fuzz` and a stable compiler.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
