@@ -168,7 +168,7 @@ pub const TABLE: &[Row] = &[
         argument: "URL",
         variables: &["LLAMACPP_BASE_URL"],
         default: "http://model-runner.docker.internal/engines/llama.cpp/v1",
-        help: "what to watch: a llama-server, with or without /v1",
+        help: "what to watch: a llama-server, a router, Docker Model Runner or llama-swap, with or without /v1; several: given again, or separated by commas",
         repeatable: true,
         secret: false,
         set: |draft, text| {
