@@ -92,7 +92,10 @@ impl ModelState {
         if let Some(stats) = &reading.stats {
             self.take_stats(&mut model, stats);
         }
-        if is_loaded(model.status) {
+        if !is_loaded(model.status) {
+            // When it is loaded again, that is another life, whatever its counters say.
+            self.life = Life::default();
+        } else {
             let seen = self.life.optimal.best();
             model.optimal_batch_size = model.optimal_batch_size.or(seen.map(f64::from));
         }

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from exporter import BINARY
-from replay import RECORDINGS, Answer, recorded
+from replay import RECORDINGS, Answer, recorded, with_values
 from said import kind, states
 
 ROUTER = RECORDINGS / "router" / "b10068"
@@ -108,6 +108,24 @@ def test_a_router_is_asked_nothing_of_a_model_that_is_not_awake(file, replay, st
     expected = file.removeprefix("models-").replace("crashed", "failed")
     assert states(poll)[LOADED] == expected
     assert not [path for path in server.paths_asked() if "model=" in path]
+
+
+def test_a_model_that_was_unloaded_in_between_has_no_past(replay, start_exporter):
+    child = "?model=alpha%2Fone%3AQ4&autoload=false"
+
+    def counted(tokens):
+        answers = KINDS["router"] | {f"/slots{child}": Answer("", 501)}
+        text = with_values(answers[f"/metrics{child}"].body, tokens_predicted_total=tokens, requests_processing=0)
+        return answers | {f"/metrics{child}": Answer(text, type="text/plain")}
+
+    server = replay(counted(100))
+    exporter = start_exporter(server.url, interval="200ms")
+    exporter.wait_for(lambda poll: poll.value("tokens_per_second", model=LOADED) == 0)
+    server.show(counted(100) | {"/models": Answer((ROUTER / "models-unloaded.json").read_text())})
+    exporter.wait_for(lambda poll: states(poll).get(LOADED) == "unloaded")
+    server.show(counted(900))
+    again = exporter.wait_for(lambda poll: poll.value("generated_tokens_total", model=LOADED) == 900)
+    assert again.value("tokens_per_second", model=LOADED) is None, "800 tokens were not generated in this interval"
 
 
 def test_the_default_address_says_what_to_check_when_nobody_is_there(tmp_path):
