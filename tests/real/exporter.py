@@ -48,6 +48,11 @@ class Poll:
         return found[0] if found else None
 
     @property
+    def begun(self):
+        """It began at this moment or later."""
+        return self.after - self.value("exporter_poll_duration_seconds")
+
+    @property
     def status(self):
         states = [state for state in STATES if self.value("status", status=state) == 1]
         assert len(states) <= 1, f"more than one state: {states}"

@@ -4,6 +4,7 @@ import bisect
 import contextlib
 import http.client
 import json
+import math
 import os
 import random
 import re
@@ -210,11 +211,12 @@ class Stream:
         return bisect.bisect_right(self._made, moment - begun)
 
     def rates_generated(self, previous, poll):
-        """Tokens per second between two polls, of which each ended some time between two
-        scrapes: the lowest and the highest that this leaves possible."""
-        fewest = self.generated(poll.after) - self.generated(previous.seen)
-        most = self.generated(poll.seen) - self.generated(previous.after)
-        return fewest / (poll.seen - previous.after), most / (poll.after - previous.seen)
+        """Tokens per second between two polls, each of which read them at some moment between its
+        begin and its end: the lowest and the highest that this leaves possible."""
+        fewest = self.generated(poll.begun) - self.generated(previous.seen)
+        most = self.generated(poll.seen) - self.generated(previous.begun)
+        least_time = poll.begun - previous.seen
+        return fewest / (poll.seen - previous.begun), most / least_time if least_time > 0 else math.inf
 
     @property
     def first_at(self):

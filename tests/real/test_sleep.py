@@ -42,5 +42,6 @@ def test_falls_asleep_stays_asleep_and_is_seen_to_wake(build, start_server, star
     second = exporter.wait_for(lambda poll: poll.number == still.number + 2)
     waking.wait()
     done = exporter.poll_begun_after(waking.ended_at)
-    assert second.status == "running"
+    # It loads its model again first, and on a busy machine for longer than two polls take.
+    assert second.status == "running" or (second.status == "loading" and not waking.received(second.begun))
     assert done.value("generated_tokens_total") == 40 + waking.wanted
