@@ -758,6 +758,15 @@ mod tests {
     }
 
     #[test]
+    fn a_pid_file_is_of_one_server() {
+        let one = ["--pid-file", "/run/a.pid", "--base-url", "http://a:1"];
+        assert!(parse_with(&one, &[]).unwrap().pid_file.is_some());
+        let two = [&one[..], &["--base-url", "http://b:1"]].concat();
+        let error = parse_with(&two, &[]).unwrap_err();
+        assert!(error.starts_with("--pid-file \"/run/a.pid\": "), "{error}");
+    }
+
+    #[test]
     fn a_secret_does_not_show_itself() {
         let secret = Secret::new(" hush\n").unwrap();
         assert_eq!(secret.reveal(), "hush");

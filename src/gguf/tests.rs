@@ -147,6 +147,9 @@ fn what_is_no_gguf_of_ours_is_told_apart() {
         bytes
     };
     assert!(matches!(parse(&version(1)), Err(Error::Version(1))));
+    let mut older = sample().finish();
+    older[4] = 2;
+    assert_eq!(parse(&older).unwrap(), parse(&sample().finish()).unwrap());
     let big_endian = parse(&version(3u32.swap_bytes())).unwrap_err();
     assert!(big_endian.to_string().contains("byte order"));
     let unknown = Writer::default().raw("a", 13, &[]).finish();
