@@ -1,12 +1,15 @@
 """An exporter that follows a log, and servers that write one to a file."""
 
 import os
+import platform
 import re
 import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
 
+import pytest
 from llama import INSTALLED, MODEL, MODEL_NAME, LlamaServer, free_port
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -20,6 +23,8 @@ class Program(LlamaServer):
     """llama-server itself, writing its log with --log-file."""
 
     def __init__(self, log, *options):
+        if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+            pytest.skip("PyPI has the program for Linux on x86-64 only")
         assert PROGRAM.exists(), f"{PROGRAM} is missing: scripts/setup router"
         super().__init__(10068, log)
         self.command = [str(PROGRAM), "--port", str(self.port), "--log-file", str(log), "-m", str(MODEL),
