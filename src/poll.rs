@@ -27,6 +27,10 @@ use crate::upstream::reading::{ModelReading, Reading, State};
 /// Said where a server has more models than are shown.
 const LEFT_OUT: &str = "it has more than 500 models: 500 are shown, the loaded ones first";
 
+/// A log that is followed in vain.
+const LOG_OF_NOBODY: &str = "--log-file counts nothing here: only of a llama-server or its router is it known whose \
+     requests the lines of a log are about";
+
 /// The most questions that one poll asks, each of which may take a time-out:
 /// `/stats` may have two addresses.
 const QUESTIONS_A_POLL: u32 = 8;
@@ -43,6 +47,8 @@ pub struct Poller {
     requests: Arc<Requests>,
     /// Docker Model Runner's, unless the user wants none of them.
     records: Option<Records>,
+    /// Whether the user gave a log for this server.
+    has_log: bool,
     polls: Polls,
     said: Said,
 }
@@ -62,6 +68,7 @@ impl Poller {
             machine: Machine::new(base, settings),
             requests: Arc::default(),
             records: settings.request_records.then(Records::default),
+            has_log: settings.log_file_of(base).is_some(),
             polls: Polls::default(),
             said: Said::new(base.server()),
         })
@@ -89,6 +96,10 @@ impl Poller {
         self.upstream.read(&mut self.asker, &mut reading);
         self.read_records();
         self.asker.finish(&mut reading);
+        let kind = reading.info.as_ref().map(|info| info.kind);
+        if self.has_log && matches!(kind, Some("model-runner" | "llama-swap")) {
+            reading.notes.push(LOG_OF_NOBODY);
+        }
         let up = reading.up;
         let mut models = self.derive(&reading);
         self.look_at_machine(&reading, &mut models);

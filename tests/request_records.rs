@@ -180,3 +180,17 @@ fn recorded_failures_are_counted_by_their_code_though_a_stream_began_well() {
     assert_eq!(figures.duration.as_ref().unwrap().count(), 1);
     assert_eq!(figures.errors, BTreeMap::from([(500, 5), (502, 1)]));
 }
+
+#[test]
+fn a_log_that_is_followed_in_vain_is_said_to_be() {
+    let server = runner();
+    keep(&server, &[]);
+    let exporter = Exporter::watching(&server)
+        .arguments(&["--log-file", "/dev/null"])
+        .start();
+    exporter.until("it has looked twice", |scrape| {
+        scrape.get("llamacpp_exporter_polls_total", &[]) >= Some(2.0)
+    });
+    let said = exporter.logged(&["--log-file counts nothing"]);
+    assert_eq!(said.len(), 1, "{said:?}");
+}
