@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llamacpp-exporter"));
     command.env_clear().stdin(Stdio::null());
+    // The scripted server is a thread of the test, which has its own: the machine under it would
+    // be the test itself, looked through again after every reconnect of dozens of exporters.
+    command.env("LLAMACPP_PROCFS", "/nonexistent");
     command
 }
 
