@@ -29,15 +29,13 @@ use self::arguments::Arguments;
 use self::find::{Outcome, Search};
 use self::gpus::Gpus;
 use self::limits::Limits;
-use self::process::{Process, Procfs, Status, socket_at};
+use self::process::{Process, Procfs, Status, TICKS_PER_SECOND, socket_at};
 use crate::gguf::kv::{self, Slots};
 use crate::gguf::{self, Header};
 use crate::log;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Model, Status as ModelStatus};
 
-/// `USER_HZ`: what Linux counts processor time in, 100 on every architecture that Rust has.
-const TICKS_PER_SECOND: f64 = 100.0;
 /// How long to wait before a process that was not found is looked for again.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
