@@ -47,13 +47,20 @@ impl Itself {
         static CONSTANT: OnceLock<Constant> = OnceLock::new();
         let constant = CONSTANT.get_or_init(Constant::read);
         let stat = own_stat();
-        let pages = stat.as_ref().map(|stat| stat.resident_pages as f64);
+        // Not from stat, whose number of pages is a rough one: see proc(5).
+        let pages = fs::read_to_string("/proc/self/statm").ok();
+        let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<f64>().ok());
+        // The directory that is being listed is one of its own entries. Its size, which some
+        // kernels give as the number of descriptors, was seen to be 64 too high.
+        let open_fds = fs::read_dir("/proc/self/fd")
+            .ok()
+            .map(|fds| fds.count().saturating_sub(1));
         Itself {
             cpu_seconds: stat.map(|stat| stat.cpu_ticks as f64 / TICKS_PER_SECOND),
             resident_bytes: pages
                 .zip(constant.page_bytes)
                 .map(|(pages, bytes)| pages * bytes),
-            open_fds: open_descriptors().map(|count| count as f64),
+            open_fds: open_fds.map(|count| count as f64),
             max_fds: constant.max_fds,
             start_time: constant.start_time,
             gpus: Vec::new(),
@@ -63,18 +70,6 @@ impl Itself {
 
 fn own_stat() -> Option<Stat> {
     Stat::parse(&fs::read_to_string("/proc/self/stat").ok()?)
-}
-
-fn open_descriptors() -> Option<u64> {
-    let folder = "/proc/self/fd";
-    // From Linux 6.2 the folder's size is how many there are, which saves listing them.
-    let count = fs::metadata(folder).map_or(0, |folder| folder.len());
-    if count > 0 {
-        return Some(count);
-    }
-    let listed = fs::read_dir(folder).ok()?.count() as u64;
-    // The folder that is being listed is one of its own entries.
-    Some(listed.saturating_sub(1))
 }
 
 /// How many descriptors this process may have open, where that is told and limited.
@@ -139,10 +134,8 @@ mod tests {
         let age = now.as_secs_f64() - itself.start_time.unwrap();
         assert!((-2.0..3600.0).contains(&age), "{age}");
         assert!(itself.resident_bytes.unwrap() > 100_000.0);
-        let listed = fs::read_dir("/proc/self/fd").unwrap().count() as f64;
-        // Other tests open and close files meanwhile.
-        assert!((itself.open_fds.unwrap() - listed).abs() < 50.0);
         assert!(itself.open_fds.unwrap() >= 3.0 && itself.max_fds.unwrap() >= 3.0);
         assert!(itself.cpu_seconds.unwrap() >= 0.0);
+        assert!(most_descriptors().unwrap() > 10);
     }
 }

@@ -204,8 +204,6 @@ pub struct Stat {
     pub cpu_ticks: u64,
     /// When the process started, in ticks since boot.
     pub started: u64,
-    /// Pages of memory that are resident.
-    pub resident_pages: u64,
 }
 
 impl Stat {
@@ -221,7 +219,6 @@ impl Stat {
         Some(Stat {
             cpu_ticks: field(14)?.checked_add(field(15)?)?,
             started: field(22)?,
-            resident_pages: field(24)?,
         })
     }
 }
@@ -323,7 +320,6 @@ mod tests {
         let text = "7 (a) b (c)) S 1 7 7 0 -1 4194304 100 0 0 0 12 30 0 0 20 0 3 0 500 1000 200";
         let stat = Stat::parse(text).unwrap();
         assert_eq!((stat.cpu_ticks, stat.started), (42, 500));
-        assert_eq!(stat.resident_pages, 200);
         assert_eq!(Stat::parse(&text.replace(") S", ") Z")), None);
         assert_eq!(Stat::parse("7 (a"), None);
     }

@@ -44,6 +44,29 @@ fn the_paths_and_their_answers() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn what_it_says_of_itself_is_what_the_system_says() {
+    let exporter = Exporter::start();
+    for _ in 0..20 {
+        exporter.scrape().unwrap();
+    }
+    let body = exporter.get("/metrics").unwrap().body;
+    let said = |name: &str| {
+        let value = body.lines().find_map(|line| line.strip_prefix(name));
+        value.and_then(|value| value.trim().parse::<f64>().ok())
+    };
+    let folder = format!("/proc/{}/fd", exporter.pid());
+    let open = fs::read_dir(folder).unwrap().count() as f64;
+    // The scrape has a connection of its own, and a poll may have others.
+    let fds = said("process_open_fds ").unwrap();
+    assert!((fds - open).abs() <= 6.0, "{fds} of {open}");
+    let resident = exporter.resident_kb() as f64 * 1024.0;
+    let bytes = said("process_resident_memory_bytes ").unwrap();
+    let share = bytes / resident;
+    assert!((0.98..1.02).contains(&share), "{bytes} of {resident}");
+}
+
+#[test]
 fn head_has_the_length_and_no_body() {
     let exporter = Exporter::start();
     for path in ["/metrics", "/", "/healthz", "/none"] {
