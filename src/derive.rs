@@ -85,8 +85,9 @@ impl ModelState {
         if let Some(ended) = &reading.ended {
             take_ended(&mut model, ended);
         }
-        if reading.state == State::Asleep {
+        if let State::Asleep(at) = reading.state {
             asleep(&mut model);
+            self.life.rested(at);
         }
         model.status = self.status(reading, &model);
         if let Some(stats) = &reading.stats {
@@ -182,7 +183,7 @@ impl ModelState {
         let busy = |value: Option<f64>| value.map(|value| value > 0.0);
         match reading.state {
             State::Loading | State::Waking => Some(Status::Loading),
-            State::Asleep => Some(Status::Sleeping),
+            State::Asleep(_) => Some(Status::Sleeping),
             State::Busy => Some(Status::Running),
             State::Told(status) => Some(status),
             State::Ready => {
@@ -303,6 +304,14 @@ impl Life {
             });
         }
         point
+    }
+
+    /// Nothing was done up to this moment: what the counters grow by is younger.
+    fn rested(&mut self, until: Instant) {
+        if let Some(last) = &mut self.last {
+            last.at = last.at.max(until);
+            last.counters_at = last.counters_at.max(until);
+        }
     }
 
     /// Exports the counters as they were read last.

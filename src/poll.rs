@@ -537,7 +537,7 @@ mod tests {
             model.host.arguments = Some(arguments.map(str::to_owned).to_vec());
             speaker("router", &model)
         };
-        for state in [State::Loading, State::Ready, State::Asleep] {
+        for state in [State::Loading, State::Ready, State::Asleep(Instant::now())] {
             assert_eq!(speaker_of("34541", state), Speaker::Child(34541));
         }
         for status in [Status::Unloaded, Status::Failed] {

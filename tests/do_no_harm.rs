@@ -221,6 +221,29 @@ fn a_sleeping_server_is_left_asleep() {
     });
 }
 
+/// It was said to generate nothing as long as it slept: what it generates now is not spread over that time.
+#[test]
+fn the_first_rate_after_a_sleep_is_of_the_time_since_it_was_seen_asleep() {
+    let server = Server::recorded(MIDDLE, Stage::After);
+    server.answer("/props", props(BEFORE[0], false));
+    let exporter = Exporter::watching(&server).interval("200ms").start();
+    exporter.after_polls(1);
+    server.answer("/props", props(BEFORE[0], true));
+    let scrape = exporter.after_polls(15);
+    assert_eq!(scrape.value("llamacpp_tokens_per_second"), Some(0.0));
+
+    let metrics = recordings::metrics(MIDDLE, Stage::After);
+    let metrics = recordings::with_values(&metrics, &[("tokens_predicted_total", "1120")]);
+    server.answer("/metrics", Answer::exposition(metrics));
+    server.answer("/props", props(BEFORE[0], false));
+    let scrape = exporter.until("its work is seen", |scrape| {
+        scrape.value("llamacpp_generated_tokens_total") == Some(1120.0)
+    });
+    let rate = scrape.value("llamacpp_tokens_per_second").unwrap();
+    // 1000 tokens in about 0.2 seconds; over the whole sleep they would be under 400 a second.
+    assert!((500.0..=20_000.0).contains(&rate), "{rate}");
+}
+
 #[test]
 fn a_server_that_is_asleep_from_the_start_is_left_asleep() {
     all_at_once(BEFORE.map(|build| (build, build)).into(), |build| {

@@ -203,7 +203,7 @@ impl LlamaServer {
         self.connected = true;
         Some(match () {
             () if late => State::Busy,
-            () if self.work.restraint.is_asleep() => State::Asleep,
+            () if self.work.restraint.is_asleep() => State::Asleep(Instant::now()),
             () => State::Ready,
         })
     }

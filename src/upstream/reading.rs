@@ -114,8 +114,8 @@ pub enum State {
     Loading,
     /// It was asleep, and is loaded again or at work already.
     Waking,
-    /// It is put away until the next request.
-    Asleep,
+    /// It was put away, until the next request, at this moment.
+    Asleep(Instant),
     /// Its server leaves questions for later: it is at work.
     Busy,
     /// Its server answers; what it is doing is in the counters and slots.

@@ -150,8 +150,9 @@ impl Router {
             .get_mut(id)
             .filter(|_| status == Status::Sleeping)
         {
-            child.work.restraint.saw_sleep(Instant::now(), true);
-            model.state = State::Asleep;
+            let now = Instant::now();
+            child.work.restraint.saw_sleep(now, true);
+            model.state = State::Asleep(now);
             model.facts = facts(child.props.as_ref(), Some(entry));
             model.counters = child.work.unread(false).counters;
         }
