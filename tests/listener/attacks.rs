@@ -1,4 +1,4 @@
-//! What must be borne: each attack runs for some seconds, with four honest
+//! What must be borne: each attack runs for some seconds, with six honest
 //! scrapes a second beside it, all of which must be answered.
 
 use std::fs;
@@ -14,8 +14,8 @@ use socket2::{Domain, Socket, Type};
 
 use crate::exporter::{Exporter, PATIENCE, Stranger, alone};
 
-const TIME: Duration = Duration::from_secs(3);
-const BETWEEN_SCRAPES: Duration = Duration::from_millis(250);
+const TIME: Duration = Duration::from_secs(2);
+const BETWEEN_SCRAPES: Duration = Duration::from_millis(150);
 
 /// Leaves the processors something for the exporter, which shares them.
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(10);

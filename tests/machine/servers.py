@@ -35,7 +35,8 @@ class LlamaServerProgram(LlamaServer):
         self.environment = ENVIRONMENT | (environment or {})
         self.command = as_user(uid, [
             llama_server(), "-m", str(model), "--alias", MODEL_NAME, "--port", str(self.port),
-            "-ngl", "0", "-t", "1", "--no-warmup", "--metrics", *arguments,
+            "-ngl", "0", "-t", "1", "--no-warmup", "--fit", "off", "--metrics",
+            *arguments,
         ])  # fmt: skip
 
     def start(self):

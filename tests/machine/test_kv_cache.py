@@ -2,7 +2,7 @@
 
 import models
 import pytest
-from llama import server_post
+from llama import prompt_of_tokens, server_post
 from servers import check
 
 MIB = 1 << 20
@@ -19,7 +19,7 @@ ARGUMENTS = {
     "32 bits, no flash attention": "-c 2048 -np 2 -ctk f32 -fa off",
     "small batch": "-c 8192 -np 2 -b 64",
     "more than the model was trained for": "-c 40000 -np 1 -ctk q4_0 -ctv q4_0",
-    "the model's own context": "-np 2 -ctk q4_0 -ctv iq4_nl --fit off",
+    "the model's own context": "-np 2 -ctk q4_0 -ctv iq4_nl",
 }
 
 MODELS = {
@@ -82,7 +82,7 @@ def test_what_cannot_be_computed_is_absent(start_program, tmp_path):
 
 def test_tokens_in_the_slots_are_what_is_used(start_program):
     server = start_program("-c", "4096", "-np", "2")
-    server.stream(700).wait()
+    server.stream(60, prompt=prompt_of_tokens(server, 640)).wait()
     _, values = check(server.url)
     tokens = values["context_size_tokens"]
     assert tokens > 600

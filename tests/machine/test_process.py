@@ -36,20 +36,23 @@ def test_memory_and_threads(server):
     assert values["total_memory_bytes"] > values["memory_usage_bytes"]
 
 
+SECONDS = 3
+
+
 def test_processor_time_under_load(one_core, server, start_exporter):
     """Over the same seconds pidstat says the same, to within five points of all processors."""
-    exporter = start_exporter(server.url, interval="5s")
+    exporter = start_exporter(server.url, interval=f"{SECONDS}s")
     enough = threading.Event()
 
     def load():
         while not enough.is_set():
-            server.stream(200).wait()
+            server.stream(50).wait()
 
     loading = threading.Thread(target=load)
     loading.start()
     try:
         first = exporter.poll_begun_after(time.monotonic())
-        measured = pidstat(server.process.pid, 5)
+        measured = pidstat(server.process.pid, SECONDS)
         second = exporter.wait_for(lambda poll: poll.number == first.number + 1)
     finally:
         enough.set()
@@ -60,7 +63,7 @@ def test_processor_time_under_load(one_core, server, start_exporter):
     print(f"told {told:.1f} %, pidstat {expected:.1f} %")
     assert told == pytest.approx(expected, abs=5)
     spent = second.value("process_cpu_seconds_total") - first.value("process_cpu_seconds_total")
-    assert spent == pytest.approx(measured / 100 * 5, abs=0.5)
+    assert spent == pytest.approx(measured / 100 * SECONDS, abs=0.3)
 
 
 def test_gone_at_once_and_not_taken_over(start_program, start_exporter):

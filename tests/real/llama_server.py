@@ -43,6 +43,9 @@ def main():
     else:
         params.hostname = wanted.host
     params.port = wanted.port
+    if hasattr(params, "fit_params"):
+        # It would read the whole model once more, to see how much of it fits a GPU.
+        params.fit_params = False
     params.n_parallel = wanted.parallel
     params.n_ctx = wanted.ctx_size
     if wanted.batch_size:

@@ -26,7 +26,7 @@ class Router:
         self.log = Path(f"{stem}.log")
         self.preset = Path(f"{stem}.ini")
         self.process = None
-        common = {"metrics": 1, "n-gpu-layers": 0, "threads": 1, "parallel": 2, "ctx-size": 8192}
+        common = {"metrics": 1, "n-gpu-layers": 0, "fit": "off", "threads": 1, "parallel": 2, "ctx-size": 8192}
         if sleep_idle_seconds:
             common["sleep-idle-seconds"] = sleep_idle_seconds
         lines = ["version = 1"]

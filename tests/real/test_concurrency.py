@@ -5,8 +5,8 @@ def test_four_requests_on_two_slots(one_core, start_server, start_exporter):
     # Each request holds a thread of the server's HTTP side, and on b7710 four of them hold
     # all that it has by itself on a machine with few cores: then it answers nobody else.
     server = start_server(parallel=2, threads_http=8)
-    tokens = server.tokens_for(seconds=2.5)
-    exporter = start_exporter(server.url)
+    tokens = server.tokens_for(seconds=0.6)
+    exporter = start_exporter(server.url, interval="250ms")
     idle = exporter.wait_for_status("idle")
 
     streams = [server.stream(tokens, prompt=f"Story number {number}") for number in range(4)]

@@ -13,9 +13,9 @@ ASKED_FOR_BY_NAME = 'llamacpp_thread_count non-histogram and non-summary metrics
 
 def test_promtool_and_prometheus_client_accept_it(one_core, start_server, start_exporter):
     server = start_server()
-    exporter = start_exporter(server.url)
+    exporter = start_exporter(server.url, interval="250ms")
     idle = exporter.wait_for_status("idle")
-    stream = server.stream(server.tokens_for(seconds=3))
+    stream = server.stream(server.tokens_for(seconds=1))
     # Once its rates and histograms are there.
     busy = exporter.wait_for(lambda poll: poll.value("batch_latency_seconds_count") is not None)
     stream.wait()

@@ -6,7 +6,7 @@ from llama import ANSWERS_WHILE_BUSY
 def test_tokens_of_a_stream_hung_up_are_counted(build, one_core, start_server, start_exporter):
     server = start_server()
     server.stream(10).wait()
-    exporter = start_exporter(server.url)
+    exporter = start_exporter(server.url, interval="250ms")
     idle = exporter.wait_for_status("idle")
     calls = idle.value("decode_calls_total")
 

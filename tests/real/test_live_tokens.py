@@ -10,8 +10,8 @@ CLOSE_ENOUGH = {"slots": 0, "no-slots": 3}
 @pytest.mark.parametrize("slots", ["slots", "no-slots"])
 def test_one_long_stream(build, slots, one_core, start_server, start_exporter):
     server = start_server(slots=slots == "slots")
-    tokens = server.tokens_for(seconds=6)
-    exporter = start_exporter(server.url)
+    tokens = server.tokens_for(seconds=3)
+    exporter = start_exporter(server.url, interval="500ms")
     idle = exporter.wait_for_status("idle")
     base = idle.value("generated_tokens_total")
     assert base == server.counter("tokens_predicted_total") > 0

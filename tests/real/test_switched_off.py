@@ -5,11 +5,11 @@ KEY = "a-key-for-this-test"
 
 def test_api_key(one_core, start_server, start_exporter):
     server = start_server(api_key=KEY)
-    keyless = start_exporter(server.url)
-    exporter = start_exporter(server.url, api_key=KEY)
+    keyless = start_exporter(server.url, interval="250ms")
+    exporter = start_exporter(server.url, api_key=KEY, interval="250ms")
     idle = exporter.wait_for_status("idle")
 
-    tokens = server.tokens_for(seconds=2)
+    tokens = server.tokens_for(seconds=1)
     stream = server.stream(tokens).wait()
     done = exporter.poll_begun_after(stream.ended_at)
     assert any(poll.value("tokens_per_second") for poll in exporter.between(idle, done))
@@ -26,10 +26,10 @@ def test_api_key(one_core, start_server, start_exporter):
 
 def test_without_metrics(one_core, start_server, start_exporter):
     server = start_server(metrics=False)
-    exporter = start_exporter(server.url)
+    exporter = start_exporter(server.url, interval="250ms")
     idle = exporter.wait_for_status("idle")
 
-    stream = server.stream(server.tokens_for(seconds=4)).wait()
+    stream = server.stream(server.tokens_for(seconds=1.5)).wait()
     done = exporter.poll_begun_after(stream.ended_at)
     during = [
         (before, poll)
@@ -55,10 +55,10 @@ def test_without_metrics(one_core, start_server, start_exporter):
 
 def test_without_slots(one_core, start_server, start_exporter):
     server = start_server(slots=False)
-    exporter = start_exporter(server.url)
+    exporter = start_exporter(server.url, interval="250ms")
     idle = exporter.wait_for_status("idle")
 
-    stream = server.stream(server.tokens_for(seconds=2)).wait()
+    stream = server.stream(server.tokens_for(seconds=1)).wait()
     done = exporter.poll_begun_after(stream.ended_at)
     polls = exporter.between(idle, done)
     assert any(poll.value("tokens_per_second") for poll in polls)

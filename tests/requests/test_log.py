@@ -43,8 +43,8 @@ def ask(server, request, hang_up=False):
 def requests_of(number, chance):
     """Requests of mixed lengths, streamed or not, every tenth of which is given up."""
     for index in range(number):
-        words = " ".join(chance.choice(["sun", "rain", "tree", "wind"]) for _ in range(chance.choice([1, 2, 5, 10, 20])))
-        request = {"prompt": words, "n_predict": chance.choice([1, 2, 3, 5, 8]), "stream": chance.random() < 0.5}
+        words = " ".join(chance.choice(["sun", "rain", "tree", "wind"]) for _ in range(chance.choice([1, 2, 3, 5, 20])))
+        request = {"prompt": words, "n_predict": chance.choice([1, 2, 2, 3, 8]), "stream": chance.random() < 0.5}
         if index % 10 == 9:
             # A stream: b11549 does not notice when the client of another request goes away.
             yield request | {"n_predict": 1500, "stream": True}, True

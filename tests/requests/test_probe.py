@@ -104,7 +104,7 @@ def test_a_probe_keeps_nothing_awake(start_server, watch, tmp_path):
 def test_a_probe_loads_nothing_on_a_router(start_server, watch, tmp_path):
     """And its log, where the lines of all models come, tells of each its own."""
     presets = tmp_path / "presets.ini"
-    options = f"model = {MODEL}\nn-gpu-layers = 0\nthreads = 1\nmetrics = 1\n"
+    options = f"model = {MODEL}\nn-gpu-layers = 0\nfit = off\nthreads = 1\nmetrics = 1\n"
     presets.write_text("".join(f"[{name}]\n{options}\n" for name in ("one", "two")))
     log = tmp_path / "server.log"
     server = start_server(Router(log, presets))

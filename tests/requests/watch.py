@@ -21,7 +21,8 @@ class Program(LlamaServer):
     def __init__(self, log, *options):
         super().__init__(10068, log)
         self.command = [llama_server(), "--port", str(self.port), "--log-file", str(log), "-m", str(MODEL),
-                        "--alias", MODEL_NAME, "-np", "2", "-c", "4096", "-t", "1", "-ngl", "0", "--metrics"]  # fmt: skip
+                        "--alias", MODEL_NAME, "-np", "2", "-c", "4096", "-t", "1", "-ngl", "0", "--fit", "off",
+                        "--metrics"]  # fmt: skip
         self.command += options
         self.output = os.devnull
 
