@@ -3,7 +3,8 @@
 //!
 //! Read from `/proc/self`; elsewhere, or where that is not mounted, nothing is told.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
 use crate::machine::process::{Stat, TICKS_PER_SECOND};
@@ -46,9 +47,10 @@ impl Itself {
     pub fn read() -> Itself {
         static CONSTANT: OnceLock<Constant> = OnceLock::new();
         let constant = CONSTANT.get_or_init(Constant::read);
-        let stat = own_stat();
+        let stat = constant.stat.as_ref().and_then(Kept::read);
+        let stat = stat.and_then(|text| Stat::parse(&text));
         // Not from stat, whose number of pages is a rough one: see proc(5).
-        let pages = fs::read_to_string("/proc/self/statm").ok();
+        let pages = constant.statm.as_ref().and_then(Kept::read);
         let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<f64>().ok());
         // The directory that is being listed is one of its own entries. Its size, which some
         // kernels give as the number of descriptors, was seen to be 64 too high.
@@ -68,8 +70,20 @@ impl Itself {
     }
 }
 
-fn own_stat() -> Option<Stat> {
-    Stat::parse(&fs::read_to_string("/proc/self/stat").ok()?)
+/// A file of one line that says something else each time. It stays open: every scrape reads it,
+/// and to open and close it takes the system much longer than to read it.
+struct Kept(File);
+
+impl Kept {
+    fn open(path: &str) -> Option<Kept> {
+        File::open(path).ok().map(Kept)
+    }
+
+    fn read(&self) -> Option<String> {
+        let mut line = [0; 1024];
+        let length = self.0.read_at(&mut line, 0).ok()?;
+        Some(String::from_utf8_lossy(&line[..length]).into_owned())
+    }
 }
 
 /// How many descriptors this process may have open, where that is told and limited.
@@ -82,6 +96,8 @@ pub fn most_descriptors() -> Option<usize> {
 
 /// What does not change while the process lives.
 struct Constant {
+    stat: Option<Kept>,
+    statm: Option<Kept>,
     page_bytes: Option<f64>,
     max_fds: Option<f64>,
     start_time: Option<f64>,
@@ -96,8 +112,13 @@ impl Constant {
                 .parse::<f64>()
                 .ok()
         });
-        let started = own_stat().map(|stat| stat.started as f64 / TICKS_PER_SECOND);
+        let stat = Kept::open("/proc/self/stat");
+        let started = stat.as_ref().and_then(Kept::read);
+        let started = started.and_then(|text| Stat::parse(&text));
+        let started = started.map(|stat| stat.started as f64 / TICKS_PER_SECOND);
         Constant {
+            stat,
+            statm: Kept::open("/proc/self/statm"),
             page_bytes: fs::read("/proc/self/auxv")
                 .ok()
                 .and_then(|auxv| page_bytes(&auxv)),

@@ -153,7 +153,7 @@ impl Poller {
             .iter()
             .map(|model| self.models.entry(key(model)).or_default().update(model))
             .collect();
-        models.sort_by(|a, b| (&a.name, &a.mode).cmp(&(&b.name, &b.mode)));
+        models.sort_unstable_by(|a, b| (&a.name, &a.mode).cmp(&(&b.name, &b.mode)));
         for index in 1..models.len() {
             if models[index - 1].name == models[index].name {
                 models[index - 1].mode_tells = true;

@@ -86,7 +86,7 @@ pub fn context_tokens(slots: &[Slot]) -> Vec<(u64, f64)> {
         .enumerate()
         .map(|(index, slot)| (slot_id(index, slot), slot.n_prompt_tokens.unwrap_or(0.0)))
         .collect();
-    tokens.sort_by_key(|(id, _)| *id);
+    tokens.sort_unstable_by_key(|(id, _)| *id);
     tokens
 }
 

@@ -57,7 +57,7 @@ impl Cards {
             })
             .take(MOST_CARDS)
             .collect();
-        found.sort_by_key(|(number, _)| *number);
+        found.sort_unstable_by_key(|(number, _)| *number);
         let mut cards = Vec::new();
         for (position, (number, mut card)) in found.into_iter().enumerate() {
             card.index = if beside_others {
@@ -170,13 +170,8 @@ impl Card {
     }
 
     fn sensors(&self) -> Option<PathBuf> {
-        let mut folders: Vec<_> = fs::read_dir(self.device.join("hwmon"))
-            .ok()?
-            .flatten()
-            .map(|entry| entry.path())
-            .collect();
-        folders.sort();
-        folders.into_iter().next()
+        let folders = fs::read_dir(self.device.join("hwmon")).ok()?;
+        folders.flatten().map(|entry| entry.path()).min()
     }
 }
 

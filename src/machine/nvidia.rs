@@ -105,7 +105,7 @@ impl Nvidia {
             .filter(|(_, (_, at))| at.elapsed() < self.fresh)
             .filter_map(|((_, uuid), (bytes, _))| Some((index(uuid)?, *bytes)))
             .collect();
-        memory.sort_by(|a, b| a.0.cmp(&b.0));
+        memory.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         memory
     }
 }
