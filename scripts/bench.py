@@ -22,8 +22,9 @@ SCRAPES = 1000
 
 
 def main():
-    with_tls = static_binary.build(tls=True)
-    without_tls = static_binary.build(tls=False)
+    target = static_binary.musl() or static_binary.host()
+    with_tls = static_binary.build(tls=True, target=target)
+    without_tls = static_binary.build(tls=False, target=target)
     subprocess.run(["cargo", "build", "--quiet", "--release", "--locked", "--example", "scrape"], check=True, cwd=ROOT)
     compare = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "examples" / "scrape"
 
@@ -57,6 +58,7 @@ def main():
         ("  bare tiny_http, the same bytes", f"{of['bare']} µs", ""),
         ("  ratio", f"{of['exporter'] / of['bare']:.2f}", "1.5"),
     ]
+    print(f"built for {target}")
     print(f"{'':44} {'measured':>10} {'aim, at most':>13}")
     for what, measured, aim in rows:
         print(f"{what:44} {measured:>10} {aim:>13}")
