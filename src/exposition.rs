@@ -6,10 +6,13 @@ use std::sync::Arc;
 use crate::catalogue::{FAMILIES, Family, Read};
 use crate::histogram::Histogram;
 use crate::itself::Itself;
-use crate::snapshot::{RequestsOf, Snapshot};
+use crate::snapshot::{Model, RequestsOf, Snapshot};
 
 /// The media type of what [`render`] writes.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// A label's name and value.
+type Label<'a> = (&'static str, &'a str);
 
 /// Writes every family that has a series, in the catalogue's order.
 ///
@@ -27,18 +30,17 @@ pub fn render(servers: &[Arc<Snapshot>], itself: &Itself) -> String {
         match family.read {
             Read::Exporter(read) => {
                 if let Some(value) = read(itself) {
-                    writer.sample("", &[], value);
+                    writer.sample("", &[], &[], value);
                 }
             }
             Read::ExporterSeries(read) => {
-                read(itself, &mut |labels, value| {
-                    writer.sample("", labels, value)
-                });
+                read(itself, &mut |own, value| writer.sample("", &[], own, value));
             }
             Read::GpuSeries(read) => {
                 for gpu in &itself.gpus {
+                    let label = [("gpu", gpu.index.as_str())];
                     read(gpu, &mut |own, value| {
-                        writer.sample("", &[&[("gpu", gpu.index.as_str())], own].concat(), value);
+                        writer.sample("", &[&label], own, value)
                     });
                 }
             }
@@ -46,13 +48,13 @@ pub fn render(servers: &[Arc<Snapshot>], itself: &Itself) -> String {
                 if let Read::Gpu(read, _) = family.read {
                     for gpu in &itself.gpus {
                         if let Some(value) = read(gpu) {
-                            writer.sample("", &[("gpu", &gpu.index)], value);
+                            writer.sample("", &[], &[("gpu", &gpu.index)], value);
                         }
                     }
                 }
                 for server in servers {
-                    let label = several.then_some(server.server.as_str());
-                    write_server(&mut writer, server, label);
+                    let label = several.then_some(("server", server.server.as_str()));
+                    write_server(&mut writer, server, label.as_slice());
                 }
             }
         }
@@ -60,18 +62,16 @@ pub fn render(servers: &[Arc<Snapshot>], itself: &Itself) -> String {
     text
 }
 
-fn write_server(writer: &mut Writer, server: &Snapshot, label: Option<&str>) {
-    let mut common: Vec<(&'static str, &str)> =
-        label.map(|name| ("server", name)).into_iter().collect();
+fn write_server(writer: &mut Writer, server: &Snapshot, label: &[Label]) {
     match writer.family.read {
         Read::Server(read) => {
             if let Some(value) = read(server) {
-                writer.sample("", &common, value);
+                writer.sample("", &[label], &[], value);
             }
         }
         Read::ServerSeries(read) => {
             read(server, &mut |own, value| {
-                writer.sample("", &[&common, own].concat(), value)
+                writer.sample("", &[label], own, value)
             });
         }
         Read::RequestHistogram(_)
@@ -80,68 +80,71 @@ fn write_server(writer: &mut Writer, server: &Snapshot, label: Option<&str>) {
         | Read::Probe(_)
         | Read::ProbeSeries(_) => {
             for requests in &server.requests {
-                common.truncate(usize::from(label.is_some()));
-                common.push(("model", &requests.model));
-                write_requests(writer, requests, &common);
+                write_requests(writer, requests, label);
             }
         }
         _ => {
             for model in &server.models {
-                common.truncate(usize::from(label.is_some()));
-                common.push(("model", &model.name));
-                if let Some(mode) = model.mode.as_ref().filter(|_| model.mode_tells) {
-                    common.push(("mode", mode));
-                }
-                match writer.family.read {
-                    Read::Model(read) | Read::Gpu(_, Some(read)) => {
-                        if let Some(value) = read(model) {
-                            writer.sample("", &common, value);
-                        }
-                    }
-                    Read::ModelSeries(read) => {
-                        read(model, &mut |own, value| {
-                            writer.sample("", &[&common, own].concat(), value);
-                        });
-                    }
-                    Read::ModelHistogram(read) => {
-                        if let Some(histogram) = read(model) {
-                            writer.histogram(&common, histogram);
-                        }
-                    }
-                    _ => {}
-                }
+                write_model(writer, model, label);
             }
         }
     }
 }
 
-fn write_requests(writer: &mut Writer, of: &RequestsOf, model: &[(&'static str, &str)]) {
+fn write_model(writer: &mut Writer, model: &Model, server: &[Label]) {
+    let name = [("model", model.name.as_str())];
+    let mode = model.mode.as_deref().filter(|_| model.mode_tells);
+    let mode = mode.map(|mode| ("mode", mode));
+    let common = [server, &name, mode.as_slice()];
+    match writer.family.read {
+        Read::Model(read) | Read::Gpu(_, Some(read)) => {
+            if let Some(value) = read(model) {
+                writer.sample("", &common, &[], value);
+            }
+        }
+        Read::ModelSeries(read) => {
+            read(model, &mut |own, value| {
+                writer.sample("", &common, own, value)
+            });
+        }
+        Read::ModelHistogram(read) => {
+            if let Some(histogram) = read(model) {
+                writer.histogram(&common, histogram);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn write_requests(writer: &mut Writer, of: &RequestsOf, server: &[Label]) {
     let figures = &of.figures;
-    let common = [model, &[("source", of.source.label())]].concat();
+    let model = [("model", of.model.as_str())];
+    let source = [("source", of.source.label())];
+    let (of_source, of_probe) = ([server, &model, &source], [server, &model]);
     match writer.family.read {
         Read::RequestHistogram(read) => {
             if let Some(histogram) = read(figures) {
-                writer.histogram(&common, histogram);
+                writer.histogram(&of_source, histogram);
             }
         }
         Read::Request(read) => {
             if let Some(value) = read(figures) {
-                writer.sample("", &common, value);
+                writer.sample("", &of_source, &[], value);
             }
         }
         Read::RequestSeries(read) => {
             read(figures, &mut |own, value| {
-                writer.sample("", &[&common, own].concat(), value);
+                writer.sample("", &of_source, own, value)
             });
         }
         Read::Probe(read) => {
             if let Some(value) = read(figures) {
-                writer.sample("", model, value);
+                writer.sample("", &of_probe, &[], value);
             }
         }
         Read::ProbeSeries(read) => {
             read(figures, &mut |own, value| {
-                writer.sample("", &[model, own].concat(), value);
+                writer.sample("", &of_probe, own, value)
             });
         }
         _ => {}
@@ -156,31 +159,40 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn sample(&mut self, suffix: &str, labels: &[(&'static str, &str)], value: f64) {
+    /// Writes a series: the labels that it shares with others and its own, by name.
+    ///
+    /// No two have the same name. This runs a hundred times a scrape and does without memory of
+    /// its own, which musl takes long to give.
+    fn sample(&mut self, suffix: &str, common: &[&[Label]], own: &[Label], value: f64) {
         let Family {
             name, kind, help, ..
         } = self.family;
         if !self.begun {
             self.begun = true;
-            let _ = writeln!(
-                self.text,
-                "# HELP {name} {}\n# TYPE {name} {}",
-                escaped_help(help),
-                kind.name()
-            );
+            for part in ["# HELP ", name, " "] {
+                self.text.push_str(part);
+            }
+            push_escaped(self.text, help, false);
+            for part in ["\n# TYPE ", name, " ", kind.name(), "\n"] {
+                self.text.push_str(part);
+            }
         }
         self.text.push_str(name);
         self.text.push_str(suffix);
-        if !labels.is_empty() {
-            let mut labels = labels.to_vec();
-            labels.sort_unstable();
-            for (index, (name, value)) in labels.iter().enumerate() {
-                self.text.push(if index == 0 { '{' } else { ',' });
-                self.text.push_str(name);
-                self.text.push_str("=\"");
-                push_escaped(self.text, value);
-                self.text.push('"');
-            }
+        let mut last = "";
+        let after = |last: &str| {
+            let all = common.iter().copied().chain([own]).flatten();
+            all.filter(|(name, _)| *name > last).min()
+        };
+        while let Some((name, value)) = after(last) {
+            self.text.push(if last.is_empty() { '{' } else { ',' });
+            self.text.push_str(name);
+            self.text.push_str("=\"");
+            push_escaped(self.text, value, true);
+            self.text.push('"');
+            last = name;
+        }
+        if !last.is_empty() {
             self.text.push('}');
         }
         self.text.push(' ');
@@ -188,19 +200,15 @@ impl Writer<'_> {
         self.text.push('\n');
     }
 
-    fn histogram(&mut self, labels: &[(&'static str, &str)], histogram: &Histogram) {
+    fn histogram(&mut self, labels: &[&[Label]], histogram: &Histogram) {
         let mut bound_text = String::new();
         for (bound, count) in histogram.cumulative() {
             bound_text.clear();
             push_number(&mut bound_text, bound);
-            self.sample(
-                "_bucket",
-                &[labels, &[("le", &bound_text)]].concat(),
-                count as f64,
-            );
+            self.sample("_bucket", labels, &[("le", &bound_text)], count as f64);
         }
-        self.sample("_sum", labels, histogram.sum());
-        self.sample("_count", labels, histogram.count() as f64);
+        self.sample("_sum", labels, &[], histogram.sum());
+        self.sample("_count", labels, &[], histogram.count() as f64);
     }
 }
 
@@ -221,19 +229,21 @@ fn push_number(text: &mut String, number: f64) {
     };
 }
 
-fn push_escaped(text: &mut String, value: &str) {
-    for c in value.chars() {
-        match c {
-            '\\' => text.push_str("\\\\"),
-            '"' => text.push_str("\\\""),
-            '\n' => text.push_str("\\n"),
-            c => text.push(c),
-        }
+/// Appends a label's value, or the text of a HELP line, in which quotes stand for themselves.
+fn push_escaped(text: &mut String, value: &str, quoted: bool) {
+    let mut rest = value;
+    while let Some(at) = rest.find(['\\', '\n', '"']) {
+        let (plain, special) = rest.split_at(at);
+        text.push_str(plain);
+        text.push_str(match special.as_bytes()[0] {
+            b'\\' => "\\\\",
+            b'\n' => "\\n",
+            _ if quoted => "\\\"",
+            _ => "\"",
+        });
+        rest = &special[1..];
     }
-}
-
-fn escaped_help(help: &str) -> String {
-    help.replace('\\', "\\\\").replace('\n', "\\n")
+    text.push_str(rest);
 }
 
 /// One sample of an upstream's exposition.
