@@ -28,11 +28,7 @@ pub fn render(servers: &[Arc<Snapshot>], itself: &Itself) -> String {
             begun: false,
         };
         match family.read {
-            Read::Exporter(read) => {
-                if let Some(value) = read(itself) {
-                    writer.sample("", &[], &[], value);
-                }
-            }
+            Read::Exporter(read) => writer.value(&[], read(itself)),
             Read::ExporterSeries(read) => {
                 read(itself, &mut |own, value| writer.sample("", &[], own, value));
             }
@@ -47,9 +43,7 @@ pub fn render(servers: &[Arc<Snapshot>], itself: &Itself) -> String {
             _ => {
                 if let Read::Gpu(read, _) = family.read {
                     for gpu in &itself.gpus {
-                        if let Some(value) = read(gpu) {
-                            writer.sample("", &[], &[("gpu", &gpu.index)], value);
-                        }
+                        writer.value(&[&[("gpu", &gpu.index)]], read(gpu));
                     }
                 }
                 for server in servers {
@@ -64,11 +58,7 @@ pub fn render(servers: &[Arc<Snapshot>], itself: &Itself) -> String {
 
 fn write_server(writer: &mut Writer, server: &Snapshot, label: &[Label]) {
     match writer.family.read {
-        Read::Server(read) => {
-            if let Some(value) = read(server) {
-                writer.sample("", &[label], &[], value);
-            }
-        }
+        Read::Server(read) => writer.value(&[label], read(server)),
         Read::ServerSeries(read) => {
             read(server, &mut |own, value| {
                 writer.sample("", &[label], own, value)
@@ -97,21 +87,13 @@ fn write_model(writer: &mut Writer, model: &Model, server: &[Label]) {
     let mode = mode.map(|mode| ("mode", mode));
     let common = [server, &name, mode.as_slice()];
     match writer.family.read {
-        Read::Model(read) | Read::Gpu(_, Some(read)) => {
-            if let Some(value) = read(model) {
-                writer.sample("", &common, &[], value);
-            }
-        }
+        Read::Model(read) | Read::Gpu(_, Some(read)) => writer.value(&common, read(model)),
         Read::ModelSeries(read) => {
             read(model, &mut |own, value| {
                 writer.sample("", &common, own, value)
             });
         }
-        Read::ModelHistogram(read) => {
-            if let Some(histogram) = read(model) {
-                writer.histogram(&common, histogram);
-            }
-        }
+        Read::ModelHistogram(read) => writer.histogram(&common, read(model)),
         _ => {}
     }
 }
@@ -122,26 +104,14 @@ fn write_requests(writer: &mut Writer, of: &RequestsOf, server: &[Label]) {
     let source = [("source", of.source.label())];
     let (of_source, of_probe) = ([server, &model, &source], [server, &model]);
     match writer.family.read {
-        Read::RequestHistogram(read) => {
-            if let Some(histogram) = read(figures) {
-                writer.histogram(&of_source, histogram);
-            }
-        }
-        Read::Request(read) => {
-            if let Some(value) = read(figures) {
-                writer.sample("", &of_source, &[], value);
-            }
-        }
+        Read::RequestHistogram(read) => writer.histogram(&of_source, read(figures)),
+        Read::Request(read) => writer.value(&of_source, read(figures)),
         Read::RequestSeries(read) => {
             read(figures, &mut |own, value| {
                 writer.sample("", &of_source, own, value)
             });
         }
-        Read::Probe(read) => {
-            if let Some(value) = read(figures) {
-                writer.sample("", &of_probe, &[], value);
-            }
-        }
+        Read::Probe(read) => writer.value(&of_probe, read(figures)),
         Read::ProbeSeries(read) => {
             read(figures, &mut |own, value| {
                 writer.sample("", &of_probe, own, value)
@@ -159,6 +129,28 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// Writes the one series with these labels, if its value is known.
+    fn value(&mut self, labels: &[&[Label]], value: Option<f64>) {
+        if let Some(value) = value {
+            self.sample("", labels, &[], value);
+        }
+    }
+
+    /// Writes the series of a histogram with these labels, if there is one.
+    fn histogram(&mut self, labels: &[&[Label]], histogram: Option<&Histogram>) {
+        let Some(histogram) = histogram else {
+            return;
+        };
+        let mut bound_text = String::new();
+        for (bound, count) in histogram.cumulative() {
+            bound_text.clear();
+            push_number(&mut bound_text, bound);
+            self.sample("_bucket", labels, &[("le", &bound_text)], count as f64);
+        }
+        self.sample("_sum", labels, &[], histogram.sum());
+        self.sample("_count", labels, &[], histogram.count() as f64);
+    }
+
     /// Writes a series: the labels that it shares with others and its own, by name.
     ///
     /// No two have the same name. This runs a hundred times a scrape and does without memory of
@@ -172,23 +164,20 @@ impl Writer<'_> {
             for part in ["# HELP ", name, " "] {
                 self.text.push_str(part);
             }
-            push_escaped(self.text, help, false);
+            push_escaped(self.text, help, &['\\', '\n']);
             for part in ["\n# TYPE ", name, " ", kind.name(), "\n"] {
                 self.text.push_str(part);
             }
         }
         self.text.push_str(name);
         self.text.push_str(suffix);
+        let labels = || common.iter().copied().chain([own]).flatten();
         let mut last = "";
-        let after = |last: &str| {
-            let all = common.iter().copied().chain([own]).flatten();
-            all.filter(|(name, _)| *name > last).min()
-        };
-        while let Some((name, value)) = after(last) {
+        while let Some((name, value)) = labels().filter(|(name, _)| *name > last).min() {
             self.text.push(if last.is_empty() { '{' } else { ',' });
             self.text.push_str(name);
             self.text.push_str("=\"");
-            push_escaped(self.text, value, true);
+            push_escaped(self.text, value, &['\\', '\n', '"']);
             self.text.push('"');
             last = name;
         }
@@ -198,17 +187,6 @@ impl Writer<'_> {
         self.text.push(' ');
         push_number(self.text, value);
         self.text.push('\n');
-    }
-
-    fn histogram(&mut self, labels: &[&[Label]], histogram: &Histogram) {
-        let mut bound_text = String::new();
-        for (bound, count) in histogram.cumulative() {
-            bound_text.clear();
-            push_number(&mut bound_text, bound);
-            self.sample("_bucket", labels, &[("le", &bound_text)], count as f64);
-        }
-        self.sample("_sum", labels, &[], histogram.sum());
-        self.sample("_count", labels, &[], histogram.count() as f64);
     }
 }
 
@@ -229,19 +207,17 @@ fn push_number(text: &mut String, number: f64) {
     };
 }
 
-/// Appends a label's value, or the text of a HELP line, in which quotes stand for themselves.
-fn push_escaped(text: &mut String, value: &str, quoted: bool) {
+/// Appends a text of which these characters would be misread: backslash, newline, quote.
+fn push_escaped(text: &mut String, value: &str, special: &[char]) {
     let mut rest = value;
-    while let Some(at) = rest.find(['\\', '\n', '"']) {
-        let (plain, special) = rest.split_at(at);
-        text.push_str(plain);
-        text.push_str(match special.as_bytes()[0] {
+    while let Some(at) = rest.find(special) {
+        text.push_str(&rest[..at]);
+        text.push_str(match rest.as_bytes()[at] {
             b'\\' => "\\\\",
             b'\n' => "\\n",
-            _ if quoted => "\\\"",
-            _ => "\"",
+            _ => "\\\"",
         });
-        rest = &special[1..];
+        rest = &rest[at + 1..];
     }
     text.push_str(rest);
 }

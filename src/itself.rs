@@ -64,7 +64,10 @@ impl Itself {
                 .map(|(pages, bytes)| pages * bytes),
             open_fds: open_fds.map(|count| count as f64),
             max_fds: constant.max_fds,
-            start_time: constant.start_time,
+            start_time: constant
+                .booted
+                .zip(stat)
+                .map(|(booted, stat)| booted + stat.started as f64 / TICKS_PER_SECOND),
             gpus: Vec::new(),
         }
     }
@@ -100,7 +103,8 @@ struct Constant {
     statm: Option<Kept>,
     page_bytes: Option<f64>,
     max_fds: Option<f64>,
-    start_time: Option<f64>,
+    /// When the machine started, in seconds since 1970.
+    booted: Option<f64>,
 }
 
 impl Constant {
@@ -112,20 +116,14 @@ impl Constant {
                 .parse::<f64>()
                 .ok()
         });
-        let stat = Kept::open("/proc/self/stat");
-        let started = stat.as_ref().and_then(Kept::read);
-        let started = started.and_then(|text| Stat::parse(&text));
-        let started = started.map(|stat| stat.started as f64 / TICKS_PER_SECOND);
         Constant {
-            stat,
+            stat: Kept::open("/proc/self/stat"),
             statm: Kept::open("/proc/self/statm"),
             page_bytes: fs::read("/proc/self/auxv")
                 .ok()
                 .and_then(|auxv| page_bytes(&auxv)),
             max_fds: most_descriptors().map(|count| count as f64),
-            start_time: booted
-                .zip(started)
-                .map(|(booted, started)| booted + started),
+            booted,
         }
     }
 }
