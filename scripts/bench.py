@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT / "tests" / "real"), str(ROOT / "tests" / "deployment")]
 
 import static_binary  # noqa: E402
+from exporter import ask  # noqa: E402
 from llama import LlamaServer, free_port  # noqa: E402
 
 BUILD = 11549
@@ -99,19 +99,14 @@ def start_to_first_answer(binary, base_url):
 
 
 def scrape(port):
-    answer = request(port, "/metrics")
-    assert answer is not None and answer.startswith("HTTP/1.1 200 "), answer
+    answer = ask(port, "/metrics")
+    assert answer.startswith("HTTP/1.1 200 "), answer
 
 
 def request(port, path):
     """The whole answer; None while nobody listens."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-            answer = b""
-            while part := connection.recv(65536):
-                answer += part
-            return answer.decode()
+        return ask(port, path)
     except ConnectionRefusedError:
         return None
 

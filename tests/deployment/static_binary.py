@@ -32,7 +32,7 @@ def build(tls=True, target=None):
         command.append("--no-default-features")
     # With --target these flags spare build scripts and procedural macros, which cannot be static.
     environment = os.environ | {"RUSTFLAGS": "-C target-feature=+crt-static"}
-    if target == musl() and not shutil.which("musl-gcc"):
+    if target.endswith("-musl") and not shutil.which("musl-gcc"):
         # The C in the TLS library needs no C library, if it isn't made to call a hardened one's functions.
         name = target.replace("-", "_")
         environment |= {f"CC_{name}": "cc", f"CFLAGS_{name}": "-U_FORTIFY_SOURCE"}

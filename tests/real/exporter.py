@@ -29,6 +29,20 @@ def seconds(interval):
     return float(number) * {"ms": 0.001, "s": 1}[unit]
 
 
+def ask(port, path):
+    """The exporter's whole answer, head and body.
+
+    Without http.client, which takes longer to read the answer than the exporter to give it: there
+    are dozens of scrapes a second of each of the exporters that are watched at the same time.
+    """
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(1 << 20), b""))
+    if not answer:
+        raise ConnectionError("no answer")
+    return answer.decode()
+
+
 @dataclass
 class Poll:
     """What /metrics said from the end of one poll on. It ended after `after` and before `seen`."""
@@ -128,14 +142,7 @@ class Exporter:
         return Path(self.log_file).read_text()
 
     def scrape(self):
-        # Without http.client, which takes longer to read the answer than the exporter to give it:
-        # dozens of scrapes a second, of each of the exporters that are watched at the same time.
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
-            connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            answer = b"".join(iter(lambda: connection.recv(1 << 20), b""))
-        if not answer:
-            raise ConnectionError("no answer")
-        head, _, body = answer.decode().partition("\r\n\r\n")
+        head, _, body = ask(self.port, "/metrics").partition("\r\n\r\n")
         assert head.startswith("HTTP/1.1 200 "), head
         return body
 
