@@ -5,6 +5,7 @@
 //! into live counters and rates, and publishes a [`snapshot`]; [`serve`] writes
 //! that snapshot through the [`catalogue`] as an [`exposition`].
 
+pub mod bounds;
 pub mod catalogue;
 pub mod check;
 pub mod derive;

@@ -30,6 +30,7 @@ use self::find::{Outcome, Search};
 use self::gpus::Gpus;
 use self::limits::Limits;
 use self::process::{Process, Procfs, Status, TICKS_PER_SECOND, socket_at};
+use crate::bounds::BoundedDuration;
 use crate::gguf::kv::{self, Slots};
 use crate::gguf::{self, Header};
 use crate::log;
@@ -155,7 +156,7 @@ impl Machine {
     }
 
     /// After how long without work the model's server falls asleep, if its arguments say that.
-    pub fn sleep_idle(&self, model: &Model) -> Option<Duration> {
+    pub fn sleep_idle(&self, model: &Model) -> Option<BoundedDuration> {
         let found = self.watched.get(&key(model))?.found.as_ref()?;
         found.arguments.sleep_idle()
     }

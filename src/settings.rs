@@ -15,6 +15,7 @@ use std::time::Duration;
 
 pub use self::base_url::BaseUrl;
 pub use self::log_file::LogFile;
+use crate::bounds::BoundedDuration;
 use crate::listen::Address;
 use crate::log::Level;
 
@@ -39,7 +40,7 @@ pub struct Settings {
     /// The roots to trust for `https` in place of the built-in ones.
     pub ca: Option<CaFile>,
     /// After how long without work the server falls asleep, if the user said so.
-    pub sleep_idle: Option<Duration>,
+    pub sleep_idle: Option<BoundedDuration>,
     /// The file that holds the number of the server's process.
     pub pid_file: Option<PathBuf>,
     /// Where the machine's `/proc` is.
@@ -555,7 +556,7 @@ fn finish(mut draft: Draft) -> Result<Settings, String> {
             .ok_or_else(|| missing("--timeout"))?,
         api_key: draft.api_key,
         ca: draft.ca,
-        sleep_idle: draft.sleep_idle,
+        sleep_idle: draft.sleep_idle.map(BoundedDuration::from),
         pid_file: draft.pid_file,
         procfs: draft
             .procfs

@@ -5,6 +5,8 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use crate::bounds::deadline;
+
 /// A connection. Reading, writing and shutting down work through a shared
 /// reference, so one thread can cut a connection that another one waits on.
 #[derive(Debug)]
@@ -21,7 +23,7 @@ impl Stream {
     pub fn within(&self, time: Duration) -> Within<'_> {
         Within {
             stream: self,
-            end: Instant::now() + time,
+            end: deadline(Instant::now(), time),
         }
     }
 

@@ -3,8 +3,7 @@
 //! Names and defaults as llama.cpp's `common/arg.cpp` has them. What cannot be
 //! understood makes the whole unknown: a wrong size is worse than none.
 
-use std::time::Duration;
-
+use crate::bounds::BoundedDuration;
 use crate::gguf::kv::{CacheType, Options};
 
 /// One argument that is heeded: its names and its variable.
@@ -196,9 +195,9 @@ impl Arguments {
     }
 
     /// After how long without work it falls asleep.
-    pub fn sleep_idle(&self) -> Option<Duration> {
-        let seconds: u32 = self.value(&SLEEP_IDLE)?.parse().ok()?;
-        (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+    pub fn sleep_idle(&self) -> Option<BoundedDuration> {
+        let seconds: u64 = self.value(&SLEEP_IDLE)?.parse().ok()?;
+        (seconds > 0).then(|| BoundedDuration::from_secs(seconds))
     }
 
     /// What decides about its cache; `None` where that cannot be told.
@@ -310,7 +309,7 @@ mod tests {
         assert!(options.unified && options.swa_full);
         assert_eq!(options.type_k, CacheType::Q8_0);
         assert_eq!(options.type_v, CacheType::Q4_0);
-        assert_eq!(arguments.sleep_idle(), Some(Duration::from_secs(6)));
+        assert_eq!(arguments.sleep_idle(), Some(BoundedDuration::from_secs(6)));
         let apart = called("llama-server -kvu --no-kv-unified -np -1", &variables);
         let options = apart.cache().unwrap();
         assert_eq!((options.unified, options.parallel), (false, None));

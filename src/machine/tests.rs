@@ -2,6 +2,7 @@ use std::ffi::OsString;
 
 use super::tree::Tree;
 use super::*;
+use crate::bounds::BoundedDuration;
 
 /// A machine in files: `(pid, arguments, uid)`, each in the state of a living process.
 fn machine(processes: &[(u32, &str, u32)], more: &[&str]) -> (Tree, Machine) {
@@ -238,7 +239,10 @@ fn what_its_variables_say_is_not_needed_for_what_its_arguments_say() {
         ..Hints::default()
     };
     let mut model = poll(&mut machine, &hints);
-    assert_eq!(machine.sleep_idle(&model), Some(Duration::from_secs(6)));
+    assert_eq!(
+        machine.sleep_idle(&model),
+        Some(BoundedDuration::from_secs(6))
+    );
     assert!(machine.notes()[0].contains("variables"));
     // They may say how the slots share the cache.
     model.context_tokens = vec![(0, 100.0)];
@@ -416,7 +420,10 @@ fn the_cache_is_told_from_arguments_variables_and_the_models_file() {
     let used = (1024 * 3 + (100 + 768) * 15) * 1024;
     assert_eq!(model.kv_cache_usage, Some(f64::from(used)));
     assert_eq!(model.kv_cache_ratio, Some(0.25));
-    assert_eq!(machine.sleep_idle(&model), Some(Duration::from_secs(6)));
+    assert_eq!(
+        machine.sleep_idle(&model),
+        Some(BoundedDuration::from_secs(6))
+    );
     let mut asleep = Model {
         name: "m".to_owned(),
         status: Some(ModelStatus::Sleeping),

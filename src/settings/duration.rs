@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use crate::bounds::BoundedDuration;
+
 const FORMS: &str =
     "use 5s, 500ms, 1m30s, 1.5s or a number of seconds, above zero and at most a year";
-const LONGEST: f64 = 366.0 * 24.0 * 3600.0;
 
 /// Reads a duration above zero.
 ///
@@ -22,7 +23,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         }
         _ => parse_units(text).ok_or(FORMS)?,
     };
-    if seconds > LONGEST {
+    if seconds > BoundedDuration::MAX.get().as_secs_f64() {
         return Err(FORMS.to_owned());
     }
     let duration = Duration::try_from_secs_f64(seconds).map_err(|_| FORMS)?;

@@ -3,7 +3,7 @@
 //! It is found out anew after every reconnect, so that one address may change
 //! from one kind of server to another.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::answers::Props;
 use super::asker::{Asker, Outcome};
@@ -13,6 +13,7 @@ use super::model_runner::{ModelRunner, TakeRecords};
 use super::reading::Reading;
 use super::router::Router;
 use super::work::Place;
+use crate::bounds::BoundedDuration;
 use crate::settings::{BaseUrl, Settings};
 
 /// Whatever answers at one base URL.
@@ -69,7 +70,7 @@ impl Upstream {
 
     /// Takes the word of the server's own command line on how long it takes to fall asleep.
     /// A router tells that of its children itself.
-    pub fn may_sleep_after(&mut self, time: Duration) {
+    pub fn may_sleep_after(&mut self, time: BoundedDuration) {
         if let Kind::LlamaServer(server) = &mut self.kind {
             server.may_sleep_after(time);
         }

@@ -3,13 +3,14 @@
 //! One [`LlamaServer::read`] is one poll: `/health` first, then `/props`, and
 //! then only what may be asked without doing harm (see [`super::restraint`]).
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::answers::{Health, ModelEntry, Object, Props, Stats};
 use super::asker::{Asker, Endpoint, Outcome, recognized};
 use super::reading::{Facts, ModelReading, Reading, Seen, State};
 use super::restraint::Restraint;
 use super::work::{Place, Read, Work};
+use crate::bounds::BoundedDuration;
 use crate::settings::{BaseUrl, DEFAULT_MODEL, Settings};
 use crate::snapshot::{Reason, ServerInfo};
 
@@ -95,7 +96,7 @@ impl LlamaServer {
     }
 
     /// Takes from elsewhere than the server itself that it falls asleep after so long without work.
-    pub fn may_sleep_after(&mut self, idle: Duration) {
+    pub fn may_sleep_after(&mut self, idle: BoundedDuration) {
         self.work.restraint.told(idle);
     }
 

@@ -9,6 +9,7 @@
 use std::time::{Duration, Instant};
 
 use super::answers::Counters;
+use crate::bounds::{BoundedDuration, deadline};
 
 /// From this build on `/metrics` neither wakes a sleeper nor resets its timer.
 const METRICS_ARE_HARMLESS: u32 = 10_566;
@@ -17,8 +18,8 @@ const GRACE: Duration = Duration::from_millis(500);
 /// How many reads after a wake may find nothing and are not believed.
 const READS_AFTER_WAKE: u8 = 3;
 /// How long to leave a server alone of which only is known that it sleeps at times.
-const FIRST_PATIENCE: Duration = Duration::from_secs(60);
-const LONGEST_PATIENCE: Duration = Duration::from_secs(3600);
+const FIRST_PATIENCE: BoundedDuration = BoundedDuration::from_secs(60);
+const LONGEST_PATIENCE: BoundedDuration = BoundedDuration::from_secs(3600);
 
 /// What is known of one server's sleep, and of what went on when it was last read.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub struct Restraint {
     /// Whether a read of `/metrics` counts as work.
     metrics_are_work: bool,
     /// How long it takes to fall asleep; `None`: it never does, as far as is known.
-    patience: Option<Duration>,
+    patience: Option<BoundedDuration>,
     asleep: bool,
     /// Reads that may find nothing before a server that woke counts as idle: it wakes for
     /// work, but answers what came in while it was loading before it begins with that.
@@ -42,7 +43,7 @@ pub struct Restraint {
 
 impl Restraint {
     /// Nothing is known yet but, where the user said so, how long the server takes to fall asleep.
-    pub fn new(sleep_idle: Option<Duration>) -> Restraint {
+    pub fn new(sleep_idle: Option<BoundedDuration>) -> Restraint {
         Restraint {
             metrics_are_work: true,
             patience: sleep_idle,
@@ -57,7 +58,7 @@ impl Restraint {
 
     /// Takes from elsewhere how long the server takes to fall asleep. What the user
     /// said, or what was seen, stands.
-    pub fn told(&mut self, sleep_idle: Duration) {
+    pub fn told(&mut self, sleep_idle: BoundedDuration) {
         self.patience.get_or_insert(sleep_idle);
     }
 
@@ -77,7 +78,9 @@ impl Restraint {
         let woke = self.asleep && !asleep;
         if asleep && !self.asleep {
             // It cannot have taken longer to fall asleep than since the last read.
-            let took = self.quiet_since.map(|since| now.duration_since(since));
+            let took = self
+                .quiet_since
+                .map(|since| BoundedDuration::new(now.duration_since(since)));
             self.patience = took
                 .into_iter()
                 .chain(self.patience)
@@ -99,7 +102,7 @@ impl Restraint {
         let (patience, since) = self.patience.zip(self.quiet_since)?;
         // Where /metrics is no work it is read at every poll, and tells all that there is to see.
         let blind = self.metrics_are_work || self.counters.is_none();
-        (blind && !self.asleep).then(|| since + patience + GRACE)
+        (blind && !self.asleep).then(|| deadline(deadline(since, patience), GRACE))
     }
 
     /// Whether the server sleeps, as far as `/props` told.
@@ -155,7 +158,7 @@ impl Restraint {
         // Not asleep when it should have been, and yet there was no work: it takes longer than thought.
         let in_vain = self.quiet_since.is_some() && nothing_new && !busy && self.metrics_are_work;
         if let Some(patience) = self.patience.as_mut().filter(|_| in_vain) {
-            *patience = (*patience * 2).min(LONGEST_PATIENCE.max(*patience));
+            *patience = patience.times(2).min(LONGEST_PATIENCE.max(*patience));
         }
         self.waking = if busy || !nothing_new {
             0
@@ -197,7 +200,7 @@ mod tests {
 
     /// A server of `build` that was read twice at `start` and found idle.
     fn idle_server(build: Option<u32>, sleep_idle: Option<Duration>, start: Instant) -> Restraint {
-        let mut restraint = Restraint::new(sleep_idle);
+        let mut restraint = Restraint::new(sleep_idle.map(BoundedDuration::from));
         restraint.saw_build(build);
         restraint.saw_sleep(start, false);
         restraint.saw_metrics(start, &counters(5.0, 0.0));
@@ -273,11 +276,11 @@ mod tests {
     fn a_server_that_is_told_to_sleep_is_left_alone_unless_the_user_knows_better() {
         let start = Instant::now();
         let mut told = idle_server(Some(7710), None, start);
-        told.told(6 * SECOND);
+        told.told(BoundedDuration::from_secs(6));
         assert!(!told.may_ask_metrics(start + 5 * SECOND));
         assert!(told.may_ask_metrics(start + 8 * SECOND));
         let mut set = idle_server(Some(7710), Some(60 * SECOND), start);
-        set.told(6 * SECOND);
+        set.told(BoundedDuration::from_secs(6));
         assert!(!set.may_ask_metrics(start + 50 * SECOND));
     }
 

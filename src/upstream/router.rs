@@ -14,6 +14,7 @@ use super::reading::{Host, ModelReading, Reading, State};
 use super::restraint::Restraint;
 use super::shown::Shown;
 use super::work::{Place, Work};
+use crate::bounds::BoundedDuration;
 use crate::settings::Settings;
 use crate::snapshot::{ServerInfo, Status};
 
@@ -27,7 +28,7 @@ const MODELS: Endpoint = Endpoint {
 pub struct Router {
     root: String,
     version: Option<String>,
-    sleep_idle: Option<Duration>,
+    sleep_idle: Option<BoundedDuration>,
     children: BTreeMap<String, Child>,
     /// How long one poll may go on asking children; those that are left keep their turn.
     time: Duration,
@@ -42,7 +43,7 @@ struct Child {
 
 impl RouterStatus {
     /// How long the child takes to fall asleep, by its own command line.
-    fn sleep_idle(&self) -> Option<Duration> {
+    fn sleep_idle(&self) -> Option<BoundedDuration> {
         let after = self
             .args
             .iter()
@@ -52,7 +53,7 @@ impl RouterStatus {
             .parse::<u64>()
             .ok()
             .filter(|seconds| *seconds > 0)
-            .map(Duration::from_secs)
+            .map(BoundedDuration::from_secs)
     }
 
     fn status(&self) -> Option<Status> {
