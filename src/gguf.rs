@@ -9,7 +9,7 @@ pub mod kv;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -40,8 +40,6 @@ const STRINGS_A_LOOK: u64 = 1024;
 pub enum Error {
     /// It cannot be read.
     Io(io::Error),
-    /// It is not a file with a length: a directory, a pipe, a device.
-    NotAFile,
     /// It does not begin as a GGUF file does.
     NotGguf,
     /// A version that is not read; a very large one is a small one of the other byte order.
@@ -62,7 +60,6 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Io(error) => write!(f, "cannot be read: {error}"),
-            Error::NotAFile => f.write_str("is not a regular file"),
             Error::NotGguf => f.write_str("is not a GGUF file"),
             Error::Version(version) if version & 0xffff == 0 && *version != 0 => {
                 f.write_str("is a GGUF file of the other byte order")
@@ -112,17 +109,11 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads the header of the file at `path`, within the limits above.
+    /// Reads the header of `file`, a regular file, within the limits above.
     ///
     /// # Errors
     /// What is wrong with the file.
-    pub fn read(path: &Path) -> Result<Header, Error> {
-        // Opening a pipe would wait for its other end.
-        let metadata = fs::metadata(path)?;
-        if !metadata.is_file() {
-            return Err(Error::NotAFile);
-        }
-        let file = File::open(path)?;
+    pub fn read(file: File) -> Result<Header, Error> {
         let length = file.metadata()?.len();
         let mut reader = BufReader::with_capacity(64 << 10, file);
         Header::parse(&mut reader, length, Some(Instant::now() + LONGEST_READ))

@@ -17,6 +17,7 @@ pub mod itself;
 pub mod listen;
 pub mod log;
 pub mod machine;
+pub mod open;
 pub mod os;
 pub mod poll;
 pub mod requests;

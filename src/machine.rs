@@ -19,7 +19,7 @@ mod tree;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -34,6 +34,7 @@ use crate::bounds::BoundedDuration;
 use crate::gguf::kv::{self, Slots};
 use crate::gguf::{self, Header};
 use crate::log;
+use crate::open;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Model, Status as ModelStatus};
 
@@ -228,7 +229,7 @@ impl Machine {
                 .socket
                 .as_ref()
                 .is_none_or(|(path, inode)| socket_at(path) == Some(*inode))
-            && (!self.pid_file_is_of(hints) || self.said_pid().is_none_or(|said| said == pid))
+            && (!self.pid_file_is_of(hints) || self.said_pid().map_or(true, |said| said == pid))
     }
 
     /// Whether the PID file speaks of the process of this model: not of one of many.
@@ -237,18 +238,27 @@ impl Machine {
     }
 
     /// What the PID file says.
-    fn said_pid(&self) -> Option<u32> {
-        let text = process::read_text(self.pid_file.as_ref()?, 64).ok()?;
-        text.trim().parse().ok()
+    fn said_pid(&self) -> io::Result<u32> {
+        let path = self.pid_file.as_deref().unwrap_or(Path::new(""));
+        let mut text = String::new();
+        open::regular_file(path)?
+            .take(64)
+            .read_to_string(&mut text)?;
+        text.trim()
+            .parse()
+            .map_err(|_| io::Error::other("it holds no PID"))
     }
 
     fn find_by_file(&mut self) -> Outcome {
         let file = self.pid_file.as_deref().unwrap_or(Path::new(""));
         let written = fs::metadata(file).and_then(|file| file.modified()).ok();
-        let process = self.said_pid().and_then(|pid| self.procfs.process(pid));
-        let Some(process) = process else {
+        let said = self.said_pid().map_err(|error| {
             let file = file.display();
-            return Err(Some(format!("no process has the number in {file}")));
+            Some(format!("the PID file {file} cannot be used: {error}"))
+        })?;
+        let Some(process) = self.procfs.process(said) else {
+            let file = file.display();
+            return Err(Some(format!("no process has the PID in {file}")));
         };
         if let Some((then, known)) = self.said_by_file
             && (then, known.pid) == (written, process.pid)
@@ -422,10 +432,8 @@ impl Found {
         if !known {
             let pid = self.process.pid;
             let part = gguf::first_part(Path::new(path));
-            let file = machine.procfs.as_seen_by(pid, &part);
-            let result = file
-                .map_err(gguf::Error::Io)
-                .and_then(|file| Header::read(&file));
+            let file = machine.procfs.open_as_seen_by(pid, &part);
+            let result = file.map_err(gguf::Error::Io).and_then(Header::read);
             self.header = Some((path.to_owned(), result, Instant::now()));
         }
         self.header.as_ref()?.1.as_ref().ok()

@@ -2,8 +2,9 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CString, c_char, c_int, c_void};
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
@@ -168,6 +169,61 @@ pub fn end_with_us(command: &mut Command) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = command;
+}
+
+/// Opens `path` as one sees it whose `/` is `root`, with the `O_*` flags `flags`: `openat2`
+/// with `RESOLVE_IN_ROOT`, and not through the links of `/proc/PID` that lead anywhere.
+///
+/// # Errors
+/// What the system says; `Unsupported` where it has no such call (before Linux 5.6), and
+/// `WouldBlock` where something was renamed meanwhile that the path leads through.
+#[cfg(target_os = "linux")]
+pub fn open_in_root(root: &impl AsFd, path: &Path, flags: i32) -> io::Result<File> {
+    use std::ffi::c_long;
+    unsafe extern "C" {
+        fn syscall(number: c_long, ...) -> c_long;
+    }
+    /// `struct open_how` of `linux/openat2.h`.
+    #[repr(C)]
+    struct OpenHow {
+        flags: u64,
+        mode: u64,
+        resolve: u64,
+    }
+    const O_CLOEXEC: c_int = 0o2_000_000;
+    const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
+    const RESOLVE_IN_ROOT: u64 = 0x10;
+    /// The same wherever system calls are numbered from 0, but on Alpha.
+    const SYS_OPENAT2: c_long = 437;
+    if cfg!(any(
+        target_arch = "mips",
+        target_arch = "mips64",
+        target_abi = "x32"
+    )) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let how = OpenHow {
+        flags: (flags | O_CLOEXEC) as u64,
+        mode: 0,
+        resolve: RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+    };
+    // SAFETY: the descriptor is borrowed, so it stays open during the call; the path ends with
+    // a zero byte; both it and `how` live through the call, and the size is that of `how`.
+    let opened = unsafe {
+        syscall(
+            SYS_OPENAT2,
+            c_long::from(root.as_fd().as_raw_fd()),
+            path.as_ptr(),
+            ptr::from_ref(&how),
+            size_of::<OpenHow>(),
+        )
+    };
+    match c_int::try_from(opened) {
+        // SAFETY: the system just gave this descriptor to us, and nobody else has it.
+        Ok(opened @ 0..) => Ok(unsafe { File::from_raw_fd(opened) }),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn check(result: c_int) -> io::Result<()> {

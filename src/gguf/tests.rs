@@ -198,24 +198,6 @@ fn a_deadline_that_has_passed_ends_the_reading() {
 }
 
 #[test]
-fn only_a_regular_file_is_opened() {
-    let folder = std::env::temp_dir();
-    assert!(matches!(Header::read(&folder), Err(Error::NotAFile)));
-    assert!(Header::read(&folder.join("no such file.gguf")).is_err());
-    for device in ["/dev/zero", "/dev/null"] {
-        assert!(Header::read(Path::new(device)).is_err(), "{device}");
-    }
-    // Nobody is at the other end of the pipe: opening it would wait for ever.
-    let fifo = folder.join(format!("llamacpp-exporter-fifo-{}", std::process::id()));
-    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
-    if made.is_ok_and(|status| status.success()) {
-        let result = Header::read(&fifo);
-        let _ = std::fs::remove_file(&fifo);
-        assert!(matches!(result, Err(Error::NotAFile)));
-    }
-}
-
-#[test]
 fn a_split_file_is_told_by_its_first_part() {
     let part = Path::new("/m/a-b-00003-of-00012.gguf");
     assert_eq!(first_part(part), Path::new("/m/a-b-00001-of-00012.gguf"));

@@ -2,10 +2,11 @@
 //!
 //! Formats as proc(5) describes them. Nothing here changes or signals anything.
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+
+use crate::open;
 
 /// A process, and when it started: its number alone may be given to another one later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,58 +137,22 @@ impl Procfs {
         })
     }
 
-    /// Where `path` leads as the process sees it: from its own root and working folder,
-    /// and never out of that root, wherever symbolic links in it point.
+    /// Opens the regular file at `path` as the process sees it: from its own root and working
+    /// folder, and never out of that root, wherever symbolic links in it point.
     ///
     /// # Errors
     /// There is no such file, or only the process's own user and root may look.
-    pub fn as_seen_by(&self, pid: u32, path: &Path) -> io::Result<PathBuf> {
+    pub fn open_as_seen_by(&self, pid: u32, path: &Path) -> io::Result<File> {
         let root = self.of(pid, "root");
         if path.is_absolute() {
-            return inside(&root, path);
+            return open::regular_file_in_root(&root, path);
         }
         let folder = fs::read_link(self.of(pid, "cwd"))?;
         // Both are told as seen from here; that of a container is its own `/`.
         let below = folder.strip_prefix(fs::read_link(&root)?);
-        inside(&root, &below.map_err(io::Error::other)?.join(path))
+        let below = below.map_err(io::Error::other)?.join(path);
+        open::regular_file_in_root(&root, &below)
     }
-}
-
-/// The most symbolic links on one path, as in Linux itself.
-const MOST_LINKS: usize = 40;
-
-/// Where `path` leads for those whose `/` is `root`.
-fn inside(root: &Path, path: &Path) -> io::Result<PathBuf> {
-    let parts = |path: &Path| -> Vec<OsString> {
-        let backwards = path.components().rev();
-        backwards.map(|part| part.as_os_str().to_owned()).collect()
-    };
-    let mut ahead = parts(path);
-    let mut behind: Vec<OsString> = Vec::new();
-    let mut links = 0;
-    let so_far = |behind: &[OsString]| {
-        behind
-            .iter()
-            .fold(root.to_owned(), |at, part| at.join(part))
-    };
-    while let Some(part) = ahead.pop() {
-        match part.as_encoded_bytes() {
-            b"." => {}
-            b"/" => behind.clear(),
-            b".." => drop(behind.pop()),
-            _ => match fs::read_link(so_far(&behind).join(&part)) {
-                Ok(_) if links == MOST_LINKS => return Err(io::Error::other("too many links")),
-                Ok(target) => {
-                    links += 1;
-                    ahead.extend(parts(&target));
-                }
-                // It is there, and is no link.
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => behind.push(part),
-                Err(error) => return Err(error),
-            },
-        }
-    }
-    Ok(so_far(&behind))
 }
 
 /// The socket that the descriptor at `path` is, if it is one.
@@ -344,47 +309,34 @@ mod tests {
 
     #[test]
     fn a_path_is_followed_as_the_process_sees_it_and_not_out_of_its_root() {
-        let tree = Tree::new(&[
-            ("rootfs/app/m.gguf", ""),
-            ("rootfs/data/v2/m.gguf", ""),
-            ("outside/m.gguf", ""),
-        ]);
+        let tree = Tree::new(&[("rootfs/app/m", "app"), ("rootfs/data/m", "data")]);
+        tree.write("outside/m", "outside");
         tree.link("7/root", tree.path("rootfs"));
         tree.link("7/cwd", tree.path("rootfs/app"));
-        tree.link("rootfs/app/latest", "/data/v2");
-        tree.link("rootfs/app/beside", "../data/./v2/m.gguf");
-        tree.link("rootfs/app/out", "../../outside/m.gguf");
-        tree.link("rootfs/app/out-outright", tree.path("outside/m.gguf"));
-        tree.link("rootfs/app/round", "round");
+        tree.link("rootfs/app/latest", "/data");
+        tree.link("rootfs/app/out", "../../outside/m");
         tree.link("8/root", tree.path("rootfs"));
         tree.link("8/cwd", tree.path("outside"));
         let procfs = Procfs::new(&tree.path(""));
         let seen = |pid, path: &str| {
-            let path = procfs.as_seen_by(pid, Path::new(path)).ok()?;
-            let below = path.strip_prefix(tree.path("7/root")).unwrap();
-            Some(below.to_str().unwrap().to_owned())
+            let mut text = String::new();
+            let mut file = procfs.open_as_seen_by(pid, Path::new(path)).ok()?;
+            file.read_to_string(&mut text).unwrap();
+            Some(text)
         };
         for (path, real) in [
-            ("m.gguf", "app/m.gguf"),
-            ("/app/m.gguf", "app/m.gguf"),
-            ("latest/m.gguf", "data/v2/m.gguf"),
-            ("/app/latest/m.gguf", "data/v2/m.gguf"),
-            ("beside", "data/v2/m.gguf"),
-            ("../../../data/v2/m.gguf", "data/v2/m.gguf"),
+            ("m", "app"),
+            ("/app/m", "app"),
+            ("latest/m", "data"),
+            ("../../../data/m", "data"),
         ] {
             assert_eq!(seen(7, path).as_deref(), Some(real), "{path}");
         }
-        for path in [
-            "out",
-            "out-outright",
-            "round",
-            "none.gguf",
-            "/outside/m.gguf",
-        ] {
+        for path in ["out", "none", "/outside/m"] {
             assert_eq!(seen(7, path), None, "{path}");
         }
         // A working folder that is not below the root is not to be reached by a path.
-        assert_eq!(seen(8, "m.gguf"), None);
+        assert_eq!(seen(8, "m"), None);
     }
 
     #[test]

@@ -321,8 +321,28 @@ fn a_pid_file_says_it_outright() {
     assert_eq!(seconds(&mut machine), Some(42.0));
     std::fs::write(&file, "77\n").unwrap();
     assert_eq!(seconds(&mut machine), None);
-    assert!(machine.notes()[0].contains("no process has the number"));
+    assert!(machine.notes()[0].starts_with("no process has the PID in"));
     let _ = std::fs::remove_file(&file);
+}
+
+#[test]
+fn a_pid_file_that_is_replaced_by_a_fifo_stops_no_poll() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pid");
+    let made = std::process::Command::new("mkfifo").arg(&file).status();
+    assert!(made.unwrap().success());
+    let arguments = ["--pid-file".to_owned(), file.display().to_string()];
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let (_tree, mut machine) = machine(&[(7, "llama-server", 0)], &arguments);
+        let threads = poll(&mut machine, &Hints::default()).threads;
+        sender.send((threads, machine.notes())).unwrap();
+    });
+    let polled = receiver.recv_timeout(Duration::from_secs(60));
+    let (threads, notes) = polled.expect("the poll waits for a writer of the PID file");
+    assert_eq!(threads, None);
+    assert!(notes[0].contains("it is a FIFO"), "{notes:?}");
 }
 
 #[test]
