@@ -35,7 +35,8 @@ def main():
             # Every slot gets its first task, so that all that there is to tell is told.
             for stream in [server.stream(40, prompt=f"Story number {number}") for number in range(4)]:
                 stream.wait()
-            start = statistics.median(start_to_first_answer(with_tls, server.url) for _ in range(STARTS))
+            lives = [start_and_end(with_tls, server.url) for _ in range(STARTS)]
+            start, end = (statistics.median(times) for times in zip(*lives))
             exporter = Exporter(with_tls, server.url)
             exporter.wait_until_ready()
             fresh = exporter.resident()
@@ -54,6 +55,7 @@ def main():
         ("resident after its first poll", f"{fresh / 1e6:.2f} MB", ""),
         (f"resident after {SCRAPES} scrapes", f"{scraped / 1e6:.2f} MB", "4 MB"),
         (f"start to first answer, median of {STARTS}", f"{start * 1e3:.1f} ms", "20 ms"),
+        (f"SIGTERM to its end, median of {STARTS}", f"{end * 1e3:.1f} ms", "100 ms"),
         (f"scrape of four slots ({of['bytes']} bytes), median", f"{of['exporter']} µs", ""),
         ("  bare tiny_http, the same bytes", f"{of['bare']} µs", ""),
         ("  ratio", f"{of['exporter'] / of['bare']:.2f}", "1.5"),
@@ -85,17 +87,20 @@ class Exporter:
         return int(re.search(r"^VmRSS:\s+(\d+) kB$", status, re.M)[1]) * 1024
 
     def end(self):
+        """Ends it, and says how long that took."""
+        began = time.perf_counter()
         self.process.terminate()
         assert self.process.wait(5) == 0
+        return time.perf_counter() - began
 
 
-def start_to_first_answer(binary, base_url):
+def start_and_end(binary, base_url):
+    """The times from the start to the first answer, and from SIGTERM to the end."""
     exporter = Exporter(binary, base_url)
     while request(exporter.port, "/metrics") is None:
         assert exporter.process.poll() is None, "it ended"
     took = time.perf_counter() - exporter.began
-    exporter.end()
-    return took
+    return took, exporter.end()
 
 
 def scrape(port):

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use support::exporter::{Scraping, Start};
 use support::recordings::{self, MIDDLE, NEW, OLD, Stage, with_values};
-use support::{Answer, Exporter, Scrape, Server, all_at_once};
+use support::{Answer, ENDLESS, Exporter, Scrape, Server, all_at_once};
 
 const HEALTH: &str = "/health";
 const PROPS: &str = "/props";
@@ -105,13 +105,13 @@ impl Patient {
         self.stays_well();
     }
 
-    /// It lives, it is small, and it answered every scrape at once.
+    /// It lives, it is small, and it answered every scrape.
     fn stays_well(mut self) {
         assert!(self.exporter.is_alive());
         if let Some(memory) = self.exporter.most_memory() {
             assert!(memory < MEMORY_LIMIT, "{memory} bytes of memory");
         }
-        self.scraping.all_were_prompt();
+        self.scraping.all_were_answered();
     }
 }
 
@@ -124,7 +124,7 @@ fn breaks(endpoint: &str, answer: Answer, reason: &str) {
     if at_once {
         server.answer(endpoint, answer.clone());
     }
-    let timeout = if reason == "timeout" { "500ms" } else { "3s" };
+    let timeout = if reason == "timeout" { "1s" } else { "10s" };
     let patient = Patient::of(Exporter::watching(&server).timeout(timeout));
     if !at_once {
         assert_all_is_well(&patient.exporter.after_polls(1));
@@ -265,6 +265,22 @@ fn a_connection_that_ends_midway_through_the_body() {
 }
 
 #[test]
+fn a_scrape_does_not_wait_for_a_poll() {
+    for endpoint in ENDPOINTS {
+        let server = server();
+        server.answer(endpoint, Answer::never());
+        let exporter = Exporter::watching(&server).timeout(ENDLESS).start();
+        support::eventually("the poll waits for its answer", || {
+            server.count(endpoint) == 1
+        });
+        for _ in 0..20 {
+            exporter.scrape();
+        }
+        assert!(server.requests_to(endpoint)[0].is_waiting(), "{endpoint}");
+    }
+}
+
+#[test]
 fn no_answer_at_all() {
     each_breaks(&ENDPOINTS, Answer::never(), "timeout");
 }
@@ -395,7 +411,7 @@ fn gigabyte(endpoints: &[&str], frame: impl Fn(Answer) -> Answer + Sync) {
         let server = server();
         let healthy = server.script(endpoint);
         server.answer(endpoint, frame(beginning(endpoint)).and_a_gigabyte_more());
-        let patient = Patient::of(Exporter::watching(&server).timeout("20s"));
+        let patient = Patient::of(Exporter::watching(&server).timeout("60s"));
         patient.suffers(endpoint, "too_large");
         for request in server.requests_to(endpoint) {
             // No endpoint's limit is larger; the system holds some more for us.
@@ -414,7 +430,7 @@ fn an_exposition_of_a_hundred_thousand_families() {
         .collect();
     let exposition = recordings::metrics(OLD, Stage::Busy) + &strangers;
     server.answer(METRICS, Answer::exposition(exposition));
-    let patient = Patient::of(Exporter::watching(&server).timeout("10s"));
+    let patient = Patient::of(Exporter::watching(&server).timeout("60s"));
     patient.exporter.after_polls(2);
     server.replay(OLD, Stage::Busy);
     patient.recovers();

@@ -45,7 +45,7 @@ fn a_probe_is_timed_to_its_first_token_and_counted_apart() {
         Some(1.0)
     );
     let took = of_probe("llamacpp_first_token_latency_seconds_sum").unwrap();
-    assert!(took >= late.as_secs_f64() && took < 10.0, "{took}");
+    assert!(took >= late.as_secs_f64(), "{took}");
     assert_eq!(
         scrape.value("llamacpp_probe_prompt_tokens_total"),
         Some(2.0)

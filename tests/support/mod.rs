@@ -17,14 +17,18 @@ pub use exporter::Exporter;
 pub use exposition::Scrape;
 pub use server::{Answer, Server};
 
-/// Waits until `condition` holds, for at most ten seconds.
+/// How long to wait for what must come: far longer than anything takes on a busy machine, so
+/// that it ends no test but one that waits in vain.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// A time-out or an interval that does not end while a test goes on.
+pub const ENDLESS: &str = "10m";
+
+/// Waits until `condition` holds, for at most [`LONGEST_WAIT`].
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + LONGEST_WAIT;
     while !condition() {
-        assert!(
-            Instant::now() < deadline,
-            "waited ten seconds in vain: {what}"
-        );
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
