@@ -8,6 +8,7 @@ pub mod detect;
 pub mod llama_server;
 pub mod llama_swap;
 pub mod model_runner;
+mod open;
 pub mod reading;
 mod resolve;
 pub mod restraint;

@@ -1,8 +1,9 @@
 //! Asking the questions of one poll, and remembering those that are still open.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::client::{Answer, Client, Failure, Waiting};
+use super::client::{Answer, Client, Failure};
+use super::open::OpenRequests;
 use super::reading::Reading;
 use crate::log;
 use crate::settings::{BaseUrl, Settings};
@@ -17,10 +18,6 @@ pub struct Endpoint {
     /// In bytes.
     pub limit: u64,
 }
-
-/// For how long an unanswered question keeps others from being asked. A
-/// connection that died silently would otherwise do so for ever.
-const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// What came of a question.
 #[derive(Debug)]
@@ -95,8 +92,8 @@ impl<T> Outcome<T> {
 /// A client, the questions that it has open, and what became of those of this poll.
 pub struct Asker {
     client: Client,
-    /// Questions that were not answered in time, by URL, and since when.
-    open: Vec<(String, Waiting, Instant)>,
+    /// Those of earlier polls, and of this one, that were not answered in time.
+    open: OpenRequests,
     failures: Vec<(&'static str, Failure)>,
     answered: Vec<&'static str>,
 }
@@ -109,7 +106,7 @@ impl Asker {
     pub fn new(base: &BaseUrl, settings: &Settings) -> Result<Asker, String> {
         Ok(Asker {
             client: Client::new(base, settings)?,
-            open: Vec::new(),
+            open: OpenRequests::new(settings.timeout),
             failures: Vec::new(),
             answered: Vec::new(),
         })
@@ -117,9 +114,7 @@ impl Asker {
 
     /// Begins a poll: sees which open questions have been answered by now.
     pub fn begin(&mut self) {
-        let still_open = |since: &Instant| since.elapsed() < LONGEST_WAIT;
-        self.open
-            .retain(|(_, question, since)| still_open(since) && !question.is_over());
+        self.open.refresh(Instant::now());
     }
 
     /// Ends a poll, and adds to `reading` what became of its questions.
@@ -135,9 +130,21 @@ impl Asker {
         self.failures.retain(|(path, _)| *path != endpoint.path);
     }
 
-    /// Whether the question for `url` is still open from an earlier poll.
+    /// Whether the request for `url` was sent, in this poll or before, and is still waiting for
+    /// its answer.
     pub fn is_open(&self, url: &str) -> bool {
-        self.open.iter().any(|(open, ..)| open == url)
+        self.open.contains(url)
+    }
+
+    /// Whether a request of ours waits behind the work of the server of `endpoint` at `url`, so
+    /// that another would wait as well.
+    pub fn is_queue_held(&self, endpoint: Endpoint, url: &str) -> bool {
+        self.open.is_queue_held(endpoint.path, url)
+    }
+
+    /// Whether that request waits alone, and for so long that it may have got lost.
+    pub fn is_doubtful(&self, endpoint: Endpoint, url: &str) -> bool {
+        self.open.is_doubtful(endpoint.path, url, Instant::now())
     }
 
     /// Asks for `url`, unless that question is still open: then it is late again, and not
@@ -159,11 +166,16 @@ impl Asker {
         let outcome = match result {
             Ok(outcome) => {
                 self.answered.push(endpoint.path);
+                if matches!(outcome, Outcome::Answer(_) | Outcome::NotLoaded) {
+                    let is_new = matches!(outcome, Outcome::NotLoaded);
+                    self.open
+                        .answered(endpoint.path, url, Instant::now(), is_new);
+                }
                 outcome
             }
             Err(failure) => {
                 let reason = failure.reason;
-                self.keep_open(url, reason);
+                self.keep_open(endpoint, url, asked, reason);
                 self.failures.push((endpoint.path, failure));
                 Outcome::Failed(reason)
             }
@@ -196,18 +208,17 @@ impl Asker {
         outcome
     }
 
-    fn keep_open(&mut self, url: &str, reason: Reason) {
-        if !matches!(reason, Reason::Timeout | Reason::Connect) {
-            return;
-        }
-        match self.client.waiting() {
-            // /health is asked whatever is open: it tells that the server is there again.
-            Some(question) if reason == Reason::Timeout && !url.ends_with("/health") => {
-                self.open.push((url.to_owned(), question, Instant::now()));
+    fn keep_open(&mut self, endpoint: Endpoint, url: &str, since: Instant, reason: Reason) {
+        match reason {
+            Reason::Timeout => {
+                // Nothing waits in the server where no connection came about in time.
+                if let Some(connection) = self.client.waiting() {
+                    self.open.keep(endpoint.path, url, since, connection);
+                }
             }
-            Some(_) => {}
-            // No connection came about: whoever left questions unanswered is gone.
-            None => self.open.clear(),
+            // Whoever left requests unanswered is gone.
+            Reason::Connect if self.client.is_refused() => self.open.clear(),
+            _ => {}
         }
     }
 }

@@ -129,6 +129,11 @@ impl Client {
         self.line.keep_waiting()
     }
 
+    /// Whether the last question found nobody who listens.
+    pub fn is_refused(&self) -> bool {
+        self.line.is_refused()
+    }
+
     /// Ends the connection that the questions of one poll shared.
     pub fn hang_up(&self) {
         self.line.hang_up();

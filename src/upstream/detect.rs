@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::answers::Props;
 use super::asker::{Asker, Outcome};
-use super::llama_server::{Asked, HEALTH, LlamaServer, ask_health, ask_props};
+use super::llama_server::{Asked, HEALTH, LlamaServer, PROPS, ask_health, ask_props};
 use super::llama_swap::LlamaSwap;
 use super::model_runner::{ModelRunner, TakeRecords};
 use super::reading::Reading;
@@ -113,8 +113,14 @@ impl Upstream {
             root: self.base.root(),
             query: String::new(),
         };
-        let health = ask_health(asker, &place.url(HEALTH));
-        if health.is_nobody() {
+        let url = place.url(HEALTH);
+        let health = ask_health(asker, &url);
+        // In ik_llama.cpp it waits behind a prompt: the others tell whether the server is there.
+        if health.is_nobody() && !asker.is_open(&url) {
+            return None;
+        }
+        // Where neither is answered the server hangs: it is asked nothing else.
+        if health.is_late() && asker.is_open(&place.url(PROPS)) {
             return None;
         }
         let is_healthy = matches!(health, Outcome::Answer(_));

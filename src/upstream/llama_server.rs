@@ -141,12 +141,12 @@ impl LlamaServer {
         asked: Asked,
         model: &mut ModelReading,
     ) -> Option<State> {
-        let ask = || ask_health(asker, &self.place.url(HEALTH));
-        let health = asked.health.unwrap_or_else(ask);
+        let url = self.place.url(HEALTH);
+        let health = asked.health.unwrap_or_else(|| ask_health(asker, &url));
         match health {
             Outcome::NotLoaded => return Some(State::Loading),
-            // The other questions would only wait as well.
-            _ if health.is_nobody() => return None,
+            // In ik_llama.cpp it waits behind a prompt: the others tell whether the server is there.
+            _ if health.is_nobody() && !asker.is_open(&url) => return None,
             _ => {}
         }
         let healthy = matches!(health, Outcome::Answer(_));
@@ -160,6 +160,7 @@ impl LlamaServer {
         match &props {
             Outcome::NotLoaded => return Some(State::Loading),
             // It reloads after a sleep, or has no thread left: more questions would take more of them.
+            props if props.is_late() && health.is_late() => return None,
             props if props.is_late() => {
                 self.take(model, self.work.unread(true));
                 return Some(busy);

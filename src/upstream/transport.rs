@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ureq::Error;
@@ -11,15 +11,25 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 
+use crate::os;
+
 /// A question that timed out and is kept open, so that the server's late answer
 /// tells when it may be asked again.
 ///
 /// Closing it would not take it back: llama-server leaves it in its queue, and
 /// one of its HTTP threads with it, until the batch at hand is done.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Waiting(Arc<TcpStream>);
 
 impl Waiting {
+    /// Watches `stream`, also for a peer that is gone without a word: then the connection ends
+    /// with an error within about a minute.
+    pub fn new(stream: Arc<TcpStream>) -> Waiting {
+        // Where the system cannot, a lost connection is noticed by other requests' answers.
+        let _ = os::notice_lost_peer(&stream);
+        Waiting(stream)
+    }
+
     /// Whether the server has answered by now, or closed the connection.
     pub fn is_over(&self) -> bool {
         if self.0.set_nonblocking(true).is_err() {
@@ -34,18 +44,30 @@ impl Waiting {
 
 /// The connection that the last question went over.
 #[derive(Clone, Debug, Default)]
-pub struct Line(Arc<Mutex<Option<Arc<TcpStream>>>>);
+pub struct Line(Arc<Mutex<Used>>);
+
+#[derive(Debug, Default)]
+struct Used {
+    stream: Option<Arc<TcpStream>>,
+    /// Whether every address of the server refused the connection.
+    refused: bool,
+}
 
 impl Line {
     /// Forgets which connection it was, before a new question.
     pub fn put_down(&self) {
         // What is forgotten here stays open in ureq's pool; see `hang_up`.
-        drop(self.swap(None));
+        *self.used() = Used::default();
     }
 
     /// Takes the connection of a question that timed out after it was sent.
     pub fn keep_waiting(&self) -> Option<Waiting> {
-        self.swap(None).map(Waiting)
+        self.swap(None).map(Waiting::new)
+    }
+
+    /// Whether nobody listens at the server's address.
+    pub fn is_refused(&self) -> bool {
+        self.used().refused
     }
 
     /// Ends the connection of the last question; the pool notices.
@@ -57,10 +79,11 @@ impl Line {
     }
 
     fn swap(&self, stream: Option<Arc<TcpStream>>) -> Option<Arc<TcpStream>> {
-        std::mem::replace(
-            &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner),
-            stream,
-        )
+        std::mem::replace(&mut self.used().stream, stream)
+    }
+
+    fn used(&self) -> MutexGuard<'_, Used> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -87,6 +110,7 @@ impl Connector for Tcp {
     ) -> Result<Option<TcpTransport>, Error> {
         let started = Instant::now();
         let mut last = Error::HostNotFound;
+        let mut refused = 0;
         for (tried, address) in details.addrs.iter().enumerate() {
             // Each address gets an even share of the time that is left.
             let left = details.addrs.len() - tried;
@@ -110,9 +134,13 @@ impl Connector for Tcp {
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     last = Error::Timeout(details.timeout.reason);
                 }
-                Err(error) => last = error.into(),
+                Err(error) => {
+                    refused += usize::from(error.kind() == io::ErrorKind::ConnectionRefused);
+                    last = error.into();
+                }
             }
         }
+        self.line.used().refused = refused == details.addrs.len();
         Err(last)
     }
 }

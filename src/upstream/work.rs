@@ -4,6 +4,7 @@
 //! poll, and none is ever counted twice. Before b10566 both wait in the
 //! server's queue until the batch at hand is done, and count as work.
 
+use std::io;
 use std::time::Instant;
 
 use super::answers::{Counters, Slots};
@@ -99,8 +100,11 @@ impl Work {
     /// Asks what may be asked now.
     pub fn read(&mut self, asker: &mut Asker, place: &Place) -> Read {
         let (metrics_url, slots_url) = (place.url(METRICS), place.url(SLOTS));
-        if asker.is_open(&metrics_url) || asker.is_open(&slots_url) {
-            return self.unread(true);
+        if asker.is_queue_held(METRICS, &metrics_url) {
+            self.look_whether_lost(asker, &metrics_url, &slots_url);
+            if asker.is_queue_held(METRICS, &metrics_url) {
+                return self.unread(true);
+            }
         }
         let mut read = Read::default();
         if self.no_metrics.is_some() {
@@ -155,6 +159,28 @@ impl Work {
             read.slots = if known { Seen::Unchanged } else { Seen::Stale };
         }
         read
+    }
+
+    /// Where a request waits for so long that it may have got lost, asks another endpoint of the
+    /// same queue: an answer shows that. There are never more than these two.
+    fn look_whether_lost(&self, asker: &mut Asker, metrics_url: &str, slots_url: &str) {
+        if self.restraint.is_asleep() || !asker.is_doubtful(METRICS, metrics_url) {
+            return;
+        }
+        let others = [
+            (METRICS, metrics_url, self.no_metrics),
+            (SLOTS, slots_url, self.no_slots),
+        ];
+        let other = others
+            .into_iter()
+            .find(|(_, url, missing)| missing.is_none() && !asker.is_open(url));
+        if let Some((endpoint, url, _)) = other {
+            asker.ask(endpoint, url, |answer| {
+                answer.stream(|body| {
+                    io::copy(body, &mut io::sink()).map_err(|error| error.to_string())
+                })
+            });
+        }
     }
 
     /// What the server cannot tell, for people.
