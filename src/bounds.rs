@@ -56,6 +56,20 @@ impl From<Duration> for BoundedDuration {
     }
 }
 
+/// The most bytes of a label's value, and of any other text from outside that is kept.
+pub const MAX_TEXT_BYTES: usize = 512;
+
+/// The first [`MAX_TEXT_BYTES`] of `text`, or a little less where a character ends later.
+///
+/// This is the one place where a name is cut. Two that are equal up to there are one from then
+/// on: of their series those that come first go out, see [`crate::snapshot`].
+pub fn cut(text: &str) -> &str {
+    // No character is longer than four bytes.
+    let ends = (MAX_TEXT_BYTES.saturating_sub(3)..=MAX_TEXT_BYTES).rev();
+    let cut = ends.into_iter().find_map(|end| text.get(..end));
+    cut.filter(|_| text.len() > MAX_TEXT_BYTES).unwrap_or(text)
+}
+
 /// The moment that lies `duration` after `from`; more than a year counts as a year.
 ///
 /// For durations of any origin, in place of `from + duration`, which panics when it overflows.
@@ -93,6 +107,16 @@ mod tests {
         ] {
             assert_eq!(BoundedDuration::from_secs_f64(seconds), expected);
         }
+    }
+
+    #[test]
+    fn a_text_is_cut_where_a_character_ends() {
+        assert_eq!(cut("ab"), "ab");
+        assert_eq!(cut(&"a".repeat(600)).len(), 512);
+        assert_eq!(cut(&"a".repeat(512)).len(), 512);
+        assert_eq!(cut(&"模".repeat(200)), "模".repeat(170));
+        let odd = format!("a{}", "ü".repeat(400));
+        assert_eq!(cut(&odd).len(), 511);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The Prometheus text format: writing ours, and reading an upstream's.
+//! Writes the Prometheus text format.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -222,100 +222,6 @@ fn push_escaped(text: &mut String, value: &str, special: &[char]) {
     text.push_str(rest);
 }
 
-/// One sample of an upstream's exposition.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sample {
-    /// The name, suffix included.
-    pub name: String,
-    /// Labels, unescaped, as they came.
-    pub labels: Vec<(String, String)>,
-    /// The value, which may be NaN or infinite.
-    pub value: f64,
-}
-
-impl Sample {
-    /// The value of a label.
-    pub fn label(&self, name: &str) -> Option<&str> {
-        let labelled = self.labels.iter().find(|(label, _)| label == name);
-        labelled.map(|(_, value)| value.as_str())
-    }
-}
-
-/// Reads an upstream's exposition; a text without samples gives none.
-///
-/// # Errors
-/// Says which line is no sample.
-pub fn parse(text: &str) -> Result<Vec<Sample>, String> {
-    let text = text.trim();
-    // Builds 7010 to 7100 send the whole text as one JSON string.
-    let unquoted: String;
-    let text = if text.starts_with('"') {
-        unquoted = serde_json::from_str(text)
-            .map_err(|error| format!("in quotes, but no JSON string: {error}"))?;
-        unquoted.as_str()
-    } else {
-        text
-    };
-    let lines = text.lines().map(str::trim).enumerate();
-    let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
-    let sample = |(index, line)| {
-        parse_sample(line).ok_or_else(|| format!("line {} is no sample", index + 1))
-    };
-    lines.map(sample).collect()
-}
-
-fn parse_sample(line: &str) -> Option<Sample> {
-    let end = line.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'))?;
-    let (name, mut rest) = line.split_at(end);
-    if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
-        return None;
-    }
-    let mut labels = Vec::new();
-    if let Some(text) = rest.strip_prefix('{') {
-        rest = parse_labels(text, &mut labels)?;
-    }
-    let mut words = rest.split_ascii_whitespace();
-    let value = match words.next()? {
-        "+Inf" => f64::INFINITY,
-        "-Inf" => f64::NEG_INFINITY,
-        number => number.parse().ok()?,
-    };
-    // A timestamp may follow; nothing else.
-    if let Some(timestamp) = words.next() {
-        timestamp.parse::<i64>().ok()?;
-    }
-    words.next().is_none().then(|| Sample {
-        name: name.to_owned(),
-        labels,
-        value,
-    })
-}
-
-/// Reads labels up to the brace that ends them, and gives what stands behind it.
-fn parse_labels<'a>(mut text: &'a str, labels: &mut Vec<(String, String)>) -> Option<&'a str> {
-    loop {
-        text = text.trim_start_matches([' ', ',']);
-        if let Some(rest) = text.strip_prefix('}') {
-            return Some(rest);
-        }
-        let (name, rest) = text.split_once('=')?;
-        let rest = rest.trim_start().strip_prefix('"')?;
-        let mut value = String::new();
-        let mut chars = rest.char_indices();
-        text = loop {
-            match chars.next()? {
-                (end, '"') => break &rest[end + 1..],
-                (_, '\\') => match chars.next()?.1 {
-                    'n' => value.push('\n'),
-                    escaped => value.push(escaped),
-                },
-                (_, c) => value.push(c),
-            }
-        };
-        labels.push((name.trim().to_owned(), value));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -480,51 +386,5 @@ mod tests {
         )];
         let itself = Itself::read();
         assert_eq!(render(&servers, &itself), render(&servers, &itself));
-    }
-
-    #[test]
-    fn an_upstreams_text_is_read() {
-        let text = "# HELP a:b x\n# TYPE a:b counter\na:b 1.23457e+06\n\
-                    c{p=\"}\\\"0\\n\",q=\"1\"} 7 1700000000000\nd NaN\n";
-        let samples = parse(text).unwrap();
-        assert_eq!(
-            (samples[0].name.as_str(), samples[0].value),
-            ("a:b", 1_234_570.0)
-        );
-        assert_eq!(
-            (samples[1].label("p"), samples[1].label("q")),
-            (Some("}\"0\n"), Some("1"))
-        );
-        assert_eq!(samples[1].value, 7.0);
-        assert!(samples[2].value.is_nan());
-    }
-
-    #[test]
-    fn an_upstreams_text_in_quotes_is_read() {
-        let samples = parse("\"# TYPE a counter\\na 3\\nb 4\\n\"").unwrap();
-        assert_eq!((samples[0].value, samples[1].value), (3.0, 4.0));
-    }
-
-    #[test]
-    fn a_text_without_samples_has_none() {
-        assert_eq!(parse("# No active runners\n"), Ok(Vec::new()));
-    }
-
-    #[test]
-    fn what_is_no_exposition_is_refused() {
-        for text in [
-            "<html><body>",
-            "{\"error\":1}",
-            "a",
-            "a b",
-            "a 1 2 3",
-            "9a 1",
-            "a{ 1",
-            "a{b} 1",
-            "a{b=\"c} 1",
-            "\"x",
-        ] {
-            assert!(parse(text).is_err(), "{text:?}");
-        }
     }
 }

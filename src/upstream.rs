@@ -13,6 +13,7 @@ pub mod reading;
 mod resolve;
 pub mod restraint;
 pub mod router;
+pub mod samples;
 pub mod shown;
 mod transport;
 pub mod work;

@@ -36,3 +36,81 @@ fn a_sleep_timer_of_any_length_does_not_end_the_process() {
         assert!(models > 2, "{seconds}: the router was asked {models} times");
     }
 }
+
+/// What is shown of a recorded server whose `/metrics` is `exposition`.
+fn shown_of(exposition: &str) -> (Exporter, support::Scrape) {
+    let server = Server::recorded(OLD, Stage::Busy);
+    server.answer("/metrics", Answer::exposition(exposition));
+    let exporter = Exporter::watching(&server).start();
+    let scrape = exporter.after_polls(2);
+    (exporter, scrape)
+}
+
+#[test]
+fn one_line_of_metrics_that_is_not_understood_costs_that_line() {
+    let known = recordings::metrics(OLD, Stage::Busy);
+    for line in [
+        "llamacpp:prompt_tokens_seconds 1.#INF",
+        "llamacpp:prompt_tokens_seconds -nan(ind)",
+        "llamacpp:n_decode_total",
+        "# TYPE",
+        "llamacpp:of_tomorrow{a=\"b 1",
+    ] {
+        for exposition in [
+            format!("{line}\n{known}"),
+            format!("{known}{line}\n").replace('\n', "\r\n"),
+        ] {
+            let (exporter, scrape) = shown_of(&exposition);
+            assert_eq!(scrape.errors(), 0, "{line}: {}", exporter.output());
+            let calls = scrape.value("llamacpp_decode_calls_total");
+            assert_eq!(calls, Some(2.0), "{line}: {scrape:?}");
+            let said = exporter.logged(&["not understood"]).len();
+            assert_eq!(said, usize::from(!line.starts_with('#')), "{line}");
+        }
+    }
+    // What is written as C does on Windows is a number.
+    let (exporter, scrape) = shown_of(&recordings::with_values(
+        &known,
+        &[("prompt_tokens_total", "1.5e+006")],
+    ));
+    let tokens = scrape.value("llamacpp_prompt_tokens_total");
+    assert_eq!(tokens, Some(1.5e6), "{scrape:?}");
+    assert!(exporter.logged(&["not understood"]).is_empty());
+}
+
+#[test]
+fn samples_of_several_models_are_never_shown_as_those_of_one() {
+    let of = |model: &str, calls: u32| {
+        let known = recordings::metrics(OLD, Stage::Busy);
+        let known = recordings::with_values(&known, &[("n_decode_total", &calls.to_string())]);
+        let mut labelled = String::new();
+        for line in known.lines().filter(|line| !line.starts_with('#')) {
+            let (name, value) = line.split_once(' ').unwrap();
+            labelled += &format!("{name}{{model=\"{model}\"}} {value}\n");
+        }
+        labelled
+    };
+    let own = recordings::models(OLD)["data"][0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    for (exposition, calls) in [
+        (of("other", 7) + &of(&own, 3), Some(3.0)),
+        (of(&own, 3) + &of("other", 7), Some(3.0)),
+        (of("other", 7), None),
+        (of("other", 7) + &of("another", 8), None),
+        (of(&own, 3) + &of(&own, 4), None),
+    ] {
+        let (exporter, scrape) = shown_of(&exposition);
+        assert!(scrape.up(), "{scrape:?}");
+        assert_eq!(
+            scrape.value("llamacpp_decode_calls_total"),
+            calls,
+            "{exposition}"
+        );
+        let refused = scrape.errors_of("/metrics").contains_key("parse");
+        assert_eq!(refused, calls.is_none(), "{scrape:?}");
+        let said = exporter.logged(&["/metrics", "reason=parse"]).len();
+        assert_eq!(said, usize::from(calls.is_none()), "{}", exporter.output());
+    }
+}

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::Read;
 use std::marker::PhantomData;
 
 use serde::Deserialize;
@@ -12,7 +13,8 @@ use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 
-use crate::exposition::{self, Sample};
+use super::samples::{self, Sample};
+use crate::bounds;
 
 /// The most slots that an answer may hold; a real server has at most some hundreds.
 pub const MOST_SLOTS: usize = 16_384;
@@ -344,44 +346,158 @@ pub struct Counters {
 /// What llama.cpp's own families begin with.
 const PREFIX: &str = "llamacpp:";
 
-impl Counters {
-    /// Picks them out of the exposition of a server of one model.
+/// The models of which one text may tell.
+const MOST_LABELLED: usize = 1000;
+
+/// The samples of an upstream's `/metrics` that are used, by the model that they are of.
+#[derive(Clone, Debug, Default)]
+pub struct CountersByModel {
+    /// By the label `model` (no label: `None`) and the label `mode`.
+    counters: BTreeMap<(Option<String>, Option<String>), Labelled>,
+    /// Whether any of llama.cpp's families is there.
+    is_llama_cpps: bool,
+    /// Lines that are no sample, and were passed over.
+    pub passed_over: u64,
+}
+
+/// The samples of one model.
+#[derive(Clone, Debug, Default)]
+struct Labelled {
+    counters: Counters,
+    /// The families that a sample was taken from.
+    families: Vec<&'static str>,
+    /// A family that has several samples: which of them is meant is not known.
+    ambiguous: Option<&'static str>,
+}
+
+impl CountersByModel {
+    /// Reads an exposition; of the samples with `llamacpp:` in their name, those that `wanted` says.
     ///
     /// # Errors
-    /// When `text` is no exposition, or none of llama.cpp's families is in it.
-    pub fn parse(text: &str) -> Result<Counters, String> {
-        let samples = exposition::parse(text)?;
-        if !samples.iter().any(|sample| sample.name.starts_with(PREFIX)) {
-            return Err("holds no llamacpp: metric".to_owned());
-        }
-        Ok(Counters::from_samples(&samples))
+    /// It is no exposition, or is cut short; or reading it failed.
+    pub fn read(
+        text: impl Read,
+        wanted: impl Fn(&Sample) -> bool,
+    ) -> Result<CountersByModel, String> {
+        let mut read = CountersByModel::default();
+        read.passed_over = samples::read(text, |sample| {
+            let Some(name) = sample.name.strip_prefix(PREFIX) else {
+                return;
+            };
+            read.is_llama_cpps = true;
+            if let Some(family) = USED.iter().find(|family| family.name == name)
+                && wanted(sample)
+            {
+                let label = |name| {
+                    sample
+                        .label(name)
+                        .map(|value| bounds::cut(value).to_owned())
+                };
+                let key = (label("model"), label("mode"));
+                if read.counters.len() < MOST_LABELLED || read.counters.contains_key(&key) {
+                    read.counters
+                        .entry(key)
+                        .or_default()
+                        .take(family, sample.value);
+                }
+            }
+        })?;
+        Ok(read)
     }
 
-    /// Picks them out of samples that are all of one model.
-    pub fn from_samples(samples: &[Sample]) -> Counters {
-        let get = |name: &str, holds: fn(f64) -> bool| {
-            let named = |sample: &&Sample| sample.name.strip_prefix(PREFIX) == Some(name);
-            let value = samples.iter().rev().find(named).map(|sample| sample.value);
-            value.filter(|value| holds(*value))
+    /// The counters of a server of one model, which it calls by any of `names`.
+    ///
+    /// # Errors
+    /// None of llama.cpp's families is there; or whose the samples are cannot be told: they are
+    /// of other models, or of several that the text does not tell apart.
+    pub fn of_server(mut self, names: &[&str]) -> Result<Counters, String> {
+        let is_this = |(model, _): &(Option<String>, Option<String>)| {
+            model.as_deref().is_none_or(|model| names.contains(&model))
         };
-        let count = |name| get(name, is_count);
-        let measure = |name| get(name, is_measure);
-        Counters {
-            prompt_tokens: count("prompt_tokens_total"),
-            prompt_tokens_cached: count("prompt_tokens_cached_total"),
-            prompt_seconds: measure("prompt_seconds_total"),
-            predicted_tokens: count("tokens_predicted_total"),
-            predicted_seconds: measure("tokens_predicted_seconds_total"),
-            decode_calls: count("n_decode_total"),
-            tokens_max: count("n_tokens_max"),
-            draft_tokens: count("spec_decode_num_draft_tokens_total"),
-            draft_tokens_accepted: count("spec_decode_num_accepted_tokens_total"),
-            requests_processing: count("requests_processing"),
-            requests_deferred: count("requests_deferred"),
-            busy_slots_per_decode: measure("n_busy_slots_per_decode"),
+        let (own, others): (Vec<_>, Vec<_>) = self.counters.keys().cloned().partition(is_this);
+        match (&own[..], &others[..]) {
+            ([], []) if self.is_llama_cpps => Ok(Counters::default()),
+            ([], []) => Err("holds no llamacpp: metric".to_owned()),
+            ([key], _) if key.0.is_some() || others.is_empty() => {
+                self.counters.remove(key).unwrap_or_default().told()
+            }
+            // Without a name there is nothing that it could contradict.
+            ([], [key]) if names.is_empty() => self.counters.remove(key).unwrap_or_default().told(),
+            _ => {
+                let labels = own.iter().chain(&others).map(|(model, _)| model.as_deref());
+                let labels: Vec<_> = labels.map(|l| l.unwrap_or_default()).take(5).collect();
+                Err(format!(
+                    "holds samples of the models {labels:?}, and not of {} alone: they are not used",
+                    names.first().unwrap_or(&"one"),
+                ))
+            }
         }
     }
 
+    /// The counters of each model and mode that has a label; `None` where it cannot be told
+    /// whose they are.
+    pub fn by_label(self) -> impl Iterator<Item = (String, Option<String>, Option<Counters>)> {
+        let told = |((model, mode), labelled): ((Option<String>, _), Labelled)| {
+            Some((model?, mode, labelled.told().ok()))
+        };
+        self.counters.into_iter().filter_map(told)
+    }
+}
+
+impl Labelled {
+    fn take(&mut self, family: &Used, value: f64) {
+        if self.families.contains(&family.name) {
+            self.ambiguous = Some(family.name);
+        }
+        self.families.push(family.name);
+        *(family.place)(&mut self.counters) = Some(value).filter(|value| (family.holds)(*value));
+    }
+
+    fn told(self) -> Result<Counters, String> {
+        match self.ambiguous {
+            None => Ok(self.counters),
+            Some(family) => Err(format!(
+                "holds several samples of {PREFIX}{family} for one model: whose they are cannot \
+                 be told"
+            )),
+        }
+    }
+}
+
+/// A family of llama-server's `/metrics` that is used.
+struct Used {
+    /// Behind `llamacpp:`.
+    name: &'static str,
+    place: fn(&mut Counters) -> &mut Option<f64>,
+    /// What holds of its values; others are not known.
+    holds: fn(f64) -> bool,
+}
+
+const fn used(
+    name: &'static str,
+    holds: fn(f64) -> bool,
+    place: fn(&mut Counters) -> &mut Option<f64>,
+) -> Used {
+    Used { name, place, holds }
+}
+
+#[rustfmt::skip] // a table reads as a table
+const USED: &[Used] = &[
+    used("prompt_tokens_total", is_count, |c| &mut c.prompt_tokens),
+    used("prompt_tokens_cached_total", is_count, |c| &mut c.prompt_tokens_cached),
+    used("prompt_seconds_total", is_measure, |c| &mut c.prompt_seconds),
+    used("tokens_predicted_total", is_count, |c| &mut c.predicted_tokens),
+    used("tokens_predicted_seconds_total", is_measure, |c| &mut c.predicted_seconds),
+    used("n_decode_total", is_count, |c| &mut c.decode_calls),
+    used("n_tokens_max", is_count, |c| &mut c.tokens_max),
+    used("spec_decode_num_draft_tokens_total", is_count, |c| &mut c.draft_tokens),
+    used("spec_decode_num_accepted_tokens_total", is_count, |c| &mut c.draft_tokens_accepted),
+    used("requests_processing", is_count, |c| &mut c.requests_processing),
+    used("requests_deferred", is_count, |c| &mut c.requests_deferred),
+    used("n_busy_slots_per_decode", is_measure, |c| &mut c.busy_slots_per_decode),
+];
+
+impl Counters {
     /// Whether a request is on a slot or waits for one.
     pub fn is_busy(&self) -> bool {
         self.requests_processing.unwrap_or(0.0) > 0.0 || self.requests_deferred.unwrap_or(0.0) > 0.0
@@ -777,9 +893,10 @@ mod tests {
 
     #[test]
     fn values_that_are_no_counts_are_not_known() {
-        let counters = Counters::parse(
+        let counters = of_server(
             "llamacpp:n_decode_total NaN\nllamacpp:prompt_tokens_total -1\n\
              llamacpp:n_tokens_max 0.5\nllamacpp:tokens_predicted_total 5\n",
+            &[],
         )
         .unwrap();
         let expected = Counters {
@@ -791,6 +908,57 @@ mod tests {
 
     #[test]
     fn another_programs_metrics_are_not_llama_cpps() {
-        assert!(Counters::parse("node_load1 0.5\n").is_err());
+        assert!(of_server("node_load1 0.5\n", &[]).is_err());
+    }
+
+    fn of_server(text: &str, names: &[&str]) -> Result<Counters, String> {
+        CountersByModel::read(text.as_bytes(), |_| true)?.of_server(names)
+    }
+
+    /// One sample of the tokens generated, with these labels.
+    fn generated(labels: &str, tokens: u32) -> String {
+        format!("llamacpp:tokens_predicted_total{labels} {tokens}\n")
+    }
+
+    #[test]
+    fn samples_of_several_models_are_told_apart_by_their_label() {
+        let (a, b) = (generated("{model=\"a\"}", 1), generated("{model=\"b\"}", 2));
+        let bare = generated("", 3);
+        let of_tomorrow = "llamacpp:of_tomorrow{model=\"b\",position=\"0\"} 1\n".to_owned();
+        let many: String = (0..3000)
+            .map(|number| generated(&format!("{{model=\"m{number}\"}}"), 4))
+            .collect();
+        for (text, names, tokens) in [
+            (bare.clone(), &[][..], Some(3.0)),
+            (bare.clone(), &["a"], Some(3.0)),
+            (a.clone(), &[], Some(1.0)),
+            (a.clone(), &["b", "a"], Some(1.0)),
+            (a.clone() + &b, &["b"], Some(2.0)),
+            (a.clone() + &b + &bare, &["a"], None),
+            (b.clone() + &many, &["b"], Some(2.0)),
+            // Another model's number is not shown under this one's name.
+            (a.clone(), &["b"], None),
+            (a.clone() + &b, &["c"], None),
+            (a.clone() + &b, &["a", "b"], None),
+            (a.clone() + &b, &[], None),
+            (bare.clone() + &b, &["a"], None),
+            (bare.clone() + &of_tomorrow, &["a"], Some(3.0)),
+            // Nor one of several that nothing tells apart.
+            (bare.clone() + &bare, &["a"], None),
+            (
+                generated("{server=\"x\"}", 1) + &generated("{server=\"y\"}", 2),
+                &["a"],
+                None,
+            ),
+            (a.clone() + &a, &["a"], None),
+            (many, &["a"], None),
+        ] {
+            let told = of_server(&text, names).map(|counters| counters.predicted_tokens);
+            assert_eq!(
+                told.clone().ok().flatten(),
+                tokens,
+                "{text:.500} {names:?}: {told:?}"
+            );
+        }
     }
 }

@@ -112,6 +112,7 @@ impl Upstream {
         let place = Place {
             root: self.base.root(),
             query: String::new(),
+            model_names: Vec::new(),
         };
         let url = place.url(HEALTH);
         let health = ask_health(asker, &url);

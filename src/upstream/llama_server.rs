@@ -71,6 +71,7 @@ impl LlamaServer {
             place: Place {
                 root,
                 query: String::new(),
+                model_names: Vec::new(),
             },
             stats_candidates,
             stats_url: None,
@@ -185,6 +186,7 @@ impl LlamaServer {
                 self.entry = first;
             }
         }
+        self.place.model_names = self.model_names();
         let read = self.work.read(asker, &self.place);
         let late = read.late;
         self.take(model, read);
@@ -261,6 +263,22 @@ impl LlamaServer {
         let new = !self.connected || self.props.as_ref().map(facts) != Some(facts(&props));
         self.props = Some(props);
         new
+    }
+
+    /// What the server may call its model where it says whose numbers are whose.
+    fn model_names(&self) -> Vec<String> {
+        let id = self.entry.as_ref().and_then(|entry| entry.id.clone());
+        let props = self.props.as_ref();
+        let alias = props.and_then(|props| props.model_alias.clone());
+        let path = props.and_then(|props| props.model_path.clone());
+        let file = path
+            .as_deref()
+            .and_then(|path| path.rsplit(['/', '\\']).next());
+        let file = file.map(str::to_owned);
+        [self.named.clone(), id, alias, file, path]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     fn name(&mut self, model: &ModelReading) -> String {

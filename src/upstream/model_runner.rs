@@ -5,6 +5,7 @@
 //! `/metrics`, which passes on llama.cpp's own: but only of models that were
 //! loaded by their ID (v1.2.6 finds no others).
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
@@ -12,14 +13,15 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer};
 
-use super::answers::{Counters, Object, count, flag, object, text, text_map, texts};
+use super::answers::{
+    Counters, CountersByModel, Object, count, flag, object, text, text_map, texts,
+};
 use super::asker::{Asker, Endpoint, Missing, Outcome};
-use super::client::Failure;
 use super::reading::{CountersAt, Facts, Host, ModelReading, Reading, Seen, State};
 use super::shown::Shown;
-use crate::exposition::{self, Sample};
+use super::work::LINES_PASSED_OVER;
 use crate::settings::BaseUrl;
-use crate::snapshot::{Reason, ServerInfo, Status};
+use crate::snapshot::{ServerInfo, Status};
 
 const PS: Endpoint = Endpoint {
     path: "/engines/ps",
@@ -77,6 +79,10 @@ pub struct ModelRunner {
     contexts: BTreeMap<String, f64>,
     disk_usage: Option<f64>,
     no_metrics: Option<Missing>,
+    /// Whether lines of the last `/metrics` were not understood.
+    passes_over_lines: bool,
+    /// Whether the last `/metrics` had samples of which it is not known whose they are.
+    is_ambiguous: bool,
 }
 
 /// A model of its store.
@@ -172,8 +178,8 @@ struct Version {
     version: Option<String>,
 }
 
-/// Every sample of the text, sorted by whose it is: model label and mode.
-type ByRunner = BTreeMap<(String, Option<String>), Vec<Sample>>;
+/// The counters of each runner, by its model's label and its mode.
+type ByRunner = BTreeMap<(String, Option<String>), Counters>;
 
 impl ModelRunner {
     /// Looks whether Docker Model Runner answers at `base`, or at what stands before its
@@ -198,6 +204,8 @@ impl ModelRunner {
                 contexts: BTreeMap::new(),
                 disk_usage: None,
                 no_metrics: None,
+                passes_over_lines: false,
+                is_ambiguous: false,
             }
         })
     }
@@ -293,28 +301,34 @@ impl ModelRunner {
         if self.no_metrics.is_some() {
             return Seen::Gone;
         }
-        let samples = asker.ask(METRICS, &self.url(METRICS), |answer| {
-            exposition::parse(&answer.text()?).map_err(|why| Failure::new(Reason::Parse, why))
+        let counters = asker.ask(METRICS, &self.url(METRICS), |answer| {
+            answer.stream(|body| {
+                CountersByModel::read(body, |sample| sample.label("backend") == Some(LLAMA_CPP))
+            })
         });
-        if samples.is_late() {
+        if counters.is_late() {
             // A runner is busy, and with it the runner of runners: what it counted stands.
             return Seen::Stale;
         }
-        self.no_metrics = samples.missing();
-        let Some(samples) = samples.answer() else {
+        self.no_metrics = counters.missing();
+        let Some(counters) = counters.answer() else {
             return Seen::Gone;
         };
+        self.passes_over_lines = counters.passed_over > 0;
         let at = Instant::now();
         let mut by_runner = ByRunner::new();
-        for sample in samples
-            .into_iter()
-            .filter(|s| s.label("backend") == Some(LLAMA_CPP))
-        {
-            let Some(model) = sample.label("model") else {
-                continue;
-            };
-            let key = (self.label(model), sample.label("mode").map(str::to_owned));
-            by_runner.entry(key).or_default().push(sample);
+        self.is_ambiguous = false;
+        for (model, mode, counters) in counters.by_label() {
+            self.is_ambiguous |= counters.is_none();
+            let counters = counters.unwrap_or_default();
+            match by_runner.entry((self.label(&model), mode)) {
+                Entry::Vacant(place) => drop(place.insert(counters)),
+                // Two names of one model are two runners, of which one is shown.
+                Entry::Occupied(mut place) => {
+                    self.is_ambiguous = true;
+                    *place.get_mut() = Counters::default();
+                }
+            }
         }
         Seen::Now((at, by_runner))
     }
@@ -347,13 +361,13 @@ impl ModelRunner {
             let counters = match counters {
                 _ if !is_llama_cpp => Seen::Gone,
                 Seen::Now((at, by_runner)) => {
-                    let samples = by_runner.get(&(label.clone(), mode.clone()));
-                    untold |= samples.is_none() && status != Status::Loading;
-                    samples.map_or(Seen::Gone, |samples| {
+                    let counters = by_runner.get(&(label.clone(), mode.clone()));
+                    untold |= counters.is_none() && status != Status::Loading;
+                    counters.map_or(Seen::Gone, |counters| {
                         Seen::Now(CountersAt {
                             at: *at,
                             life: None,
-                            counters: Counters::from_samples(samples),
+                            counters: counters.clone(),
                         })
                     })
                 }
@@ -409,6 +423,15 @@ impl ModelRunner {
         let left_out;
         (reading.models, left_out) = shown.finish();
         reading.left_out = left_out || self.left_out;
+        if self.passes_over_lines && self.no_metrics.is_none() {
+            reading.notes.push(LINES_PASSED_OVER);
+        }
+        if self.is_ambiguous && self.no_metrics.is_none() {
+            reading.notes.push(
+                "its /metrics has several samples of one model and mode: whose they are cannot be \
+                 told, and they are not used",
+            );
+        }
         if self.no_metrics.is_some() {
             reading.notes.push(
                 "its /metrics is switched off: start Docker Model Runner without DISABLE_METRICS=1 \

@@ -172,6 +172,7 @@ impl Router {
             place: Place {
                 root: self.root.clone(),
                 query: format!("?model={}&autoload=false", percent_encoded(id)),
+                model_names: vec![id.clone()],
             },
             work: Work::new(Restraint::new(status.sleep_idle().or(self.sleep_idle))),
             props: None,

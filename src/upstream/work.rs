@@ -7,12 +7,10 @@
 use std::io;
 use std::time::Instant;
 
-use super::answers::{Counters, Slots};
+use super::answers::{CountersByModel, Slots};
 use super::asker::{Asker, Endpoint, Missing};
-use super::client::Failure;
 use super::reading::{CountersAt, Seen, SlotsAt};
 use super::restraint::Restraint;
-use crate::snapshot::Reason;
 
 const METRICS: Endpoint = Endpoint {
     path: "/metrics",
@@ -24,6 +22,10 @@ const SLOTS: Endpoint = Endpoint {
     limit: 32 << 20,
 };
 
+/// Said where a part of `/metrics` is not understood.
+pub const LINES_PASSED_OVER: &str =
+    "/metrics has lines that are not understood: they are passed over, the others count";
+
 /// The response header that tells one life of the server from the next.
 const LIFE_HEADER: &str = "Process-Start-Time-Unix";
 
@@ -34,6 +36,8 @@ pub struct Place {
     pub root: String,
     /// What stands behind it: empty, or a query with its question mark.
     pub query: String,
+    /// What its server may call its model in `/metrics`, where that says.
+    pub model_names: Vec<String>,
 }
 
 impl Place {
@@ -50,6 +54,8 @@ pub struct Work {
     pub restraint: Restraint,
     no_metrics: Option<Missing>,
     no_slots: Option<Missing>,
+    /// Whether lines of the last `/metrics` were not understood.
+    passes_over_lines: bool,
 }
 
 /// What was read.
@@ -70,6 +76,7 @@ impl Work {
             restraint,
             no_metrics: None,
             no_slots: None,
+            passes_over_lines: false,
         }
     }
 
@@ -78,6 +85,7 @@ impl Work {
         self.restraint.reconnected();
         self.no_metrics = None;
         self.no_slots = None;
+        self.passes_over_lines = false;
     }
 
     /// What is to be made of both where neither is asked.
@@ -112,19 +120,25 @@ impl Work {
         } else if self.restraint.may_ask_metrics(Instant::now()) {
             let metrics = asker.ask(METRICS, &metrics_url, |answer| {
                 let life = answer.header(LIFE_HEADER).map(str::to_owned);
-                let counters = Counters::parse(&answer.text()?)
-                    .map_err(|why| Failure::new(Reason::Parse, why))?;
-                Ok(CountersAt {
+                let names: Vec<&str> = place.model_names.iter().map(String::as_str).collect();
+                let (counters, passed_over) = answer.stream(|body| {
+                    let read = CountersByModel::read(body, |_| true)?;
+                    let passed_over = read.passed_over > 0;
+                    Ok((read.of_server(&names)?, passed_over))
+                })?;
+                let counters = CountersAt {
                     at: Instant::now(),
                     life,
                     counters,
-                })
+                };
+                Ok((counters, passed_over))
             });
             if metrics.is_late() {
                 return self.unread(true);
             }
             self.no_metrics = metrics.missing();
-            if let Some(counters) = metrics.answer() {
+            if let Some((counters, passed_over)) = metrics.answer() {
+                self.passes_over_lines = passed_over;
                 self.restraint.saw_metrics(counters.at, &counters.counters);
                 read.counters = Seen::Now(counters);
             }
@@ -192,6 +206,7 @@ impl Work {
                  decode calls and waiting requests",
             ),
             Some(Missing::NotServed) => notes.push("/metrics is not served at this address"),
+            None if self.passes_over_lines => notes.push(LINES_PASSED_OVER),
             None => {}
         }
         match self.no_slots {
