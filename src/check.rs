@@ -28,10 +28,13 @@ pub fn report(base: &BaseUrl, snapshot: &Snapshot) -> String {
         let _ = writeln!(text, "  note: {note}");
     }
     for failed in &snapshot.failures {
+        let model = failed.model.as_ref();
+        let of_model = model.map(|model| format!(" of {}", model.escape_debug()));
         let _ = writeln!(
             text,
-            "  failed: {} ({}): {}",
+            "  failed: {}{} ({}): {}",
             failed.endpoint,
+            of_model.unwrap_or_default(),
             failed.reason.label(),
             failed.detail.escape_debug()
         );

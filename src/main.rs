@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use llamacpp_exporter::itself::{self, Itself};
 use llamacpp_exporter::machine::gpus::Gpus;
-use llamacpp_exporter::poll::{Heart, Poller};
+use llamacpp_exporter::poll::{self, Poller, Watch};
 use llamacpp_exporter::serve::{self, Site};
 use llamacpp_exporter::settings::{self, Command, Settings};
-use llamacpp_exporter::snapshot::Cell;
 use llamacpp_exporter::{check, exposition, gate, log, os};
 
 /// How long `--healthcheck` waits for an answer.
@@ -56,15 +55,14 @@ fn serve(settings: &Settings) -> ExitCode {
         gpus,
     };
     for poller in pollers {
-        let cell = Arc::new(Cell::new(poller.unpolled()));
-        let heart = Arc::new(Heart::default());
-        if let Err(error) = poller.watch_requests(settings, &cell) {
+        let watch = Watch::new(poller.unpolled());
+        if let Err(error) = poller.watch_requests(settings, &watch.cell) {
             return fail(1, &error);
         }
-        if let Err(error) = poller.start(Arc::clone(&cell), Arc::clone(&heart), settings.timeout) {
+        if let Err(error) = poller.start(watch.clone()) {
             return fail(1, &format!("cannot start the poll thread: {error}"));
         }
-        watched.servers.push((cell, heart));
+        watched.servers.push(watch);
     }
     log::info(
         "serving",
@@ -137,13 +135,13 @@ fn fail(status: u8, why: &str) -> ExitCode {
 
 /// All that is watched, as it is served.
 struct Watched {
-    servers: Vec<(Arc<Cell>, Arc<Heart>)>,
+    servers: Vec<Watch>,
     gpus: Arc<Gpus>,
 }
 
 impl Site for Watched {
     fn metrics(&self) -> String {
-        let servers: Vec<_> = self.servers.iter().map(|(cell, _)| cell.load()).collect();
+        let servers: Vec<_> = self.servers.iter().map(Watch::snapshot).collect();
         let itself = Itself {
             gpus: self.gpus.known(),
             ..Itself::read()
@@ -162,30 +160,10 @@ impl Site for Watched {
     }
 
     fn health(&self) -> Result<(), String> {
-        for (cell, heart) in &self.servers {
-            if let Some(late) = heart.overdue() {
-                return Err(format!(
-                    "the poll of {} is {} s overdue",
-                    cell.load().server,
-                    late.as_secs()
-                ));
-            }
-        }
-        Ok(())
+        poll::health(&self.servers)
     }
 
     fn ready(&self) -> Result<(), String> {
-        match self
-            .servers
-            .iter()
-            .map(|(cell, _)| cell.load())
-            .find(|snapshot| snapshot.up.is_none())
-        {
-            Some(snapshot) => Err(format!(
-                "the first poll of {} has not ended yet",
-                snapshot.server
-            )),
-            None => Ok(()),
-        }
+        poll::readiness(&self.servers)
     }
 }

@@ -1,15 +1,19 @@
 //! The timer thread: read, derive, publish, at every interval.
 
 mod probing;
+mod schedule;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+pub use self::schedule::Heart;
+use self::schedule::Schedule;
+pub use self::watch::{Watch, health, readiness};
 use crate::derive::{ModelState, is_loaded};
 use crate::log;
 use crate::machine::gpus::Gpus;
@@ -19,10 +23,9 @@ use crate::requests::{Requests, Speaker};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Cell, Failed, Model, Polls, Reason, ServerInfo, Snapshot, Status};
 use crate::upstream::asker::Asker;
-use crate::upstream::client::Failure;
 use crate::upstream::completion::Completions;
 use crate::upstream::detect::Upstream;
-use crate::upstream::reading::{ModelReading, Reading, State};
+use crate::upstream::reading::{FailedRequest, ModelReading, Reading, State, Target};
 
 /// Said where a server has more models than are shown.
 const LEFT_OUT: &str = "it has more than 500 models: 500 are shown, the loaded ones first";
@@ -31,14 +34,12 @@ const LEFT_OUT: &str = "it has more than 500 models: 500 are shown, the loaded o
 const LOG_OF_NOBODY: &str = "--log-file counts nothing here: only of a llama-server or its router is it known whose \
      requests the lines of a log are about";
 
-/// The most questions that one poll asks, each of which may take a time-out:
-/// `/stats` may have two addresses.
-const QUESTIONS_A_POLL: u32 = 8;
-
 /// Polls one base URL.
 pub struct Poller {
     base: BaseUrl,
     interval: Duration,
+    /// How long one poll may take.
+    limit: Duration,
     asker: Asker,
     upstream: Upstream,
     /// What is remembered of each model, by name and mode.
@@ -62,6 +63,7 @@ impl Poller {
         Ok(Poller {
             base: base.clone(),
             interval: settings.interval,
+            limit: schedule::poll_limit(settings.interval, settings.timeout),
             asker: Asker::new(base, settings)?,
             upstream: Upstream::new(base, settings),
             models: BTreeMap::new(),
@@ -105,14 +107,8 @@ impl Poller {
         self.look_at_machine(&reading, &mut models);
         self.take_requests(&reading, &mut models);
 
-        for (endpoint, failure) in &reading.failures {
-            *self
-                .polls
-                .errors
-                .entry((endpoint, failure.reason))
-                .or_default() += 1;
-        }
-        self.polls.total += 1;
+        self.count_errors(&reading);
+        self.polls.total = self.polls.total.saturating_add(1);
         self.polls.duration = started.elapsed();
         if up {
             let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -137,6 +133,24 @@ impl Poller {
         };
         self.said.say(&self.base, &reading, &snapshot);
         snapshot
+    }
+
+    /// Counts what failed. Each endpoint that was asked counts from 0, for every reason, so that
+    /// its first failure is an increase.
+    fn count_errors(&mut self, reading: &Reading) {
+        let errors = &mut self.polls.errors;
+        let failed = reading.failures.iter().map(|failed| &failed.target);
+        for target in failed.chain(&reading.answered) {
+            for reason in Reason::ALL {
+                errors.entry((target.endpoint, reason)).or_insert(0);
+            }
+        }
+        for failed in &reading.failures {
+            let count = errors
+                .entry((failed.target.endpoint, failed.failure.reason))
+                .or_insert(0);
+            *count = count.saturating_add(1);
+        }
     }
 
     /// Turns what was read of each model into what is shown of it.
@@ -239,28 +253,22 @@ impl Poller {
         Ok(())
     }
 
-    /// Starts the thread that polls and publishes into `cell`, and tells `heart` that it does.
+    /// Starts the thread that polls, publishes into `watch`, and shows there that it does.
     ///
     /// # Errors
     /// The system has no thread to give.
-    pub fn start(
-        mut self,
-        cell: Arc<Cell>,
-        heart: Arc<Heart>,
-        timeout: Duration,
-    ) -> io::Result<()> {
-        let allowed = self.interval + timeout * QUESTIONS_A_POLL + Duration::from_secs(5);
-        heart.beat(allowed);
+    pub fn start(mut self, watch: Watch) -> io::Result<()> {
+        let Watch { cell, heart } = watch;
+        let limit = self.limit;
+        heart.beat(self.interval, limit);
         let poll_on = move || {
-            let mut due = Instant::now();
+            let mut schedule = Schedule::new(self.interval, Instant::now());
             loop {
                 cell.publish(Arc::new(self.poll()));
-                let now = Instant::now();
-                due = next_tick(due, now, self.interval);
-                heart.beat(allowed);
+                heart.beat(self.interval, limit);
                 // A server that may fall asleep is looked at in the moment when it should have.
-                let look = self.upstream.next_look().filter(|look| *look > now);
-                thread::sleep(look.map_or(due, |look| look.min(due)) - now);
+                let look = self.upstream.next_look();
+                thread::sleep(schedule.pause(Instant::now(), look));
             }
         };
         thread::Builder::new()
@@ -288,22 +296,14 @@ fn speaker(kind: &str, model: &ModelReading) -> Speaker {
     }
 }
 
-fn failed(failures: &[(&'static str, Failure)]) -> Vec<Failed> {
-    let failed = failures.iter().map(|(endpoint, failure)| Failed {
-        endpoint,
-        reason: failure.reason,
-        detail: failure.detail.clone(),
+fn failed(failures: &[FailedRequest]) -> Vec<Failed> {
+    let failed = failures.iter().map(|failed| Failed {
+        endpoint: failed.target.endpoint,
+        model: failed.target.model.clone(),
+        reason: failed.failure.reason,
+        detail: failed.failure.detail.clone(),
     });
     failed.collect()
-}
-
-/// The first tick after `now`, of those that `last` is one of: polls that a slow one has missed are not made up for.
-fn next_tick(last: Instant, now: Instant, interval: Duration) -> Instant {
-    let passed = now.duration_since(last).as_nanos() / interval.as_nanos().max(1);
-    let ticks = u32::try_from(passed + 1).unwrap_or(u32::MAX);
-    interval
-        .checked_mul(ticks)
-        .map_or(now + interval, |offset| last + offset)
 }
 
 /// What a reading says that helps to find the model's process and file.
@@ -320,44 +320,13 @@ fn hints(reading: &ModelReading) -> Hints<'_> {
     }
 }
 
-/// By when a thread must show again that it is alive.
-#[derive(Debug, Default)]
-pub struct Heart {
-    /// Milliseconds after the process began to count.
-    due: AtomicU64,
-}
-
-impl Heart {
-    fn beat(&self, within: Duration) {
-        self.due
-            .store(millis(Self::clock() + within), Ordering::Relaxed);
-    }
-
-    /// How long it is overdue, if it is.
-    pub fn overdue(&self) -> Option<Duration> {
-        let due = Duration::from_millis(self.due.load(Ordering::Relaxed));
-        Self::clock()
-            .checked_sub(due)
-            .filter(|late| !late.is_zero())
-    }
-
-    fn clock() -> Duration {
-        static START: OnceLock<Instant> = OnceLock::new();
-        START.get_or_init(Instant::now).elapsed()
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// What was said of a server, so that each thing is said once.
 struct Said {
     server: String,
     up: Option<bool>,
     /// The status of each model, by name and mode.
     statuses: BTreeMap<(String, Option<String>), Status>,
-    failing: BTreeMap<&'static str, Reason>,
+    failing: BTreeMap<Target, Reason>,
     notes: Vec<&'static str>,
     /// Whether it was said that models are left out: once and for all.
     left_out: bool,
@@ -377,7 +346,7 @@ impl Said {
 
     fn say(&mut self, base: &BaseUrl, reading: &Reading, snapshot: &Snapshot) {
         let server: &dyn Display = &self.server.clone();
-        self.say_failures(server, &reading.failures, &reading.answered);
+        self.say_failures(server, reading);
         let up = snapshot.up == Some(true);
         if self.up != Some(up) {
             self.up = Some(up);
@@ -412,40 +381,53 @@ impl Said {
         self.statuses = shown.into_iter().collect();
     }
 
-    fn say_failures(
-        &mut self,
-        server: &dyn Display,
-        failures: &[(&'static str, Failure)],
-        answered: &[&'static str],
-    ) {
-        for (endpoint, failure) in failures {
+    fn say_failures(&mut self, server: &dyn Display, reading: &Reading) {
+        for FailedRequest { target, failure } in &reading.failures {
             let reason = failure.reason;
-            let pairs: [(&str, &dyn Display); 4] = [
-                ("endpoint", endpoint),
+            let pairs: [(&str, &dyn Display); 3] = [
                 ("reason", &reason.label()),
                 ("server", server),
                 ("detail", failure),
             ];
-            if self.failing.insert(endpoint, reason) == Some(reason) {
-                log::debug("a request still fails", &pairs);
-            } else if reason == Reason::Timeout && *endpoint != "/health" {
-                log::warn(
+            if self.failing.insert(target.clone(), reason) == Some(reason) {
+                log_target(log::debug, "a request still fails", target, &pairs);
+            } else if reason == Reason::Timeout && target.endpoint != "/health" {
+                log_target(
+                    log::warn,
                     "the server is busy and has not answered yet; it is not asked again until it has",
+                    target,
                     &pairs,
                 );
             } else {
-                log::warn("a request failed", &pairs);
+                log_target(log::warn, "a request failed", target, &pairs);
             }
         }
-        for endpoint in answered {
-            if self.failing.remove(endpoint).is_some() {
-                log::info(
-                    "it answers again",
-                    &[("endpoint", endpoint), ("server", server)],
-                );
+        for target in &reading.answered {
+            if self.failing.remove(target).is_some() {
+                log_target(log::info, "it answers again", target, &[("server", server)]);
             }
+        }
+        if reading.up {
+            // Of a model that is gone nothing will be said again.
+            let is_there = |name: &String| reading.models.iter().any(|model| model.name == *name);
+            self.failing
+                .retain(|target, _| target.model.as_ref().is_none_or(is_there));
         }
     }
+}
+
+/// Logs what a request came to, with its endpoint, and its model where there are several.
+fn log_target(
+    log: fn(&str, &[(&str, &dyn Display)]),
+    message: &str,
+    target: &Target,
+    pairs: &[(&str, &dyn Display)],
+) {
+    let endpoint: (&str, &dyn Display) = ("endpoint", &target.endpoint);
+    let model = target.model.as_ref();
+    let model = model.map(|model| ("model", model as &dyn Display));
+    let all: Vec<_> = [endpoint].into_iter().chain(model).collect();
+    log(message, &[&all, pairs].concat());
 }
 
 fn say_status(server: &dyn Display, name: &str, before: Status, status: Status) {
@@ -494,7 +476,7 @@ fn say_down(base: &BaseUrl, server: &dyn Display, reading: &Reading) {
     } else if reading
         .failures
         .first()
-        .is_some_and(|(_, failure)| failure.reason == Reason::Timeout)
+        .is_some_and(|failed| failed.failure.reason == Reason::Timeout)
     {
         "it does not answer in time: it hangs, or all of its HTTP threads are taken (llama-server --threads-http)"
     } else if reading.failures.is_empty() {
@@ -505,7 +487,7 @@ fn say_down(base: &BaseUrl, server: &dyn Display, reading: &Reading) {
     let reason = reading
         .failures
         .first()
-        .map_or("status", |(_, failure)| failure.reason.label());
+        .map_or("status", |failed| failed.failure.reason.label());
     log::warn(
         "the server is down",
         &[("server", server), ("reason", &reason), ("advice", &advice)],
@@ -515,16 +497,6 @@ fn say_down(base: &BaseUrl, server: &dyn Display, reading: &Reading) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_slow_poll_misses_ticks_and_is_not_followed_by_a_burst() {
-        let start = Instant::now();
-        let second = Duration::from_secs(1);
-        let at = |millis| start + Duration::from_millis(millis);
-        assert_eq!(next_tick(start, at(20), second), at(1000));
-        assert_eq!(next_tick(start, at(1000), second), at(2000));
-        assert_eq!(next_tick(start, at(3400), second), at(4000));
-    }
 
     #[test]
     fn a_log_speaks_of_a_child_as_long_as_the_child_is_there() {
@@ -549,15 +521,5 @@ mod tests {
             ..ModelReading::default()
         };
         assert_eq!(speaker("llama-server", &single), Speaker::Nobody);
-    }
-
-    #[test]
-    fn a_heart_that_has_not_beaten_in_time_is_overdue() {
-        let heart = Heart::default();
-        heart.beat(Duration::from_secs(60));
-        assert_eq!(heart.overdue(), None);
-        heart.beat(Duration::ZERO);
-        thread::sleep(Duration::from_millis(20));
-        assert!(heart.overdue().unwrap() >= Duration::from_millis(10));
     }
 }

@@ -32,6 +32,21 @@ pub struct Snapshot {
     pub notes: Vec<String>,
 }
 
+impl Snapshot {
+    /// The same of a server of which nothing is known any more: it counts as down. What the
+    /// exporter itself has counted stays.
+    #[must_use]
+    pub fn without_values(&self) -> Snapshot {
+        Snapshot {
+            server: self.server.clone(),
+            up: Some(false),
+            requests: self.requests.clone(),
+            polls: self.polls.clone(),
+            ..Snapshot::default()
+        }
+    }
+}
+
 /// What answers at a base URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerInfo {
@@ -59,6 +74,8 @@ pub struct Polls {
 pub struct Failed {
     /// The path that was asked for.
     pub endpoint: &'static str,
+    /// The model whose server was asked, where the base URL leads to several.
+    pub model: Option<String>,
     /// The kind of failure.
     pub reason: Reason,
     /// What happened and what to do, for people.
@@ -83,6 +100,16 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason, in the order of the exposition.
+    pub const ALL: [Reason; 6] = [
+        Reason::Connect,
+        Reason::Timeout,
+        Reason::Status,
+        Reason::TooLarge,
+        Reason::Parse,
+        Reason::Unauthorized,
+    ];
+
     /// The value of the label `reason`.
     pub fn label(self) -> &'static str {
         match self {

@@ -170,6 +170,27 @@ fn shown(server: &Server) -> Scrape {
     scrape
 }
 
+#[test]
+fn errors_are_counted_from_zero_for_each_endpoint_that_is_asked() {
+    let server = server();
+    let exporter = Exporter::watching(&server).start();
+    let scrape = exporter.after_polls(1);
+    let reasons = [
+        "connect",
+        "timeout",
+        "status",
+        "too_large",
+        "parse",
+        "unauthorized",
+    ];
+    for (endpoint, reason) in ENDPOINTS.iter().flat_map(|e| reasons.map(|r| (*e, r))) {
+        let labels = [("endpoint", endpoint), ("reason", reason)];
+        let errors = scrape.sample("llamacpp_exporter_poll_errors_total", &labels);
+        let errors = errors.map(|sample| sample.value);
+        assert_eq!(errors, Some(0.0), "{endpoint} {reason} in\n{scrape:?}");
+    }
+}
+
 // The connection.
 
 #[test]

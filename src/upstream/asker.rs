@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::client::{Answer, Client, Failure};
 use super::open::OpenRequests;
-use super::reading::Reading;
+use super::reading::{FailedRequest, Reading, Target};
 use crate::log;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
@@ -94,8 +94,10 @@ pub struct Asker {
     client: Client,
     /// Those of earlier polls, and of this one, that were not answered in time.
     open: OpenRequests,
-    failures: Vec<(&'static str, Failure)>,
-    answered: Vec<&'static str>,
+    failures: Vec<FailedRequest>,
+    answered: Vec<Target>,
+    /// The model whose server is asked now, where the base URL leads to several.
+    model: Option<String>,
 }
 
 impl Asker {
@@ -109,12 +111,14 @@ impl Asker {
             open: OpenRequests::new(settings.timeout),
             failures: Vec::new(),
             answered: Vec::new(),
+            model: None,
         })
     }
 
     /// Begins a poll: sees which open questions have been answered by now.
     pub fn begin(&mut self) {
         self.open.refresh(Instant::now());
+        self.model = None;
     }
 
     /// Ends a poll, and adds to `reading` what became of its questions.
@@ -124,10 +128,16 @@ impl Asker {
         reading.answered.append(&mut self.answered);
     }
 
+    /// Names the model whose server is asked from now on, for what is said of its failures.
+    pub fn set_model(&mut self, model: Option<&str>) {
+        self.model = model.map(str::to_owned);
+    }
+
     /// Takes back what failed at `endpoint` in this poll: what answers is of a kind that
     /// answers something else there.
     pub fn forgive(&mut self, endpoint: Endpoint) {
-        self.failures.retain(|(path, _)| *path != endpoint.path);
+        self.failures
+            .retain(|failed| failed.target.endpoint != endpoint.path);
     }
 
     /// Whether the request for `url` was sent, in this poll or before, and is still waiting for
@@ -158,6 +168,10 @@ impl Asker {
         if self.is_open(url) {
             return Outcome::Failed(Reason::Timeout);
         }
+        let target = Target {
+            endpoint: endpoint.path,
+            model: self.model.clone(),
+        };
         let asked = Instant::now();
         let result = self
             .client
@@ -165,7 +179,7 @@ impl Asker {
             .and_then(|answer| sort(answer, parse));
         let outcome = match result {
             Ok(outcome) => {
-                self.answered.push(endpoint.path);
+                self.answered.push(target);
                 if matches!(outcome, Outcome::Answer(_) | Outcome::NotLoaded) {
                     let is_new = matches!(outcome, Outcome::NotLoaded);
                     self.open
@@ -176,7 +190,7 @@ impl Asker {
             Err(failure) => {
                 let reason = failure.reason;
                 self.keep_open(endpoint, url, asked, reason);
-                self.failures.push((endpoint.path, failure));
+                self.failures.push(FailedRequest { target, failure });
                 Outcome::Failed(reason)
             }
         };

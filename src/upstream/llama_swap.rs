@@ -292,6 +292,7 @@ impl LlamaSwap {
         let direct = self.servers.get_mut(name)?;
         let mut own = Reading::default();
         direct.asker.begin();
+        direct.asker.set_model(Some(name));
         direct
             .server
             .read(&mut direct.asker, Asked::default(), &mut own);

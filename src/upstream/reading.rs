@@ -23,12 +23,30 @@ pub struct Reading {
     pub left_out: bool,
     /// Bytes of the server's store of models.
     pub disk_usage: Option<f64>,
-    /// Questions that failed, with their endpoints.
-    pub failures: Vec<(&'static str, Failure)>,
-    /// Endpoints that answered, or said that they are switched off.
-    pub answered: Vec<&'static str>,
+    /// Requests that failed.
+    pub failures: Vec<FailedRequest>,
+    /// What answered, or said that it is switched off.
+    pub answered: Vec<Target>,
     /// What the server cannot tell, for people.
     pub notes: Vec<&'static str>,
+}
+
+/// What a request was for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Target {
+    /// The path, as the label `endpoint` has it.
+    pub endpoint: &'static str,
+    /// The model whose server was asked, where the base URL leads to several.
+    pub model: Option<String>,
+}
+
+/// A request that failed.
+#[derive(Clone, Debug)]
+pub struct FailedRequest {
+    /// What it was for.
+    pub target: Target,
+    /// Why it failed.
+    pub failure: Failure,
 }
 
 /// What one poll brought of one model.

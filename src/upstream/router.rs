@@ -134,8 +134,10 @@ impl Router {
         }
         for entry in models.iter().filter(loaded) {
             let late = begun.elapsed() > self.time;
+            asker.set_model(entry.id.as_deref());
             reading.models.extend(self.read_child(asker, entry, late));
         }
+        asker.set_model(None);
     }
 
     /// A model of which the router's own word is all there is to know.

@@ -361,7 +361,8 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    /// From now on, and for questions that wait, `path` answers so.
+    /// From now on, and for questions that wait, `path` answers so. A path may have a query: then
+    /// only that.
     pub fn answer(&self, path: &str, answer: Answer) -> &Self {
         let edition = self.shared.edition.fetch_add(1, Ordering::SeqCst) + 1;
         self.shared
@@ -421,6 +422,15 @@ impl Shared {
             .get(path)
             .cloned()
             .unwrap_or_else(|| (Answer::error(404, "File Not Found"), 0))
+    }
+
+    /// What the request is scripted as: its path with the query, where there is such an entry.
+    fn scripted(&self, request: &Request) -> String {
+        let target = format!("{}?{}", request.path, request.query);
+        match self.script.lock().unwrap().contains_key(&target) {
+            true => target,
+            false => request.path.clone(),
+        }
     }
 
     fn note(&self, index: usize, change: impl FnOnce(&mut Request)) {
@@ -507,7 +517,7 @@ impl Connection {
         let _ = self.stream.set_nodelay(true);
         let _ = self.stream.set_write_timeout(Some(Duration::from_secs(10)));
         while let Some((request, length)) = peek_request(&self.stream, self.number) {
-            let path = request.path.clone();
+            let path = self.shared.scripted(&request);
             let index = {
                 let mut record = self.shared.record.lock().unwrap();
                 record.push(request);
