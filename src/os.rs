@@ -4,8 +4,14 @@
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fs::File;
 use std::io;
+#[cfg(target_os = "linux")]
+use std::mem;
+#[cfg(target_os = "linux")]
+use std::os::fd::OwnedFd;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
+#[cfg(target_os = "linux")]
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::ptr;
@@ -15,7 +21,6 @@ const SIGINT: c_int = 2;
 const SIGTERM: c_int = 15;
 const SIG_ERR: usize = usize::MAX;
 const IPPROTO_TCP: c_int = 6;
-const TCP_NODELAY: c_int = 1;
 /// Linux's number for it.
 const TCP_DEFER_ACCEPT: c_int = 9;
 /// How long a connection is quiet before its peer is asked for a sign of life, and how long it
@@ -118,13 +123,62 @@ pub fn set_backlog(listener: &impl AsFd, length: i32) -> io::Result<()> {
     check(unsafe { listen(listener.as_fd().as_raw_fd(), length) })
 }
 
-/// Lets every connection that this TCP socket accepts send small segments at
-/// once: accepted sockets inherit the option.
+/// Connects to the abstract Unix socket `name` of this machine without waiting.
+/// Only Linux has such sockets.
 ///
 /// # Errors
-/// What the system says, for a socket that is not TCP.
-pub fn set_nodelay(listener: &impl AsFd) -> io::Result<()> {
-    set_tcp_option(listener, TCP_NODELAY, 1)
+/// [`io::ErrorKind::WouldBlock`] where its queue is full; what the system says.
+#[cfg(target_os = "linux")]
+pub fn connect_at_once(name: &[u8]) -> io::Result<UnixStream> {
+    /// `sockaddr_un`; the path of an abstract socket begins with a zero byte.
+    #[repr(C)]
+    struct Address {
+        family: u16,
+        path: [u8; 108],
+    }
+    unsafe extern "C" {
+        fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+        fn connect(descriptor: c_int, address: *const Address, length: u32) -> c_int;
+    }
+    const AF_UNIX: c_int = 1;
+    const SOCK_STREAM: c_int = 1;
+    const SOCK_CLOEXEC: c_int = 0o2_000_000;
+
+    let mut address = Address {
+        family: AF_UNIX as u16,
+        path: [0; 108],
+    };
+    let place = address.path[1..].get_mut(..name.len());
+    let place = place.ok_or(io::ErrorKind::InvalidInput)?;
+    place.copy_from_slice(name);
+    // SAFETY: socket takes any numbers.
+    let descriptor = unsafe { socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open, and nobody else has it.
+    let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
+    stream.set_nonblocking(true)?;
+    let length = mem::offset_of!(Address, path) + 1 + name.len();
+    // SAFETY: the address lives through the call, and has at least `length` bytes.
+    check(unsafe { connect(descriptor, &raw const address, length as u32) })?;
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Has a listening Unix socket refuse whoever connects from now on. What is in its
+/// queue is still accepted; after that, `accept` fails. Known of Linux only.
+///
+/// # Errors
+/// What the system says; some sandboxes do not know it of a socket that listens.
+#[cfg(target_os = "linux")]
+pub fn refuse_connections(listener: &UnixListener) -> io::Result<()> {
+    unsafe extern "C" {
+        fn shutdown(descriptor: c_int, how: c_int) -> c_int;
+    }
+    const SHUT_RDWR: c_int = 2;
+    // SAFETY: the descriptor is borrowed, so it stays open during the call.
+    check(unsafe { shutdown(listener.as_raw_fd(), SHUT_RDWR) })
 }
 
 /// Keeps each connection in the system until its first bytes are there, or for
@@ -287,14 +341,6 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     #[test]
-    fn nodelay_is_inherited_by_what_is_accepted() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        set_nodelay(&listener).unwrap();
-        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(listener.accept().unwrap().0.nodelay().unwrap());
-    }
-
-    #[test]
     #[cfg(target_os = "linux")]
     fn a_connection_that_says_nothing_is_accepted_later() {
         use std::io::{ErrorKind, Read as _, Write as _};
@@ -320,7 +366,6 @@ mod tests {
     fn errors_are_reported() {
         let (connected, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
         assert!(set_backlog(&connected, 10).is_err());
-        assert!(set_nodelay(&connected).is_err());
         assert_eq!(
             notice_lost_peer(&connected).is_err(),
             cfg!(any(target_os = "linux", target_os = "macos"))
@@ -330,5 +375,23 @@ mod tests {
             cfg!(target_os = "linux")
         );
         assert!(remove_at_exit(Path::new("a\0b")).is_err());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn connecting_at_once_never_waits() {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::net::SocketAddr;
+
+        let name = format!("os-test-{}", std::process::id());
+        let refused = connect_at_once(name.as_bytes()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        set_backlog(&listener, 0).unwrap();
+        let _first = connect_at_once(name.as_bytes()).unwrap();
+        let second = connect_at_once(name.as_bytes()).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::WouldBlock);
+        assert!(connect_at_once(&[b'x'; 108]).is_err());
     }
 }

@@ -2,18 +2,22 @@
 //!
 //! tiny_http ends for good at an error of `accept`, starts a thread for each
 //! connection, believes any length that it is told and waits for ever. So it
-//! gets a listener that nobody else knows, accepts a single connection from
-//! it, ours, and then stops accepting. What it is asked afterwards comes from
-//! the [gate](crate::gate) alone, well formed and one at a time.
+//! gets a listener whose queue holds a single connection, ours, and that is
+//! shut down before tiny_http sees it: what is queued is still accepted, and
+//! whoever comes later is refused. What it is asked afterwards comes from the
+//! [gate](crate::gate) alone, well formed and one at a time.
 
+use std::env;
+use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use tiny_http::{Listener, Response, Server};
+use tiny_http::{Response, Server};
 
+#[cfg(target_os = "linux")]
 use crate::os;
 use crate::stream::Stream;
 
@@ -32,32 +36,33 @@ impl Sealed {
     /// # Errors
     /// What the system says: out of descriptors, for instance.
     pub fn new() -> io::Result<(&'static Server, Self)> {
-        // An abstract Unix socket where there are such and they are allowed,
-        // else a port of the loopback interface.
-        Self::over(abstract_listener().or_else(|_| loopback_listener())?)
+        Self::over(Pair::in_no_file().or_else(|_| Pair::in_private_folder())?)
     }
 
-    fn over(listener: Listener) -> io::Result<(&'static Server, Self)> {
-        let handle = try_clone(&listener)?;
+    fn over(pair: Pair) -> io::Result<(&'static Server, Self)> {
+        let Pair {
+            listener,
+            connection,
+            is_shut_down,
+        } = pair;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.set_write_timeout(Some(PATIENCE))?;
+        let mut connection = BufReader::new(Stream::Unix(connection));
         let server = Server::from_listener(listener, None).map_err(io::Error::other)?;
         let server: &Server = Box::leak(Box::new(server));
-        let mut connection = BufReader::new(connect(&handle)?);
 
+        if is_shut_down {
+            // Once ours is accepted, the next accept fails and ends the accept loop.
+            match server.recv_timeout(PATIENCE) {
+                Err(_) => {}
+                Ok(None) => return Err(io::Error::other("it still accepts connections")),
+                Ok(Some(_)) => return Err(io::Error::other("a stranger came in at the start")),
+            }
+        }
         // Only what has been accepted can be answered.
         write_request(connection.get_ref(), "HEAD", "/")?;
         server.recv()?.respond(Response::empty(200))?;
         read_answer(&mut connection, false)?;
-
-        // A connection that we drop wakes tiny_http from its wait, and the next
-        // wait ends its accept loop. (Set any earlier, "non-blocking" would
-        // pass to the connection on systems other than Linux.)
-        set_nonblocking(&handle)?;
-        drop(connect(&handle)?);
-        match server.recv() {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-            Ok(_) => return Err(io::Error::other("a stranger came in at the start")),
-        }
         Ok((server, Self(Mutex::new(connection))))
     }
 
@@ -116,54 +121,84 @@ fn content_length(line: &[u8]) -> Option<usize> {
         .then(|| value.trim().parse().ok())?
 }
 
-#[cfg(target_os = "linux")]
-fn abstract_listener() -> io::Result<Listener> {
-    use std::hash::{BuildHasher, RandomState};
-    use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::net::{SocketAddr, UnixListener};
-
-    // The keys of a new `RandomState` come from the system's random numbers.
-    let name = format!("{:016x}", RandomState::new().hash_one(()));
-    let address = SocketAddr::from_abstract_name(name)?;
-    Ok(UnixListener::bind_addr(&address)?.into())
+/// A listener that accepts one connection, ours, and never another one.
+struct Pair {
+    listener: UnixListener,
+    connection: UnixStream,
+    /// Whether the next `accept` fails; else it waits for ever.
+    is_shut_down: bool,
 }
 
-#[cfg(not(target_os = "linux"))]
-fn abstract_listener() -> io::Result<Listener> {
-    Err(ErrorKind::Unsupported.into())
-}
+impl Pair {
+    /// Over an abstract socket, which needs no file system, and which every
+    /// process in the network namespace can see and connect to. So its queue has
+    /// room for one, we must be the first there, and then it is shut down.
+    #[cfg(target_os = "linux")]
+    fn in_no_file() -> io::Result<Pair> {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::net::SocketAddr;
 
-fn loopback_listener() -> io::Result<Listener> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    // An answer comes in pieces, and each would wait for the last one's receipt.
-    os::set_nodelay(&listener)?;
-    Ok(listener.into())
-}
-
-fn connect(listener: &Listener) -> io::Result<Stream> {
-    let stream = match listener {
-        Listener::Tcp(listener) => Stream::Tcp(TcpStream::connect(listener.local_addr()?)?),
-        Listener::Unix(listener) => {
-            Stream::Unix(UnixStream::connect_addr(&listener.local_addr()?)?)
+        /// Each is a race that a stranger must win within microseconds.
+        const TRIES: usize = 100;
+        let mut result = Err(ErrorKind::AddrInUse.into());
+        for _ in 0..TRIES {
+            let name = random_name();
+            let address = SocketAddr::from_abstract_name(&name)?;
+            let listener = UnixListener::bind_addr(&address)?;
+            os::set_backlog(&listener, 0)?;
+            match os::connect_at_once(name.as_bytes()) {
+                Ok(connection) => {
+                    os::refuse_connections(&listener)?;
+                    return Ok(Pair {
+                        listener,
+                        connection,
+                        is_shut_down: true,
+                    });
+                }
+                // A stranger was first, and is dropped with this listener.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => result = Err(error),
+                Err(error) => return Err(error),
+            }
         }
-    };
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    Ok(stream)
-}
+        result
+    }
 
-fn try_clone(listener: &Listener) -> io::Result<Listener> {
-    match listener {
-        Listener::Tcp(listener) => Ok(listener.try_clone()?.into()),
-        Listener::Unix(listener) => Ok(listener.try_clone()?.into()),
+    #[cfg(not(target_os = "linux"))]
+    fn in_no_file() -> io::Result<Pair> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Over a socket in a folder that only this user may enter. Both are gone
+    /// before tiny_http gets the listener, so nobody can connect to it.
+    fn in_private_folder() -> io::Result<Pair> {
+        let mut result = Err(ErrorKind::NotFound.into());
+        for parent in [env::temp_dir(), "/dev/shm".into(), "/run".into()] {
+            let folder = parent.join(format!("llamacpp-exporter-{}", random_name()));
+            // Fails where there is anything by that name.
+            result = fs::DirBuilder::new().mode(0o700).create(&folder);
+            if result.is_err() {
+                continue;
+            }
+            let path = folder.join("socket");
+            let pair = UnixListener::bind(&path).and_then(|listener| {
+                Ok(Pair {
+                    listener,
+                    connection: UnixStream::connect(&path)?,
+                    is_shut_down: false,
+                })
+            });
+            let _ = fs::remove_file(&path);
+            fs::remove_dir(&folder)?;
+            return pair;
+        }
+        Err(result.err().unwrap_or(ErrorKind::NotFound.into()))
     }
 }
 
-fn set_nonblocking(listener: &Listener) -> io::Result<()> {
-    match listener {
-        Listener::Tcp(listener) => listener.set_nonblocking(true),
-        Listener::Unix(listener) => listener.set_nonblocking(true),
-    }
+fn random_name() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    // The keys of a new `RandomState` come from the system's random numbers.
+    format!("{:016x}", RandomState::new().hash_one(()))
 }
 
 #[cfg(test)]
@@ -216,17 +251,14 @@ mod tests {
         }
     }
 
-    /// Both kinds of listener, since a system has only one of them in use.
+    /// Both kinds of pair, since a system has only one of them in use.
     #[test]
     fn tiny_http_answers_over_the_sealed_connection_alone() {
-        let kinds = [abstract_listener(), loopback_listener()];
-        for listener in kinds.into_iter().flatten() {
-            let address = try_clone(&listener).unwrap();
-            let (server, sealed) = Sealed::over(listener).unwrap();
-            // Our own handle keeps the socket open: a stranger may connect, and
-            // is never answered.
-            let stranger = connect(&address).unwrap();
-            write_request(&stranger, "GET", "/stranger").unwrap();
+        let kinds = [Pair::in_no_file(), Pair::in_private_folder()];
+        for pair in kinds.into_iter().flatten() {
+            let address = pair.listener.local_addr().unwrap();
+            let (server, sealed) = Sealed::over(pair).unwrap();
+            assert!(UnixStream::connect_addr(&address).is_err());
             std::thread::scope(|scope| {
                 for number in 0..3 {
                     let asking = scope.spawn(|| sealed.ask("GET", "/x?y", || true));
@@ -243,5 +275,23 @@ mod tests {
             assert!(sealed.ask("GET", "/", || false).unwrap().is_none());
             assert!(server.try_recv().unwrap().is_none());
         }
+    }
+
+    /// The listener's own handle shows what a stranger meets while it is open.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_pair_refuses_everybody_else() {
+        let pair = Pair::in_no_file().unwrap();
+        let address = pair.listener.local_addr().unwrap();
+        for _ in 0..3 {
+            let stranger = UnixStream::connect_addr(&address);
+            assert_eq!(stranger.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        }
+        let (accepted, _) = pair.listener.accept().unwrap();
+        (&accepted).write_all(b"ours").unwrap();
+        let mut start = [0; 4];
+        io::Read::read_exact(&mut &pair.connection, &mut start).unwrap();
+        assert_eq!(&start, b"ours");
+        assert!(pair.listener.accept().is_err());
     }
 }

@@ -224,7 +224,7 @@ impl Drop for Directory {
 /// counts nothing else. Only root can, and only with util-linux.
 pub struct Stranger {
     binary: PathBuf,
-    _directory: Directory,
+    directory: Directory,
 }
 
 impl Stranger {
@@ -233,10 +233,7 @@ impl Stranger {
         let directory = Directory::new();
         let binary = directory.join("exporter");
         fs::copy(BINARY, &binary).unwrap(); // The original may be out of reach.
-        let stranger = Self {
-            binary,
-            _directory: directory,
-        };
+        let stranger = Self { binary, directory };
         let mut version = stranger.exporter("");
         version.arg("--version").stdout(Stdio::null());
         if version.status().is_ok_and(|status| status.success()) {
@@ -244,6 +241,11 @@ impl Stranger {
         }
         eprintln!("skipped: cannot run a program as another user");
         None
+    }
+
+    /// Where files lie that the stranger can reach.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
     }
 
     /// The exporter with `setup` run before it.

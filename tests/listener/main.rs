@@ -2,6 +2,8 @@
 
 mod attacks;
 mod exporter;
+#[cfg(target_os = "linux")]
+mod local_users;
 
 use std::fs;
 use std::io::{Read, Write};
