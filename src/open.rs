@@ -307,31 +307,34 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         fs::write(at("a"), "text").unwrap();
         fifo(&at("b"));
-        let done = Arc::new(AtomicBool::new(false));
+        let swapping = Arc::new(AtomicBool::new(true));
         let swapper = {
-            let (done, a, b, spare) = (Arc::clone(&done), at("a"), at("b"), at("spare"));
+            let (swapping, a, b, spare) = (Arc::clone(&swapping), at("a"), at("b"), at("spare"));
             thread::spawn(move || {
-                while !done.load(Ordering::Relaxed) {
+                for _ in 0..20_000 {
                     for (from, to) in [(&a, &spare), (&b, &a), (&spare, &b)] {
                         fs::rename(from, to).unwrap();
                     }
                 }
+                swapping.store(false, Ordering::Relaxed);
             })
         };
         let path = at("a");
-        let opened = in_time(move || {
-            let mut opened = 0;
-            for _ in 0..20_000 {
-                if let Ok(file) = regular_file(&path) {
-                    assert!(file.metadata().unwrap().is_file());
-                    opened += 1;
+        let [opened, refused] = in_time(move || {
+            let mut counts: [u32; 2] = [0, 0];
+            while swapping.load(Ordering::Relaxed) || counts[0] == 0 {
+                match regular_file(&path) {
+                    Ok(file) => {
+                        assert!(file.metadata().unwrap().is_file());
+                        counts[0] += 1;
+                    }
+                    Err(_) => counts[1] += 1,
                 }
             }
-            opened
+            counts
         });
-        done.store(true, Ordering::Relaxed);
         swapper.join().unwrap();
-        assert!(opened > 0);
+        assert!(opened > 0 && refused > 0, "{opened} {refused}");
     }
 
     /// Both ways to resolve a path below a root, held against the same tree.
