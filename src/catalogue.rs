@@ -7,7 +7,7 @@
 
 use crate::histogram::Histogram;
 use crate::itself::Itself;
-use crate::snapshot::{Gpu, Model, RequestFigures, Snapshot, Status};
+use crate::snapshot::{Gpu, GpuMemory, Model, RequestFigures, Snapshot, Status};
 
 /// What Prometheus calls the type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,12 +249,12 @@ pub const FAMILIES: &[Family] = &[
         "Bytes of Docker Model Runner's store of models.",
         Read::Server(|s| s.models_disk_usage)),
 
-    row("llamacpp_gpu_memory_used_bytes", Gauge, &["gpu"],
-        "Memory of the GPU that is in use.",
-        Read::Gpu(|g| g.memory_used, None)),
-    row("llamacpp_gpu_memory_total_bytes", Gauge, &["gpu"],
-        "Memory of the GPU.",
-        Read::Gpu(|g| g.memory_total, None)),
+    row("llamacpp_gpu_memory_used_bytes", Gauge, &["gpu", "memory"],
+        "Memory of the GPU that is in use; AMD: memory=\"vram\" is its own, \"gtt\" is system memory that it uses.",
+        Read::GpuSeries(|g, sink| memory(g.memory_used, &[], sink))),
+    row("llamacpp_gpu_memory_total_bytes", Gauge, &["gpu", "memory"],
+        "Memory of the GPU; AMD: memory=\"vram\" is its own, \"gtt\" is system memory that it may use.",
+        Read::GpuSeries(|g, sink| memory(g.memory_total, &[], sink))),
     row("llamacpp_gpu_power_watts", Gauge, &["gpu"],
         "Power that the GPU draws.",
         Read::Gpu(|g| g.power, None)),
@@ -265,11 +265,11 @@ pub const FAMILIES: &[Family] = &[
             let (name, uuid, driver) = (word(&g.name), word(&g.uuid), word(&g.driver));
             sink(&[("name", &name), ("uuid", &uuid), ("driver", &driver)], 1.0);
         })),
-    row("llamacpp_process_gpu_memory_bytes", Gauge, &["gpu"],
-        "GPU memory of the process that holds the model.",
+    row("llamacpp_process_gpu_memory_bytes", Gauge, &["gpu", "memory"],
+        "GPU memory of the process that holds the model; AMD: memory=\"vram\" or \"gtt\", as above.",
         Read::ModelSeries(|m, sink| {
             for (gpu, bytes) in &m.process_gpu_memory {
-                sink(&[("gpu", gpu)], *bytes);
+                memory(*bytes, &[("gpu", gpu)], sink);
             }
         })),
     row("llamacpp_process_cpu_seconds_total", Counter, &[],
@@ -388,6 +388,15 @@ pub fn reference() -> String {
         ));
     }
     text
+}
+
+/// A GPU's memory, with the label `memory` beside `labels` where there are two kinds of it.
+fn memory(bytes: GpuMemory, labels: &[(&'static str, &str)], sink: &mut Sink) {
+    for (kind, bytes) in bytes.kinds() {
+        let kind = kind.map(|kind| ("memory", kind));
+        let labels: Vec<_> = labels.iter().copied().chain(kind).collect();
+        sink(&labels, bytes);
+    }
 }
 
 #[cfg(test)]

@@ -52,20 +52,21 @@ pub fn report(base: &BaseUrl, snapshot: &Snapshot) -> String {
     text
 }
 
-/// What the GPUs of this machine tell; empty where there are none.
-pub fn gpus(gpus: &[Gpu]) -> String {
-    if gpus.is_empty() {
-        return String::new();
-    }
+/// What the GPUs of this machine tell, and `notes` on those that do not.
+pub fn gpus(gpus: &[Gpu], notes: &[String]) -> String {
     let itself = Itself {
         gpus: gpus.to_vec(),
         ..Itself::default()
     };
-    let mut text = "this machine's GPUs:\n".to_owned();
+    let none = if gpus.is_empty() { " none" } else { "" };
+    let mut text = format!("this machine's GPUs:{none}\n");
     let exposition = exposition::render(&[], &itself);
     let values = exposition.lines().filter(|line| line.contains("gpu=\""));
     for line in values.take(MOST_VALUES) {
         let _ = writeln!(text, "    {line}");
+    }
+    for note in notes {
+        let _ = writeln!(text, "  note: {note}");
     }
     text
 }
@@ -81,13 +82,17 @@ mod tests {
 
     #[test]
     fn the_gpus_are_told_where_there_are_any() {
-        assert_eq!(gpus(&[]), "");
+        let note = "no nvidia-smi is in /usr/bin".to_owned();
+        assert_eq!(
+            gpus(&[], &[note]),
+            "this machine's GPUs: none\n  note: no nvidia-smi is in /usr/bin\n"
+        );
         let gpu = Gpu {
             index: "0".to_owned(),
             temperature: Some(50.0),
             ..Gpu::default()
         };
-        let report = gpus(&[gpu]);
+        let report = gpus(&[gpu], &[]);
         assert!(
             report.contains("    llamacpp_temperature_celsius{gpu=\"0\"} 50\n"),
             "{report}"

@@ -111,6 +111,15 @@ struct Found {
     header: Option<(String, Result<Header, gguf::Error>, Instant)>,
 }
 
+/// What is wrong with where the machine's processes are said to be, for people.
+pub fn note_on_procfs(settings: &Settings) -> Option<String> {
+    let is_empty = cfg!(target_os = "linux") && Procfs::new(&settings.procfs).pids().is_empty();
+    is_empty.then(|| {
+        let folder = settings.procfs.display();
+        format!("no process is in {folder} (--procfs): memory, CPU and threads are not shown")
+    })
+}
+
 impl Machine {
     /// The machine that `base` may be on.
     pub fn new(base: &BaseUrl, settings: &Settings) -> Machine {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use llamacpp_exporter::itself::{self, Itself};
-use llamacpp_exporter::machine::gpus::Gpus;
+use llamacpp_exporter::machine::{self, gpus::Gpus};
 use llamacpp_exporter::poll::{self, Poller, Watch};
 use llamacpp_exporter::serve::{self, Site};
 use llamacpp_exporter::settings::{self, Command, Settings};
@@ -110,7 +110,10 @@ fn check(settings: &Settings) -> ExitCode {
         all_up &= snapshot.up == Some(true);
         report += &check::report(base, &snapshot);
     }
-    report += &check::gpus(&gpus.known());
+    if let Some(note) = machine::note_on_procfs(settings) {
+        report += &format!("note: {note}\n");
+    }
+    report += &check::gpus(&gpus.known(), &gpus.notes());
     print(&report, all_up)
 }
 

@@ -47,6 +47,8 @@ pub struct Settings {
     pub procfs: PathBuf,
     /// Where the machine's `/sys` is.
     pub sysfs: PathBuf,
+    /// Whether the GPUs of this machine are left alone.
+    pub no_gpu: bool,
     /// Logs of llama-server to follow; none of them for the same base URL as another.
     pub log_files: Vec<LogFile>,
     /// Whether Docker Model Runner's records of requests are read.
@@ -314,6 +316,16 @@ pub const TABLE: &[Row] = &[
         set: |draft, text| assign(&mut draft.sysfs, Ok(text.into())),
     },
     Row {
+        flag: "--no-gpu",
+        argument: "",
+        variables: &["LLAMACPP_NO_GPU"],
+        default: "",
+        help: "Read no GPU: neither run nvidia-smi nor look at AMD's and Intel's GPUs",
+        repeatable: false,
+        secret: false,
+        set: |draft, text| assign(&mut draft.no_gpu, switch(text)),
+    },
+    Row {
         flag: "--log-file",
         argument: "F",
         variables: &["LLAMACPP_LOG_FILE"],
@@ -374,6 +386,7 @@ struct Draft {
     pid_file: Option<PathBuf>,
     procfs: Option<PathBuf>,
     sysfs: Option<PathBuf>,
+    no_gpu: Option<bool>,
     log_files: Vec<LogFile>,
     no_request_records: Option<bool>,
     probe_interval: Option<Duration>,
@@ -567,6 +580,7 @@ fn finish(mut draft: Draft) -> Result<Settings, String> {
             .or(defaults.sysfs)
             .ok_or_else(|| missing("--sysfs"))?,
         log_files: draft.log_files,
+        no_gpu: draft.no_gpu == Some(true),
         request_records: draft.no_request_records != Some(true),
         probe_interval: draft.probe_interval,
         log_level: draft

@@ -217,8 +217,8 @@ pub struct Model {
     pub kv_cache_ratio: Option<f64>,
     /// User and system time of the process, in seconds.
     pub process_cpu_seconds: Option<f64>,
-    /// Bytes of GPU memory of the process, by GPU.
-    pub process_gpu_memory: Vec<(String, f64)>,
+    /// GPU memory of the process, by GPU.
+    pub process_gpu_memory: Vec<(String, GpuMemory)>,
 
     /// Bytes of weights.
     pub size: Option<f64>,
@@ -274,12 +274,42 @@ pub struct Gpu {
     pub utilization: Option<f64>,
     /// Degrees Celsius.
     pub temperature: Option<f64>,
-    /// Bytes of its memory in use.
-    pub memory_used: Option<f64>,
-    /// Bytes of its memory.
-    pub memory_total: Option<f64>,
+    /// Its memory in use.
+    pub memory_used: GpuMemory,
+    /// Its memory.
+    pub memory_total: GpuMemory,
     /// Watts.
     pub power: Option<f64>,
+}
+
+/// Bytes of a GPU's memory, by where it lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct GpuMemory {
+    /// Its own: video memory, and on a GPU that is a part of the processor what the firmware
+    /// has set aside for it.
+    pub vram: Option<f64>,
+    /// System memory that the kernel maps for it (AMD's graphics translation table): where
+    /// models lie on a GPU that is a part of the processor, and what does not fit others.
+    pub gtt: Option<f64>,
+}
+
+impl GpuMemory {
+    /// Memory of a kind of GPU that has one kind of memory.
+    pub fn of_one_kind(bytes: Option<f64>) -> GpuMemory {
+        GpuMemory {
+            vram: bytes,
+            gtt: None,
+        }
+    }
+
+    /// What there is, and the label that tells one kind from the other where there are two.
+    pub fn kinds(self) -> impl Iterator<Item = (Option<&'static str>, f64)> {
+        let vram = self.gtt.map(|_| "vram");
+        let kinds = [(vram, self.vram), (Some("gtt"), self.gtt)];
+        kinds
+            .into_iter()
+            .filter_map(|(kind, bytes)| Some((kind, bytes?)))
+    }
 }
 
 /// The requests of one model, as one source tells of them.

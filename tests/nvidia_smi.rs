@@ -1,98 +1,74 @@
 //! The program with an `nvidia-smi` that replays what real ones print.
 //!
-//! The lines are written by hand, none was recorded: no machine with an NVIDIA GPU was to
-//! be had. Their shape is that of `--format=csv,noheader,nounits` as `nvidia-smi
-//! --help-query-gpu` and `--help-query-compute-apps` describe it, and as public issues of
-//! llama.cpp's and of GPU exporters' users quote drivers 470 to 580: a plain GPU, one in
-//! MIG mode (no utilization), a laptop's (no power), one that has fallen off the bus.
+//! The lines are written by hand where it does not say otherwise. Their shape is that of
+//! `--format=csv,noheader,nounits` as `nvidia-smi --help-query-gpu` and
+//! `--help-query-compute-apps` describe it, and as public issues of llama.cpp's and of GPU
+//! exporters' users quote drivers 470 to 580: a plain GPU, one in MIG mode (no utilization), a
+//! laptop's (no power), one that has fallen off the bus.
 #![cfg(target_os = "linux")]
 
+mod support;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-/// The exporter, with a folder of its own that is all of its PATH besides the system's.
-struct Exporter {
-    child: Child,
-    address: String,
-    folder: PathBuf,
-}
+use support::exporter::{self, Start};
+use support::recordings::{NEW, Stage};
+use support::{Exporter, Server, eventually};
+use tempfile::TempDir;
 
-impl Exporter {
-    fn start(name: &str, nvidia_smi: &str) -> Exporter {
-        let folder = std::env::temp_dir().join(format!("nvidia-{name}-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        if !nvidia_smi.is_empty() {
-            let program = folder.join("nvidia-smi");
-            fs::write(&program, format!("#!/bin/sh\n{nvidia_smi}")).unwrap();
-            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        let mut child = Command::new(env!("CARGO_BIN_EXE_llamacpp-exporter"))
-            .args(["--base-url", "http://127.0.0.1:9", "--addr", "127.0.0.1:0"])
-            .args(["--interval", "1s"])
-            .env("PATH", format!("{}:/usr/bin:/bin", folder.display()))
-            .env("RECORD", folder.join("calls"))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        while !line.contains("serving") {
-            line.clear();
-            assert_ne!(log.read_line(&mut line).unwrap(), 0, "it has not started");
-        }
-        let address = line.split("addr=").nth(1).unwrap();
-        let address = address.split(' ').next().unwrap().to_owned();
-        // What is said later goes nowhere, and must not fill the pipe.
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Exporter {
-            child,
-            address,
-            folder,
-        }
+/// A folder with an `nvidia-smi` that is a shell script, and what it and the test write.
+struct Fake(TempDir);
+
+impl Fake {
+    /// `{calls}` in the script is a file of its own to write to.
+    fn new(script: &str) -> Fake {
+        let fake = Fake(tempfile::tempdir().unwrap());
+        let calls = fake.path("calls").display().to_string();
+        fake.write(
+            "nvidia-smi",
+            &format!("#!/bin/sh\n{script}").replace("{calls}", &calls),
+        );
+        let executable = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(fake.path("nvidia-smi"), executable).unwrap();
+        fake
     }
 
-    fn metrics(&self) -> String {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream
-            .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            .unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
     }
 
-    fn wait_for(&self, wanted: impl Fn(&str) -> bool) -> String {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            let text = self.metrics();
-            if wanted(&text) {
-                return text;
-            }
-            assert!(Instant::now() < deadline, "it does not come:\n{text}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+    fn write(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
     }
 
-    fn threads(&self) -> usize {
-        let folder = format!("/proc/{}/task", self.child.id());
-        fs::read_dir(Path::new(&folder)).unwrap().count()
+    /// What the script wrote to `{calls}`.
+    fn calls(&self) -> String {
+        fs::read_to_string(self.path("calls")).unwrap_or_default()
+    }
+
+    /// An exporter that finds it, and looks at no other GPU of this machine.
+    fn exporter(&self, base_url: &str) -> Start {
+        fs::create_dir_all(self.path("sys")).unwrap();
+        Exporter::of(base_url)
+            .interval("1s")
+            .variable(
+                "PATH",
+                &format!("{}:/usr/bin:/bin", self.path("").display()),
+            )
+            .variable("LLAMACPP_SYSFS", self.path("sys").to_str().unwrap())
+    }
+
+    /// The same, of a server that there is not.
+    fn start(&self) -> Exporter {
+        self.exporter("http://127.0.0.1:9").start()
     }
 }
 
-impl Drop for Exporter {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
-const GPUS: &str = r#"echo "$@" >> "$RECORD"
+const GPUS: &str = r#"echo "$@" >> {calls}
 case "$1" in
 --query-gpu=*)
     while :; do
@@ -111,8 +87,11 @@ esac
 
 #[test]
 fn what_nvidia_smi_tells_is_served_and_what_it_does_not_tell_is_absent() {
-    let exporter = Exporter::start("tells", GPUS);
-    let text = exporter.wait_for(|text| text.contains("gpu=\"2\""));
+    let fake = Fake::new(GPUS);
+    let exporter = fake.start();
+    let metrics = |exporter: &Exporter| exporter.get("/metrics").body;
+    eventually("three GPUs", || metrics(&exporter).contains("gpu=\"2\""));
+    let text = metrics(&exporter);
     for line in [
         "llamacpp_gpu_utilization_percent{gpu=\"0\"} 37",
         "llamacpp_gpu_utilization_percent{gpu=\"2\"} 0",
@@ -128,8 +107,8 @@ fn what_nvidia_smi_tells_is_served_and_what_it_does_not_tell_is_absent() {
     assert!(!text.contains("llamacpp_gpu_power_watts{gpu=\"2\"}"));
     assert!(!text.contains("_bytes{gpu=\"3\"}"));
     // One of each kind runs all the time, and is not started for every poll.
-    std::thread::sleep(Duration::from_millis(2500));
-    let calls = fs::read_to_string(exporter.folder.join("calls")).unwrap();
+    exporter.after_polls(3);
+    let calls = fake.calls();
     assert_eq!(calls.lines().count(), 2, "{calls}");
     assert!(
         calls
@@ -140,90 +119,285 @@ fn what_nvidia_smi_tells_is_served_and_what_it_does_not_tell_is_absent() {
 
 #[test]
 fn one_that_dies_is_started_again_and_delays_nothing() {
-    let dies = r#"echo "$1" >> "$RECORD"
+    let fake = Fake::new(
+        r#"echo "$1" >> {calls}
 case "$1" in
---query-gpu=*) echo "0, GPU-a, 1, $(wc -l < "$RECORD"), 2, 3, 4, 5, A"; exit 1 ;;
+--query-gpu=*) echo "0, GPU-a, 1, $(wc -l < {calls}), 2, 3, 4, 5, A"; exit 1 ;;
 *) exit 1 ;;
 esac
-"#;
-    let exporter = Exporter::start("dies", dies);
-    exporter.wait_for(|text| text.contains("llamacpp_gpu_info{"));
-    exporter.wait_for(|text| {
+"#,
+    );
+    let exporter = fake.start();
+    eventually("it was started again", || {
+        let text = exporter.get("/metrics").body;
         let found = text
             .lines()
             .find_map(|line| line.strip_prefix("llamacpp_gpu_utilization_percent{gpu=\"0\"} "));
         found.is_some_and(|calls| calls.parse::<u32>().unwrap() >= 3)
     });
-    // One, two, four seconds lie between its starts.
-    let calls = fs::read_to_string(exporter.folder.join("calls")).unwrap();
-    assert!(calls.lines().count() <= 8, "{calls}");
+    let starts = fake.calls().lines().count() as u64;
+    let polls = exporter.scrape().value("llamacpp_exporter_polls_total");
+    // Each of the two is started later each time, so less often than there are polls.
+    assert!(
+        starts <= 2 * polls.unwrap_or(0.0) as u64 + 4,
+        "{starts} starts in {polls:?} polls"
+    );
 }
 
 #[test]
 fn one_that_says_nothing_delays_no_poll_and_is_not_shown() {
-    let exporter = Exporter::start("hangs", "exec sleep 1000\n");
-    let polls = |text: &str| text.contains("llamacpp_exporter_polls_total 3\n");
-    let text = exporter.wait_for(polls);
+    let fake = Fake::new("exec sleep 1000\n");
+    let exporter = fake.start();
+    exporter.after_polls(2);
+    let text = exporter.get("/metrics").body;
     assert!(!text.contains("llamacpp_gpu_"), "{text}");
 }
 
 #[test]
-fn where_it_is_not_installed_there_is_no_thread_for_it() {
-    let without = Exporter::start("none", "");
-    let with = Exporter::start("there", "exec sleep 1000\n");
-    for exporter in [&without, &with] {
-        exporter.wait_for(|text| text.contains("llamacpp_exporter_polls_total"));
+fn its_environment_holds_nothing_of_ours_but_where_libraries_are() {
+    let fake = Fake::new("echo \"CWD=$PWD\" >> {calls}; env >> {calls}; exec sleep 1000\n");
+    let _exporter = fake
+        .exporter("http://127.0.0.1:9")
+        .variable("LLAMACPP_API_KEY", "sk-ours")
+        .variable("AWS_SECRET_ACCESS_KEY", "ours")
+        .variable("LD_LIBRARY_PATH", "/usr/local/nvidia/lib64")
+        .start();
+    eventually("both have started", || {
+        fake.calls().matches("LC_ALL=").count() == 2
+    });
+    let calls = fake.calls();
+    for wanted in [
+        "LC_ALL=C",
+        "LD_LIBRARY_PATH=/usr/local/nvidia/lib64",
+        "CWD=/",
+    ] {
+        assert!(
+            calls.lines().any(|line| line == wanted),
+            "{wanted}\n{calls}"
+        );
     }
+    for line in calls.lines() {
+        let name = line.split('=').next().unwrap();
+        // The shell adds the last of these.
+        let known = [
+            "CWD",
+            "LC_ALL",
+            "LD_LIBRARY_PATH",
+            "PATH",
+            "PWD",
+            "OLDPWD",
+            "SHLVL",
+            "_",
+        ];
+        assert!(known.contains(&name), "{line}");
+    }
+}
+
+#[test]
+fn one_in_the_working_folder_is_not_run() {
+    let fake = Fake::new("echo \"$@\" >> {calls}\nexec sleep 1000\n");
+    fs::create_dir_all(fake.path("below")).unwrap();
+    fs::rename(fake.path("nvidia-smi"), fake.path("below/nvidia-smi")).unwrap();
+    let mut command = exporter::program();
+    command
+        .current_dir(fake.path(""))
+        .args(["--base-url", "http://127.0.0.1:9", "--addr", "127.0.0.1:0"])
+        .args(["--interval", "50ms"])
+        .env("PATH", "below:./below:/usr/bin:/bin");
+    let exporter = Exporter::start(command);
+    exporter.after_polls(3);
+    assert_eq!(fake.calls(), "");
+}
+
+#[test]
+fn no_gpu_is_read_where_none_is_to_be() {
+    for (arguments, variable) in [(&["--no-gpu"][..], ""), (&[], "1")] {
+        let fake = Fake::new(GPUS);
+        let exporter = fake
+            .exporter("http://127.0.0.1:9")
+            .interval("50ms")
+            .arguments(arguments)
+            .variable("LLAMACPP_NO_GPU", variable)
+            .start();
+        let scrape = exporter.after_polls(5);
+        assert_eq!(fake.calls(), "");
+        assert!(!scrape.has("llamacpp_temperature_celsius"));
+    }
+}
+
+/// `/sys` of a laptop whose NVIDIA GPU powers down, as the kernel's ABI describes the files and
+/// the public reports in `tests/cases/09-nvidia-smi-keeps-gpu-awake` describe the machine.
+fn laptop(fake: &Fake, status: &str) {
+    let device = |file: &str| format!("sys/bus/pci/devices/0000:01:00.0/{file}");
+    for (file, text) in [
+        ("vendor", "0x10de\n"),
+        ("class", "0x030000\n"),
+        ("power/control", "auto\n"),
+        ("power/runtime_status", status),
+    ] {
+        fake.write(&device(file), text);
+    }
+}
+
+#[test]
+fn a_gpu_that_sleeps_is_not_woken_and_is_read_once_something_else_has_woken_it() {
+    let fake = Fake::new(GPUS);
+    laptop(&fake, "suspended\n");
+    let exporter = fake.start();
+    exporter.after_polls(3);
+    assert_eq!(fake.calls(), "", "nvidia-smi was started");
+    laptop(&fake, "active\n");
+    let awake = |exporter: &Exporter| exporter.get("/metrics").body.contains("gpu=\"0\"");
+    eventually("it is read", || awake(&exporter));
+    laptop(&fake, "suspended\n");
+    eventually("it has no values", || !awake(&exporter));
+    let starts = fake.calls().lines().count();
+    exporter.after_polls(3);
+    assert_eq!(fake.calls().lines().count(), starts);
+}
+
+/// The report of public users of such a laptop: `nvidia-smi` in a loop keeps it awake.
+#[test]
+fn a_gpu_that_nothing_runs_on_is_left_alone_so_that_it_can_fall_asleep() {
+    let idle = r#"echo $$ >> {calls}
+while :; do
+    case "$1" in --query-gpu=*) echo "0, GPU-a, 550.1, 0, 40, 2, 8188, 3.5, A";; esac
+    sleep 0.2
+done
+"#;
+    let fake = Fake::new(idle);
+    laptop(&fake, "active\n");
+    let power = include_str!("cases/09-nvidia-smi-keeps-gpu-awake/power.txt");
+    fake.write("proc/driver/nvidia/gpus/0000:01:00.0/power", power);
+    let exporter = fake
+        .exporter("http://127.0.0.1:9")
+        .arguments(&["--procfs", fake.path("proc").to_str().unwrap()])
+        .start();
+    eventually("it is read at first", || {
+        exporter.get("/metrics").body.contains("gpu=\"0\"")
+    });
+    eventually("both have ended", || {
+        let alive = |pid: &str| is_running(pid);
+        !fake.calls().lines().any(alive)
+    });
+}
+
+fn is_running(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    // Dead ones may wait for whoever inherits them.
+    stat.is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[test]
+fn a_gpu_without_memory_of_its_own_shows_that_of_the_process() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/11-nvidia-gb10");
+    let replay = format!(
+        "while :; do case \"$1\" in --query-gpu=*) cat {case}/query-gpu.csv ;;\n\
+         *) cat {case}/query-compute-apps.csv ;; esac; sleep 0.2; done\n",
+        case = case.display()
+    );
+    let fake = Fake::new(&replay);
+    // The process of the report holds the model, on a machine whose PIDs are nvidia-smi's.
+    let kthreadd = "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 24 0 0\n";
+    fake.write("proc/2/stat", kthreadd);
+    let process = "114687 (llama-server) S 1 7 7 0 -1 4194304 1 0 0 0 9 9 0 0 20 0 9 0 500 1 2\n";
+    fake.write("proc/114687/stat", process);
+    fake.write("proc/114687/status", "VmRSS:\t2048 kB\nThreads:\t9\n");
+    fake.write("proc/114687/cmdline", "llama-server\0");
+    fs::create_dir_all(fake.path("proc/114687/fd")).unwrap();
+    fake.write("pid", "114687\n");
+    let server = Server::recorded(NEW, Stage::Idle);
+    let start = || {
+        fake.exporter(&server.url())
+            .arguments(&["--procfs", fake.path("proc").to_str().unwrap()])
+            .arguments(&["--pid-file", fake.path("pid").to_str().unwrap()])
+            .start()
+    };
+    let exporter = start();
+    let name = "llamacpp_process_gpu_memory_bytes";
+    let scrape = exporter.until("the memory of the process", |scrape| scrape.has(name));
+    assert_eq!(scrape.get(name, &[("gpu", "0")]), Some(19135.0 * 1048576.0));
+    for (metric, value) in [
+        ("llamacpp_gpu_utilization_percent", Some(0.0)),
+        ("llamacpp_temperature_celsius", Some(35.0)),
+        ("llamacpp_gpu_power_watts", Some(11.17)),
+        ("llamacpp_gpu_memory_used_bytes", None),
+        ("llamacpp_gpu_memory_total_bytes", None),
+    ] {
+        assert_eq!(scrape.get(metric, &[("gpu", "0")]), value, "{metric}");
+    }
+    drop(exporter);
+    // A container's /proc has no kernel threads: the number there is another process's.
+    fs::remove_file(fake.path("proc/2/stat")).unwrap();
+    let exporter = start();
+    let scrape = exporter.until("both are read", |scrape| {
+        let known = |metric| scrape.has(metric);
+        known("llamacpp_memory_usage_bytes") && known("llamacpp_temperature_celsius")
+    });
+    assert!(!scrape.has(name) && !exporter.after_polls(3).has(name));
+}
+
+#[test]
+fn check_says_where_no_gpu_and_no_process_was_found() {
+    let fake = Fake::new("");
+    fs::remove_file(fake.path("nvidia-smi")).unwrap();
+    let mut command = exporter::program();
+    command
+        .args(["--check", "--base-url", "http://127.0.0.1:9"])
+        .env("PATH", fake.path(""))
+        .env("LLAMACPP_SYSFS", fake.path("sys"));
     if Path::new("/usr/bin/nvidia-smi").exists() {
         return;
     }
-    // Threads that are still starting, or that look a name up, come and go.
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
-    while without.threads() + 2 != with.threads() {
-        let counts = (without.threads(), with.threads());
-        assert!(std::time::Instant::now() < deadline, "{counts:?}");
-        std::thread::sleep(Duration::from_millis(50));
+    let report = exporter::run(&mut command).stdout;
+    for wanted in [
+        "this machine's GPUs: none\n".to_owned(),
+        format!("no nvidia-smi is in {}", fake.path("").display()),
+        "/usr/lib/wsl/lib".to_owned(),
+        format!(
+            "no AMD or Intel GPU is in {}",
+            fake.path("sys/class/drm").display()
+        ),
+        "no process is in /nonexistent (--procfs)".to_owned(),
+    ] {
+        assert!(report.contains(&wanted), "{wanted}\n{report}");
     }
+    command.arg("--no-gpu");
+    let report = exporter::run(&mut command).stdout;
+    assert!(
+        report.contains("none is read, as --no-gpu says"),
+        "{report}"
+    );
+}
+
+#[test]
+fn where_it_is_not_installed_there_is_no_thread_for_it() {
+    if Path::new("/usr/bin/nvidia-smi").exists() {
+        return;
+    }
+    let fakes = ["exec sleep 1000\n", ""].map(Fake::new);
+    fs::remove_file(fakes[1].path("nvidia-smi")).unwrap();
+    let exporters = fakes.each_ref().map(Fake::start);
+    // One that starts them, and one for each of the two that reads it. Threads that are still
+    // starting, or that look a name up, come and go.
+    eventually("there are three threads more", || {
+        let [with, without] = exporters.each_ref().map(Exporter::threads);
+        with == without + 3
+    });
 }
 
 /// The program's own children are `nvidia-smi`s that print nothing: they have to be told.
 #[test]
 fn none_outlives_the_exporter_however_that_ends() {
     for signal in ["TERM", "KILL"] {
-        let name = format!("ends-{signal}");
-        let says_its_number = "echo $$ >> \"$RECORD\"\nexec sleep 1000\n";
-        let mut exporter = Exporter::start(&name, says_its_number);
-        let calls = exporter.folder.join("calls");
-        let running = || -> Vec<String> {
-            let numbers = fs::read_to_string(&calls).unwrap_or_default();
-            let alive = |pid: &str| {
-                let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-                // Dead ones may wait for whoever inherits them.
-                stat.is_ok_and(|stat| !stat.contains(") Z "))
-            };
-            numbers
-                .lines()
-                .filter(|pid| alive(pid))
-                .map(str::to_owned)
-                .collect()
+        let fake = Fake::new("echo $$ >> {calls}\nexec sleep 1000\n");
+        let exporter = fake.start();
+        let running = || {
+            let calls = fake.calls();
+            calls.lines().filter(|pid| is_running(pid)).count()
         };
-        let wait = |wanted: &dyn Fn(usize) -> bool| {
-            let deadline = Instant::now() + Duration::from_secs(60);
-            while !wanted(running().len()) {
-                assert!(Instant::now() < deadline, "{:?}", running());
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        };
-        wait(&|count| count == 2);
-        let kill = format!("kill -{signal} {}", exporter.child.id());
-        assert!(
-            Command::new("sh")
-                .args(["-c", &kill])
-                .status()
-                .unwrap()
-                .success()
-        );
-        exporter.child.wait().unwrap();
-        wait(&|count| count == 0);
+        eventually("both run", || running() == 2);
+        exporter.signal(signal);
+        eventually("both have ended", || running() == 0);
     }
 }

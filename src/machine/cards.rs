@@ -1,8 +1,8 @@
 //! AMD and Intel GPUs, as sysfs and fdinfo tell of them.
 //!
 //! The files of amdgpu are those of the kernel's `Documentation/gpu/amdgpu/`
-//! (`driver-misc.rst`, `thermal.rst`): `gpu_busy_percent`, `mem_info_vram_*`,
-//! and hwmon's `temp1_input` and `power1_average` or `power1_input`. Those of
+//! (`driver-misc.rst`, `thermal.rst`): `gpu_busy_percent`, `mem_info_vram_*` and
+//! `mem_info_gtt_*`, and hwmon's `temp1_input` and `power1_average` or `power1_input`. Those of
 //! i915 and xe are hwmon's, of
 //! `Documentation/ABI/testing/sysfs-driver-intel-{i915,xe}-hwmon`. A process's
 //! share is in `/proc/PID/fdinfo`, after `Documentation/gpu/drm-usage-stats.rst`.
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::process::{Procfs, read_text};
-use crate::snapshot::Gpu;
+use crate::snapshot::{Gpu, GpuMemory};
 
 const AMD: &str = "0x1002";
 const INTEL: &str = "0x8086";
@@ -70,13 +70,18 @@ impl Cards {
         Cards { cards }
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.cards.is_empty()
+    }
+
     /// What the cards tell now. One that is powered down is not woken, and not shown.
     pub fn read(&mut self) -> Vec<Gpu> {
         self.cards.iter_mut().filter_map(Card::read).collect()
     }
 
-    /// Bytes of memory on the cards of the process `pid`, by card.
-    pub fn memory_of(&self, procfs: &Procfs, pid: u32) -> Vec<(String, f64)> {
+    /// GPU memory of the process `pid`, by card.
+    pub fn memory_of(&self, procfs: &Procfs, pid: u32) -> Vec<(String, GpuMemory)> {
         if !self.cards.iter().any(|card| card.driver == "amdgpu") {
             return Vec::new();
         }
@@ -93,7 +98,7 @@ impl Cards {
                 let path = procfs.of(pid, "fdinfo").join(name);
                 read_text(&path, 64 << 10).ok()
             });
-        let by_address = video_memory(texts);
+        let by_address = memory_by_address(texts);
         self.cards
             .iter()
             .filter_map(|card| Some((card.index.clone(), *by_address.get(&card.address)?)))
@@ -142,8 +147,12 @@ impl Card {
             gpu.name = word(device, "product_name");
             gpu.uuid = word(device, "unique_id");
             gpu.utilization = number(device, "gpu_busy_percent").filter(|busy| *busy <= 100.0);
-            gpu.memory_used = number(device, "mem_info_vram_used");
-            gpu.memory_total = number(device, "mem_info_vram_total");
+            let memory = |which: &str| GpuMemory {
+                vram: number(device, &format!("mem_info_vram_{which}")),
+                gtt: number(device, &format!("mem_info_gtt_{which}")),
+            };
+            gpu.memory_used = memory("used");
+            gpu.memory_total = memory("total");
         }
         if gpu.power.is_none() {
             let energy = sensor("energy1_input").map(|energy| (Instant::now(), energy));
@@ -153,7 +162,7 @@ impl Card {
         [
             gpu.utilization,
             gpu.temperature,
-            gpu.memory_total,
+            gpu.memory_total.vram,
             gpu.power,
         ]
         .iter()
@@ -175,33 +184,44 @@ impl Card {
     }
 }
 
-/// Bytes of video memory by the card's address: those of each client once,
-/// however many descriptors it has.
-fn video_memory(texts: impl Iterator<Item = String>) -> BTreeMap<String, f64> {
-    let mut clients: BTreeMap<(String, String), f64> = BTreeMap::new();
+/// GPU memory by the card's address: that of each client once, however many descriptors it
+/// has.
+fn memory_by_address(texts: impl Iterator<Item = String>) -> BTreeMap<String, GpuMemory> {
+    let mut clients: BTreeMap<(String, String), GpuMemory> = BTreeMap::new();
     for text in texts {
-        let (mut address, mut client, mut old, mut new) = (None, None, None, None);
-        for line in text.lines() {
-            let Some((key, value)) = line.split_once(':') else {
-                continue;
+        let fields: BTreeMap<&str, &str> = text
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .map(|(key, value)| (key, value.trim()))
+            .collect();
+        // The newer name first; `drm-memory-` is also what older kernels have.
+        let memory = |of: &str| {
+            let names = [format!("drm-resident-{of}"), format!("drm-memory-{of}")];
+            names
+                .iter()
+                .find_map(|name| bytes(fields.get(name.as_str())?))
+        };
+        if let (Some(address), Some(client)) = (fields.get("drm-pdev"), fields.get("drm-client-id"))
+        {
+            let memory = GpuMemory {
+                vram: memory("vram"),
+                gtt: memory("gtt"),
             };
-            let value = value.trim();
-            match key {
-                "drm-pdev" => address = Some(value.to_owned()),
-                "drm-client-id" => client = Some(value.to_owned()),
-                "drm-memory-vram" => old = bytes(value),
-                "drm-resident-vram" => new = bytes(value),
-                _ => {}
-            }
-        }
-        if let (Some(address), Some(client), Some(memory)) = (address, client, new.or(old)) {
-            clients.insert((address, client), memory);
+            clients.insert(((*address).to_owned(), (*client).to_owned()), memory);
         }
     }
-    let mut cards = BTreeMap::new();
+    let mut cards: BTreeMap<String, GpuMemory> = BTreeMap::new();
     for ((address, _), memory) in clients {
-        *cards.entry(address).or_insert(0.0) += memory;
+        let sum = cards.entry(address).or_default();
+        let add = |sum: &mut Option<f64>, more: Option<f64>| {
+            if let Some(more) = more {
+                *sum = Some(sum.unwrap_or(0.0) + more);
+            }
+        };
+        add(&mut sum.vram, memory.vram);
+        add(&mut sum.gtt, memory.gtt);
     }
+    cards.retain(|_, memory| *memory != GpuMemory::default());
     cards
 }
 
@@ -283,7 +303,7 @@ mod tests {
         assert_eq!(amd.utilization, Some(42.0));
         assert_eq!(amd.temperature, Some(61.0));
         assert_eq!(amd.power, Some(187.0));
-        assert_eq!(amd.memory_total, Some(17163091968.0));
+        assert_eq!(amd.memory_total.vram, Some(17163091968.0));
         assert_eq!(amd.name.as_deref(), Some("Radeon RX 7800 XT"));
         std::thread::sleep(Duration::from_millis(20));
         let energy = "sys/devices/pci0000:00/0000:00:02.0/hwmon/hwmon5/energy1_input";
@@ -312,7 +332,7 @@ mod tests {
         tree.write(&format!("{folder}/hwmon/hwmon4/temp1_input"), "warm\n");
         let gpu = &Cards::find(&tree.path("sys"), false).read()[0];
         assert_eq!(
-            (gpu.utilization, gpu.memory_used, gpu.temperature),
+            (gpu.utilization, gpu.memory_used.vram, gpu.temperature),
             (None, None, None)
         );
     }
@@ -342,6 +362,39 @@ mod tests {
         tree.link("proc/7/fd/9", "/dev/null");
         let cards = Cards::find(&tree.path("sys"), false);
         let memory = cards.memory_of(&Procfs::new(&tree.path("proc")), 7);
-        assert_eq!(memory, [("1".to_owned(), 5.0 * 1048576.0)]);
+        let five = GpuMemory::of_one_kind(Some(5.0 * 1048576.0));
+        assert_eq!(memory, [("1".to_owned(), five)]);
+    }
+
+    /// A file of `tests/cases`.
+    fn case(name: &str) -> String {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+        fs::read_to_string(folder.join(name)).unwrap()
+    }
+
+    #[test]
+    fn what_lies_in_system_memory_is_told_apart_from_video_memory() {
+        let tree = Tree::new(&[("sys/bus/pci/drivers/amdgpu/x", "")]);
+        let device = "sys/devices/pci0000:00/0000:c5:00.0";
+        for line in case("08-amd-apu-gtt/sysfs.txt").lines() {
+            let (file, value) = line.split_once('=').unwrap();
+            tree.write(&format!("{device}/{file}"), format!("{value}\n"));
+        }
+        let driver = tree.path("sys/bus/pci/drivers/amdgpu");
+        tree.link(&format!("{device}/driver"), driver);
+        tree.link("sys/class/drm/card1/device", tree.path(device));
+        tree.write("proc/7/fdinfo/9", case("08-amd-apu-gtt/fdinfo.txt"));
+        tree.link("proc/7/fd/9", "/dev/dri/renderD128");
+        let mut cards = Cards::find(&tree.path("sys"), false);
+        let gpu = &cards.read()[0];
+        let memory = |vram, gtt| GpuMemory {
+            vram: Some(vram),
+            gtt: Some(gtt),
+        };
+        assert_eq!(gpu.memory_used, memory(477_102_080.0, 67_645_734_912.0));
+        assert_eq!(gpu.memory_total, memory(536_870_912.0, 133_143_986_176.0));
+        let of_process = cards.memory_of(&Procfs::new(&tree.path("proc")), 7);
+        let expected = memory(5348.0 * 1024.0, 25_258_000.0 * 1024.0);
+        assert_eq!(of_process, [("0".to_owned(), expected)]);
     }
 }

@@ -1,36 +1,40 @@
 //! NVIDIA GPUs, as `nvidia-smi` tells of them.
 //!
-//! It takes up to seconds to start, and then answers for as long as it is let:
-//! so one runs all the time, with a thread that reads it, and another for the
-//! memory of processes. A poll only looks at what they said last.
+//! It takes up to seconds to start, and then answers for as long as it is let: so one runs all
+//! the time for the GPUs, and one for the memory of processes, each with a thread that reads
+//! it; another thread starts and ends them ([`runtime_power`] says why they end). A poll only
+//! looks at what they said last.
+
+mod command;
+mod runtime_power;
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, Read};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use self::command::Query;
+use self::runtime_power::{Ask, RuntimePower};
+use super::process::Procfs;
 use crate::log;
-use crate::os;
-use crate::snapshot::Gpu;
+use crate::settings::Settings;
+use crate::snapshot::{Gpu, GpuMemory};
 
 /// What is asked of each GPU.
 const GPU_FIELDS: &str = "index,uuid,driver_version,utilization.gpu,temperature.gpu,\
                           memory.used,memory.total,power.draw,name";
 /// What is asked of each process.
 const PROCESS_FIELDS: &str = "pid,gpu_uuid,used_gpu_memory";
-/// The longest line that is looked at.
-const LONGEST_LINE: u64 = 4096;
 /// The most GPUs, and processes, that are kept.
 const MOST_GPUS: usize = 256;
 const MOST_PROCESSES: usize = 4096;
-/// How long to wait before it is started again.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// How often it is looked at which GPUs may be asked, at least.
+const LONGEST_LOOK: Duration = Duration::from_secs(5);
 /// `nvidia-smi` counts memory in units of this.
 const MIB: f64 = 1048576.0;
+/// Less memory of a GPU than any model takes; a display that does nothing has some in use.
+const UNUSED_BYTES: f64 = 64.0 * MIB;
 
 /// What the running `nvidia-smi`s said last.
 #[derive(Debug)]
@@ -38,45 +42,92 @@ pub struct Nvidia {
     said: Arc<Mutex<Said>>,
     /// How long a line counts.
     fresh: Duration,
+    /// Whether its PIDs are those of the procfs that we read.
+    pids_match: bool,
 }
 
 #[derive(Debug, Default)]
 struct Said {
     gpus: BTreeMap<u32, (Gpu, Instant)>,
     processes: BTreeMap<(u32, String), (f64, Instant)>,
+    /// GPUs that are not asked, by their PCI address; `None`: that is not known yet.
+    left_alone: Option<Vec<String>>,
 }
 
 impl Nvidia {
-    /// Starts it where it is installed; `None`, and no thread, where it is not.
-    pub fn start(interval: Duration) -> Option<Nvidia> {
-        let program = installed("nvidia-smi", std::env::var_os("PATH")?)?;
-        let period = interval.clamp(Duration::from_secs(1), Duration::from_secs(3600));
-        let said = Arc::new(Mutex::new(Said::default()));
-        let queries = [
-            format!("--query-gpu={GPU_FIELDS}"),
-            format!("--query-compute-apps={PROCESS_FIELDS}"),
+    /// Has it run from now on where it is installed.
+    ///
+    /// # Errors
+    /// The folders in which it was looked for in vain; no thread runs then.
+    pub fn start(settings: &Settings) -> Result<Nvidia, Vec<PathBuf>> {
+        let program = command::find(std::env::var_os("PATH").as_deref())?;
+        let second = Duration::from_secs(1);
+        let period = settings.interval.clamp(second, Duration::from_secs(3600));
+        let procfs = Procfs::new(&settings.procfs);
+        let nvidia = Nvidia {
+            said: Arc::default(),
+            fresh: period.saturating_mul(3).saturating_add(second * 2),
+            pids_match: procfs.is_of_initial_namespace(),
+        };
+        let query = |argument, take| Query::new(&program, argument, period, &nvidia.said, take);
+        let mut queries = [
+            query(
+                format!("--query-gpu={GPU_FIELDS}"),
+                Said::take_gpu as fn(&mut Said, &str),
+            ),
+            query(
+                format!("--query-compute-apps={PROCESS_FIELDS}"),
+                Said::take_process,
+            ),
         ];
-        for (query, take) in queries
-            .into_iter()
-            .zip([Said::take_gpu as fn(&mut Said, &str), Said::take_process])
-        {
-            let follow = Follow {
-                program: program.clone(),
-                query,
-                period,
-                said: Arc::clone(&said),
-                take,
-            };
-            let thread = thread::Builder::new().name("nvidia-smi".to_owned());
-            if let Err(error) = thread.spawn(move || follow.run()) {
-                log::warn("there is no thread for nvidia-smi", &[("detail", &error)]);
-                return None;
+        let mut power = RuntimePower::new(&settings.sysfs, &procfs);
+        let (said, fresh) = (Arc::clone(&nvidia.said), nvidia.fresh);
+        let supervise = move || {
+            loop {
+                let now = Instant::now();
+                let ask = power.ask(now, |uuid| lock(&said).is_used(uuid, fresh));
+                lock(&said).leave_alone(power.left_alone(), ask == Ask::Nothing);
+                for query in &mut queries {
+                    query.supervise(&ask, now);
+                }
+                thread::sleep(period.min(LONGEST_LOOK));
             }
+        };
+        let thread = thread::Builder::new().name("nvidia".to_owned());
+        if let Err(error) = thread.spawn(supervise) {
+            log::warn("there is no thread for nvidia-smi", &[("detail", &error)]);
         }
-        Some(Nvidia {
-            said,
-            fresh: period * 3 + Duration::from_secs(2),
-        })
+        Ok(nvidia)
+    }
+
+    /// Whether it may still tell something for the first time.
+    pub fn is_awaited(&self) -> bool {
+        let said = lock(&self.said);
+        said.gpus.is_empty() && said.left_alone.as_ref().is_none_or(Vec::is_empty)
+    }
+
+    /// What is to be said of the GPUs that are not shown.
+    pub fn notes(&self) -> Vec<String> {
+        let said = lock(&self.said);
+        let left_alone = said.left_alone.clone().unwrap_or_default();
+        let mut notes = Vec::new();
+        if !left_alone.is_empty() {
+            notes.push(format!(
+                "NVIDIA GPUs that sleep, or are left alone so that they can, are not read: {}",
+                left_alone.join(", ")
+            ));
+        } else if said.gpus.is_empty() {
+            notes.push("nvidia-smi tells of no GPU".to_owned());
+        }
+        if !self.pids_match {
+            notes.push(
+                "the GPU memory of processes is not shown: nvidia-smi counts processes as the \
+                 machine does, and the /proc that is read is another PID namespace's, or does not \
+                 say; in a container, share the machine's (--pid=host)"
+                    .to_owned(),
+            );
+        }
+        notes
     }
 
     /// The GPUs that it told of lately, by index.
@@ -92,6 +143,9 @@ impl Nvidia {
 
     /// Bytes of GPU memory of the process `pid`, by the index of the GPU.
     pub fn memory_of(&self, pid: u32) -> Vec<(String, f64)> {
+        if !self.pids_match {
+            return Vec::new();
+        }
         let said = lock(&self.said);
         let index = |uuid: &str| {
             let mut gpus = said.gpus.values().map(|(gpu, _)| gpu);
@@ -111,6 +165,34 @@ impl Nvidia {
 }
 
 impl Said {
+    /// Whether something ran lately on the GPU with this UUID; on any, where it is not known.
+    fn is_used(&self, uuid: Option<&str>, lately: Duration) -> bool {
+        let fresh = |at: &Instant| at.elapsed() < lately;
+        let is_it = |of: Option<&str>| uuid.is_none_or(|uuid| of == Some(uuid));
+        let gpus = || self.gpus.values().filter(|(_, at)| fresh(at));
+        let is_known = gpus().any(|(gpu, _)| is_it(gpu.uuid.as_deref()));
+        let works = |gpu: &Gpu| {
+            gpu.utilization.is_some_and(|percent| percent > 0.0)
+                || gpu
+                    .memory_used
+                    .vram
+                    .is_some_and(|bytes| bytes > UNUSED_BYTES)
+        };
+        let mut of_it = gpus().filter(|(gpu, _)| !is_known || is_it(gpu.uuid.as_deref()));
+        let mut processes = self.processes.iter();
+        of_it.any(|(gpu, _)| works(gpu))
+            || processes.any(|((_, of), (_, at))| fresh(at) && (!is_known || is_it(Some(of))))
+    }
+
+    /// Takes note of the GPUs that are not asked. What was said is gone with the last of them.
+    fn leave_alone(&mut self, addresses: Vec<String>, nothing_is_asked: bool) {
+        if nothing_is_asked {
+            self.gpus.clear();
+            self.processes.clear();
+        }
+        self.left_alone = Some(addresses);
+    }
+
     fn take_gpu(&mut self, line: &str) {
         if let Some((index, gpu)) = gpu(line)
             && (self.gpus.len() < MOST_GPUS || self.gpus.contains_key(&index))
@@ -158,8 +240,8 @@ fn gpu(line: &str) -> Option<(u32, Gpu)> {
         driver: word(driver),
         utilization: number(utilization).filter(|percent| *percent <= 100.0),
         temperature: number(temperature),
-        memory_used: number(used).map(|mib| mib * MIB),
-        memory_total: number(total).map(|mib| mib * MIB),
+        memory_used: GpuMemory::of_one_kind(number(used).map(|mib| mib * MIB)),
+        memory_total: GpuMemory::of_one_kind(number(total).map(|mib| mib * MIB)),
         power: number(power),
     };
     Some((index, gpu))
@@ -191,86 +273,6 @@ fn lock(said: &Mutex<Said>) -> MutexGuard<'_, Said> {
     said.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn installed(name: &str, path: impl AsRef<std::ffi::OsStr>) -> Option<PathBuf> {
-    std::env::split_paths(&path)
-        .map(|folder| folder.join(name))
-        .find(|file| file.is_file())
-}
-
-/// One `nvidia-smi` that is kept running, and read.
-struct Follow {
-    program: PathBuf,
-    query: String,
-    period: Duration,
-    said: Arc<Mutex<Said>>,
-    take: fn(&mut Said, &str),
-}
-
-impl Follow {
-    fn run(self) {
-        let mut pause = FIRST_PAUSE;
-        let mut failed = false;
-        loop {
-            let started = Instant::now();
-            let ended = self.start().and_then(|child| self.read(child));
-            // It lasted: it was well.
-            if started.elapsed() > self.period * 10 {
-                pause = FIRST_PAUSE;
-                failed = false;
-            }
-            if !std::mem::replace(&mut failed, true) {
-                let detail = match ended {
-                    Ok(()) => "it ended".to_owned(),
-                    Err(error) => error.to_string(),
-                };
-                let query = self.query.split('=').next().unwrap_or_default();
-                log::warn(
-                    "nvidia-smi does not run; it is started again from time to time",
-                    &[("query", &query), ("detail", &detail)],
-                );
-            }
-            thread::sleep(pause);
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
-    fn start(&self) -> io::Result<Child> {
-        let mut command = Command::new(&self.program);
-        os::end_with_us(&mut command);
-        command
-            .arg(&self.query)
-            .arg("--format=csv,noheader,nounits")
-            .arg(format!("--loop-ms={}", self.period.as_millis()))
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-    }
-
-    fn read(&self, mut child: Child) -> io::Result<()> {
-        let output = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        let mut output = BufReader::new(output);
-        let mut line = Vec::new();
-        let result = loop {
-            line.clear();
-            match output
-                .by_ref()
-                .take(LONGEST_LINE)
-                .read_until(b'\n', &mut line)
-            {
-                Ok(0) => break Ok(()),
-                // A piece of an endless line is no line either.
-                Ok(_) => (self.take)(&mut lock(&self.said), &String::from_utf8_lossy(&line)),
-                Err(error) => break Err(error),
-            }
-        };
-        let _ = child.kill();
-        let _ = child.wait();
-        result
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,7 +285,7 @@ mod tests {
         .unwrap();
         assert_eq!((index, whole.index.as_str()), (0, "0"));
         assert_eq!(whole.utilization, Some(37.0));
-        assert_eq!(whole.memory_total, Some(81920.0 * MIB));
+        assert_eq!(whole.memory_total.vram, Some(81920.0 * MIB));
         assert_eq!(whole.power, Some(87.31));
         assert_eq!(whole.name.as_deref(), Some("NVIDIA H100 80GB HBM3"));
         for nothing in [
@@ -339,7 +341,11 @@ mod tests {
             said.take_process("77, MIG-b, 3");
             said.take_process("770, GPU-a, 3");
             let said = Arc::new(Mutex::new(said));
-            Nvidia { said, fresh }
+            Nvidia {
+                said,
+                fresh,
+                pids_match: true,
+            }
         };
         let now = nvidia(Duration::from_secs(60));
         assert_eq!(now.gpus().len(), 1);

@@ -91,6 +91,22 @@ impl Procfs {
             .collect())
     }
 
+    /// Whether its PIDs are those that the kernel itself counts with, of the initial PID
+    /// namespace, rather than a container's. False also where that cannot be told.
+    pub fn is_of_initial_namespace(&self) -> bool {
+        /// `PF_KTHREAD` of `linux/sched.h`: kernel threads are in the initial namespace alone.
+        const KERNEL_THREAD: u64 = 0x0020_0000;
+        /// `PROC_PID_INIT_INO` of `linux/proc_ns.h`.
+        const INITIAL: &str = "pid:[4026531836]";
+        // The second process of every Linux is kthreadd.
+        let flags = read_text(&self.of(2, "stat"), 4096)
+            .ok()
+            .and_then(|text| stat_field(&text, 9)?.parse::<u64>().ok());
+        let own = fs::read_link(self.path("self/ns/pid"));
+        flags.is_some_and(|flags| flags & KERNEL_THREAD != 0)
+            || own.is_ok_and(|own| own.as_os_str() == INITIAL)
+    }
+
     /// The numbers of all processes, in order.
     pub fn pids(&self) -> Vec<u32> {
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
@@ -174,18 +190,22 @@ pub struct Stat {
 impl Stat {
     /// Reads it; `None` also for a process that has ended and waits to be asked how.
     pub fn parse(text: &str) -> Option<Stat> {
-        // The program's name, in parentheses, may itself hold spaces and parentheses.
-        let (_, fields) = text.rsplit_once(") ")?;
-        let fields: Vec<&str> = fields.split_whitespace().collect();
-        if matches!(*fields.first()?, "Z" | "X" | "x") {
+        if matches!(stat_field(text, 3)?, "Z" | "X" | "x") {
             return None;
         }
-        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        let field = |number: usize| stat_field(text, number)?.parse::<u64>().ok();
         Some(Stat {
             cpu_ticks: field(14)?.checked_add(field(15)?)?,
             started: field(22)?,
         })
     }
+}
+
+/// The field with this number in proc(5), of those after the program's name: 3 or more.
+fn stat_field(text: &str, number: usize) -> Option<&str> {
+    // The program's name, in parentheses, may itself hold spaces and parentheses.
+    let (_, fields) = text.rsplit_once(") ")?;
+    fields.split_whitespace().nth(number.checked_sub(3)?)
 }
 
 /// What `/proc/PID/status` says.

@@ -245,6 +245,12 @@ impl Exporter {
         Some(line.trim().strip_suffix(" kB")?.parse::<u64>().unwrap() * 1024)
     }
 
+    /// The threads that it has now.
+    pub fn threads(&self) -> usize {
+        let folder = format!("/proc/{}/task", self.child.id());
+        std::fs::read_dir(folder).unwrap().count()
+    }
+
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
