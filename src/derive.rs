@@ -186,6 +186,7 @@ impl ModelState {
             State::Asleep(_) => Some(Status::Sleeping),
             State::Busy => Some(Status::Running),
             State::Told(status) => Some(status),
+            State::Unknown => None,
             State::Ready => {
                 // A server that is left alone was idle when it was read last.
                 let left_alone =

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 pub use self::schedule::Heart;
 use self::schedule::Schedule;
 pub use self::watch::{Watch, health, readiness};
+use crate::bounds;
 use crate::derive::{ModelState, is_loaded};
 use crate::log;
 use crate::machine::gpus::Gpus;
@@ -94,7 +95,8 @@ impl Poller {
     pub fn poll(&mut self) -> Snapshot {
         let started = Instant::now();
         let mut reading = Reading::default();
-        self.asker.begin();
+        let deadline = bounds::deadline(started, self.limit);
+        self.asker.begin(deadline);
         self.upstream.read(&mut self.asker, &mut reading);
         self.read_records();
         self.asker.finish(&mut reading);
@@ -104,7 +106,7 @@ impl Poller {
         }
         let up = reading.up;
         let mut models = self.derive(&reading);
-        self.look_at_machine(&reading, &mut models);
+        self.look_at_machine(&reading, &mut models, deadline);
         self.take_requests(&reading, &mut models);
 
         self.count_errors(&reading);
@@ -177,8 +179,8 @@ impl Poller {
         models
     }
 
-    /// Fills in what the machine tells of each loaded model's process and file.
-    fn look_at_machine(&mut self, reading: &Reading, models: &mut [Model]) {
+    /// Fills in what the machine tells of each loaded model's process and file, until `deadline`.
+    fn look_at_machine(&mut self, reading: &Reading, models: &mut [Model], deadline: Instant) {
         self.machine.refresh();
         self.machine.forget_all_but(models);
         for model in models.iter_mut().filter(|model| is_loaded(model.status)) {
@@ -188,6 +190,9 @@ impl Poller {
             };
             if !read.host.is_findable() {
                 continue;
+            }
+            if Instant::now() >= deadline {
+                break;
             }
             self.machine.fill(model, &hints(read));
             if let Some(after) = self.machine.sleep_idle(model) {

@@ -16,4 +16,5 @@ pub mod router;
 pub mod samples;
 pub mod shown;
 mod transport;
+pub mod turns;
 pub mod work;

@@ -19,6 +19,8 @@ pub struct Endpoint {
     pub limit: u64,
 }
 
+const POLL_TOO_LONG: &str = "not asked: the poll has taken too long already";
+
 /// What came of a question.
 #[derive(Debug)]
 pub enum Outcome<T> {
@@ -98,6 +100,10 @@ pub struct Asker {
     answered: Vec<Target>,
     /// The model whose server is asked now, where the base URL leads to several.
     model: Option<String>,
+    /// By when all requests of this poll must have ended.
+    deadline: Instant,
+    /// Whether there was no time left for a request of this poll.
+    is_out_of_time: bool,
 }
 
 impl Asker {
@@ -112,13 +118,18 @@ impl Asker {
             failures: Vec::new(),
             answered: Vec::new(),
             model: None,
+            deadline: Instant::now(),
+            is_out_of_time: false,
         })
     }
 
-    /// Begins a poll: sees which open questions have been answered by now.
-    pub fn begin(&mut self) {
+    /// Begins a poll, all of whose requests must have ended by `deadline`: sees which open
+    /// requests have been answered by now.
+    pub fn begin(&mut self, deadline: Instant) {
         self.open.refresh(Instant::now());
         self.model = None;
+        self.deadline = deadline;
+        self.is_out_of_time = false;
     }
 
     /// Ends a poll, and adds to `reading` what became of its questions.
@@ -126,6 +137,16 @@ impl Asker {
         self.client.hang_up();
         reading.failures.append(&mut self.failures);
         reading.answered.append(&mut self.answered);
+    }
+
+    /// By when all requests of this poll must have ended.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Whether a request of this poll was not sent because there was no time left for it.
+    pub fn is_out_of_time(&self) -> bool {
+        self.is_out_of_time
     }
 
     /// Names the model whose server is asked from now on, for what is said of its failures.
@@ -173,9 +194,13 @@ impl Asker {
             model: self.model.clone(),
         };
         let asked = Instant::now();
+        let left = self.deadline.saturating_duration_since(asked);
+        if left.is_zero() {
+            return self.refuse(target);
+        }
         let result = self
             .client
-            .get(url, endpoint.limit)
+            .get(url, endpoint.limit, left)
             .and_then(|answer| sort(answer, parse));
         let outcome = match result {
             Ok(outcome) => {
@@ -204,6 +229,16 @@ impl Asker {
             ],
         );
         outcome
+    }
+
+    /// The outcome of a request that is not sent: the poll has taken too long.
+    fn refuse<T>(&mut self, target: Target) -> Outcome<T> {
+        if !self.is_out_of_time {
+            self.is_out_of_time = true;
+            let failure = Failure::new(Reason::Timeout, POLL_TOO_LONG);
+            self.failures.push(FailedRequest { target, failure });
+        }
+        Outcome::Failed(Reason::Timeout)
     }
 
     /// Asks to see whether there is such a thing at all: any answer that says no is no failure.
@@ -289,5 +324,51 @@ pub fn recognized<T>(known: bool, answer: T, why: &str) -> Result<T, Failure> {
             Reason::Parse,
             format!("is not the expected answer: {why}"),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    const PATH: Endpoint = Endpoint {
+        path: "/props",
+        limit: 1 << 10,
+    };
+
+    /// An asker of a server that takes connections and never answers, with a time-out of an hour.
+    fn asker() -> (Asker, TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let arguments = ["--base-url", &url, "--timeout", "1h"];
+        let arguments = arguments.map(std::ffi::OsString::from).to_vec();
+        let (_, settings) = crate::settings::parse(arguments, |_| None).unwrap();
+        let asker = Asker::new(&settings.base_urls[0], &settings).unwrap();
+        (asker, listener, format!("{url}{}", PATH.path))
+    }
+
+    #[test]
+    fn a_request_ends_with_its_poll_and_stays_open() {
+        let (mut asker, _listener, url) = asker();
+        asker.begin(Instant::now() + Duration::from_millis(50));
+        assert!(asker.ask(PATH, &url, |_| Ok(())).is_late());
+        assert!(asker.is_open(&url));
+    }
+
+    #[test]
+    fn nothing_is_asked_when_the_time_of_the_poll_is_over_and_that_is_said_once() {
+        let (mut asker, listener, url) = asker();
+        asker.begin(Instant::now());
+        for _ in 0..3 {
+            assert!(asker.ask(PATH, &url, |_| Ok(())).is_late());
+        }
+        assert!(asker.is_out_of_time() && !asker.is_open(&url));
+        listener.set_nonblocking(true).unwrap();
+        assert!(listener.accept().is_err(), "it was asked");
+        let mut reading = Reading::default();
+        asker.finish(&mut reading);
+        assert_eq!(reading.failures.len(), 1);
     }
 }

@@ -96,13 +96,19 @@ impl Client {
         })
     }
 
-    /// Asks for `url` and gives the answer whatever its status; at most `limit` bytes of it.
+    /// Asks for `url` and gives the answer whatever its status; at most `limit` bytes of it, and
+    /// within `time`, or within the client's own time-out where that is shorter.
     ///
     /// # Errors
     /// [`Reason::Connect`] or [`Reason::Timeout`]: nothing answered, or not in time.
-    pub fn get(&self, url: &str, limit: u64) -> Result<Answer, Failure> {
+    pub fn get(&self, url: &str, limit: u64, time: Duration) -> Result<Answer, Failure> {
         self.line.put_down();
-        let mut request = self.agent.get(url);
+        let mut request = self
+            .agent
+            .get(url)
+            .config()
+            .timeout_global(Some(time.min(self.timeout())))
+            .build();
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }

@@ -82,7 +82,9 @@ impl Completions {
 
     fn get(&self, path: &str, limit: u64) -> Result<Answer, Failure> {
         let url = format!("{}{path}", self.root);
-        self.client.get(&url, limit).and_then(answered)
+        self.client
+            .get(&url, limit, Duration::MAX)
+            .and_then(answered)
     }
 
     fn send(&self, of_router: Option<&str>) -> Result<Completed, Failure> {

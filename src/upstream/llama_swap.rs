@@ -204,7 +204,7 @@ impl LlamaSwap {
                 Some((Some("starting"), _)) => told(&name, Status::Loading),
                 Some((Some("ready"), process)) => {
                     let own = (begun.elapsed() <= self.time)
-                        .then(|| self.read_directly(&name, process, reading))
+                        .then(|| self.read_directly(&name, process, asker.deadline(), reading))
                         .flatten();
                     out_of_reach |= own.is_none();
                     own.unwrap_or_else(|| told(&name, Status::Idle))
@@ -261,6 +261,7 @@ impl LlamaSwap {
         &mut self,
         name: &str,
         process: &Process,
+        deadline: Instant,
         reading: &mut Reading,
     ) -> Option<ModelReading> {
         let proxy = process.proxy.as_deref()?;
@@ -291,7 +292,7 @@ impl LlamaSwap {
         }
         let direct = self.servers.get_mut(name)?;
         let mut own = Reading::default();
-        direct.asker.begin();
+        direct.asker.begin(deadline);
         direct.asker.set_model(Some(name));
         direct
             .server

@@ -140,6 +140,9 @@ pub enum State {
     Ready,
     /// Its server says so itself.
     Told(Status),
+    /// What it is doing is not known: this poll had no time to ask, or its server names a state
+    /// that is not known here.
+    Unknown,
 }
 
 /// What is to be made of one source at one poll.

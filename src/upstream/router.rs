@@ -4,8 +4,8 @@
 //! awake is asked through the router, always with `autoload=false`: without it
 //! a question would load a model. A sleeping one is asked nothing at all.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use super::answers::{ModelEntry, Props, RouterStatus};
 use super::asker::{Asker, Endpoint};
@@ -13,6 +13,7 @@ use super::llama_server::{ask_props, facts};
 use super::reading::{Host, ModelReading, Reading, State};
 use super::restraint::Restraint;
 use super::shown::Shown;
+use super::turns::Turns;
 use super::work::{Place, Work};
 use crate::bounds::BoundedDuration;
 use crate::settings::Settings;
@@ -30,8 +31,7 @@ pub struct Router {
     version: Option<String>,
     sleep_idle: Option<BoundedDuration>,
     children: BTreeMap<String, Child>,
-    /// How long one poll may go on asking children; those that are left keep their turn.
-    time: Duration,
+    turns: Turns,
 }
 
 /// The server of one loaded model.
@@ -87,7 +87,7 @@ impl Router {
             version,
             sleep_idle: settings.sleep_idle,
             children: BTreeMap::new(),
-            time: settings.interval.max(2 * settings.timeout),
+            turns: Turns::new(settings),
         }
     }
 
@@ -101,7 +101,6 @@ impl Router {
 
     /// Asks all that may be asked now.
     pub fn read(&mut self, asker: &mut Asker, reading: &mut Reading) {
-        let begun = Instant::now();
         let url = format!("{}{}", self.root, MODELS.path);
         let models = asker.ask(MODELS, &url, |answer| {
             let mut models = Shown::default();
@@ -123,19 +122,28 @@ impl Router {
         });
         let loaded =
             |entry: &&ModelEntry| entry.status.as_ref().is_some_and(RouterStatus::is_loaded);
-        let alive = |id: &String| {
-            models
-                .iter()
-                .any(|entry| entry.id.as_ref() == Some(id) && keeps_child(entry))
-        };
-        self.children.retain(|id, _| alive(id));
+        let alive: BTreeSet<_> = models
+            .iter()
+            .filter(|entry| keeps_child(entry))
+            .filter_map(|entry| entry.id.as_ref())
+            .collect();
+        self.children.retain(|id, _| alive.contains(id));
         for entry in models.iter().filter(|entry| !loaded(entry)) {
             reading.models.extend(self.read_unasked(entry));
         }
-        for entry in models.iter().filter(loaded) {
-            let late = begun.elapsed() > self.time;
-            asker.set_model(entry.id.as_deref());
-            reading.models.extend(self.read_child(asker, entry, late));
+        let mut children: Vec<_> = models
+            .iter()
+            .filter(loaded)
+            .filter_map(|entry| Some((entry.id.as_deref()?, entry)))
+            .collect();
+        let (now, deadline) = (Instant::now(), asker.deadline());
+        self.turns.begin(&mut children, |(id, _)| id, now, deadline);
+        for (id, entry) in children {
+            let may_ask = self.turns.may_ask(id, Instant::now());
+            asker.set_model(Some(id));
+            reading
+                .models
+                .extend(self.read_child(asker, entry, may_ask));
         }
         asker.set_model(None);
     }
@@ -167,7 +175,7 @@ impl Router {
         &mut self,
         asker: &mut Asker,
         entry: &ModelEntry,
-        out_of_time: bool,
+        may_ask: bool,
     ) -> Option<ModelReading> {
         let (id, status) = (entry.id.as_ref()?, entry.status.as_ref()?);
         let child = self.children.entry(id.clone()).or_insert_with(|| Child {
@@ -182,10 +190,9 @@ impl Router {
         child.work.restraint.saw_sleep(Instant::now(), false);
         let mut model = ModelReading {
             name: id.clone(),
-            state: State::Ready,
             ..ModelReading::default()
         };
-        let mut late = out_of_time;
+        let mut late = !may_ask;
         if child.props.is_none() && !late {
             let props = ask_props(asker, &child.place);
             late = props.is_late();
@@ -200,9 +207,12 @@ impl Router {
         } else {
             child.work.read(asker, &child.place)
         };
-        if read.late && !out_of_time {
-            model.state = State::Busy;
-        }
+        model.state = match read.late {
+            // Nothing was seen of it in this poll.
+            true if !may_ask || asker.is_out_of_time() => State::Unknown,
+            true => State::Busy,
+            false => State::Ready,
+        };
         model.counters = read.counters;
         model.slots = read.slots;
         model.facts = facts(child.props.as_ref(), Some(entry));
