@@ -151,6 +151,7 @@ impl ModelState {
         model.requests_processing = read.counters.requests_processing;
         model.requests_deferred = read.counters.requests_deferred;
         model.slots_busy = read.counters.requests_processing;
+        model.kv_cache_ratio = read.counters.kv_cache_usage_ratio;
     }
 
     fn take_slots(&mut self, model: &mut Model, reading: &ModelReading) {

@@ -23,6 +23,7 @@ use crate::requests::records::Records;
 use crate::requests::{Requests, Speaker};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Cell, Failed, Model, Polls, Reason, ServerInfo, Snapshot, Status};
+use crate::upstream::advice::Advice;
 use crate::upstream::asker::Asker;
 use crate::upstream::completion::Completions;
 use crate::upstream::detect::Upstream;
@@ -131,6 +132,7 @@ impl Poller {
                 .chain(reading.left_out.then_some(&LEFT_OUT))
                 .map(|note| (*note).to_owned())
                 .chain(self.machine.notes())
+                .chain((!up).then(|| Advice::on(&self.base, &reading).text))
                 .collect(),
         };
         self.said.say(&self.base, &reading, &snapshot);
@@ -289,7 +291,7 @@ fn speaker(kind: &str, model: &ModelReading) -> Speaker {
         // While it loads, its name may still be that of the model before.
         "llama-server" if !matches!(model.state, State::Loading | State::Waking) => Speaker::Server,
         // What is not loaded has the port of its last child, or 0: it may be another's by now.
-        "router" if !matches!(model.state, State::Told(_)) => {
+        "router" if !matches!(model.state, State::Told(_) | State::Unknown) => {
             let arguments = model.host.arguments.as_deref().unwrap_or_default();
             let mut after = arguments
                 .iter()
@@ -358,7 +360,7 @@ impl Said {
             if up {
                 say_up(server, &snapshot.info, snapshot);
             } else {
-                say_down(base, server, reading);
+                say_down(server, &Advice::on(base, reading));
                 self.notes.clear();
                 self.statuses.clear();
             }
@@ -473,29 +475,14 @@ fn say_up(server: &dyn Display, info: &Option<ServerInfo>, snapshot: &Snapshot) 
     );
 }
 
-fn say_down(base: &BaseUrl, server: &dyn Display, reading: &Reading) {
-    let advice = if base.as_given().contains("model-runner.docker.internal") {
-        "is Docker Model Runner enabled? From a host: docker desktop enable model-runner --tcp 12434 \
-         (on Docker Engine TCP is on), --base-url http://localhost:12434; from a container on Docker \
-         Engine: --base-url http://172.17.0.1:12434; for a llama-server: --base-url http://host:8080"
-    } else if reading
-        .failures
-        .first()
-        .is_some_and(|failed| failed.failure.reason == Reason::Timeout)
-    {
-        "it does not answer in time: it hangs, or all of its HTTP threads are taken (llama-server --threads-http)"
-    } else if reading.failures.is_empty() {
-        "something answers there, but not as llama.cpp does: is --base-url right?"
-    } else {
-        "is the server running, and is --base-url right? It is asked again at every interval"
-    };
-    let reason = reading
-        .failures
-        .first()
-        .map_or("status", |failed| failed.failure.reason.label());
+fn say_down(server: &dyn Display, advice: &Advice) {
     log::warn(
         "the server is down",
-        &[("server", server), ("reason", &reason), ("advice", &advice)],
+        &[
+            ("server", server),
+            ("reason", &advice.reason),
+            ("advice", &advice.text),
+        ],
     );
 }
 

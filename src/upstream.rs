@@ -1,5 +1,6 @@
 //! What is watched: a client with limits, and one file per kind of server.
 
+pub mod advice;
 pub mod answers;
 pub mod asker;
 pub mod client;
@@ -15,6 +16,7 @@ pub mod restraint;
 pub mod router;
 pub mod samples;
 pub mod shown;
+pub mod signs;
 mod transport;
 pub mod turns;
 pub mod work;

@@ -23,25 +23,23 @@ const MOST_LISTED: usize = 20_000;
 /// The most characters of a name that are kept.
 const LONGEST_NAME: usize = 512;
 
-/// `GET /health`, and the body of any error (`tools/server/server-http.cpp`).
+/// `GET /health` (`tools/server/server-http.cpp`).
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Health {
-    /// `ok` where all is well.
+    /// `ok` where all is well; in ik_llama.cpp `no slot available` where every slot is at work.
     #[serde(deserialize_with = "text")]
     pub status: Option<String>,
-    /// What is wrong, else.
-    #[serde(deserialize_with = "object")]
-    pub error: Option<ErrorBody>,
+    /// Slots that have nothing to do; in ik_llama.cpp, and in llama.cpp before September 2024.
+    #[serde(deserialize_with = "count")]
+    pub slots_idle: Option<f64>,
 }
 
-/// `error` in an answer that is one.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct ErrorBody {
-    /// For people; `Loading model` while a model loads.
-    #[serde(deserialize_with = "text")]
-    pub message: Option<String>,
+impl Health {
+    /// Whether this is what llama-server answers, and not any JSON object.
+    pub fn is_recognizable(&self) -> bool {
+        matches!(self.status.as_deref(), Some("ok" | "no slot available"))
+    }
 }
 
 /// `GET /props` (`tools/server/server-context.cpp`).
@@ -109,6 +107,9 @@ pub struct ModelEntry {
     /// The alias, or the model's file.
     #[serde(deserialize_with = "text")]
     pub id: Option<String>,
+    /// `llamacpp`; other products name themselves or a company.
+    #[serde(deserialize_with = "text")]
+    pub owned_by: Option<String>,
     /// Facts of the model; null while it loads.
     #[serde(deserialize_with = "object")]
     pub meta: Option<ModelMeta>,
@@ -147,29 +148,68 @@ pub struct ModelMeta {
     pub ftype: Option<String>,
 }
 
-/// One object of `GET /slots`. Its counts are `int32_t` in llama.cpp.
+/// One object of `GET /slots`.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "SlotDocument")]
 pub struct Slot {
     /// Number of the slot.
-    #[serde(default, deserialize_with = "count_32")]
     pub id: Option<f64>,
     /// Tokens that fit it.
-    #[serde(default, deserialize_with = "count_32")]
     pub n_ctx: Option<f64>,
     /// Whether it is at work.
     pub is_processing: bool,
     /// The task it has, or had last; none before the first.
-    #[serde(default, deserialize_with = "count_32")]
     pub id_task: Option<f64>,
-    /// How far generation is: in an array of one in every recorded build, an object before them.
-    #[serde(default, deserialize_with = "object_or_first")]
+    /// How far generation is.
     pub next_token: Option<NextToken>,
     /// Tokens now in the slot, generated ones included; from b9294.
-    #[serde(default, deserialize_with = "count_32")]
     pub n_prompt_tokens: Option<f64>,
     /// Prompt tokens computed for the task; from b9294.
-    #[serde(default, deserialize_with = "count_32")]
     pub n_prompt_tokens_processed: Option<f64>,
+}
+
+/// A [`Slot`] as it is written. Its counts are `int32_t` in llama.cpp.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct SlotDocument {
+    #[serde(deserialize_with = "count_32")]
+    id: Option<f64>,
+    #[serde(deserialize_with = "count_32")]
+    n_ctx: Option<f64>,
+    #[serde(deserialize_with = "flag")]
+    is_processing: Option<bool>,
+    /// 0: idle, 1: processing; in ik_llama.cpp, and in llama.cpp before November 2024, in place
+    /// of `is_processing`.
+    #[serde(deserialize_with = "count_32")]
+    state: Option<f64>,
+    /// −1 for none in ik_llama.cpp.
+    #[serde(deserialize_with = "count_32")]
+    id_task: Option<f64>,
+    /// In an array of one in every recorded build, an object before them and in ik_llama.cpp.
+    #[serde(deserialize_with = "object_or_first")]
+    next_token: Option<NextToken>,
+    #[serde(deserialize_with = "count_32")]
+    n_prompt_tokens: Option<f64>,
+    #[serde(deserialize_with = "count_32")]
+    n_prompt_tokens_processed: Option<f64>,
+}
+
+impl TryFrom<SlotDocument> for Slot {
+    type Error = &'static str;
+
+    fn try_from(document: SlotDocument) -> Result<Slot, &'static str> {
+        let by_state = document.state.map(|state| state != 0.0);
+        let is_processing = document.is_processing.or(by_state);
+        Ok(Slot {
+            id: document.id,
+            n_ctx: document.n_ctx,
+            is_processing: is_processing.ok_or("neither `is_processing` nor `state` is in it")?,
+            id_task: document.id_task,
+            next_token: document.next_token,
+            n_prompt_tokens: document.n_prompt_tokens,
+            n_prompt_tokens_processed: document.n_prompt_tokens_processed,
+        })
+    }
 }
 
 impl Slot {
@@ -341,6 +381,8 @@ pub struct Counters {
     pub requests_processing: Option<f64>,
     pub requests_deferred: Option<f64>,
     pub busy_slots_per_decode: Option<f64>,
+    /// In ik_llama.cpp, and in llama.cpp before July 2025.
+    pub kv_cache_usage_ratio: Option<f64>,
 }
 
 /// What llama.cpp's own families begin with.
@@ -495,6 +537,7 @@ const USED: &[Used] = &[
     used("requests_processing", is_count, |c| &mut c.requests_processing),
     used("requests_deferred", is_count, |c| &mut c.requests_deferred),
     used("n_busy_slots_per_decode", is_measure, |c| &mut c.busy_slots_per_decode),
+    used("kv_cache_usage_ratio", is_ratio, |c| &mut c.kv_cache_usage_ratio),
 ];
 
 impl Counters {
@@ -509,6 +552,10 @@ const LARGEST: f64 = 9_007_199_254_740_992.0;
 
 fn is_measure(value: f64) -> bool {
     (0.0..=LARGEST).contains(&value)
+}
+
+fn is_ratio(value: f64) -> bool {
+    (0.0..=1.0).contains(&value)
 }
 
 fn is_count(value: f64) -> bool {
@@ -823,6 +870,25 @@ mod tests {
             let Slots(slots) = serde_json::from_str(&json).unwrap();
             assert_eq!(slots[0].decoded(), 7.0, "{shape}");
         }
+    }
+
+    #[test]
+    fn a_slot_without_is_processing_tells_by_its_state() {
+        let json = r#"[{"id":0,"id_task":17,"state":1,"next_token":{"n_decoded":136}},
+            {"id":1,"id_task":-1,"state":0,"next_token":{"n_decoded":0}},
+            {"id":2,"is_processing":true,"state":0}]"#;
+        let Slots(slots) = serde_json::from_str(json).unwrap();
+        let told = slots
+            .iter()
+            .map(|slot| (slot.is_processing, slot.id_task, slot.decoded()));
+        assert_eq!(
+            told.collect::<Vec<_>>(),
+            [
+                (true, Some(17.0), 136.0),
+                (false, None, 0.0),
+                (true, None, 0.0)
+            ]
+        );
     }
 
     #[test]

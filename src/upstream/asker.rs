@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::client::{Answer, Client, Failure};
+use super::client::{Answer, Client, Failure, SPEAKS_TLS};
 use super::open::OpenRequests;
 use super::reading::{FailedRequest, Reading, Target};
 use crate::log;
@@ -104,6 +104,10 @@ pub struct Asker {
     deadline: Instant,
     /// Whether there was no time left for a request of this poll.
     is_out_of_time: bool,
+    /// Whether an API key is sent.
+    has_key: bool,
+    /// Whether a user and password are sent.
+    has_user: bool,
 }
 
 impl Asker {
@@ -120,6 +124,8 @@ impl Asker {
             model: None,
             deadline: Instant::now(),
             is_out_of_time: false,
+            has_key: settings.api_key.is_some(),
+            has_user: base.userinfo().is_some(),
         })
     }
 
@@ -157,8 +163,26 @@ impl Asker {
     /// Takes back what failed at `endpoint` in this poll: what answers is of a kind that
     /// answers something else there.
     pub fn forgive(&mut self, endpoint: Endpoint) {
-        self.failures
-            .retain(|failed| failed.target.endpoint != endpoint.path);
+        self.forgive_where(endpoint, |_| true);
+    }
+
+    /// Takes back what failed at `endpoint` in this poll for such a reason; gives whether
+    /// anything did.
+    pub fn forgive_where(
+        &mut self,
+        endpoint: Endpoint,
+        is_forgiven: impl Fn(Reason) -> bool,
+    ) -> bool {
+        let before = self.failures.len();
+        self.failures.retain(|failed| {
+            failed.target.endpoint != endpoint.path || !is_forgiven(failed.failure.reason)
+        });
+        self.failures.len() < before
+    }
+
+    /// Takes back all that failed in this poll: what answers is no server to be watched.
+    pub fn forgive_all(&mut self) {
+        self.failures.clear();
     }
 
     /// Whether the request for `url` was sent, in this poll or before, and is still waiting for
@@ -201,7 +225,7 @@ impl Asker {
         let result = self
             .client
             .get(url, endpoint.limit, left)
-            .and_then(|answer| sort(answer, parse));
+            .and_then(|answer| self.sort(endpoint, answer, parse));
         let outcome = match result {
             Ok(outcome) => {
                 self.answered.push(target);
@@ -257,6 +281,75 @@ impl Asker {
         outcome
     }
 
+    /// Tells answers from refusals by their status.
+    fn sort<T>(
+        &self,
+        endpoint: Endpoint,
+        answer: Answer,
+        parse: impl FnOnce(Answer) -> Result<T, Failure>,
+    ) -> Result<Outcome<T>, Failure> {
+        match answer.status {
+            200 => parse(answer).map(Outcome::Answer),
+            404 => Ok(missing(answer, Missing::NotServed)),
+            501 => Ok(missing(answer, Missing::SwitchedOff)),
+            401 | 403 => Err(self.refusal(endpoint, answer)),
+            400 | 500 | 503 => {
+                let status = answer.status_text();
+                let body = answer.explanation();
+                if NOT_LOADED.iter().any(|message| body.contains(message)) {
+                    return Ok(Outcome::NotLoaded);
+                }
+                // So say nginx, Apache and Go's servers where plain HTTP comes to a port for TLS.
+                let speaks_tls = body.contains("HTTPS port")
+                    || body.contains("HTTPS server")
+                    || body.contains("SSL-enabled server port");
+                let why = if speaks_tls {
+                    format!("{status}: {SPEAKS_TLS}")
+                } else {
+                    status
+                };
+                Err(Failure::new(Reason::Status, why))
+            }
+            _ => Err(Failure::new(Reason::Status, answer.status_text())),
+        }
+    }
+
+    /// Whose key is wanted: that of llama-server, or that of a proxy before it.
+    fn refusal(&self, endpoint: Endpoint, answer: Answer) -> Failure {
+        let is_json = |kind: &str| kind.starts_with("application/json");
+        let is_page = !answer.header("Content-Type").is_some_and(is_json);
+        let challenge = answer.header("WWW-Authenticate").unwrap_or_default();
+        let wants_user = challenge.to_ascii_lowercase().starts_with("basic");
+        // llama-server refuses nobody at /health.
+        let refused_health = || {
+            let is_so = |failed: &FailedRequest| {
+                failed.target.endpoint == "/health" && failed.failure.reason == Reason::Unauthorized
+            };
+            self.failures.iter().any(is_so)
+        };
+        let is_proxys =
+            endpoint.path == "/health" || wants_user && is_page || is_page && refused_health();
+        Failure::new(
+            Reason::Unauthorized,
+            match (is_proxys, self.has_user, self.has_key) {
+                (true, true, _) => {
+                    "a proxy before the server refuses the user and password of --base-url"
+                }
+                (true, false, _) => {
+                    "a proxy before the server wants a user and password, which is not llama-server's \
+                     API key: give them in --base-url http://USER:PASSWORD@host"
+                }
+                (false, _, true) => {
+                    "the server refuses the API key that it was given by LLAMACPP_API_KEY_FILE or \
+                     LLAMACPP_API_KEY"
+                }
+                (false, _, false) => {
+                    "the server wants an API key: give it in LLAMACPP_API_KEY_FILE or LLAMACPP_API_KEY"
+                }
+            },
+        )
+    }
+
     fn keep_open(&mut self, endpoint: Endpoint, url: &str, since: Instant, reason: Reason) {
         match reason {
             Reason::Timeout => {
@@ -272,39 +365,15 @@ impl Asker {
     }
 }
 
-/// What llama-server says while it loads, and its router of a model that is not
-/// loaded, or of which the server is not there yet or not any more.
-const NOT_LOADED: [&str; 4] = [
+/// What llama-server says while it loads (ik_llama.cpp in small letters), and its router of a
+/// model that is not loaded, or of which the server is not there yet or not any more.
+const NOT_LOADED: [&str; 5] = [
     "Loading model",
+    "loading model",
     "model is not loaded",
     "proxy error: Could not establish connection",
     "proxy error: Failed to read connection",
 ];
-
-/// Tells answers from refusals by their status.
-fn sort<T>(
-    answer: Answer,
-    parse: impl FnOnce(Answer) -> Result<T, Failure>,
-) -> Result<Outcome<T>, Failure> {
-    match answer.status {
-        200 => parse(answer).map(Outcome::Answer),
-        404 => Ok(missing(answer, Missing::NotServed)),
-        501 => Ok(missing(answer, Missing::SwitchedOff)),
-        401 | 403 => Err(Failure::new(
-            Reason::Unauthorized,
-            "the server wants an API key: give it in LLAMACPP_API_KEY_FILE or LLAMACPP_API_KEY",
-        )),
-        400 | 500 | 503 => {
-            let status = answer.status_text();
-            let body = answer.explanation();
-            if NOT_LOADED.iter().any(|message| body.contains(message)) {
-                return Ok(Outcome::NotLoaded);
-            }
-            Err(Failure::new(Reason::Status, status))
-        }
-        _ => Err(Failure::new(Reason::Status, answer.status_text())),
-    }
-}
 
 fn missing<T>(answer: Answer, why: Missing) -> Outcome<T> {
     // Read, so that the next question can use the connection.

@@ -296,12 +296,13 @@ impl Answer {
         self.json_with(PhantomData)
     }
 
-    /// Reads an array, and hands each object of it to `take`; null is an empty one.
+    /// Reads an array, and hands each object of it to `take`; null is an empty one. Gives whether
+    /// it was an array.
     ///
     /// # Errors
     /// As [`Answer::json`]; some objects may have been handed over by then.
-    pub fn each<T: DeserializeOwned>(self, take: impl FnMut(T)) -> Result<(), Failure> {
-        self.json_with(Each::new(take)).map(|_| ())
+    pub fn each<T: DeserializeOwned>(self, take: impl FnMut(T)) -> Result<bool, Failure> {
+        self.json_with(Each::new(take))
     }
 
     /// Reads an object, and hands each object of its list `key` to `take`.
@@ -431,12 +432,21 @@ fn io_failure(error: &io::Error) -> Failure {
     {
         Some(inner) => failure(inner),
         None if error.kind() == io::ErrorKind::TimedOut => Failure::new(Reason::Timeout, TOO_LATE),
+        // What rustls says of an answer that is no TLS at all.
+        None if error.to_string().contains("InvalidContentType") => {
+            Failure::new(Reason::Connect, SPEAKS_NO_TLS)
+        }
         None => Failure::new(Reason::Connect, error.to_string()),
     }
 }
 
 const TOO_LARGE: &str = "the answer is larger than any real server's";
 const TOO_LATE: &str = "no whole answer within the time-out";
+
+/// Said where plain HTTP was asked for and TLS is spoken.
+pub const SPEAKS_TLS: &str = "the server speaks TLS: use https:// in --base-url";
+/// Said where TLS was asked for and plain HTTP is spoken.
+pub const SPEAKS_NO_TLS: &str = "the server speaks no TLS: use http:// in --base-url";
 
 fn failure(error: &ureq::Error) -> Failure {
     use ureq::Error;

@@ -3,18 +3,31 @@
 //! It is found out anew after every reconnect, so that one address may change
 //! from one kind of server to another.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::answers::Props;
-use super::asker::{Asker, Outcome};
+use super::asker::{Asker, Endpoint, Outcome};
+use super::client::Answer;
 use super::llama_server::{Asked, HEALTH, LlamaServer, PROPS, ask_health, ask_props};
 use super::llama_swap::LlamaSwap;
 use super::model_runner::{ModelRunner, TakeRecords};
 use super::reading::Reading;
 use super::router::Router;
+use super::signs::{Product, ask_models};
 use super::work::Place;
 use crate::bounds::BoundedDuration;
 use crate::settings::{BaseUrl, Settings};
+
+/// What stands before every other path.
+const ROOT: Endpoint = Endpoint {
+    path: "/",
+    limit: 64 << 10,
+};
+
+/// How long a product that has named itself is asked nothing but `/v1/models`. Other questions
+/// may cost it something: LiteLLM's `/health` has every model behind it complete a prompt, and
+/// LM Studio logs an error for each path that it does not have.
+const PRODUCT_AGE: Duration = Duration::from_secs(600);
 
 /// Whatever answers at one base URL.
 pub struct Upstream {
@@ -23,6 +36,8 @@ pub struct Upstream {
     /// What answered last; a server that is down is not forgotten, it may be the same again.
     kind: Kind,
     connected: bool,
+    /// What answered last where it is no known server, and when that was found out.
+    product: Option<(Product, Instant)>,
 }
 
 enum Kind {
@@ -55,6 +70,7 @@ impl Upstream {
             settings: settings.clone(),
             kind: Kind::LlamaServer(Box::new(LlamaServer::new(base, settings))),
             connected: false,
+            product: None,
         }
     }
 
@@ -81,19 +97,75 @@ impl Upstream {
         let mut asked = Asked::default();
         let mut is_sure = true;
         if !self.connected {
+            if self.is_still_product(asker, reading) {
+                return;
+            }
             match self.detect(asker) {
                 Some(detected) => (asked, is_sure) = (detected.asked, detected.is_sure),
                 None => return,
             }
         }
+        let is_late = asked.health.as_ref().is_some_and(Outcome::is_late);
         match &mut self.kind {
             Kind::LlamaServer(server) => server.read(asker, asked, reading),
             Kind::Router(router) => router.read(asker, reading),
             Kind::ModelRunner(runner) => runner.read(asker, reading),
             Kind::LlamaSwap(swap) => swap.read(asker, reading),
         }
-        // What is loading has not shown yet what it is.
-        self.connected = is_sure && reading.up && !reading.loading;
+        if reading.up {
+            self.product = None;
+        } else if !self.connected && !is_late {
+            self.name_product(asker, reading);
+        }
+        // What is loading has not shown yet what it is, nor has a router without its models.
+        let is_told = !reading.loading && (self.is_of_many() || !reading.models.is_empty());
+        self.connected = is_sure && reading.up && is_told;
+    }
+
+    /// Whether this kind of server may have no model.
+    fn is_of_many(&self) -> bool {
+        !matches!(self.kind, Kind::LlamaServer(_))
+    }
+
+    /// Asks a product that has named itself whether it is still there.
+    fn is_still_product(&self, asker: &mut Asker, reading: &mut Reading) -> bool {
+        let Some((product, since)) = &self.product else {
+            return false;
+        };
+        if !product.is_certain || since.elapsed() >= PRODUCT_AGE {
+            return false;
+        }
+        let models = ask_models(asker, &self.place());
+        let is_still = |named: &Product| named.is_certain;
+        reading.product = models
+            .answer()
+            .filter(|list| !list.is_own)
+            .and_then(|list| list.product)
+            .filter(is_still);
+        reading.product.is_some()
+    }
+
+    /// Finds out what answers that is no known server, where `/v1/models` has not told.
+    fn name_product(&mut self, asker: &mut Asker, reading: &mut Reading) {
+        let is_named = |product: &Product| product.is_certain;
+        if !reading.product.as_ref().is_some_and(is_named) {
+            let url = format!("{}{}", self.base.root(), ROOT.path);
+            let text = asker.probe(ROOT, &url, Answer::text).answer();
+            let product = text.and_then(|text| Product::of_root(&text));
+            reading.product = product.or(reading.product.take());
+        }
+        if let Some(product) = &reading.product {
+            asker.forgive_all();
+            self.product = Some((product.clone(), Instant::now()));
+        }
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            root: self.base.root(),
+            query: String::new(),
+            model_names: Vec::new(),
+        }
     }
 
     /// Asks for the server's records of the last requests, where it keeps any, and has them
@@ -109,11 +181,7 @@ impl Upstream {
     /// Asks for what only one kind of server answers. Gives what was asked on the way, or
     /// none where nobody is there who could be any of them.
     fn detect(&mut self, asker: &mut Asker) -> Option<Detected> {
-        let place = Place {
-            root: self.base.root(),
-            query: String::new(),
-            model_names: Vec::new(),
-        };
+        let place = self.place();
         let url = place.url(HEALTH);
         let health = ask_health(asker, &url);
         // In ik_llama.cpp it waits behind a prompt: the others tell whether the server is there.

@@ -2,6 +2,9 @@
 //!
 //! One [`LlamaServer::read`] is one poll: `/health` first, then `/props`, and
 //! then only what may be asked without doing harm (see [`super::restraint`]).
+//! Whether the server is up is judged by the answers of that poll alone (see
+//! [`super::signs`]): what is remembered may be of a server that is dead behind
+//! its proxy.
 
 use std::time::Instant;
 
@@ -9,6 +12,7 @@ use super::answers::{Health, ModelEntry, Object, Props, Stats};
 use super::asker::{Asker, Endpoint, Outcome, recognized};
 use super::reading::{Facts, ModelReading, Reading, Seen, State};
 use super::restraint::Restraint;
+use super::signs::{Product, Signs, ask_models};
 use super::work::{Place, Read, Work};
 use crate::bounds::BoundedDuration;
 use crate::settings::{BaseUrl, DEFAULT_MODEL, Settings};
@@ -24,10 +28,6 @@ pub const PROPS: Endpoint = Endpoint {
     path: "/props",
     limit: 4 << 20,
 };
-const MODELS: Endpoint = Endpoint {
-    path: "/v1/models",
-    limit: 4 << 20,
-};
 const STATS: Endpoint = Endpoint {
     path: "/stats",
     limit: 1 << 20,
@@ -41,12 +41,46 @@ pub struct LlamaServer {
     stats_url: Option<String>,
     work: Work,
     connected: bool,
+    asked_stats: bool,
+    /// Whether nothing but `/v1` is passed on to it.
+    only_v1: bool,
     props: Option<Props>,
     entry: Option<ModelEntry>,
     /// The name that the user gave.
     named: Option<String>,
     /// The name that the server gave last.
     said: Option<String>,
+}
+
+/// Said where a proxy passes on nothing but `/v1`.
+const ONLY_V1: &str = "neither /health nor /props is passed on to the server, only /v1/models is: have the proxy \
+     pass on /health, /props, /metrics and /slots to see more";
+
+/// Said where that server is a router.
+const ROUTER_NOT_PASSED_ON: &str = "a router answers, and only its /v1 is passed on: have the proxy pass on /health, /props, \
+     /models, /metrics and /slots to see its models";
+
+/// Who answered, by the answers of one poll.
+enum Answered {
+    /// A llama-server, whose model is in this state.
+    As(State),
+    /// A router, of which only `/v1` is passed on.
+    AsRouter,
+    /// Another product.
+    AsOther(Product),
+    /// Nobody that is known.
+    Nobody,
+}
+
+impl Answered {
+    /// A server that leaves a question for later, if it is known to be llama.cpp.
+    fn busy_if(is_known: bool, busy: State) -> Answered {
+        if is_known {
+            Answered::As(busy)
+        } else {
+            Answered::Nobody
+        }
+    }
 }
 
 /// What was asked already in this poll, to find out what answers.
@@ -77,6 +111,8 @@ impl LlamaServer {
             stats_url: None,
             work: Work::new(Restraint::new(settings.sleep_idle)),
             connected: false,
+            asked_stats: false,
+            only_v1: false,
             props: None,
             entry: None,
             named: settings.model.clone(),
@@ -104,53 +140,55 @@ impl LlamaServer {
     /// Asks all that may be asked now.
     pub fn read(&mut self, asker: &mut Asker, asked: Asked, reading: &mut Reading) {
         let mut model = ModelReading::default();
-        match self.ask_all(asker, asked, &mut model) {
-            Some(state) => {
+        let state = match self.ask_all(asker, asked, &mut model) {
+            Answered::As(state) => state,
+            Answered::AsRouter => {
                 reading.up = true;
-                model.state = state;
-                reading.loading = state == State::Loading;
-                if reading.loading {
-                    self.disconnect();
-                    let version = None;
-                    reading.info = Some(ServerInfo {
-                        kind: "llama-server",
-                        version,
-                    });
-                } else if self.props.is_some() || self.connected {
-                    let version = self
-                        .props
-                        .as_ref()
-                        .and_then(|props| props.build_info.clone());
-                    reading.info = Some(ServerInfo {
-                        kind: "llama-server",
-                        version,
-                    });
-                }
-                model.name = self.name(&model);
-                model.facts = self.facts();
-                reading.notes.extend(self.work.notes(model.stats.is_some()));
-                reading.models.push(model);
+                reading.info = Some(ServerInfo {
+                    kind: "router",
+                    version: None,
+                });
+                reading.notes.push(ROUTER_NOT_PASSED_ON);
+                return self.disconnect();
             }
-            None => self.disconnect(),
+            Answered::AsOther(product) => {
+                reading.product = Some(product);
+                return self.disconnect();
+            }
+            Answered::Nobody => return self.disconnect(),
+        };
+        reading.up = true;
+        model.state = state;
+        reading.loading = state == State::Loading;
+        if reading.loading {
+            self.disconnect();
         }
+        if reading.loading || self.props.is_some() || self.entry.is_some() || self.connected {
+            let version = |props: &Props| props.build_info.clone();
+            reading.info = Some(ServerInfo {
+                kind: "llama-server",
+                version: self.props.as_ref().and_then(version),
+            });
+        }
+        model.name = self.name(&model);
+        model.facts = self.facts();
+        if self.only_v1 {
+            reading.notes.push(ONLY_V1);
+        }
+        reading.notes.extend(self.work.notes(model.stats.is_some()));
+        reading.models.push(model);
     }
 
-    /// Gives the state of the model, or none where nothing answers as llama.cpp does.
-    fn ask_all(
-        &mut self,
-        asker: &mut Asker,
-        asked: Asked,
-        model: &mut ModelReading,
-    ) -> Option<State> {
+    fn ask_all(&mut self, asker: &mut Asker, asked: Asked, model: &mut ModelReading) -> Answered {
+        let mut signs = Signs::default();
         let url = self.place.url(HEALTH);
         let health = asked.health.unwrap_or_else(|| ask_health(asker, &url));
         match health {
-            Outcome::NotLoaded => return Some(State::Loading),
+            Outcome::NotLoaded => return Answered::As(State::Loading),
             // In ik_llama.cpp it waits behind a prompt: the others tell whether the server is there.
-            _ if health.is_nobody() && !asker.is_open(&url) => return None,
-            _ => {}
+            _ if health.is_nobody() && !asker.is_open(&url) => return Answered::Nobody,
+            _ => signs.saw_health(&health),
         }
-        let healthy = matches!(health, Outcome::Answer(_));
 
         let busy = if self.work.restraint.is_asleep() {
             State::Waking
@@ -158,58 +196,82 @@ impl LlamaServer {
             State::Busy
         };
         let props = asked.props.unwrap_or_else(|| ask_props(asker, &self.place));
-        match &props {
-            Outcome::NotLoaded => return Some(State::Loading),
-            // It reloads after a sleep, or has no thread left: more questions would take more of them.
-            props if props.is_late() && health.is_late() => return None,
-            props if props.is_late() => {
-                self.take(model, self.work.unread(true));
-                return Some(busy);
-            }
-            _ => {}
+        if matches!(props, Outcome::NotLoaded) {
+            return Answered::As(State::Loading);
         }
-        let unauthorized = matches!(props, Outcome::Failed(Reason::Unauthorized));
+        if props.is_late() {
+            // It reloads after a sleep, or has no thread left: more questions would take more of them.
+            self.take(model, self.work.unread(true));
+            return Answered::busy_if(signs.are_enough(), busy);
+        }
+        signs.saw_props(&props);
+        let is_told = signs.are_enough();
         let new_facts = self.take_props(props.answer());
-        if new_facts || self.entry.as_ref().is_none_or(|entry| entry.meta.is_none()) {
-            let models = asker.ask(MODELS, &self.place.url(MODELS), |answer| {
-                let mut first = None;
-                answer.each_in("data", |entry: ModelEntry| {
-                    first.get_or_insert(entry);
-                })?;
-                Ok(first)
-            });
+        let is_unknown = self.entry.as_ref().is_none_or(|entry| entry.meta.is_none());
+        // Whose models they are tells who answers where nothing else has.
+        if new_facts || is_unknown || !signs.are_own() {
+            let models = ask_models(asker, &self.place);
+            if matches!(models, Outcome::NotLoaded) {
+                return Answered::As(State::Loading);
+            }
             if models.is_late() {
                 self.take(model, self.work.unread(true));
-                return Some(busy);
+                return Answered::busy_if(signs.are_enough(), busy);
             }
-            if let Some(first) = models.answer() {
-                self.entry = first;
+            signs.saw_models(&models);
+            if let Outcome::Answer(list) = models {
+                if !is_told && list.is_own && list.is_router {
+                    self.forgive_proxy(asker, &health);
+                    return Answered::AsRouter;
+                }
+                self.entry = list.first;
             }
         }
         self.place.model_names = self.model_names();
+        let only_v1 = !is_told && signs.are_own() && !health.is_late();
+        if self.only_v1 && !only_v1 {
+            // What was not passed on may be by now.
+            self.work.restarted();
+        }
+        self.only_v1 = only_v1;
+
         let read = self.work.read(asker, &self.place);
         let late = read.late;
+        if only_v1 {
+            self.forgive_proxy(asker, &health);
+        }
         self.take(model, read);
         if !late {
             model.stats = self.ask_stats(asker);
         }
-
-        let alive = healthy
-            || unauthorized
-            || model.stats.is_some()
-            || self.props.is_some()
-            || self.entry.is_some()
-            || matches!(model.counters, Seen::Now(_))
-            || matches!(model.slots, Seen::Now(_));
-        if !alive {
-            return None;
+        signs.saw_own(
+            model.stats.is_some()
+                || matches!(model.counters, Seen::Now(_))
+                || matches!(model.slots, Seen::Now(_)),
+        );
+        if !signs.are_enough() {
+            return signs.product().map_or(Answered::Nobody, Answered::AsOther);
         }
         self.connected = true;
-        Some(match () {
+        Answered::As(match () {
             () if late => State::Busy,
             () if self.work.restraint.is_asleep() => State::Asleep(Instant::now()),
             () => State::Ready,
         })
+    }
+
+    /// Takes back what failed in this poll because a proxy passes on nothing but `/v1`.
+    fn forgive_proxy(&mut self, asker: &mut Asker, health: &Outcome<Health>) {
+        // llama-server refuses nobody at /health: where that is refused, the proxy refuses the others.
+        let proxy_refuses = matches!(health, Outcome::Failed(Reason::Unauthorized));
+        let is_proxys = |reason| match reason {
+            Reason::Connect | Reason::Timeout => false,
+            Reason::Unauthorized => proxy_refuses,
+            Reason::Status | Reason::TooLarge | Reason::Parse => true,
+        };
+        asker.forgive_where(HEALTH, |_| true);
+        asker.forgive_where(PROPS, is_proxys);
+        self.work.not_passed_on(asker, is_proxys);
     }
 
     fn take(&self, model: &mut ModelReading, read: Read) {
@@ -233,10 +295,11 @@ impl LlamaServer {
             }
             return stats.answer();
         }
-        if self.connected {
+        if self.asked_stats {
             // Asked for once after each connect, and not again where it is not there.
             return None;
         }
+        self.asked_stats = true;
         for url in self.stats_candidates.clone() {
             // That a server has no such document is no failure, however it says so.
             if let Some(stats) = asker.probe(STATS, &url, parse).answer() {
@@ -298,6 +361,8 @@ impl LlamaServer {
 
     fn disconnect(&mut self) {
         self.connected = false;
+        self.asked_stats = false;
+        self.only_v1 = false;
         self.props = None;
         self.entry = None;
         self.stats_url = None;
@@ -309,8 +374,11 @@ impl LlamaServer {
 pub fn ask_health(asker: &mut Asker, url: &str) -> Outcome<Health> {
     asker.ask(HEALTH, url, |answer| {
         let Object(health): Object<Health> = answer.json()?;
-        let known = health.status.is_some() || health.error.is_some();
-        recognized(known, health, "neither `status` nor `error` is in it")
+        recognized(
+            health.is_recognizable(),
+            health,
+            "its `status` is none of llama-server's",
+        )
     })
 }
 

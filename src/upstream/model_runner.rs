@@ -16,7 +16,8 @@ use serde::{Deserialize, Deserializer};
 use super::answers::{
     Counters, CountersByModel, Object, count, flag, object, text, text_map, texts,
 };
-use super::asker::{Asker, Endpoint, Missing, Outcome};
+use super::asker::{Asker, Endpoint, Missing, Outcome, recognized};
+use super::client::{Answer, Failure};
 use super::reading::{CountersAt, Facts, Host, ModelReading, Reading, Seen, State};
 use super::shown::Shown;
 use super::work::LINES_PASSED_OVER;
@@ -178,6 +179,13 @@ struct Version {
     version: Option<String>,
 }
 
+/// Reads `/engines/ps`. It is an array though nothing runs, and anybody may answer null.
+fn runners(answer: Answer) -> Result<Vec<Runner>, Failure> {
+    let mut runners = Vec::new();
+    let is_array = answer.each(|runner: Runner| runners.push(runner))?;
+    recognized(is_array, runners, "it is no array of runners")
+}
+
 /// The counters of each runner, by its model's label and its mode.
 type ByRunner = BTreeMap<(String, Option<String>), Counters>;
 
@@ -186,10 +194,8 @@ impl ModelRunner {
     /// `/engines`.
     pub fn detect(asker: &mut Asker, base: &BaseUrl) -> Outcome<ModelRunner> {
         let root = base.before_engines();
-        let ps = asker.probe(PS, &format!("{root}{}", PS.path), |answer| {
-            answer.each(|_: Runner| {})
-        });
-        ps.map(|()| {
+        let ps = asker.probe(PS, &format!("{root}{}", PS.path), runners);
+        ps.map(|_| {
             let version = asker.probe(VERSION, &format!("{root}{}", VERSION.path), |answer| {
                 let Object(version): Object<Version> = answer.json()?;
                 Ok(version.version)
@@ -212,11 +218,7 @@ impl ModelRunner {
 
     /// Asks all that may be asked now.
     pub fn read(&mut self, asker: &mut Asker, reading: &mut Reading) {
-        let runners = asker.ask(PS, &self.url(PS), |answer| {
-            let mut runners = Vec::new();
-            answer.each(|runner: Runner| runners.push(runner))?;
-            Ok(runners)
-        });
+        let runners = asker.ask(PS, &self.url(PS), runners);
         let Some(runners) = runners.answer() else {
             return;
         };

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::answers::{Counters, Slot, Stats};
 use super::client::Failure;
+use super::signs::Product;
 use crate::snapshot::{ServerInfo, Status};
 
 /// What one poll brought.
@@ -15,6 +16,8 @@ pub struct Reading {
     pub up: bool,
     /// Whether it loads, and has not shown yet what it is.
     pub loading: bool,
+    /// What answers where it is no known server: then it is not up.
+    pub product: Option<Product>,
     /// What answers.
     pub info: Option<ServerInfo>,
     /// The models that it holds, in no order, no more than are [shown](super::shown).

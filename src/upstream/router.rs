@@ -59,7 +59,8 @@ impl RouterStatus {
     fn status(&self) -> Option<Status> {
         match self.value.as_deref()? {
             _ if self.failed == Some(true) => Some(Status::Failed),
-            "unloaded" => Some(Status::Unloaded),
+            // It was downloaded, and not loaded since.
+            "unloaded" | "downloaded" => Some(Status::Unloaded),
             "loading" => Some(Status::Loading),
             "sleeping" => Some(Status::Sleeping),
             "downloading" => Some(Status::Downloading),
@@ -150,16 +151,17 @@ impl Router {
 
     /// A model of which the router's own word is all there is to know.
     fn read_unasked(&mut self, entry: &ModelEntry) -> Option<ModelReading> {
-        let (id, status) = (entry.id.as_ref()?, entry.status.as_ref()?.status()?);
+        let id = entry.id.as_ref()?;
+        let status = entry.status.as_ref()?.status();
         let mut model = ModelReading {
             name: id.clone(),
-            state: State::Told(status),
+            state: status.map_or(State::Unknown, State::Told),
             ..ModelReading::default()
         };
         if let Some(child) = self
             .children
             .get_mut(id)
-            .filter(|_| status == Status::Sleeping)
+            .filter(|_| status == Some(Status::Sleeping))
         {
             let now = Instant::now();
             child.work.restraint.saw_sleep(now, true);

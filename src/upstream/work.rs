@@ -11,6 +11,7 @@ use super::answers::{CountersByModel, Slots};
 use super::asker::{Asker, Endpoint, Missing};
 use super::reading::{CountersAt, Seen, SlotsAt};
 use super::restraint::Restraint;
+use crate::snapshot::Reason;
 
 const METRICS: Endpoint = Endpoint {
     path: "/metrics",
@@ -194,6 +195,17 @@ impl Work {
                     io::copy(body, &mut io::sink()).map_err(|error| error.to_string())
                 })
             });
+        }
+    }
+
+    /// Takes it that what failed in this poll for an `is_proxys` reason is not served: a proxy has
+    /// answered in the server's place.
+    pub fn not_passed_on(&mut self, asker: &mut Asker, is_proxys: impl Fn(Reason) -> bool) {
+        let endpoints = [(METRICS, &mut self.no_metrics), (SLOTS, &mut self.no_slots)];
+        for (endpoint, missing) in endpoints {
+            if asker.forgive_where(endpoint, &is_proxys) {
+                *missing = Some(Missing::NotServed);
+            }
         }
     }
 

@@ -84,6 +84,14 @@ pub fn metrics(build: &str, stage: Stage) -> String {
     String::from_utf8(file(build, &format!("metrics-{}.txt", stage.name()))).unwrap()
 }
 
+/// A file of `tests/cases`: an answer of a server that is no recorded llama-server, or of a proxy.
+pub fn case(name: &str) -> Vec<u8> {
+    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "cases", name]
+        .iter()
+        .collect();
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
 /// The exposition with other values; panics when it has no such metric.
 pub fn with_values(exposition: &str, values: &[(&str, &str)]) -> String {
     let mut lines: Vec<String> = exposition.lines().map(str::to_owned).collect();
@@ -104,6 +112,49 @@ impl Server {
         server.answer("/v1/models", Answer::json(file(build, "models.json")));
         server.answer("/models", Answer::json(file(build, "models.json")));
         server.replay(build, stage);
+        server
+    }
+
+    /// A Docker Model Runner or a llama-swap as it was recorded in that state.
+    pub fn recorded_kind(kind: &str, state: &str) -> Server {
+        let server = Server::start();
+        let recordings: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "recordings", kind]
+            .iter()
+            .collect();
+        for folder in ["any", state] {
+            let folder = recordings.join(folder);
+            let answers = std::fs::read_to_string(folder.join("answers.tsv")).unwrap();
+            for line in answers.lines() {
+                let [path, status, content_type, file] =
+                    line.split('\t').collect::<Vec<_>>().try_into().unwrap();
+                // The script knows no queries.
+                let path = path.split('?').next().unwrap();
+                let body = std::fs::read(folder.join(file)).unwrap();
+                let answer = Answer::new(status.parse().unwrap(), content_type, body);
+                server.answer(path, answer);
+            }
+        }
+        server
+    }
+
+    /// A router as it was recorded, with the models of `file`, none of which is loaded.
+    pub fn recorded_router(file: &str) -> Server {
+        let recording = |file: &str| {
+            let folder = [
+                env!("CARGO_MANIFEST_DIR"),
+                "tests/recordings/router/b10068",
+                file,
+            ];
+            std::fs::read(folder.iter().collect::<PathBuf>()).unwrap()
+        };
+        let server = Server::start();
+        server.answer("/health", Answer::json(recording("health.json")));
+        server.answer("/props", Answer::json(recording("props.json")));
+        for path in ["/models", "/v1/models"] {
+            server.answer(path, Answer::json(recording(file)));
+        }
+        let metrics = Answer::new(400, "application/json", recording("metrics-nomodel.json"));
+        server.answer("/metrics", metrics);
         server
     }
 

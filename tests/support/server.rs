@@ -285,6 +285,10 @@ impl Request {
 struct Shared {
     /// The answer of each path, and the edition of the script that it is from.
     script: Mutex<HashMap<String, (Answer, usize)>>,
+    /// The answer of every path that the script has not.
+    elsewhere: Mutex<Option<Answer>>,
+    /// The answer of every path, in place of the script.
+    cover: Mutex<Option<Answer>>,
     edition: AtomicUsize,
     record: Mutex<Vec<Request>>,
     connections: AtomicUsize,
@@ -373,6 +377,24 @@ impl Server {
         self
     }
 
+    /// From now on every path that has no answer of its own answers so.
+    pub fn answer_elsewhere(&self, answer: Answer) -> &Self {
+        *self.shared.elsewhere.lock().unwrap() = Some(answer);
+        self
+    }
+
+    /// From now on every path answers so, as a proxy before a dead server does.
+    pub fn cover(&self, answer: Answer) -> &Self {
+        *self.shared.cover.lock().unwrap() = Some(answer);
+        self
+    }
+
+    /// From now on every path answers by the script again.
+    pub fn uncover(&self) -> &Self {
+        *self.shared.cover.lock().unwrap() = None;
+        self
+    }
+
     /// From now on `path` is not found.
     pub fn without(&self, path: &str) -> &Self {
         self.answer(path, Answer::error(404, "File Not Found"))
@@ -417,11 +439,15 @@ impl Drop for Server {
 
 impl Shared {
     fn answer(&self, path: &str) -> (Answer, usize) {
-        let script = self.script.lock().unwrap();
-        script
-            .get(path)
-            .cloned()
-            .unwrap_or_else(|| (Answer::error(404, "File Not Found"), 0))
+        if let Some(cover) = self.cover.lock().unwrap().clone() {
+            return (cover, 0);
+        }
+        if let Some(answer) = self.script.lock().unwrap().get(path) {
+            return answer.clone();
+        }
+        let elsewhere = self.elsewhere.lock().unwrap().clone();
+        let not_found = || Answer::error(404, "File Not Found");
+        (elsewhere.unwrap_or_else(not_found), 0)
     }
 
     /// What the request is scripted as: its path with the query, where there is such an entry.
