@@ -163,7 +163,6 @@ impl Poller {
             // Its models may be the same when it is there again: what is known of them is kept.
             return Vec::new();
         }
-        let key = |model: &ModelReading| (model.name.clone(), model.mode.clone());
         let present: BTreeSet<_> = reading.models.iter().map(key).collect();
         self.models.retain(|known, _| present.contains(known));
         let mut models: Vec<_> = reading
@@ -185,9 +184,13 @@ impl Poller {
     fn look_at_machine(&mut self, reading: &Reading, models: &mut [Model], deadline: Instant) {
         self.machine.refresh();
         self.machine.forget_all_but(models);
+        let read: BTreeMap<_, _> = reading
+            .models
+            .iter()
+            .map(|read| (key(read), read))
+            .collect();
         for model in models.iter_mut().filter(|model| is_loaded(model.status)) {
-            let same = |read: &&ModelReading| read.name == model.name && read.mode == model.mode;
-            let Some(read) = reading.models.iter().find(same) else {
+            let Some(read) = read.get(&(model.name.clone(), model.mode.clone())) else {
                 continue;
             };
             if !read.host.is_findable() {
@@ -283,6 +286,11 @@ impl Poller {
             .spawn(poll_on)
             .map(drop)
     }
+}
+
+/// What tells a model from the others of its base URL: its name and its mode.
+fn key(model: &ModelReading) -> (String, Option<String>) {
+    (model.name.clone(), model.mode.clone())
 }
 
 /// Whose lines of the log are about this model.
@@ -416,7 +424,8 @@ impl Said {
         }
         if reading.up {
             // Of a model that is gone nothing will be said again.
-            let is_there = |name: &String| reading.models.iter().any(|model| model.name == *name);
+            let there: BTreeSet<_> = reading.models.iter().map(|model| &model.name).collect();
+            let is_there = |name: &String| there.contains(name);
             self.failing
                 .retain(|target, _| target.model.as_ref().is_none_or(is_there));
         }

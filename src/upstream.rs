@@ -8,6 +8,7 @@ pub mod completion;
 pub mod detect;
 pub mod llama_server;
 pub mod llama_swap;
+mod model_names;
 pub mod model_runner;
 mod open;
 pub mod reading;

@@ -43,7 +43,7 @@ pub struct Upstream {
 enum Kind {
     LlamaServer(Box<LlamaServer>),
     Router(Router),
-    ModelRunner(ModelRunner),
+    ModelRunner(Box<ModelRunner>),
     LlamaSwap(Box<LlamaSwap>),
 }
 
@@ -242,7 +242,7 @@ impl Upstream {
     }
 
     fn runner(&self, asker: &mut Asker) -> Outcome<Kind> {
-        ModelRunner::detect(asker, &self.base).map(Kind::ModelRunner)
+        ModelRunner::detect(asker, &self.base).map(|runner| Kind::ModelRunner(Box::new(runner)))
     }
 
     fn swap(&self, asker: &mut Asker) -> Outcome<Kind> {

@@ -18,6 +18,7 @@ use super::answers::{
 };
 use super::asker::{Asker, Endpoint, Missing, Outcome, recognized};
 use super::client::{Answer, Failure};
+use super::model_names::{NameIndex, Spellings, canonical, told_id};
 use super::reading::{CountersAt, Facts, Host, ModelReading, Reading, Seen, State};
 use super::shown::Shown;
 use super::work::LINES_PASSED_OVER;
@@ -72,10 +73,12 @@ pub struct ModelRunner {
     version: Option<String>,
     /// No more than are shown, those that run among them: a store may hold thousands.
     models: Vec<Known>,
+    /// Where each is in that list.
+    names: NameIndex,
     left_out: bool,
     listed: Option<Instant>,
     /// Names of runners that the list had nothing for: they are no news.
-    unlisted: Vec<String>,
+    unlisted: BTreeSet<String>,
     /// The context sizes that somebody configured, by canonical name or ID.
     contexts: BTreeMap<String, f64>,
     disk_usage: Option<f64>,
@@ -204,9 +207,10 @@ impl ModelRunner {
                 root,
                 version: version.answer().flatten(),
                 models: Vec::new(),
+                names: NameIndex::default(),
                 left_out: false,
                 listed: None,
-                unlisted: Vec::new(),
+                unlisted: BTreeSet::new(),
                 contexts: BTreeMap::new(),
                 disk_usage: None,
                 no_metrics: None,
@@ -231,9 +235,7 @@ impl ModelRunner {
             .iter()
             .filter_map(|runner| runner.model_name.as_deref())
             .collect();
-        let is_news = |name: &&str| {
-            self.find(name).is_none() && !self.unlisted.iter().any(|unlisted| unlisted == name)
-        };
+        let is_news = |name: &&str| self.find(name).is_none() && !self.unlisted.contains(*name);
         let old = self
             .listed
             .is_none_or(|listed| listed.elapsed() >= LIST_AGE);
@@ -261,12 +263,12 @@ impl ModelRunner {
     /// Asks what models there are, besides those that run; gives whether an answer is late,
     /// and no more should be asked.
     fn list(&mut self, asker: &mut Asker, running: &[&str]) -> bool {
-        let spellings: Vec<Spelling> = running.iter().map(|name| Spelling::of(name)).collect();
+        let running_names = Spellings::of(running);
         let listed = asker.ask(MODELS, &self.url(MODELS), |answer| {
             let mut models = Shown::default();
             answer.each(|stored: Stored| {
                 if let Some(model) = known(stored) {
-                    let runs = spellings.iter().any(|spelling| model.is(spelling));
+                    let runs = running_names.mean(&model.id, &model.names);
                     models.take(model, runs);
                 }
             })?;
@@ -277,6 +279,9 @@ impl ModelRunner {
         }
         if let Some((models, left_out)) = listed.answer() {
             self.models = models;
+            let names = self.models.iter();
+            let names = names.map(|known| (known.id.as_str(), known.names.as_slice()));
+            self.names = NameIndex::new(names);
             self.left_out = left_out;
             self.listed = Some(Instant::now());
             let unlisted = running.iter().filter(|name| self.find(name).is_none());
@@ -343,7 +348,7 @@ impl ModelRunner {
     ) {
         reading.disk_usage = self.disk_usage;
         let mut untold = false;
-        let mut models: Vec<ModelReading> = Vec::new();
+        let mut models: BTreeMap<_, ModelReading> = BTreeMap::new();
         for runner in runners {
             let Some(name) = &runner.model_name else {
                 continue;
@@ -381,7 +386,9 @@ impl ModelRunner {
                 behind_proxy: true,
                 // Its llama-servers listen on nothing that could be found; their files are named
                 // after the model's digest.
-                file_part: known.map(|known| bare(&known.id).to_owned()),
+                file_part: known
+                    .and_then(|known| told_id(&known.id))
+                    .map(str::to_owned),
                 header: known.and_then(|known| known.header.clone()),
                 ..Host::default()
             };
@@ -395,18 +402,17 @@ impl ModelRunner {
                 ..ModelReading::default()
             };
             // Two spellings of one model in one mode are one runner to the eye.
-            match models
-                .iter_mut()
-                .find(|m| m.name == told.name && m.mode == told.mode)
-            {
-                Some(same) if same.state == State::Told(Status::Idle) => *same = told,
-                Some(_) => {}
-                None => models.push(told),
+            match models.entry((told.name.clone(), told.mode.clone())) {
+                Entry::Occupied(mut same) if same.get().state == State::Told(Status::Idle) => {
+                    same.insert(told);
+                }
+                Entry::Occupied(_) => {}
+                Entry::Vacant(place) => drop(place.insert(told)),
             }
         }
-        let running: BTreeSet<String> = models.iter().map(|model| model.name.clone()).collect();
+        let running: BTreeSet<String> = models.keys().map(|(name, _)| name.clone()).collect();
         let mut shown = Shown::default();
-        for model in models {
+        for model in models.into_values() {
             shown.take(model, true);
         }
         for known in self
@@ -453,8 +459,7 @@ impl ModelRunner {
 
     /// The model that `name` means, however it is spelled.
     fn find(&self, name: &str) -> Option<&Known> {
-        let spelling = Spelling::of(name);
-        self.models.iter().find(|known| known.is(&spelling))
+        self.models.get(self.names.find(name)?)
     }
 
     fn label(&self, name: &str) -> String {
@@ -473,34 +478,6 @@ impl ModelRunner {
             ..known.facts.clone()
         }
     }
-}
-
-/// A name, in the two ways that it may mean a model.
-struct Spelling<'a> {
-    canonical: String,
-    id: &'a str,
-}
-
-impl Spelling<'_> {
-    fn of(name: &str) -> Spelling<'_> {
-        Spelling {
-            canonical: canonical(name),
-            id: bare(name),
-        }
-    }
-}
-
-impl Known {
-    fn is(&self, spelling: &Spelling) -> bool {
-        // The first twelve digits are what people and tools copy.
-        let is_id = spelling.id.len() >= 12 && bare(&self.id).starts_with(spelling.id);
-        is_id || self.names.contains(&spelling.canonical)
-    }
-}
-
-/// An ID without what names its kind.
-fn bare(id: &str) -> &str {
-    id.strip_prefix("sha256:").unwrap_or(id)
 }
 
 /// The scalars of a GGUF header that say what its tensors are; not its texts and tokens.
@@ -555,26 +532,6 @@ fn contexts(configured: &Configured) -> Vec<(String, f64)> {
         .chain(configured.model_id.clone())
         .map(|name| (name, size))
         .collect()
-}
-
-/// `name` as the runner resolves it: `gemma3` is `docker.io/ai/gemma3:latest`. In a tag, and
-/// only there, upper case makes a difference.
-fn canonical(name: &str) -> String {
-    let (name, tag) = match name.rsplit_once(':') {
-        // What stands before a slash is a registry's port.
-        Some((name, tag)) if !tag.contains('/') => (name, tag),
-        _ => (name, ""),
-    };
-    let name = name.to_ascii_lowercase();
-    let (registry, name) = match name.split_once('/') {
-        Some(("docker.io" | "index.docker.io", name)) => ("", name),
-        Some(("hf.co", name)) => ("huggingface.co/", name),
-        _ => ("", name.as_str()),
-    };
-    let is_bare = registry.is_empty() && !name.contains('/');
-    let namespace = if is_bare { "ai/" } else { "" };
-    let tag = if tag.is_empty() { "latest" } else { tag };
-    format!("{registry}{namespace}{name}:{tag}")
 }
 
 /// A number of bytes with its unit: `256.35MiB`, `270.60 MB`, `512B`.
@@ -647,28 +604,5 @@ mod tests {
         for text in ["", "n/a", "MB", "1.2.3M", "5 parsecs", "-1M"] {
             assert_eq!((bytes(text), parameters(text)), (None, None), "{text}");
         }
-    }
-
-    #[test]
-    fn every_spelling_of_a_name_is_one_name() {
-        for name in [
-            "gemma3",
-            "ai/gemma3",
-            "gemma3:latest",
-            "ai/gemma3:latest",
-            "docker.io/ai/gemma3:latest",
-            "docker.io/gemma3",
-            "index.docker.io/ai/gemma3",
-            "AI/Gemma3",
-            "gemma3:",
-        ] {
-            assert_eq!(canonical(name), "ai/gemma3:latest", "{name}");
-        }
-        for name in ["hf.co/a/B:Q4", "huggingface.co/A/b:Q4"] {
-            assert_eq!(canonical(name), "huggingface.co/a/b:Q4", "{name}");
-        }
-        assert_ne!(canonical("gemma3:Q4"), canonical("gemma3:q4"));
-        assert_eq!(canonical("reg.io:5000/a/b"), "reg.io:5000/a/b:latest");
-        assert_eq!(canonical("reg.io:5000/a/b:v1"), "reg.io:5000/a/b:v1");
     }
 }

@@ -1,0 +1,156 @@
+//! The names of Docker Model Runner's models, of which each has many spellings.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+/// How many digits of an ID mean it at least: what people and tools copy.
+const LEAST_DIGITS: usize = 12;
+
+/// Names as somebody spelled them.
+#[derive(Debug)]
+pub struct Spellings {
+    names: BTreeSet<String>,
+    ids: BTreeSet<String>,
+}
+
+impl Spellings {
+    /// These spellings, of names and of IDs.
+    pub fn of(spelled: &[&str]) -> Spellings {
+        let ids = spelled.iter().filter_map(|name| told_id(name));
+        Spellings {
+            names: spelled.iter().map(|name| canonical(name)).collect(),
+            ids: ids.map(str::to_owned).collect(),
+        }
+    }
+
+    /// Whether one of them means the model with this ID and these [canonical] names.
+    pub fn mean(&self, id: &str, names: &[String]) -> bool {
+        let id = bare(id);
+        let is_spelled = |length: usize| id.get(..length).is_some_and(|id| self.ids.contains(id));
+        names.iter().any(|name| self.names.contains(name))
+            || (LEAST_DIGITS..=id.len()).any(is_spelled)
+    }
+}
+
+/// The places of models in a list, by name and by ID.
+#[derive(Debug, Default)]
+pub struct NameIndex {
+    names: BTreeMap<String, usize>,
+    ids: BTreeMap<String, usize>,
+}
+
+impl NameIndex {
+    /// Of models with these IDs and [canonical] names, in the order of the list.
+    pub fn new<'a>(models: impl IntoIterator<Item = (&'a str, &'a [String])>) -> NameIndex {
+        let mut index = NameIndex::default();
+        for (place, (id, names)) in models.into_iter().enumerate() {
+            index.ids.entry(bare(id).to_owned()).or_insert(place);
+            for name in names {
+                index.names.entry(name.clone()).or_insert(place);
+            }
+        }
+        index
+    }
+
+    /// The place of the model that `spelled` means.
+    pub fn find(&self, spelled: &str) -> Option<usize> {
+        let by_id = || {
+            let digits = told_id(spelled)?;
+            let from = (Bound::Included(digits), Bound::Unbounded);
+            let (id, place) = self.ids.range::<str, _>(from).next()?;
+            id.starts_with(digits).then_some(*place)
+        };
+        let by_name = self.names.get(&canonical(spelled)).copied();
+        by_name.or_else(by_id)
+    }
+}
+
+/// The digits of an ID, where there are enough of them to mean one model.
+pub fn told_id(id: &str) -> Option<&str> {
+    Some(bare(id)).filter(|digits| digits.len() >= LEAST_DIGITS)
+}
+
+/// An ID without what names its kind.
+fn bare(id: &str) -> &str {
+    id.strip_prefix("sha256:").unwrap_or(id)
+}
+
+/// `name` as the runner resolves it: `gemma3` is `docker.io/ai/gemma3:latest`. In a tag, and
+/// only there, upper case makes a difference.
+pub fn canonical(name: &str) -> String {
+    let (name, tag) = match name.rsplit_once(':') {
+        // What stands before a slash is a registry's port.
+        Some((name, tag)) if !tag.contains('/') => (name, tag),
+        _ => (name, ""),
+    };
+    let name = name.to_ascii_lowercase();
+    let (registry, name) = match name.split_once('/') {
+        Some(("docker.io" | "index.docker.io", name)) => ("", name),
+        Some(("hf.co", name)) => ("huggingface.co/", name),
+        _ => ("", name.as_str()),
+    };
+    let is_bare = registry.is_empty() && !name.contains('/');
+    let namespace = if is_bare { "ai/" } else { "" };
+    let tag = if tag.is_empty() { "latest" } else { tag };
+    format!("{registry}{namespace}{name}:{tag}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "sha256:0123456789abcdef0123";
+
+    #[test]
+    fn a_model_is_found_by_every_name_and_by_enough_of_its_id() {
+        let names = [vec![canonical("other")], vec![canonical("gemma3:Q4")]];
+        let models = [("sha256:ffff456789abcdef", &names[0]), (ID, &names[1])];
+        let index = NameIndex::new(models.map(|(id, names)| (id, names.as_slice())));
+        for (spelled, place) in [
+            ("docker.io/ai/Gemma3:Q4", Some(1)),
+            ("other", Some(0)),
+            (ID, Some(1)),
+            ("0123456789ab", Some(1)),
+            ("sha256:0123456789abc", Some(1)),
+            ("0123456789a", None),
+            ("0123456789ac", None),
+            ("gemma3:q4", None),
+            ("", None),
+        ] {
+            assert_eq!(index.find(spelled), place, "{spelled}");
+            let means = Spellings::of(&[spelled]).mean(ID, &names[1]);
+            assert_eq!(means, place == Some(1), "{spelled}");
+        }
+    }
+
+    #[test]
+    fn a_model_without_an_id_is_meant_by_its_names_alone() {
+        let index = NameIndex::new([("", [].as_slice())]);
+        assert_eq!(index.find("0123456789ab"), None);
+        assert!(!Spellings::of(&["", "0123456789ab"]).mean("", &[]));
+        assert_eq!(told_id("sha256:"), None);
+    }
+
+    #[test]
+    fn every_spelling_of_a_name_is_one_name() {
+        for name in [
+            "gemma3",
+            "ai/gemma3",
+            "gemma3:latest",
+            "ai/gemma3:latest",
+            "docker.io/ai/gemma3:latest",
+            "docker.io/gemma3",
+            "index.docker.io/ai/gemma3",
+            "AI/Gemma3",
+            "gemma3:",
+        ] {
+            assert_eq!(canonical(name), "ai/gemma3:latest", "{name}");
+        }
+        for name in ["hf.co/a/B:Q4", "huggingface.co/A/b:Q4"] {
+            assert_eq!(canonical(name), "huggingface.co/a/b:Q4", "{name}");
+        }
+        assert_ne!(canonical("gemma3:Q4"), canonical("gemma3:q4"));
+        assert_eq!(canonical("reg.io:5000/a/b"), "reg.io:5000/a/b:latest");
+        assert_eq!(canonical("reg.io:5000/a/b:v1"), "reg.io:5000/a/b:v1");
+    }
+}
