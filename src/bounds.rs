@@ -64,10 +64,15 @@ pub const MAX_TEXT_BYTES: usize = 512;
 /// This is the one place where a name is cut. Two that are equal up to there are one from then
 /// on: of their series those that come first go out, see [`crate::snapshot`].
 pub fn cut(text: &str) -> &str {
+    cut_at(text, MAX_TEXT_BYTES)
+}
+
+/// The first `bytes` of `text`, or a little less where a character ends later.
+pub fn cut_at(text: &str, bytes: usize) -> &str {
     // No character is longer than four bytes.
-    let ends = (MAX_TEXT_BYTES.saturating_sub(3)..=MAX_TEXT_BYTES).rev();
-    let cut = ends.into_iter().find_map(|end| text.get(..end));
-    cut.filter(|_| text.len() > MAX_TEXT_BYTES).unwrap_or(text)
+    let mut ends = (bytes.saturating_sub(3)..=bytes).rev();
+    let cut = ends.find_map(|end| text.get(..end));
+    cut.unwrap_or(text)
 }
 
 /// The moment that lies `duration` after `from`; more than a year counts as a year.

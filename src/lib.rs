@@ -14,6 +14,7 @@ pub mod gate;
 pub mod gguf;
 pub mod histogram;
 pub mod itself;
+pub mod json_limits;
 pub mod listen;
 pub mod log;
 pub mod machine;

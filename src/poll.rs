@@ -99,6 +99,7 @@ impl Poller {
         let deadline = bounds::deadline(started, self.limit);
         self.asker.begin(deadline);
         self.upstream.read(&mut self.asker, &mut reading);
+        reading.keep_first_of_each();
         self.read_records();
         self.asker.finish(&mut reading);
         let kind = reading.info.as_ref().map(|info| info.kind);

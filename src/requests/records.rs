@@ -6,23 +6,31 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::marker::PhantomData;
 use std::mem;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
 
 use super::log_lines::Span;
 use super::tally::Timings;
 use super::{Requests, finished, observe};
+use crate::bounds;
+use crate::json_limits::{LimitedJson, StringLimits};
 use crate::snapshot::{RequestFigures, RequestSource};
 
 /// How many records of a model are kept there: before more have come, none is lost.
 const KEPT_THERE: usize = 10;
 /// The most models, and records of each, that are looked at.
 const MOST_MODELS: usize = 500;
-const MOST_RECORDS: usize = 1000;
+const MOST_RECORDS: usize = 50;
+/// Of a longer answer the middle is not read: `usage` of an embedding stands before its
+/// numbers, and the timings of a completion stand at its end.
+const ANSWER: StringLimits = StringLimits {
+    head: 64 << 10,
+    tail: 64 << 10,
+};
 
 /// Which records were counted already.
 #[derive(Debug, Default)]
@@ -50,10 +58,15 @@ impl Records {
         requests: &Requests,
         name: impl Fn(&str) -> Option<String>,
     ) -> Result<(), String> {
+        let answer = LimitedJson::new(BufReader::with_capacity(16 << 10, answer), ANSWER);
         let answer: Option<Several<OfModel, MOST_MODELS>> = serde_json::from_reader(answer)
             .map_err(|error| format!("line {} column {}", error.line(), error.column()))?;
         let mut before = mem::take(&mut self.seen);
         for of in answer.map(|models| models.0).unwrap_or_default() {
+            if self.seen.contains_key(&of.model) {
+                // The same model twice: what it had the first time counts.
+                continue;
+            }
             let records = of.records.map(|records| records.0).unwrap_or_default();
             let known = before.remove(&of.model).unwrap_or_default();
             if let Some(label) = name(&of.model) {
@@ -94,6 +107,7 @@ fn count_new(records: &[Record], known: &Seen, figures: &mut RequestFigures) {
 /// The records of one model.
 #[derive(Deserialize)]
 struct OfModel {
+    #[serde(deserialize_with = "name")]
     model: String,
     #[serde(default)]
     records: Option<Several<Record, MOST_RECORDS>>,
@@ -138,6 +152,11 @@ impl Record {
             Response::Failed(_) | Response::Nothing => {}
         }
     }
+}
+
+fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = deserializer.deserialize_option(Text(|name: &str| bounds::cut(name).to_owned()))?;
+    name.ok_or_else(|| D::Error::custom("no model"))
 }
 
 fn hashed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
@@ -197,22 +216,28 @@ impl Response {
     fn of(text: &str) -> Response {
         let Ok(body) = serde_json::from_str::<Body>(text) else {
             // The chunks of a stream, say: the last timings are the request's.
-            let timings = text.rsplit_once("\"timings\":").and_then(|(_, rest)| {
-                let mut values = serde_json::Deserializer::from_str(rest).into_iter();
-                values.next()?.ok()
-            });
-            return timings.map_or(Response::Nothing, Response::timed);
+            let timings = text.rsplit_once("\"timings\":").and_then(first_value);
+            // Or a long answer without its middle; that of an embedding begins with its usage.
+            let usage = text.split_once("\"usage\":").filter(|_| is_cut(text));
+            return match (timings, usage.and_then(first_value)) {
+                (Some(timings), _) => Response::timed(timings),
+                (None, usage) => Response::used(usage.unwrap_or_default()),
+            };
         };
         if let Some(error) = body.error {
             return Response::Failed(error.code.unwrap_or(UNKNOWN_ERROR));
         }
-        let usage = body.usage.unwrap_or_default();
         match body.timings {
             Some(timings) => Response::timed(timings),
-            None if usage.completion_tokens == 0 && usage.prompt_tokens > 0 => {
-                Response::Prompt(usage.prompt_tokens)
-            }
-            None => Response::Nothing,
+            None => Response::used(body.usage.unwrap_or_default()),
+        }
+    }
+
+    fn used(usage: Usage) -> Response {
+        if usage.completion_tokens == 0 && usage.prompt_tokens > 0 {
+            Response::Prompt(usage.prompt_tokens)
+        } else {
+            Response::Nothing
         }
     }
 
@@ -240,6 +265,17 @@ impl Response {
             total_ms: timings.prompt_ms + timings.predicted_ms,
         })
     }
+}
+
+/// The value that stands behind its key.
+fn first_value<T: DeserializeOwned>((_, text): (&str, &str)) -> Option<T> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter();
+    values.next()?.ok()
+}
+
+/// Whether the middle of a text may be missing.
+fn is_cut(text: &str) -> bool {
+    text.len() >= ANSWER.tail
 }
 
 #[derive(Deserialize)]
@@ -463,6 +499,44 @@ mod tests {
         // However many there were: one that is there now is counted once.
         let before = counted(&watch.poll(&all)).0;
         assert_eq!(counted(&watch.poll(&all)).0, before);
+    }
+
+    #[test]
+    fn a_model_that_is_told_of_twice_counts_once() {
+        let mut watch = Watch::new();
+        let group = serde_json::json!({"model": "ai/m", "records": [completion(1)]});
+        for _ in 0..2 {
+            let twice = serde_json::json!([group, group]).to_string();
+            let name = |name: &str| Some(name.to_owned());
+            watch
+                .records
+                .take(twice.as_bytes(), &watch.requests, name)
+                .unwrap();
+            let figures = watch.requests.figures();
+            assert_eq!(counted(&figures[0].figures), (1, 0));
+        }
+    }
+
+    #[test]
+    fn a_long_answer_is_counted_without_its_middle() {
+        let mut watch = Watch::new();
+        let long = "word \"timings\":{ \\ ".repeat(100_000);
+        let mut talk = completion(1);
+        let response = serde_json::json!({
+            "choices": [{"message": {"content": long}}],
+            "timings": {"prompt_n": 7, "prompt_ms": 42.5, "predicted_n": 60, "predicted_ms": 1387.5},
+        });
+        talk["response"] = response.to_string().into();
+        let numbers = vec!["0.123456789"; 200_000].join(",");
+        let mut embedding = completion(2);
+        embedding["response"] = format!(
+            r#"{{"model":"m","object":"list","usage":{{"prompt_tokens":9,"total_tokens":9}},"data":[{{"embedding":[{numbers}]}}]}}"#
+        )
+        .into();
+        let figures = watch.poll(&[talk, embedding]);
+        assert_eq!(counted(&figures), (1, 0));
+        let prompts = figures.prompt_tokens.as_ref().unwrap();
+        assert_eq!((prompts.count(), prompts.sum()), (2, 16.0));
     }
 
     #[test]

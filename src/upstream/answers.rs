@@ -20,8 +20,13 @@ use crate::bounds;
 pub const MOST_SLOTS: usize = 16_384;
 /// The most objects of a list that are looked at.
 const MOST_LISTED: usize = 20_000;
-/// The most characters of a name that are kept.
-const LONGEST_NAME: usize = 512;
+/// The most objects of a list that are kept, where all of them are: a real server shows some
+/// tens of models, and keeps a thousand requests.
+const MOST_KEPT: usize = 1000;
+/// The most texts of one list, such as a command line, and their bytes altogether.
+const MOST_TEXTS: (usize, usize) = (256, 8 << 10);
+/// The most texts of one map, such as a model's header, and their bytes altogether.
+const MOST_MAPPED: (usize, usize) = (64, 4 << 10);
 
 /// `GET /health` (`tools/server/server-http.cpp`).
 #[derive(Debug, Default, Deserialize)]
@@ -591,7 +596,7 @@ impl<'de> Deserialize<'de> for Scalar {
                 Ok(Scalar::Number(value))
             }
             fn visit_str<E>(self, value: &str) -> Result<Scalar, E> {
-                Ok(Scalar::Text(value.chars().take(LONGEST_NAME).collect()))
+                Ok(Scalar::Text(bounds::cut(value).to_owned()))
             }
             fn visit_unit<E>(self) -> Result<Scalar, E> {
                 Ok(Scalar::Other)
@@ -685,37 +690,83 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Object<T> {
 pub fn object<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
-    deserializer.deserialize_any(ObjectVisitor {
+    deserializer.deserialize_any(LenientVisitor(ObjectOf {
         first_of_array: false,
         wanted: PhantomData,
-    })
+    }))
 }
 
 /// Takes an object, or the first of an array of them, and anything else for none.
 fn object_or_first<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
-    deserializer.deserialize_any(ObjectVisitor {
+    deserializer.deserialize_any(LenientVisitor(ObjectOf {
         first_of_array: true,
         wanted: PhantomData,
-    })
+    }))
 }
 
-struct ObjectVisitor<T> {
+/// What is made of an array or an object; any other value is nothing.
+trait Lenient<'de>: Sized {
+    type Value: Default;
+
+    fn array<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Self::Value::default())
+    }
+
+    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Self::Value::default())
+    }
+}
+
+struct LenientVisitor<T>(T);
+
+impl<'de, T: Lenient<'de>> Visitor<'de> for LenientVisitor<T> {
+    type Value = T::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("any value")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<T::Value, A::Error> {
+        self.0.array(seq)
+    }
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T::Value, A::Error> {
+        self.0.object(map)
+    }
+    fn visit_bool<E>(self, _: bool) -> Result<T::Value, E> {
+        Ok(T::Value::default())
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<T::Value, E> {
+        Ok(T::Value::default())
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<T::Value, E> {
+        Ok(T::Value::default())
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<T::Value, E> {
+        Ok(T::Value::default())
+    }
+    fn visit_str<E>(self, _: &str) -> Result<T::Value, E> {
+        Ok(T::Value::default())
+    }
+    fn visit_unit<E>(self) -> Result<T::Value, E> {
+        Ok(T::Value::default())
+    }
+}
+
+struct ObjectOf<T> {
     first_of_array: bool,
     wanted: PhantomData<T>,
 }
 
-impl<'de, T: DeserializeOwned> Visitor<'de> for ObjectVisitor<T> {
+impl<'de, T: DeserializeOwned> Lenient<'de> for ObjectOf<T> {
     type Value = Option<T>;
 
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("an object")
-    }
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Option<T>, A::Error> {
+    fn object<A: MapAccess<'de>>(self, map: A) -> Result<Option<T>, A::Error> {
         T::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(Some)
     }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Option<T>, A::Error> {
+    fn array<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Option<T>, A::Error> {
         let first = if self.first_of_array {
             seq.next_element()?
         } else {
@@ -723,24 +774,6 @@ impl<'de, T: DeserializeOwned> Visitor<'de> for ObjectVisitor<T> {
         };
         while seq.next_element::<IgnoredAny>()?.is_some() {}
         Ok(first)
-    }
-    fn visit_bool<E>(self, _: bool) -> Result<Option<T>, E> {
-        Ok(None)
-    }
-    fn visit_i64<E>(self, _: i64) -> Result<Option<T>, E> {
-        Ok(None)
-    }
-    fn visit_u64<E>(self, _: u64) -> Result<Option<T>, E> {
-        Ok(None)
-    }
-    fn visit_f64<E>(self, _: f64) -> Result<Option<T>, E> {
-        Ok(None)
-    }
-    fn visit_str<E>(self, _: &str) -> Result<Option<T>, E> {
-        Ok(None)
-    }
-    fn visit_unit<E>(self) -> Result<Option<T>, E> {
-        Ok(None)
     }
 }
 
@@ -836,26 +869,104 @@ impl<'de, T: DeserializeOwned, F: FnMut(T)> Visitor<'de> for EachIn<T, F> {
     }
 }
 
-/// The texts of an object by their keys; what is none of them is passed over.
+/// The texts of an object by those of its keys that are `wanted`; other values are passed over.
+/// None where there are more than [`MOST_MAPPED`]: a part of them could mean something else.
 pub fn text_map<'de, D: Deserializer<'de>>(
     deserializer: D,
+    wanted: fn(&str) -> bool,
 ) -> Result<Option<BTreeMap<String, String>>, D::Error> {
-    let scalars: Option<BTreeMap<String, Scalar>> = object(deserializer)?;
-    let text = |(key, scalar)| match scalar {
-        Scalar::Text(text) => Some((key, text)),
-        _ => None,
-    };
-    Ok(scalars.map(|scalars| scalars.into_iter().filter_map(text).collect()))
+    deserializer.deserialize_any(LenientVisitor(TextMap { wanted }))
 }
 
-/// The texts of an array; what is none of them, and any other value, is passed over.
+struct TextMap {
+    wanted: fn(&str) -> bool,
+}
+
+impl<'de> Lenient<'de> for TextMap {
+    type Value = Option<BTreeMap<String, String>>;
+
+    fn object<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut texts = BTreeMap::new();
+        let mut room = Room::new(MOST_MAPPED);
+        while let Some(key) = map.next_key::<String>()? {
+            let value: Scalar = map.next_value()?;
+            if let Scalar::Text(text) = value
+                && (self.wanted)(&key)
+                && room.takes(key.len().saturating_add(text.len()))
+            {
+                texts.insert(key, text);
+            }
+        }
+        Ok(Some(texts).filter(|_| !room.is_exceeded))
+    }
+}
+
+/// The texts of an array; what is none of them, and any other value, is passed over. None of
+/// them where there are more than [`MOST_TEXTS`]: a part of them could mean something else.
 pub fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    let scalars = Option::<Vec<Scalar>>::deserialize(deserializer)?.unwrap_or_default();
-    let text = |scalar| match scalar {
-        Scalar::Text(text) => Some(text),
-        _ => None,
-    };
-    Ok(scalars.into_iter().filter_map(text).collect())
+    deserializer.deserialize_any(LenientVisitor(Texts))
+}
+
+struct Texts;
+
+impl<'de> Lenient<'de> for Texts {
+    type Value = Vec<String>;
+
+    fn array<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<String>, A::Error> {
+        let mut texts = Vec::new();
+        let mut room = Room::new(MOST_TEXTS);
+        while let Some(scalar) = seq.next_element()? {
+            if let Scalar::Text(text) = scalar
+                && room.takes(text.len())
+            {
+                texts.push(text);
+            }
+        }
+        if room.is_exceeded {
+            texts = Vec::new();
+        }
+        Ok(texts)
+    }
+}
+
+/// How much more may be kept.
+struct Room {
+    items: usize,
+    bytes: usize,
+    is_exceeded: bool,
+}
+
+impl Room {
+    fn new((items, bytes): (usize, usize)) -> Room {
+        Room {
+            items,
+            bytes,
+            is_exceeded: false,
+        }
+    }
+
+    /// Whether one more item of so many bytes may be kept.
+    fn takes(&mut self, bytes: usize) -> bool {
+        match (self.items.checked_sub(1), self.bytes.checked_sub(bytes)) {
+            (Some(items), Some(bytes)) if !self.is_exceeded => {
+                (self.items, self.bytes) = (items, bytes);
+                true
+            }
+            _ => {
+                self.is_exceeded = true;
+                false
+            }
+        }
+    }
+}
+
+/// Takes the objects of a list and keeps the first [`MOST_KEPT`] of them.
+pub fn keep<T>(list: &mut Vec<T>) -> impl FnMut(T) {
+    |object| {
+        if list.len() < MOST_KEPT {
+            list.push(object);
+        }
+    }
 }
 
 #[cfg(test)]

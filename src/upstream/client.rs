@@ -16,10 +16,12 @@ use ureq::config::AutoHeaderValue;
 use ureq::http::header::{AUTHORIZATION, HeaderMap, HeaderName, LOCATION};
 use ureq::unversioned::transport::Connector;
 
-use super::answers::{Each, EachIn};
+use super::answers::{Each, EachIn, keep};
 use super::resolve::Resolve;
 pub use super::transport::Waiting;
 use super::transport::{Line, Tcp};
+use crate::bounds;
+use crate::json_limits::{LimitedJson, StringLimits};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
 
@@ -35,10 +37,9 @@ pub struct Failure {
 impl Failure {
     /// A failure for `reason`, told in `detail`.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Failure {
-        Failure {
-            reason,
-            detail: detail.into(),
-        }
+        let mut detail = detail.into();
+        detail.truncate(bounds::cut_at(&detail, LONGEST_DETAIL).len());
+        Failure { reason, detail }
     }
 }
 
@@ -48,6 +49,8 @@ impl fmt::Display for Failure {
     }
 }
 
+/// The most bytes of what is told of a failure: it may quote the server.
+const LONGEST_DETAIL: usize = 1024;
 /// The most bytes of a body that explains a status.
 const LONGEST_EXPLANATION: u64 = 64 << 10;
 
@@ -322,11 +325,32 @@ impl Answer {
         }
     }
 
+    /// Reads an array of objects, and keeps the first thousand of them; null is an empty one.
+    ///
+    /// # Errors
+    /// As [`Answer::json`].
+    pub fn list<T: DeserializeOwned>(self) -> Result<Vec<T>, Failure> {
+        let mut list = Vec::new();
+        self.each(keep(&mut list))?;
+        Ok(list)
+    }
+
+    /// Reads an object, and keeps the first thousand objects of its list `key`.
+    ///
+    /// # Errors
+    /// As [`Answer::each_in`].
+    pub fn list_in<T: DeserializeOwned>(self, key: &'static str) -> Result<Vec<T>, Failure> {
+        let mut list = Vec::new();
+        self.each_in(key, keep(&mut list))?;
+        Ok(list)
+    }
+
     fn json_with<T, S>(mut self, seed: S) -> Result<T, Failure>
     where
         S: for<'de> DeserializeSeed<'de, Value = T>,
     {
         let reader = io::BufReader::with_capacity(16 * 1024, &mut self.body);
+        let reader = LimitedJson::new(reader, StringLimits::LABEL);
         let mut json = serde_json::Deserializer::from_reader(reader);
         let parsed = seed.deserialize(&mut json);
         let parsed = parsed.and_then(|value| json.end().map(|()| value));
@@ -338,7 +362,7 @@ impl Answer {
         })
     }
 
-    /// Reads the body as text.
+    /// Reads a short body as text: it is held as a whole, up to the limit that was asked for.
     ///
     /// # Errors
     /// [`Reason::Parse`] where it is not UTF-8, or what broke the reading.
@@ -392,7 +416,9 @@ fn json_failure(error: &serde_json::Error) -> Failure {
     let what = match error.classify() {
         Category::Eof => "is cut short",
         Category::Syntax => "is no JSON",
-        Category::Data | Category::Io => "is not what this endpoint answers",
+        Category::Data => "is not what this endpoint answers",
+        // The only reader that fails and is not a connection is the one that limits the depth.
+        Category::Io => "is nested too deep",
     };
     let place = format!("{what}, line {} column {}", error.line(), error.column());
     Failure::new(Reason::Parse, place)

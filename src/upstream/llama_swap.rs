@@ -173,9 +173,7 @@ impl LlamaSwap {
     /// Asks all that may be asked now.
     pub fn read(&mut self, asker: &mut Asker, reading: &mut Reading) {
         let processes = asker.ask(RUNNING, &self.url(RUNNING), |answer| {
-            let mut processes = Vec::new();
-            answer.each_in(RUNNING_LIST, |process: Process| processes.push(process))?;
-            Ok(processes)
+            answer.list_in::<Process>(RUNNING_LIST)
         });
         let Some(processes) = processes.answer() else {
             return;
@@ -310,11 +308,7 @@ impl LlamaSwap {
     /// Adds up the tokens of requests that were not seen yet.
     fn read_activity(&mut self, asker: &mut Asker) {
         let url = format!("{}?limit=999", self.url(ACTIVITY));
-        let requests = asker.ask(ACTIVITY, &url, |answer| {
-            let mut requests = Vec::new();
-            answer.each_in("data", |request: Request| requests.push(request))?;
-            Ok(requests)
-        });
+        let requests = asker.ask(ACTIVITY, &url, |answer| answer.list_in::<Request>("data"));
         let Some(requests) = requests.answer() else {
             return;
         };

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Deserializer};
 
 use super::answers::{
-    Counters, CountersByModel, Object, count, flag, object, text, text_map, texts,
+    Counters, CountersByModel, Object, count, flag, keep, object, text, text_map, texts,
 };
 use super::asker::{Asker, Endpoint, Missing, Outcome, recognized};
 use super::client::{Answer, Failure};
@@ -59,6 +59,9 @@ const VERSION: Endpoint = Endpoint {
 /// How long the list of models stands: each time it is asked for, the runner reads its whole
 /// store and writes to its log.
 const LIST_AGE: Duration = Duration::from_secs(60);
+
+/// The most names of one model that are kept.
+const MOST_NAMES: usize = 8;
 
 /// The backend whose runners are llama-servers.
 const LLAMA_CPP: &str = "llama.cpp";
@@ -185,7 +188,7 @@ struct Version {
 /// Reads `/engines/ps`. It is an array though nothing runs, and anybody may answer null.
 fn runners(answer: Answer) -> Result<Vec<Runner>, Failure> {
     let mut runners = Vec::new();
-    let is_array = answer.each(|runner: Runner| runners.push(runner))?;
+    let is_array = answer.each(keep(&mut runners))?;
     recognized(is_array, runners, "it is no array of runners")
 }
 
@@ -288,9 +291,8 @@ impl ModelRunner {
             self.unlisted = unlisted.map(|name| (*name).to_owned()).collect();
         }
         let configured = asker.ask(CONFIGURE, &self.url(CONFIGURE), |answer| {
-            let mut sizes = BTreeMap::new();
-            answer.each(|configured: Configured| sizes.extend(contexts(&configured)))?;
-            Ok(sizes)
+            let configured: Vec<Configured> = answer.list()?;
+            Ok(configured.iter().flat_map(contexts).collect())
         });
         if let Some(contexts) = configured.answer() {
             self.contexts = contexts;
@@ -488,11 +490,7 @@ fn header<'de, D: Deserializer<'de>>(
         key == "general.architecture"
             || !key.starts_with("general.") && !key.starts_with("tokenizer.")
     };
-    let mut header = text_map(deserializer)?;
-    if let Some(header) = &mut header {
-        header.retain(|key, _| told(key));
-    }
-    Ok(header)
+    text_map(deserializer, told)
 }
 
 fn known(stored: Stored) -> Option<Known> {
@@ -505,7 +503,12 @@ fn known(stored: Stored) -> Option<Known> {
     (!label.is_empty()).then(|| Known {
         label,
         header: config.gguf.map(Arc::new),
-        names: stored.tags.iter().map(|tag| canonical(tag)).collect(),
+        names: stored
+            .tags
+            .iter()
+            .take(MOST_NAMES)
+            .map(|tag| canonical(tag))
+            .collect(),
         id,
         facts: Facts {
             size: config.size.as_deref().and_then(bytes),

@@ -1,13 +1,13 @@
 //! What one poll of a base URL brought, whatever kind of server answers there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::answers::{Counters, Slot, Stats};
+use super::answers::{Counters, MOST_SLOTS, Slot, Stats};
 use super::client::Failure;
 use super::signs::Product;
-use crate::snapshot::{ServerInfo, Status};
+use crate::snapshot::{Reason, ServerInfo, Status};
 
 /// What one poll brought.
 #[derive(Debug, Default)]
@@ -50,6 +50,35 @@ pub struct FailedRequest {
     pub target: Target,
     /// Why it failed.
     pub failure: Failure,
+}
+
+impl Reading {
+    /// Adds a model; without its slots, where all models together have more than one server may.
+    pub fn add(&mut self, mut model: ModelReading) {
+        let slots = |model: &ModelReading| match &model.slots {
+            Seen::Now(read) => read.slots.len(),
+            _ => 0,
+        };
+        let held: usize = self.models.iter().map(slots).sum();
+        if held.saturating_add(slots(&model)) > MOST_SLOTS {
+            model.slots = Seen::Gone;
+            let why = "the models have more slots together than any real server";
+            let failure = Failure::new(Reason::TooLarge, why);
+            let target = Target {
+                endpoint: "/slots",
+                model: Some(model.name.clone()),
+            };
+            self.failures.push(FailedRequest { target, failure });
+        }
+        self.models.push(model);
+    }
+
+    /// Leaves the first of each model and mode: a server may name one twice in an answer.
+    pub fn keep_first_of_each(&mut self) {
+        let mut seen = BTreeSet::new();
+        self.models
+            .retain(|model| seen.insert((model.name.clone(), model.mode.clone())));
+    }
 }
 
 /// What one poll brought of one model.

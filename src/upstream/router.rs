@@ -142,9 +142,9 @@ impl Router {
         for (id, entry) in children {
             let may_ask = self.turns.may_ask(id, Instant::now());
             asker.set_model(Some(id));
-            reading
-                .models
-                .extend(self.read_child(asker, entry, may_ask));
+            if let Some(model) = self.read_child(asker, entry, may_ask) {
+                reading.add(model);
+            }
         }
         asker.set_model(None);
     }

@@ -11,6 +11,7 @@ use super::answers::{CountersByModel, Slots};
 use super::asker::{Asker, Endpoint, Missing};
 use super::reading::{CountersAt, Seen, SlotsAt};
 use super::restraint::Restraint;
+use crate::bounds;
 use crate::snapshot::Reason;
 
 const METRICS: Endpoint = Endpoint {
@@ -120,7 +121,9 @@ impl Work {
             read.counters = Seen::Gone;
         } else if self.restraint.may_ask_metrics(Instant::now()) {
             let metrics = asker.ask(METRICS, &metrics_url, |answer| {
-                let life = answer.header(LIFE_HEADER).map(str::to_owned);
+                let life = answer
+                    .header(LIFE_HEADER)
+                    .map(|life| bounds::cut(life).to_owned());
                 let names: Vec<&str> = place.model_names.iter().map(String::as_str).collect();
                 let (counters, passed_over) = answer.stream(|body| {
                     let read = CountersByModel::read(body, |_| true)?;
