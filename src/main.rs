@@ -41,6 +41,7 @@ fn serve(settings: &Settings) -> ExitCode {
         Ok(pollers) => pollers,
         Err(error) => return fail(2, &error),
     };
+    warn_of_exposed_secrets(settings);
     let listeners = match settings.addr.bind() {
         Ok(listeners) => listeners,
         Err(error) => return fail(1, &format!("--addr: {error}")),
@@ -84,6 +85,16 @@ fn pollers(settings: &Settings, gpus: &Arc<Gpus>) -> Result<Vec<Poller>, String>
         .collect()
 }
 
+fn warn_of_exposed_secrets(settings: &Settings) {
+    for base in settings.exposed() {
+        log::warn(
+            "a key or password is sent over http to another host, for others on the way to read: \
+             use https where the server or a proxy before it offers it",
+            &[("base_url", base)],
+        );
+    }
+}
+
 fn watching(settings: &Settings) -> String {
     settings
         .base_urls
@@ -102,6 +113,7 @@ fn check(settings: &Settings) -> ExitCode {
         Ok(pollers) => pollers,
         Err(error) => return fail(2, &error),
     };
+    warn_of_exposed_secrets(settings);
     gpus.wait(GPU_PATIENCE);
     let mut all_up = true;
     let mut report = String::new();

@@ -3,6 +3,7 @@
 //! A flag wins over its variable, which wins over the default. [`TABLE`] drives
 //! parsing and `--help`, and the README's reference is tested against it.
 
+mod api_key;
 mod base_url;
 mod duration;
 mod log_file;
@@ -13,6 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use self::api_key::ApiKeys;
 pub use self::base_url::BaseUrl;
 pub use self::log_file::LogFile;
 use crate::bounds::BoundedDuration;
@@ -35,8 +37,8 @@ pub struct Settings {
     pub interval: Duration,
     /// Deadline of one HTTP request, name resolution and body included; above zero.
     pub timeout: Duration,
-    /// Bearer key for the upstream.
-    pub api_key: Option<Secret>,
+    /// The keys of the upstreams.
+    pub api_keys: ApiKeys,
     /// The roots to trust for `https` in place of the built-in ones.
     pub ca: Option<CaFile>,
     /// After how long without work the server falls asleep, if the user said so.
@@ -66,6 +68,20 @@ impl Settings {
         files
             .find(|file| file.is_of(base))
             .map(|file| file.path.as_path())
+    }
+
+    /// The key that the server at `base` is sent. None goes to what is no base URL.
+    pub fn api_key_of(&self, base: &BaseUrl) -> Option<&Secret> {
+        self.api_keys.of(base, &self.base_urls)
+    }
+
+    /// The base URLs that a key or password goes to for others on the way to read: `http`, and
+    /// not on this machine.
+    pub fn exposed(&self) -> impl Iterator<Item = &BaseUrl> {
+        self.base_urls.iter().filter(|base| {
+            let has_secret = base.userinfo().is_some() || self.api_key_of(base).is_some();
+            has_secret && !base.is_https() && !base.is_loopback()
+        })
     }
 }
 
@@ -129,6 +145,8 @@ impl fmt::Debug for Secret {
 pub struct Row {
     /// The flag; empty for what has a variable only.
     pub flag: &'static str,
+    /// Another name of the flag; empty: none.
+    pub alias: &'static str,
     /// What the flag takes, as `--help` names it.
     pub argument: &'static str,
     /// Variables that set it, the strongest first.
@@ -139,10 +157,26 @@ pub struct Row {
     pub help: &'static str,
     /// May be given several times (and, in a variable, separated by commas).
     repeatable: bool,
-    /// Its value must not be repeated in an error.
+    /// Its value must not be repeated in an error: it may be a secret, or one in the wrong place.
     secret: bool,
+    /// An empty value counts as not set, also on the command line.
+    may_be_empty: bool,
     set: fn(&mut Draft, &str) -> Result<(), String>,
 }
+
+/// What most rows have in common.
+const ROW: Row = Row {
+    flag: "",
+    alias: "",
+    argument: "",
+    variables: &[],
+    default: "",
+    help: "",
+    repeatable: false,
+    secret: false,
+    may_be_empty: false,
+    set: |_, _| Ok(()),
+};
 
 /// What cannot be set, but told: flags without a value.
 const COMMANDS: &[(&str, Command, &str)] = &[
@@ -173,22 +207,21 @@ pub const TABLE: &[Row] = &[
         default: "http://model-runner.docker.internal/engines/llama.cpp/v1",
         help: "what to watch: a llama-server, a router, Docker Model Runner or llama-swap, with or without /v1; several: given again, or separated by commas",
         repeatable: true,
-        secret: false,
         set: |draft, text| {
             draft.base_urls.push(text.parse()?);
             Ok(())
         },
+        ..ROW
     },
     Row {
         flag: "--model",
         argument: "NAME",
         variables: &["LLAMACPP_MODEL", "LLM_MODEL_NAME"],
-        default: "",
         help: "the model label for a server that holds one model; without it, what the server \
                calls its model, and while it has not said, ai/llama3.2:1B-Q8_0",
-        repeatable: false,
-        secret: false,
+        may_be_empty: true,
         set: |draft, text| assign(&mut draft.model, Ok(text.to_owned())),
+        ..ROW
     },
     Row {
         flag: "--addr",
@@ -196,69 +229,57 @@ pub const TABLE: &[Row] = &[
         variables: &["LLAMACPP_EXPORTER_ADDR"],
         default: ":9100",
         help: "where to serve: :9100 (every address), 127.0.0.1:9100, [::1]:9100 or unix:/run/x.sock",
-        repeatable: false,
-        secret: false,
         set: |draft, text| {
             assign(
                 &mut draft.addr,
                 text.parse::<Address>().map_err(|e| e.to_string()),
             )
         },
+        ..ROW
     },
     Row {
         flag: "--interval",
+        alias: "--scrape-interval",
         argument: "D",
         variables: &["LLAMACPP_SCRAPE_INTERVAL"],
         default: "5s",
         help: "time between polls",
-        repeatable: false,
-        secret: false,
         set: |draft, text| assign(&mut draft.interval, duration::parse(text)),
+        ..ROW
     },
     Row {
         flag: "--timeout",
+        alias: "--client-timeout",
         argument: "D",
         variables: &["LLAMACPP_CLIENT_TIMEOUT"],
         default: "3s",
         help: "deadline of one HTTP request to the upstream",
-        repeatable: false,
-        secret: false,
         set: |draft, text| assign(&mut draft.timeout, duration::parse(text)),
+        ..ROW
     },
     Row {
         flag: "--api-key-file",
         argument: "F",
         variables: &["LLAMACPP_API_KEY_FILE"],
-        default: "",
-        help: "file with the bearer key for the upstream",
-        repeatable: false,
-        secret: false,
-        set: |draft, text| {
-            let key = read(text).and_then(|bytes| Secret::new(&String::from_utf8_lossy(&bytes)));
-            assign(&mut draft.api_key, key)
-        },
+        help: "file with the API key of the upstream; with several base URLs, URL=F for one of them, \
+               and a plain F for those with neither a key nor a user of their own",
+        repeatable: true,
+        secret: true,
+        set: |draft, text| draft.api_keys.take_file(text),
+        ..ROW
     },
     Row {
-        flag: "",
-        argument: "",
         variables: &["LLAMACPP_API_KEY"],
-        default: "",
-        help: "the bearer key itself; a file, where given, wins",
-        repeatable: false,
+        help: "the key itself, as a plain F would hold it; a file, where given, wins",
         secret: true,
-        set: |draft, text| match draft.api_key {
-            Some(_) => Ok(()),
-            None => assign(&mut draft.api_key, Secret::new(text)),
-        },
+        set: |draft, text| draft.api_keys.take_key(text),
+        ..ROW
     },
     Row {
         flag: "--ca-file",
         argument: "F",
         variables: &["LLAMACPP_CA_FILE"],
-        default: "",
         help: "PEM roots to trust for https upstreams; without it, the built-in roots",
-        repeatable: false,
-        secret: false,
         set: |draft, text| {
             if cfg!(feature = "tls") {
                 assign(
@@ -272,28 +293,25 @@ pub const TABLE: &[Row] = &[
                 Err("this program was built without the feature `tls`".to_owned())
             }
         },
+        ..ROW
     },
     Row {
         flag: "--sleep-idle-seconds",
         argument: "D",
         variables: &["LLAMACPP_SLEEP_IDLE_SECONDS"],
-        default: "",
         help: "what llama-server was given as --sleep-idle-seconds: builds before b10566 take a \
                poll for work, and need it to be left alone long enough to fall asleep",
-        repeatable: false,
-        secret: false,
         set: |draft, text| assign(&mut draft.sleep_idle, duration::parse(text)),
+        ..ROW
     },
     Row {
         flag: "--pid-file",
         argument: "F",
         variables: &["LLAMACPP_PID_FILE"],
-        default: "",
         help: "file with the process number of the llama-server, on this machine; without it, the \
                process is found by the port that it listens on",
-        repeatable: false,
-        secret: false,
         set: |draft, text| assign(&mut draft.pid_file, Ok(text.into())),
+        ..ROW
     },
     Row {
         flag: "--procfs",
@@ -301,9 +319,8 @@ pub const TABLE: &[Row] = &[
         variables: &["LLAMACPP_PROCFS"],
         default: "/proc",
         help: "where /proc is: in a container, where the machine's own is mounted",
-        repeatable: false,
-        secret: false,
         set: |draft, text| assign(&mut draft.procfs, Ok(text.into())),
+        ..ROW
     },
     Row {
         flag: "--sysfs",
@@ -311,9 +328,8 @@ pub const TABLE: &[Row] = &[
         variables: &["LLAMACPP_SYSFS"],
         default: "/sys",
         help: "where /sys is, likewise",
-        repeatable: false,
-        secret: false,
         set: |draft, text| assign(&mut draft.sysfs, Ok(text.into())),
+        ..ROW
     },
     Row {
         flag: "--no-gpu",
@@ -329,36 +345,30 @@ pub const TABLE: &[Row] = &[
         flag: "--log-file",
         argument: "F",
         variables: &["LLAMACPP_LOG_FILE"],
-        default: "",
         help: "the file that llama-server --log-file writes, or - for its log on the standard \
                input: latencies of every request; with several base URLs, URL=F for each",
         repeatable: true,
-        secret: false,
         set: |draft, text| {
             draft.log_files.push(text.parse()?);
             Ok(())
         },
+        ..ROW
     },
     Row {
         flag: "--no-request-records",
-        argument: "",
         variables: &["LLAMACPP_NO_REQUEST_RECORDS"],
-        default: "",
         help: "do not read Docker Model Runner's records of the last requests",
-        repeatable: false,
-        secret: false,
         set: |draft, text| assign(&mut draft.no_request_records, switch(text)),
+        ..ROW
     },
     Row {
         flag: "--probe-interval",
         argument: "D",
         variables: &["LLAMACPP_PROBE_INTERVAL"],
-        default: "",
         help: "send a completion of one token so often and time its first token; never to a model \
                that is not loaded, is asleep, or had no other request since the last probe",
-        repeatable: false,
-        secret: false,
         set: |draft, text| assign(&mut draft.probe_interval, duration::parse(text)),
+        ..ROW
     },
     Row {
         flag: "--log-level",
@@ -366,9 +376,8 @@ pub const TABLE: &[Row] = &[
         variables: &["LLAMACPP_LOG_LEVEL"],
         default: "info",
         help: "error, warn, info or debug",
-        repeatable: false,
-        secret: false,
         set: |draft, text| assign(&mut draft.log_level, text.parse()),
+        ..ROW
     },
 ];
 
@@ -380,7 +389,7 @@ struct Draft {
     addr: Option<Address>,
     interval: Option<Duration>,
     timeout: Option<Duration>,
-    api_key: Option<Secret>,
+    api_keys: ApiKeys,
     ca: Option<CaFile>,
     sleep_idle: Option<Duration>,
     pid_file: Option<PathBuf>,
@@ -429,7 +438,8 @@ pub fn parse(
     arguments: Vec<OsString>,
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<(Command, Settings), String> {
-    let mut arguments = pico_args::Arguments::from_vec(arguments);
+    let arguments = arguments.into_iter().filter(|text| !is_empty(text));
+    let mut arguments = pico_args::Arguments::from_vec(arguments.collect());
     let mut command = Command::Serve;
     for (flag, wanted, _) in COMMANDS {
         // The later rows, --help and --version, win over the earlier ones.
@@ -456,7 +466,7 @@ pub fn parse(
         };
         if !given.is_empty() {
             for value in &given {
-                apply(row, &mut draft, row.flag, value)?;
+                apply_all(row, &mut draft, row.flag, value)?;
             }
             continue;
         }
@@ -469,27 +479,89 @@ pub fn parse(
             let value = value
                 .into_string()
                 .map_err(|_| format!("{name}: is not valid UTF-8"))?;
-            for part in split(row, &value) {
-                apply(row, &mut draft, name, part)?;
-            }
+            apply_all(row, &mut draft, name, &value)?;
         }
     }
     if let Some(unknown) = arguments.finish().first() {
-        // A value that was meant for a flag may be a secret.
-        let unknown = unknown.to_string_lossy();
-        let shown = unknown.split('=').next().unwrap_or_default();
-        return Err(format!(
-            "{}: unknown argument; see llamacpp-exporter --help",
-            BaseUrl::without_userinfo(shown)
-        ));
+        return Err(unknown_argument(&unknown.to_string_lossy()));
     }
     Ok((command, finish(draft)?))
 }
 
+/// Whether this is `--flag=` of a flag that may be empty, which `pico_args` refuses.
+fn is_empty(argument: &OsString) -> bool {
+    let flag = argument.to_str().and_then(|text| text.strip_suffix('='));
+    let mut rows = TABLE.iter();
+    flag.is_some_and(|flag| rows.any(|row| row.may_be_empty && row.flag == flag))
+}
+
+/// What is said of an argument that belongs to no flag. It may be a secret that was meant for one,
+/// so nothing is repeated but what looks like a flag or a URL.
+fn unknown_argument(text: &str) -> String {
+    const HELP: &str = "unknown argument; see llamacpp-exporter --help";
+    let flag = text.split('=').next().unwrap_or_default();
+    let is_of_flag = |byte: u8| byte.is_ascii_lowercase() || b"-_".contains(&byte);
+    if flag.starts_with('-') && flag.len() <= LONGEST_FLAG && flag.bytes().all(is_of_flag) {
+        return match similar_flag(flag) {
+            Some(similar) => format!("{flag}: unknown flag; did you mean {similar}?"),
+            None => format!("{flag}: {HELP}"),
+        };
+    }
+    if text.contains("://") {
+        let url = BaseUrl::without_secrets(text);
+        return format!("{url:?}: {HELP}; a URL belongs behind --base-url");
+    }
+    format!("(not shown): {HELP}; each value belongs behind a flag")
+}
+
+/// Longer than any flag.
+const LONGEST_FLAG: usize = 40;
+
+/// The flag that `text` was probably meant to be.
+fn similar_flag(text: &str) -> Option<&'static str> {
+    let settings = TABLE.iter().flat_map(|row| [row.flag, row.alias]);
+    let commands = COMMANDS.iter().map(|(flag, ..)| *flag);
+    let flags = settings.chain(commands).filter(|flag| !flag.is_empty());
+    flags
+        .map(|flag| {
+            // A beginning is as near as a slip of one key.
+            let is_beginning = text.len() > "--".len() && flag.starts_with(text);
+            let distance = if is_beginning { 1 } else { edits(text, flag) };
+            (distance, flag)
+        })
+        .filter(|(distance, _)| *distance <= 2)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, flag)| flag)
+}
+
+/// How many letters must be changed, added or taken away to make `a` into `b`.
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (above, x) in a.bytes().enumerate() {
+        let mut diagonal = above;
+        let mut left = above.saturating_add(1);
+        row[0] = left;
+        for (y, cell) in b.bytes().zip(&mut row[1..]) {
+            let changed = diagonal.saturating_add(usize::from(x != y));
+            diagonal = *cell;
+            left = changed.min(diagonal.min(left).saturating_add(1));
+            *cell = left;
+        }
+    }
+    row[b.len()]
+}
+
 fn flag_values(arguments: &mut pico_args::Arguments, row: &Row) -> Result<Vec<String>, String> {
-    let values: Vec<String> = arguments
-        .values_from_str(row.flag)
-        .map_err(|error| format!("{} {}: {error}; {}", row.flag, row.argument, row.help))?;
+    let mut values = Vec::new();
+    for flag in [row.flag, row.alias] {
+        if flag.is_empty() {
+            continue;
+        }
+        let given: Vec<String> = arguments
+            .values_from_str(flag)
+            .map_err(|error| format!("{flag} {}: {error}; {}", row.argument, row.help))?;
+        values.extend(given);
+    }
     if values.len() > 1 && !row.repeatable {
         return Err(format!(
             "{}: given {} times; give it once",
@@ -497,33 +569,32 @@ fn flag_values(arguments: &mut pico_args::Arguments, row: &Row) -> Result<Vec<St
             values.len()
         ));
     }
-    let parts = values
-        .iter()
-        .flat_map(|value| split(row, value))
-        .map(str::to_owned);
-    Ok(parts.collect())
+    values.retain(|value| !(value.is_empty() && row.may_be_empty));
+    Ok(values)
 }
 
-fn split<'a>(row: &Row, value: &'a str) -> Vec<&'a str> {
-    if row.repeatable {
-        value
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-            .collect()
-    } else {
-        vec![value]
+/// Applies a value, or the several that are separated by commas.
+fn apply_all(row: &Row, draft: &mut Draft, name: &str, value: &str) -> Result<(), String> {
+    if !row.repeatable {
+        return apply(row, draft, name, value, value);
     }
+    let parts = value.split(',').map(str::trim);
+    for part in parts.filter(|part| !part.is_empty()) {
+        // A comma may be one of a password: then it is all of one value, up to its `@`.
+        let shown = if value.contains('@') { value } else { part };
+        apply(row, draft, name, part, shown)?;
+    }
+    Ok(())
 }
 
-fn apply(row: &Row, draft: &mut Draft, name: &str, value: &str) -> Result<(), String> {
+/// Applies one value; an error tells `shown`, as far as that is no secret.
+fn apply(row: &Row, draft: &mut Draft, name: &str, value: &str, shown: &str) -> Result<(), String> {
     (row.set)(draft, value).map_err(|why| {
-        let value = if row.secret {
-            "(not shown)"
+        if row.secret {
+            format!("{name} (value not shown): {why}")
         } else {
-            &BaseUrl::without_userinfo(value)
-        };
-        format!("{name} {value:?}: {why}")
+            format!("{name} {:?}: {why}", BaseUrl::without_secrets(shown))
+        }
     })
 }
 
@@ -533,7 +604,7 @@ fn finish(mut draft: Draft) -> Result<Settings, String> {
         .iter()
         .filter(|row| !row.default.is_empty())
         .try_fold(defaults, |mut defaults, row| {
-            apply(row, &mut defaults, row.flag, row.default)?;
+            apply_all(row, &mut defaults, row.flag, row.default)?;
             Ok::<_, String>(defaults)
         })?;
     if draft.base_urls.is_empty() {
@@ -544,6 +615,7 @@ fn finish(mut draft: Draft) -> Result<Settings, String> {
             return Err(format!("--base-url {:?}: given twice", url.to_string()));
         }
     }
+    draft.api_keys.check(&draft.base_urls)?;
     log_file::check(&draft.log_files, &draft.base_urls)?;
     if let (Some(file), [_, _, ..]) = (&draft.pid_file, &draft.base_urls[..]) {
         return Err(format!(
@@ -567,7 +639,7 @@ fn finish(mut draft: Draft) -> Result<Settings, String> {
             .timeout
             .or(defaults.timeout)
             .ok_or_else(|| missing("--timeout"))?,
-        api_key: draft.api_key,
+        api_keys: draft.api_keys,
         ca: draft.ca,
         sleep_idle: draft.sleep_idle.map(BoundedDuration::from),
         pid_file: draft.pid_file,
@@ -601,6 +673,9 @@ pub fn help() -> String {
             text.push_str(&format!("  {}\n", row.variables.join(", ")));
         } else {
             text.push_str(format!("  {} {}", row.flag, row.argument).trim_end());
+            if !row.alias.is_empty() {
+                text.push_str(&format!(", also {}", row.alias));
+            }
             text.push('\n');
         }
         for line in wrap(row.help, 70) {
@@ -664,10 +739,13 @@ pub fn reference() -> String {
                 .trim_end()
                 .to_owned()
         };
+        let mut flag = code(&flag);
+        if !row.alias.is_empty() {
+            flag.push_str(&format!(", also {}", code(row.alias)));
+        }
         let variables: Vec<_> = row.variables.iter().map(|name| code(name)).collect();
         text.push_str(&format!(
-            "| {} | {} | {} | {} |\n",
-            code(&flag),
+            "| {flag} | {} | {} | {} |\n",
             variables.join(", then "),
             code(row.default),
             row.help
@@ -704,7 +782,7 @@ mod tests {
         assert_eq!(settings.interval, Duration::from_secs(5));
         assert_eq!(settings.timeout, Duration::from_secs(3));
         assert_eq!(settings.addr.to_string(), ":9100");
-        assert!(settings.model.is_none() && settings.api_key.is_none());
+        assert!(settings.model.is_none() && settings.api_key_of(&settings.base_urls[0]).is_none());
     }
 
     #[test]
@@ -770,6 +848,85 @@ mod tests {
                 .contains("--bogus")
         );
         assert!(parse_with(&["--addr"], &[]).unwrap_err().contains("--addr"));
+    }
+
+    #[test]
+    fn two_names_of_a_flag_are_one_flag() {
+        let settings = parse_with(&["--scrape-interval", "2", "--client-timeout=1"], &[]).unwrap();
+        assert_eq!(settings.interval, Duration::from_secs(2));
+        assert_eq!(settings.timeout, Duration::from_secs(1));
+        let both = ["--scrape-interval", "2", "--interval", "2"];
+        assert!(
+            parse_with(&both, &[])
+                .unwrap_err()
+                .contains("given 2 times")
+        );
+    }
+
+    #[test]
+    fn an_empty_model_is_not_set() {
+        let variable = [("LLAMACPP_MODEL", "ai/a")];
+        assert_eq!(parse_with(&["--model", ""], &[]).unwrap().model, None);
+        assert_eq!(parse_with(&["--model="], &[]).unwrap().model, None);
+        let settings = parse_with(&["--model", ""], &variable).unwrap();
+        assert_eq!(settings.model.as_deref(), Some("ai/a"));
+        assert!(parse_with(&["--interval", ""], &[]).is_err());
+    }
+
+    #[test]
+    fn a_mistyped_flag_is_answered_with_the_one_that_was_meant() {
+        for (typed, meant) in [
+            ("--intervall", "--interval"),
+            ("--base_url", "--base-url"),
+            ("--baseurl=http://h:1", "--base-url"),
+            ("--clienttimeout", "--client-timeout"),
+            ("--api-key", "--api-key-file"),
+            ("--healtcheck", "--healthcheck"),
+            ("-help", "--help"),
+        ] {
+            let error = parse_with(&[typed], &[]).unwrap_err();
+            assert!(
+                error.ends_with(&format!("did you mean {meant}?")),
+                "{error}"
+            );
+        }
+        for typed in ["--bogus", "-x", "--", "-"] {
+            let error = parse_with(&[typed], &[]).unwrap_err();
+            assert!(!error.contains("did you mean"), "{typed}: {error}");
+        }
+    }
+
+    #[test]
+    fn edits_are_counted_letter_by_letter() {
+        for (a, b, count) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("abc", "", 3),
+            ("abc", "abc", 0),
+            ("abc", "axc", 1),
+            ("abc", "abxc", 1),
+            ("kitten", "sitting", 3),
+        ] {
+            assert_eq!(edits(a, b), count, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn a_secret_over_http_to_another_host_is_exposed() {
+        let exposed = |arguments: &[&str]| {
+            let settings = parse_with(arguments, &[("LLAMACPP_API_KEY", "k")]).unwrap();
+            settings.exposed().map(BaseUrl::server).collect::<Vec<_>>()
+        };
+        assert_eq!(exposed(&["--base-url", "http://h:1"]), ["h:1"]);
+        assert!(exposed(&["--base-url", "http://localhost:1"]).is_empty());
+        assert!(exposed(&["--base-url", "http://[::1]:1,http://127.0.0.1:2"]).is_empty());
+        if cfg!(feature = "tls") {
+            assert!(exposed(&["--base-url", "https://h:1"]).is_empty());
+        }
+        let password = parse_with(&["--base-url", "http://me:pw@h:1"], &[]).unwrap();
+        assert_eq!(password.exposed().count(), 1);
+        let none = parse_with(&["--base-url", "http://h:1"], &[]).unwrap();
+        assert_eq!(none.exposed().count(), 0);
     }
 
     #[test]

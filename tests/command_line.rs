@@ -122,7 +122,7 @@ fn assert_refused(ended: &Ended, words: &[&str]) {
 fn a_value_that_cannot_be_used_is_refused_with_the_forms_that_can() {
     let missing = "/does/not/exist";
     let durations = ["5s", "500ms", "1m30s"];
-    let settings: [(&str, &str, &[&str], &[&str]); 8] = [
+    let settings: [(&str, &str, &[&str], &[&str]); 7] = [
         (
             "--interval",
             "LLAMACPP_SCRAPE_INTERVAL",
@@ -168,12 +168,6 @@ fn a_value_that_cannot_be_used_is_refused_with_the_forms_that_can() {
             &["loud", "7"],
             &["error", "warn", "info", "debug"],
         ),
-        (
-            "--api-key-file",
-            "LLAMACPP_API_KEY_FILE",
-            &[missing, "/"],
-            &[],
-        ),
         ("--ca-file", "LLAMACPP_CA_FILE", &[missing, "/"], &[]),
     ];
     for (flag, variable, values, forms) in settings {
@@ -190,7 +184,10 @@ fn a_value_that_cannot_be_used_is_refused_with_the_forms_that_can() {
 #[test]
 fn what_is_not_a_flag_is_refused() {
     assert_refused(&called(&["--bogus"], &[]), &["--bogus", "--help"]);
-    assert_refused(&called(&["--intervall", "5s"], &[]), &["--intervall"]);
+    assert_refused(
+        &called(&["--intervall", "5s"], &[]),
+        &["--intervall", "did you mean --interval?"],
+    );
     assert_refused(
         &called(&["http://localhost:8080"], &[]),
         &["http://localhost:8080"],
@@ -242,9 +239,30 @@ fn a_key_file_that_holds_no_key_is_refused() {
         let path = file.path().to_str().unwrap();
         assert_refused(
             &called(&["--api-key-file", path], &[]),
-            &["--api-key-file", path],
+            &["--api-key-file", "path of a file"],
         );
     }
+}
+
+#[test]
+fn a_key_file_that_cannot_be_read_is_refused() {
+    for path in ["/does/not/exist", "/", "http://localhost:1=/does/not/exist"] {
+        let words = ["cannot be read", "path of a file"];
+        let flag = [&["--api-key-file"], &words[..]].concat();
+        assert_refused(&called(&["--api-key-file", path], &[]), &flag);
+        let variable = [&["LLAMACPP_API_KEY_FILE"], &words[..]].concat();
+        assert_refused(&called(&[], &[("LLAMACPP_API_KEY_FILE", path)]), &variable);
+    }
+}
+
+#[test]
+fn a_key_of_what_is_not_watched_is_refused() {
+    let key = file_with(KEY);
+    let of_another = format!("http://another:1={}", key.path().display());
+    assert_refused(
+        &called(&["--api-key-file", &of_another], &[]),
+        &["--api-key-file", "http://another:1", "--base-url"],
+    );
 }
 
 #[cfg(feature = "tls")]
@@ -398,6 +416,97 @@ fn the_key_comes_from_a_file_or_a_variable() {
     }
 }
 
+/// What was sent to `/props` in these headers: `Authorization` and `X-Api-Key`.
+fn credentials(server: &Server) -> [Option<String>; 2] {
+    let asked = server.requests_to("/props");
+    let asked = asked.last().expect("it is asked");
+    ["Authorization", "X-Api-Key"].map(|name| asked.header(name).map(str::to_owned))
+}
+
+#[test]
+fn each_upstream_is_sent_its_own_key_and_no_other() {
+    let [own, plain, user, both] = [(); 4].map(|()| Server::recorded(NEW, Stage::Busy));
+    let (key, of_one) = (file_with("sk-plain"), file_with("sk-own"));
+    let (key, of_one) = (key.path().display(), of_one.path().display());
+    let urls = [
+        own.url(),
+        plain.url(),
+        format!("http://me:pw@{}", user.authority()),
+        format!("http://me:pw@{}/v1", both.authority()),
+    ];
+    let arguments = [
+        &format!("{}={of_one}", own.url()),
+        &key.to_string(),
+        &format!("{}={of_one}", both.url()),
+    ];
+    let basic = Some("Basic bWU6cHc=".to_owned());
+    let bearer = |key: &str| Some(format!("Bearer {key}"));
+    let flags = arguments.map(|text| ["--api-key-file", text]).concat();
+    let exporter = Exporter::of(&urls.join(",")).arguments(&flags);
+    let variable = arguments.map(String::as_str).join(",");
+    let by_variable = Exporter::of(&urls.join(",")).variable("LLAMACPP_API_KEY_FILE", &variable);
+    for exporter in [exporter, by_variable] {
+        let servers = [&own, &plain, &user, &both];
+        let before = servers.map(|server| server.count("/props"));
+        let _exporter = exporter.start();
+        support::eventually("all are asked", || {
+            let mut counts = servers.iter().zip(before);
+            counts.all(|(server, before)| server.count("/props") > before)
+        });
+        assert_eq!(credentials(&own), [bearer("sk-own"), None]);
+        assert_eq!(credentials(&plain), [bearer("sk-plain"), None]);
+        assert_eq!(credentials(&user), [basic.clone(), None]);
+        assert_eq!(
+            credentials(&both),
+            [basic.clone(), Some("sk-own".to_owned())]
+        );
+    }
+}
+
+/// A proxy with basic authentication before a llama-server with a key: both reach their readers.
+#[test]
+fn the_user_of_a_url_and_a_key_are_both_sent() {
+    let key = file_with(KEY);
+    let path = key.path().to_str().unwrap();
+    let server = Server::recorded(NEW, Stage::Busy);
+    Exporter::of(&format!("http://me:pw@{}", server.authority()))
+        .arguments(&["--api-key-file", path])
+        .start()
+        .after_polls(1);
+    let sent = [Some("Basic bWU6cHc=".to_owned()), Some(KEY.to_owned())];
+    assert_eq!(credentials(&server), sent);
+}
+
+#[test]
+fn a_secret_that_others_on_the_way_can_read_is_warned_of_once() {
+    let key = file_with(KEY);
+    let path = key.path().to_str().unwrap();
+    let far = "http://192.0.2.1:1";
+    let called = |url: &str| {
+        called(
+            &[
+                "--check",
+                "--base-url",
+                url,
+                "--api-key-file",
+                path,
+                "--timeout",
+                "100ms",
+            ],
+            &[],
+        )
+    };
+    let warnings = |ended: &Ended| {
+        let mut lines = ended.stderr.lines().map(str::to_owned).collect::<Vec<_>>();
+        lines.retain(|line| line.contains("WARN") && line.contains("sent over http"));
+        lines
+    };
+    let lines = warnings(&called(far));
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains(far), "{lines:?}");
+    assert!(warnings(&called(&Server::nobody().url())).is_empty());
+}
+
 const KEY: &str = "sk-7Yq-do-not-tell";
 const PASSWORD: &str = "s3cret-of-the-proxy";
 
@@ -489,6 +598,58 @@ fn secrets_appear_in_no_error() {
         ),
         called(&["--api-key", KEY], &[]),
         called(&[&format!("--api-key={KEY}")], &[]),
+        called(&["--api-key-file", KEY], &[]),
+        called(
+            &["--api-key-file", &format!("http://localhost:1={KEY}")],
+            &[],
+        ),
+        called(&[], &[("LLAMACPP_API_KEY_FILE", KEY)]),
+        called(&[KEY], &[]),
+        called(&[KEY, "--bogus"], &[]),
+        called(&[&format!("-{KEY}")], &[]),
+        called(&[&format!("http://host/?key={KEY}")], &[]),
+        called(&["--base-url", &format!("http://host/?key={KEY}")], &[]),
+        called(&["--base-url", &format!("http://host/#{KEY}")], &[]),
+        // What must be percent-encoded in a password, and was not.
+        called(
+            &["--base-url", &format!("http://user:{PASSWORD},x@host")],
+            &[],
+        ),
+        called(
+            &["--base-url", &format!("http://user:x,{PASSWORD}@host")],
+            &[],
+        ),
+        called(
+            &["--base-url", &format!("http://user:{PASSWORD}#x@host")],
+            &[],
+        ),
+        called(
+            &["--base-url", &format!("http://user:x#{PASSWORD}@host")],
+            &[],
+        ),
+        called(
+            &["--base-url", &format!("http://user:1/{PASSWORD}@host")],
+            &[],
+        ),
+        called(
+            &["--base-url", &format!("http://user:1?{PASSWORD}@host")],
+            &[],
+        ),
+        called(
+            &["--base-url", &format!("http://user:{PASSWORD}@x@ho st")],
+            &[],
+        ),
+        called(
+            &["--log-file", &format!("http://user:{PASSWORD}#x@host=/x")],
+            &[],
+        ),
+        called(
+            &[],
+            &[(
+                "LLAMACPP_BASE_URL",
+                &format!("http://a:1,http://u:{PASSWORD},x@b"),
+            )],
+        ),
     ] {
         assert_eq!(ended.status.code(), Some(2), "{}", ended.stderr);
         assert_tells_nothing("the error", &ended.stderr);

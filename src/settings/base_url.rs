@@ -18,7 +18,8 @@ pub struct BaseUrl {
 }
 
 const FORMS: &str = "use http://host:8080, with https:// where the server speaks it, \
-                     with or without a path such as /v1";
+                     with or without a path such as /v1; in a user or password, \
+                     write / as %2F, @ as %40, # as %23 and a comma as %2C";
 
 impl BaseUrl {
     /// The URL as given, less a trailing slash and the userinfo.
@@ -44,7 +45,10 @@ impl BaseUrl {
     pub fn is_loopback(&self) -> bool {
         let bare = self.host.trim_start_matches('[').trim_end_matches(']');
         let address = bare.parse::<std::net::IpAddr>();
-        self.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+        let name = self.host.trim_end_matches('.');
+        name == "localhost"
+            || name.ends_with(".localhost")
+            || address.is_ok_and(|address| address.is_loopback())
     }
 
     /// `host:port`, with the scheme's port where the URL has none: the label `server`.
@@ -60,6 +64,11 @@ impl BaseUrl {
     /// The port, the scheme's where the URL has none.
     pub fn port(&self) -> u16 {
         self.port.unwrap_or(if self.https { 443 } else { 80 })
+    }
+
+    /// Whether both name the same server, whatever user and `/v1` stand in them.
+    pub fn is_same_server(&self, other: &BaseUrl) -> bool {
+        self.root() == other.root()
     }
 
     /// `user:password`, for basic authentication.
@@ -78,21 +87,29 @@ impl BaseUrl {
         format!("{scheme}://{}{port}", self.host)
     }
 
-    /// `text` less what may be a user and a password before an `@`: safe to show, URL or not.
-    pub fn without_userinfo(text: &str) -> String {
-        let Some(at) = text.rfind('@') else {
-            return text.to_owned();
+    /// `text` less what may be a secret in it: user and password before an `@`, and all from a
+    /// `?` or `#` on. Safe to show, URL or not.
+    pub fn without_secrets(text: &str) -> String {
+        let (before, text) = text.rsplit_once('@').unwrap_or(("", text));
+        let scheme = match before.split_once("://") {
+            Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
+                format!("{scheme}://")
+            }
+            _ => String::new(),
         };
-        let scheme = text[..at]
-            .find("://")
-            .map_or("", |colon| &text[..colon + 3]);
-        let is_scheme = |c: char| c.is_ascii_alphanumeric() || c == ':' || c == '/';
-        let scheme = if scheme.chars().all(is_scheme) && scheme.matches(':').count() == 1 {
-            scheme
-        } else {
-            ""
-        };
-        format!("{scheme}{}", &text[at + 1..])
+        let end = text.find(['?', '#']).unwrap_or(text.len());
+        format!("{scheme}{}", &text[..end])
+    }
+}
+
+/// Splits `URL=REST` into the two. Without a URL, all of `text` is the rest.
+///
+/// # Errors
+/// The forms of a URL, where what stands before the `=` is none.
+pub fn split(text: &str) -> Result<(Option<BaseUrl>, &str), String> {
+    match text.split_once('=') {
+        Some((url, rest)) if url.contains("://") => Ok((Some(url.parse()?), rest)),
+        _ => Ok((None, text)),
     }
 }
 
@@ -134,6 +151,10 @@ impl FromStr for BaseUrl {
             Some(slash) => rest.split_at(slash),
             None => (rest, ""),
         };
+        if path.contains('@') {
+            // Or the slash is one of a password, which would then be shown as a path.
+            return Err(FORMS.to_owned());
+        }
         let (userinfo, host_port) = match authority.rsplit_once('@') {
             Some((userinfo, host_port)) => {
                 (Some(percent_decoded(userinfo).ok_or(FORMS)?), host_port)
@@ -255,7 +276,9 @@ mod tests {
             ("http://localhost:1", true),
             ("http://127.0.0.2", true),
             ("http://[::1]", true),
+            ("http://a.localhost.:1", true),
             ("http://h", false),
+            ("http://localhost.example", false),
         ] {
             assert_eq!(
                 text.parse::<BaseUrl>().unwrap().is_loopback(),
@@ -273,10 +296,19 @@ mod tests {
             format!("{url} {url:?}"),
             "http://h:1/v1 BaseUrl(http://h:1/v1)"
         );
-        assert_eq!(BaseUrl::without_userinfo("ftp://me:pw@h"), "ftp://h");
-        assert_eq!(BaseUrl::without_userinfo("me:p//w@h:1"), "h:1");
-        assert_eq!(BaseUrl::without_userinfo("me:p://w@h:1"), "h:1");
-        assert_eq!(BaseUrl::without_userinfo("me:pw@h:1"), "h:1");
+        for (text, shown) in [
+            ("ftp://me:pw@h", "ftp://h"),
+            ("http://me:p#w@h:1/v1", "http://h:1/v1"),
+            ("http://me:p@w,x@h:1", "http://h:1"),
+            ("me:p//w@h:1", "h:1"),
+            ("me:p://w@h:1", "h:1"),
+            ("me:pw@h:1", "h:1"),
+            ("http://h/?key=pw", "http://h/"),
+            ("http://h/#pw", "http://h/"),
+            ("http://h:1", "http://h:1"),
+        ] {
+            assert_eq!(BaseUrl::without_secrets(text), shown, "{text}");
+        }
     }
 
     #[test]
@@ -298,6 +330,8 @@ mod tests {
             "http://a b@h",
             "http://h\n",
             "http://%zz@h",
+            "http://me:80/w@h",
+            "http://me:p/w@h",
         ] {
             assert!(text.parse::<BaseUrl>().is_err(), "{text:?}");
         }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::BaseUrl;
+use super::base_url::{self, BaseUrl};
 
 /// One log to follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ impl LogFile {
     pub fn is_of(&self, base: &BaseUrl) -> bool {
         self.base
             .as_ref()
-            .is_none_or(|own| own.root() == base.root())
+            .is_none_or(|own| own.is_same_server(base))
     }
 }
 
@@ -27,10 +27,7 @@ impl FromStr for LogFile {
     type Err = String;
 
     fn from_str(text: &str) -> Result<LogFile, String> {
-        let (base, path) = match text.split_once('=') {
-            Some((url, path)) if url.contains("://") => (Some(url.parse()?), path),
-            _ => (None, text),
-        };
+        let (base, path) = base_url::split(text)?;
         if path.is_empty() {
             return Err("use a file, -, or URL=F".to_owned());
         }

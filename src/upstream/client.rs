@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::de::{DeserializeOwned, DeserializeSeed};
 use ureq::Agent;
 use ureq::config::AutoHeaderValue;
-use ureq::http::header::{AUTHORIZATION, HeaderMap, HeaderName, LOCATION};
+use ureq::http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use ureq::unversioned::transport::Connector;
 
 use super::answers::{Each, EachIn, keep};
@@ -58,7 +58,7 @@ const LONGEST_EXPLANATION: u64 = 64 << 10;
 pub struct Client {
     agent: Agent,
     line: Line,
-    authorization: Option<String>,
+    credentials: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Client {
@@ -95,7 +95,7 @@ impl Client {
         Ok(Client {
             agent,
             line,
-            authorization: authorization(base, settings),
+            credentials: credentials(base, settings)?,
         })
     }
 
@@ -112,8 +112,8 @@ impl Client {
             .config()
             .timeout_global(Some(time.min(self.timeout())))
             .build();
-        if let Some(authorization) = &self.authorization {
-            request = request.header(AUTHORIZATION, authorization);
+        for (name, value) in &self.credentials {
+            request = request.header(name, value);
         }
         let response = request.call().map_err(|error| failure(&error))?;
         Answer::new(response, limit)
@@ -126,8 +126,8 @@ impl Client {
     pub fn post(&self, url: &str, json: &str, limit: u64) -> Result<Answer, Failure> {
         self.line.put_down();
         let mut request = self.agent.post(url).content_type("application/json");
-        if let Some(authorization) = &self.authorization {
-            request = request.header(AUTHORIZATION, authorization);
+        for (name, value) in &self.credentials {
+            request = request.header(name, value);
         }
         let response = request.send(json).map_err(|error| failure(&error))?;
         Answer::new(response, limit)
@@ -194,13 +194,33 @@ fn is_der(bytes: &[u8]) -> bool {
     rest.len() == length
 }
 
-/// The key, else the URL's userinfo, as the value of `Authorization`.
-fn authorization(base: &BaseUrl, settings: &Settings) -> Option<String> {
-    if let Some(key) = &settings.api_key {
-        return Some(format!("Bearer {}", key.reveal()));
+/// The headers that carry the URL's userinfo and the key of `base`. Both may be wanted, by a proxy
+/// and by the llama-server behind it: that reads the key from `X-Api-Key` where there is no
+/// `Authorization`, which the proxy keeps for itself.
+fn credentials(
+    base: &BaseUrl,
+    settings: &Settings,
+) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+    const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+    let basic = |userinfo: &str| format!("Basic {}", base64(userinfo.as_bytes()));
+    let headers = match (base.userinfo(), settings.api_key_of(base)) {
+        (None, None) => vec![],
+        (None, Some(key)) => vec![(AUTHORIZATION, format!("Bearer {}", key.reveal()))],
+        (Some(user), None) => vec![(AUTHORIZATION, basic(user))],
+        (Some(user), Some(key)) => vec![
+            (AUTHORIZATION, basic(user)),
+            (API_KEY, key.reveal().to_owned()),
+        ],
+    };
+    let mut secret = Vec::new();
+    for (name, value) in headers {
+        let value = HeaderValue::try_from(value);
+        let mut value = value.map_err(|_| format!("the key for {base} fits into no header"))?;
+        // Hidden where a request is printed.
+        value.set_sensitive(true);
+        secret.push((name, value));
     }
-    base.userinfo()
-        .map(|userinfo| format!("Basic {}", base64(userinfo.as_bytes())))
+    Ok(secret)
 }
 
 fn base64(bytes: &[u8]) -> String {
@@ -407,7 +427,7 @@ impl Answer {
 /// Where a redirect points, less what may be a secret: userinfo, query and fragment.
 fn redirect_target(location: &str) -> String {
     let path = location.split(['?', '#']).next().unwrap_or_default();
-    BaseUrl::without_userinfo(path)
+    BaseUrl::without_secrets(path)
 }
 
 /// Where JSON is broken, and how; not in serde's words, which may quote what stands there.

@@ -15,7 +15,7 @@ use super::asker::{Asker, Endpoint, Outcome};
 use super::llama_server::{Asked, LlamaServer};
 use super::reading::{Ended, ModelReading, Reading, State};
 use super::shown::Shown;
-use crate::settings::{BaseUrl, Settings};
+use crate::settings::{ApiKeys, BaseUrl, Settings};
 use crate::snapshot::{ServerInfo, Status};
 
 const RUNNING: Endpoint = Endpoint {
@@ -274,7 +274,8 @@ impl LlamaSwap {
                 return None;
             }
             let settings = Settings {
-                api_key: None,
+                // No key of a base URL follows to an address that it names.
+                api_keys: ApiKeys::default(),
                 ..self.settings.clone()
             };
             let asker = Asker::new(&base, &settings).ok()?;
