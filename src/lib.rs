@@ -9,6 +9,7 @@ pub mod bounds;
 pub mod catalogue;
 pub mod check;
 pub mod derive;
+pub mod escape;
 pub mod exposition;
 pub mod gate;
 pub mod gguf;

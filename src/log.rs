@@ -1,14 +1,18 @@
-//! Log lines on stderr: `LEVEL message key=value …`, one line each.
+//! Log lines on stderr: `TIME LEVEL message key=value …`, one line each.
 //!
-//! Under systemd (`JOURNAL_STREAM` set) a line begins with the journal's
-//! priority instead of the level's name. Values that come from outside are
-//! quoted and escaped, so that nothing can forge a line.
+//! The time is UTC, as RFC 3339 writes it, with milliseconds. Under systemd
+//! (`JOURNAL_STREAM` set), which adds a time of its own, a line begins with the
+//! journal's priority instead of time and level. Values are quoted where that is
+//! needed, and control characters are escaped, so that nothing can forge a line.
 
 use std::fmt::{self, Display, Write as _};
 use std::io::Write as _;
 use std::str::FromStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, SystemTime};
+
+use crate::escape::{Escaped, write_escaped};
 
 /// How much is said, least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,29 +96,63 @@ fn write(level: Level, message: &str, pairs: &[(&str, &dyn Display)]) {
         return;
     }
     let journal = *JOURNAL.get_or_init(|| std::env::var_os("JOURNAL_STREAM").is_some());
-    let line = format_line(level, journal, message, pairs);
+    let time = (!journal).then(|| {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        // A clock before 1970 is not set.
+        since_1970.unwrap_or_default()
+    });
+    let line = format_line(level, time, message, pairs);
     // A log that cannot be written has nobody to be told of it.
     let _ = std::io::stderr().lock().write_all(line.as_bytes());
 }
 
+/// `time` is since 1970; without one, the line is for the journal.
 fn format_line(
     level: Level,
-    journal: bool,
+    time: Option<Duration>,
     message: &str,
     pairs: &[(&str, &dyn Display)],
 ) -> String {
     let mut line = String::with_capacity(128);
-    if journal {
-        let _ = write!(line, "<{}>", level.priority());
-    } else {
-        let _ = write!(line, "{:<5} ", level.name());
-    }
-    line.push_str(message);
+    let _ = match time {
+        Some(time) => write!(line, "{} {:<5} ", rfc3339(time), level.name()),
+        None => write!(line, "<{}>", level.priority()),
+    };
+    let _ = write!(line, "{}", Escaped(message));
     for (key, value) in pairs {
         let _ = write!(line, " {key}={}", Quoted(&value.to_string()));
     }
     line.push('\n');
     line
+}
+
+/// A time since 1970 as `2026-11-26T13:57:41.042Z`.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "days since 1970 are below 2^48, and nothing below subtracts more than there is"
+)]
+fn rfc3339(since_1970: Duration) -> String {
+    let seconds = since_1970.as_secs();
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years are counted from a 1 March, so that a leap day is the last one of its year, in eras
+    // of 400 years, which all have the same number of days.
+    let days_since_0000_03_01 = days + 719_468;
+    let era = days_since_0000_03_01 / 146_097;
+    let day_of_era = days_since_0000_03_01 % 146_097;
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = (month_from_march + 2) % 12 + 1;
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
+        second / 3_600,
+        second / 60 % 60,
+        second % 60,
+        since_1970.subsec_millis()
+    )
 }
 
 /// The most characters of a value that a line shows.
@@ -136,8 +174,7 @@ impl Display for Quoted<'_> {
             }
             match c {
                 '"' | '\\' => write!(f, "\\{c}")?,
-                c if c.is_control() => write!(f, "{}", c.escape_default())?,
-                c => f.write_char(c)?,
+                c => write_escaped(f, c)?,
             }
         }
         f.write_char('"')
@@ -148,37 +185,64 @@ impl Display for Quoted<'_> {
 mod tests {
     use super::*;
 
+    const TIME: Option<Duration> = Some(Duration::from_millis(1_795_701_461_042));
+
     #[test]
-    fn a_line_is_level_message_and_pairs() {
+    fn a_line_is_time_level_message_and_pairs() {
         let line = format_line(
             Level::Warn,
-            false,
+            TIME,
             "server is down",
             &[("reason", &"connect")],
         );
-        assert_eq!(line, "WARN  server is down reason=connect\n");
+        assert_eq!(
+            line,
+            "2026-11-26T13:57:41.042Z WARN  server is down reason=connect\n"
+        );
+    }
+
+    /// As `date -u --date=@SECONDS` says.
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (seconds, time) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399, "2000-02-28T23:59:59.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (951_868_800, "2000-03-01T00:00:00.000Z"),
+            (1_735_689_599, "2024-12-31T23:59:59.000Z"),
+            (1_735_689_600, "2025-01-01T00:00:00.000Z"),
+            (4_107_542_399, "2100-02-28T23:59:59.000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
+            (253_402_300_799, "9999-12-31T23:59:59.000Z"),
+        ] {
+            assert_eq!(rfc3339(Duration::from_secs(seconds)), time, "{seconds}");
+        }
+        assert!(rfc3339(Duration::MAX).ends_with(".999Z"));
     }
 
     #[test]
     fn the_journal_gets_a_priority_in_place_of_the_level() {
-        assert_eq!(format_line(Level::Error, true, "gone", &[]), "<3>gone\n");
+        assert_eq!(format_line(Level::Error, None, "gone", &[]), "<3>gone\n");
     }
 
     #[test]
     fn a_value_from_outside_cannot_forge_a_line() {
         let line = format_line(
             Level::Info,
-            false,
-            "model",
-            &[("name", &"a\nERROR b=\"c\"")],
+            None,
+            "model\r\n\u{202e}",
+            &[("name", &"a\nERROR b=\"c\"\u{1b}[2J\u{2066}")],
         );
-        assert_eq!(line, "INFO  model name=\"a\\nERROR b=\\\"c\\\"\"\n");
+        assert_eq!(
+            line,
+            "<6>model\\r\\n\\u{202e} name=\"a\\nERROR b=\\\"c\\\"\\u{1b}[2J\\u{2066}\"\n"
+        );
         assert_eq!(line.lines().count(), 1);
     }
 
     #[test]
     fn a_long_value_is_cut() {
-        let line = format_line(Level::Info, false, "x", &[("v", &"y".repeat(10_000))]);
+        let line = format_line(Level::Info, None, "x", &[("v", &"y".repeat(10_000))]);
         assert!(line.len() < 400, "{}", line.len());
     }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use llamacpp_exporter::escape::Escaped;
 use llamacpp_exporter::itself::{self, Itself};
 use llamacpp_exporter::machine::{self, gpus::Gpus};
 use llamacpp_exporter::poll::{self, Poller, Watch};
@@ -131,7 +132,10 @@ fn check(settings: &Settings) -> ExitCode {
 
 fn healthcheck(settings: &Settings) -> ExitCode {
     match settings.addr.get("/healthz", HEALTHCHECK_TIMEOUT) {
-        Ok(answer) => print(&format!("{}\n", answer.line), answer.status == 200),
+        Ok(answer) => print(
+            &format!("{}\n", Escaped(&answer.line)),
+            answer.status == 200,
+        ),
         Err(error) => fail(1, &format!("--addr {}: {error}", settings.addr)),
     }
 }

@@ -333,13 +333,10 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         flag: "--no-gpu",
-        argument: "",
         variables: &["LLAMACPP_NO_GPU"],
-        default: "",
         help: "Read no GPU: neither run nvidia-smi nor look at AMD's and Intel's GPUs",
-        repeatable: false,
-        secret: false,
         set: |draft, text| assign(&mut draft.no_gpu, switch(text)),
+        ..ROW
     },
     Row {
         flag: "--log-file",

@@ -921,9 +921,90 @@ fn under_systemd_a_line_begins_with_its_priority() {
         .start();
     exporter.wait_for_log(&["reason=connect"]);
     for line in exporter.log_lines() {
+        assert!(!starts_with_time(&line), "{line}");
         let priority = line.strip_prefix('<').and_then(|rest| rest.split_once('>'));
         let level = priority.and_then(|(level, _)| level.parse::<u8>().ok());
         assert!(level.is_some_and(|level| level < 8), "{line}");
+    }
+}
+
+/// Whether it starts with a time as `2026-11-26T13:57:41.042Z`.
+fn starts_with_time(line: &str) -> bool {
+    let form = "0000-00-00T00:00:00.000Z ";
+    let mut pairs = line.chars().zip(form.chars());
+    line.len() > form.len()
+        && pairs.all(|(c, of_form)| match of_form {
+            '0' => c.is_ascii_digit(),
+            of_form => c == of_form,
+        })
+}
+
+#[test]
+fn a_line_begins_with_the_time_and_the_level() {
+    let exporter = Exporter::watching(&Server::nobody()).start();
+    exporter.wait_for_log(&["reason=connect"]);
+    for line in exporter.log_lines() {
+        assert!(starts_with_time(&line), "{line}");
+        let level = line.split_whitespace().nth(1);
+        assert!(matches!(level, Some("INFO" | "WARN")), "{line}");
+    }
+}
+
+/// What a terminal takes for a command, or turns the text around with.
+const CONTROLS: [&str; 9] = [
+    "\u{1b}[2J",
+    "\u{7}",
+    "\r",
+    "\u{7f}",
+    "\u{9b}2J",
+    "\u{202e}",
+    "\u{2066}",
+    "\u{200f}",
+    "\u{61c}",
+];
+
+/// A server that puts control characters and lines of its own wherever a text can stand.
+fn garbling() -> Server {
+    let hostile = format!("x\nhttp://forged: up\n<3>forged\n{}", CONTROLS.concat());
+    let server = Server::recorded(OLD, Stage::Busy);
+    let mut props = recordings::props(OLD);
+    for key in ["model_alias", "build_info", "model_path"] {
+        props[key] = serde_json::json!(hostile);
+    }
+    server.answer("/props", Answer::json(props.to_string()));
+    server.answer("/slots", Answer::error(500, &hostile));
+    server.answer("/stats", Answer::error(401, &hostile));
+    server
+}
+
+fn assert_shows_plain(where_: &str, text: &str) {
+    for control in CONTROLS {
+        let first = control.chars().next().unwrap();
+        assert!(!text.contains(first), "{first:?} in {where_}:\n{text:?}");
+    }
+    let forged = |line: &str| {
+        line.trim_start().starts_with("http://forged") || line.starts_with("<3>forged")
+    };
+    assert!(!text.lines().any(forged), "{where_}:\n{text}");
+}
+
+#[test]
+fn a_report_and_a_log_show_control_characters_by_their_numbers() {
+    let server = garbling();
+    let ended = called(&["--check", "--base-url", &server.url()], &[]);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains("\\u{202e}"), "{}", ended.stdout);
+    assert_shows_plain("the report", &ended.stdout);
+    assert_shows_plain("the report's log", &ended.stderr);
+
+    for journal in [&[][..], &[("JOURNAL_STREAM", "8:1")]] {
+        let start = Exporter::watching(&server).arguments(&["--log-level", "debug"]);
+        let start = journal
+            .iter()
+            .fold(start, |start, (name, value)| start.variable(name, value));
+        let exporter = start.start();
+        exporter.after_polls(2);
+        assert_shows_plain("the log", &exporter.output());
     }
 }
 

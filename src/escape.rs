@@ -1,0 +1,73 @@
+//! Text from outside, made safe to show to people.
+
+use std::fmt::{self, Display};
+
+/// Shows a text with its control characters escaped: it stays on one line, moves no cursor, and
+/// stands in the order in which it was written.
+///
+/// Text from outside may pass through many hands. It is escaped once, where a line of a log or of
+/// a report is made of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Escaped<'a>(pub &'a str);
+
+impl Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            write_escaped(f, c)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes one character, escaped where [`Escaped`] does.
+///
+/// # Errors
+/// Those of `out`.
+pub fn write_escaped(out: &mut impl fmt::Write, c: char) -> fmt::Result {
+    if is_control(c) {
+        write!(out, "{}", c.escape_default())
+    } else {
+        out.write_char(c)
+    }
+}
+
+/// Whether a terminal, a pager or a browser would do something other than show it.
+fn is_control(c: char) -> bool {
+    // C0, DEL and C1.
+    c.is_control()
+        || matches!(c,
+            // Ends of lines and paragraphs.
+            '\u{2028}' | '\u{2029}'
+            // Marks, embeddings, overrides and isolates of the bidirectional algorithm.
+            | '\u{061c}' | '\u{200e}' | '\u{200f}'
+            | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_moves_the_cursor_or_turns_the_text_is_escaped() {
+        for (text, shown) in [
+            ("a b\\\"é日", "a b\\\"é日"),
+            ("a\nb\r\tc", "a\\nb\\r\\tc"),
+            ("\u{1b}[2J\u{7}\0", "\\u{1b}[2J\\u{7}\\u{0}"),
+            ("\u{7f}\u{9b}2J\u{85}", "\\u{7f}\\u{9b}2J\\u{85}"),
+            ("a\u{202e}b\u{2066}c", "a\\u{202e}b\\u{2066}c"),
+            ("\u{200e}\u{200f}\u{61c}", "\\u{200e}\\u{200f}\\u{61c}"),
+            ("\u{2028}\u{2029}", "\\u{2028}\\u{2029}"),
+        ] {
+            assert_eq!(Escaped(text).to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn no_control_character_is_left() {
+        for c in '\0'..=char::MAX {
+            let shown = Escaped(&c.to_string()).to_string();
+            let is_left = shown.chars().any(is_control);
+            assert!(!is_left, "{:?}", u32::from(c));
+        }
+    }
+}
