@@ -39,7 +39,7 @@ pub fn report(base: &BaseUrl, snapshot: &Snapshot) -> String {
         ));
     }
     if up {
-        lines.push(format!("  values (rates need a second poll):"));
+        lines.push("  values (rates need a second poll):".to_owned());
         let exposition = exposition::render(&[Arc::new(snapshot.clone())], &Itself::default());
         let values = exposition
             .lines()

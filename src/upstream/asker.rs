@@ -124,7 +124,7 @@ impl Asker {
             model: None,
             deadline: Instant::now(),
             is_out_of_time: false,
-            has_key: settings.api_key.is_some(),
+            has_key: settings.api_key_of(base).is_some(),
             has_user: base.userinfo().is_some(),
         })
     }
