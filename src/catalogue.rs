@@ -5,6 +5,8 @@
 //! or tested against it. Adding a metric is one row here, plus the reading
 //! that feeds it.
 
+use std::collections::BTreeSet;
+
 use crate::histogram::Histogram;
 use crate::itself::Itself;
 use crate::snapshot::{Gpu, GpuMemory, Model, RequestFigures, Snapshot, Status};
@@ -291,8 +293,12 @@ pub const FAMILIES: &[Family] = &[
     row("llamacpp_request_errors_total", Counter, &["code"],
         "Requests that ended in an error.",
         Read::RequestSeries(|r, sink| {
-            for (code, count) in &r.errors {
-                sink(&[("code", &code.to_string())], *count as f64);
+            // Only records tell of errors.
+            let usual = USUAL_ERRORS.iter().filter(|_| r.record_gaps.is_some());
+            let codes: BTreeSet<_> = usual.chain(r.errors.keys()).collect();
+            for code in codes {
+                let count = r.errors.get(code).copied().unwrap_or(0);
+                sink(&[("code", &code.to_string())], count as f64);
             }
         })),
     row("llamacpp_request_cancellations_total", Counter, &[],
@@ -301,6 +307,13 @@ pub const FAMILIES: &[Family] = &[
     row("llamacpp_request_record_gaps_total", Counter, &[],
         "Polls at which every record that is kept was new: others may have been lost before them.",
         Read::Request(|r| r.record_gaps.map(|count| count as f64))),
+    row("llamacpp_log_lines_rejected_total", Counter, &["reason"],
+        "Lines of the server's log that were not believed: the log may hold what its users wrote.",
+        Read::ServerSeries(|s, sink| {
+            for (reason, count) in s.log_lines_rejected.iter().flatten() {
+                sink(&[("reason", reason.label())], *count as f64);
+            }
+        })),
     row("llamacpp_probe_tokens_total", Counter, &[],
         "Tokens generated for the exporter's own probes.",
         Read::Probe(|r| r.probe_tokens.map(|count| count as f64))),
@@ -355,6 +368,10 @@ pub const FAMILIES: &[Family] = &[
         "When the exporter started, in seconds since 1970.",
         Read::Exporter(|e| e.start_time)),
 ];
+
+/// What llama-server and Docker Model Runner answer a completion that goes wrong: these codes
+/// count from zero, others from their first.
+const USUAL_ERRORS: [u16; 6] = [400, 404, 429, 500, 502, 503];
 
 /// The most slots of a model that get a series each.
 pub const MOST_SLOTS: usize = 64;

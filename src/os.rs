@@ -328,6 +328,42 @@ pub fn open_in_root(root: &impl AsFd, path: &Path, flags: i32) -> io::Result<Fil
     }
 }
 
+/// The offset of the next bytes of a file that are no hole, from `offset` on; its length where
+/// there are none. Where holes cannot be told, `offset` itself. Moves the file's own position.
+///
+/// # Errors
+/// What the system says.
+pub fn next_data(file: &File, offset: u64) -> io::Result<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        unsafe extern "C" {
+            // glibc's plain one takes 32 bits on 32-bit machines; musl has only one, of 64.
+            #[cfg_attr(target_env = "gnu", link_name = "lseek64")]
+            fn lseek(descriptor: c_int, offset: i64, whence: c_int) -> i64;
+        }
+        const SEEK_DATA: c_int = 3;
+        const ENXIO: i32 = 6;
+        const EINVAL: i32 = 22;
+        let from = i64::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: the descriptor is borrowed, so it stays open during the call.
+        let found = unsafe { lseek(file.as_raw_fd(), from, SEEK_DATA) };
+        if let Ok(found) = u64::try_from(found) {
+            return Ok(found);
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(ENXIO) => Ok(file.metadata()?.len()),
+            Some(EINVAL) => Ok(offset),
+            _ => Err(error),
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = file;
+        Ok(offset)
+    }
+}
+
 fn check(result: c_int) -> io::Result<()> {
     match result {
         0 => Ok(()),

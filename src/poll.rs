@@ -1,5 +1,6 @@
 //! The timer thread: read, derive, publish, at every interval.
 
+mod logged;
 mod probing;
 mod schedule;
 mod watch;
@@ -19,15 +20,15 @@ use crate::derive::{ModelState, is_loaded};
 use crate::log;
 use crate::machine::gpus::Gpus;
 use crate::machine::{Hints, Machine};
+use crate::requests::Requests;
 use crate::requests::records::Records;
-use crate::requests::{Requests, Speaker};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Cell, Failed, Model, Polls, Reason, ServerInfo, Snapshot, Status};
 use crate::upstream::advice::Advice;
 use crate::upstream::asker::Asker;
 use crate::upstream::completion::Completions;
 use crate::upstream::detect::Upstream;
-use crate::upstream::reading::{FailedRequest, ModelReading, Reading, State, Target};
+use crate::upstream::reading::{FailedRequest, ModelReading, Reading, Target};
 
 /// Said where a server has more models than are shown.
 const LEFT_OUT: &str = "it has more than 500 models: 500 are shown, the loaded ones first";
@@ -110,6 +111,9 @@ impl Poller {
         let mut models = self.derive(&reading);
         self.look_at_machine(&reading, &mut models, deadline);
         self.take_requests(&reading, &mut models);
+        reading
+            .notes
+            .extend(self.requests.log_notes(Instant::now()));
 
         self.count_errors(&reading);
         self.polls.total = self.polls.total.saturating_add(1);
@@ -124,6 +128,7 @@ impl Poller {
             info: reading.info.clone(),
             models,
             requests: self.requests.figures(),
+            log_lines_rejected: self.requests.log_lines_rejected(),
             models_disk_usage: reading.disk_usage,
             polls: self.polls.clone(),
             failures: failed(&reading.failures),
@@ -220,12 +225,8 @@ impl Poller {
 
     /// Says whose requests the log speaks of, and takes what only the log tells of a server.
     fn take_requests(&self, reading: &Reading, models: &mut [Model]) {
-        let kind = reading.info.as_ref().map_or("", |info| info.kind);
-        let speakers = reading
-            .models
-            .iter()
-            .map(|model| (model.name.as_str(), speaker(kind, model)));
-        self.requests.models_are(Instant::now(), speakers);
+        self.requests
+            .polled(Instant::now(), &logged::polled(reading));
         for model in models.iter_mut().filter(|model| is_loaded(model.status)) {
             let facts = self.requests.facts(&model.name);
             let number = |fact: Option<u64>| fact.map(|fact| fact as f64);
@@ -251,6 +252,7 @@ impl Poller {
                 .map_err(|error| format!("cannot start the log thread: {error}"))?;
         }
         if let Some(interval) = settings.probe_interval {
+            self.requests.models_are_probed();
             let prober = probing::Prober {
                 completions: Completions::new(&self.base, settings)?,
                 requests: Arc::clone(&self.requests),
@@ -292,24 +294,6 @@ impl Poller {
 /// What tells a model from the others of its base URL: its name and its mode.
 fn key(model: &ModelReading) -> (String, Option<String>) {
     (model.name.clone(), model.mode.clone())
-}
-
-/// Whose lines of the log are about this model.
-fn speaker(kind: &str, model: &ModelReading) -> Speaker {
-    match kind {
-        // While it loads, its name may still be that of the model before.
-        "llama-server" if !matches!(model.state, State::Loading | State::Waking) => Speaker::Server,
-        // What is not loaded has the port of its last child, or 0: it may be another's by now.
-        "router" if !matches!(model.state, State::Told(_) | State::Unknown) => {
-            let arguments = model.host.arguments.as_deref().unwrap_or_default();
-            let mut after = arguments
-                .iter()
-                .skip_while(|argument| *argument != "--port");
-            let port = after.nth(1).and_then(|port| port.parse().ok());
-            port.map_or(Speaker::Nobody, Speaker::Child)
-        }
-        _ => Speaker::Nobody,
-    }
 }
 
 fn failed(failures: &[FailedRequest]) -> Vec<Failed> {
@@ -494,34 +478,4 @@ fn say_down(server: &dyn Display, advice: &Advice) {
             ("advice", &advice.text),
         ],
     );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_log_speaks_of_a_child_as_long_as_the_child_is_there() {
-        let speaker_of = |port: &str, state: State| {
-            let arguments = ["llama-server", "--host", "127.0.0.1", "--port", port];
-            let mut model = ModelReading {
-                state,
-                ..ModelReading::default()
-            };
-            model.host.arguments = Some(arguments.map(str::to_owned).to_vec());
-            speaker("router", &model)
-        };
-        for state in [State::Loading, State::Ready, State::Asleep(Instant::now())] {
-            assert_eq!(speaker_of("34541", state), Speaker::Child(34541));
-        }
-        for status in [Status::Unloaded, Status::Failed] {
-            assert_eq!(speaker_of("0", State::Told(status)), Speaker::Nobody);
-            assert_eq!(speaker_of("34541", State::Told(status)), Speaker::Nobody);
-        }
-        let single = ModelReading {
-            state: State::Loading,
-            ..ModelReading::default()
-        };
-        assert_eq!(speaker("llama-server", &single), Speaker::Nobody);
-    }
 }

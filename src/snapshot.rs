@@ -24,6 +24,8 @@ pub struct Snapshot {
     /// Figures of requests by model and source, sorted by both. They are the exporter's own
     /// counters, and outlive a server that is down.
     pub requests: Vec<RequestsOf>,
+    /// Lines of the server's log that were not believed; `None` where no log is followed.
+    pub log_lines_rejected: Option<BTreeMap<Rejection, u64>>,
     /// How the polling itself went.
     pub polls: Polls,
     /// Requests of the last poll that failed.
@@ -119,6 +121,47 @@ impl Reason {
             Reason::TooLarge => "too_large",
             Reason::Parse => "parse",
             Reason::Unauthorized => "unauthorized",
+        }
+    }
+}
+
+/// Why a line of a log was not believed, as the label `reason` spells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rejection {
+    /// It has no time and level of llama-server's own, where its log has them, or the reverse.
+    Format,
+    /// Its time is before that of a line above it.
+    Time,
+    /// It names a slot that does not exist.
+    Slot,
+    /// Its request took longer than it was on its slot.
+    Duration,
+    /// It is of another server than the one that is watched, or of a child that no poll saw.
+    Source,
+    /// It tells of more than the server's own counters do.
+    Counters,
+}
+
+impl Rejection {
+    /// Every reason.
+    pub const ALL: [Rejection; 6] = [
+        Rejection::Format,
+        Rejection::Time,
+        Rejection::Slot,
+        Rejection::Duration,
+        Rejection::Source,
+        Rejection::Counters,
+    ];
+
+    /// The value of the label `reason`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Rejection::Format => "format",
+            Rejection::Time => "time",
+            Rejection::Slot => "slot",
+            Rejection::Duration => "duration",
+            Rejection::Source => "source",
+            Rejection::Counters => "counters",
         }
     }
 }

@@ -12,7 +12,7 @@ use std::process::{self, Command, Stdio};
 
 use support::exporter::program;
 use support::recordings::{Stage, file};
-use support::{Exporter, Scrape, Server};
+use support::{Answer, Exporter, Scrape, Server};
 
 const BUILD: &str = "b10068";
 /// In the log of that build.
@@ -34,6 +34,16 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// A server without `--metrics`: its counters, which stand still, bear no request of the log.
+fn server() -> Server {
+    let server = Server::recorded(BUILD, Stage::Idle);
+    server.answer(
+        "/metrics",
+        Answer::error(501, "This server does not support metrics endpoint."),
+    );
+    server
 }
 
 fn log() -> Vec<u8> {
@@ -67,7 +77,7 @@ fn wait_for(exporter: &Exporter, wanted: f64) {
 
 #[test]
 fn the_log_on_the_standard_input_is_read_until_it_ends() {
-    let server = Server::recorded(BUILD, Stage::Idle);
+    let server = server();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let mut command = watching(&[&server]);
     command
@@ -79,8 +89,7 @@ fn the_log_on_the_standard_input_is_read_until_it_ends() {
     wait_for(&exporter, FINISHED);
     drop(ours);
     exporter.wait_for_log(&["standard input has ended"]);
-    let polls = exporter.scrape().polls();
-    let scrape = exporter.after_polls(polls + 3);
+    let scrape = exporter.after_polls(3);
     assert!(exporter.is_alive());
     assert_eq!(count(&scrape, None), Some(FINISHED));
 }
@@ -96,7 +105,7 @@ fn a_pipe_is_read_as_it_is_written_and_again_by_the_next_writer() {
             .unwrap()
             .success()
     );
-    let server = Server::recorded(BUILD, Stage::Idle);
+    let server = server();
     let mut command = watching(&[&server]);
     command.arg("--log-file").arg(&pipe);
     let exporter = Exporter::start(command);
@@ -111,10 +120,7 @@ fn a_pipe_is_read_as_it_is_written_and_again_by_the_next_writer() {
 #[test]
 fn each_of_several_servers_has_a_log_of_its_own() {
     let folder = Folder::new("several");
-    let servers = [
-        Server::recorded(BUILD, Stage::Idle),
-        Server::recorded(BUILD, Stage::Idle),
-    ];
+    let servers = [server(), server()];
     let mut command = watching(&[&servers[0], &servers[1]]);
     let path = |number: usize| folder.0.join(number.to_string());
     for (number, server) in servers.iter().enumerate() {
@@ -133,4 +139,54 @@ fn each_of_several_servers_has_a_log_of_its_own() {
     both([0.0, FINISHED]);
     fs::write(path(0), [log(), log()].concat()).unwrap();
     both([2.0 * FINISHED, FINISHED]);
+}
+
+/// Of the two requests in the log, the counters that were recorded after the first bear one.
+#[test]
+fn requests_that_the_counters_do_not_bear_are_rejected() {
+    let folder = Folder::new("counters");
+    let path = folder.0.join("log");
+    fs::write(&path, "").unwrap();
+    let server = Server::recorded(BUILD, Stage::Idle);
+    let mut command = watching(&[&server]);
+    command.arg("--log-file").arg(&path);
+    let exporter = Exporter::start(command);
+    wait_for(&exporter, 0.0);
+    let rejected = |scrape: &Scrape, reason: &str| {
+        let all = scrape.all("llamacpp_log_lines_rejected_total");
+        let of_reason = all.iter().find(|sample| sample.labels["reason"] == reason);
+        of_reason.unwrap().value
+    };
+    for reason in ["format", "time", "slot", "duration", "source", "counters"] {
+        assert_eq!(rejected(&exporter.scrape(), reason), 0.0, "{reason}");
+    }
+    fs::write(&path, log()).unwrap();
+    server.replay(BUILD, Stage::After);
+    wait_for(&exporter, 1.0);
+    exporter.until("the other is rejected", |scrape| {
+        rejected(scrape, "counters") == 1.0
+    });
+    let scrape = exporter.scrape();
+    assert_eq!(count(&scrape, None), Some(1.0));
+    let sum = scrape.all("llamacpp_request_generated_tokens_sum")[0].value;
+    assert_eq!(sum, 120.0);
+    exporter.wait_for_log(&["lines of the log were not believed"]);
+}
+
+#[test]
+fn a_link_to_a_device_is_not_read() {
+    let folder = Folder::new("device");
+    let path = folder.0.join("log");
+    std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+    let server = server();
+    let mut command = watching(&[&server]);
+    command.arg("--log-file").arg(&path);
+    let exporter = Exporter::start(command);
+    exporter.wait_for_log(&[
+        "the log file cannot be read",
+        "it is a device, not a regular file",
+    ]);
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "").unwrap();
+    wait_for(&exporter, 0.0);
 }

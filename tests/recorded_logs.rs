@@ -5,9 +5,11 @@
 //! generated one. The figures below were read off the logs by eye.
 
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use llamacpp_exporter::requests::tally::Tally;
+use serde_json::json;
+
+use llamacpp_exporter::requests::server_log::{Polled, PolledCounters};
 use llamacpp_exporter::requests::{Facts, Requests, Speaker};
 use llamacpp_exporter::snapshot::{RequestFigures, RequestSource};
 
@@ -43,17 +45,38 @@ fn recording(name: &str) -> String {
     fs::read_to_string(format!("{root}/tests/recordings/{name}/log.txt")).unwrap()
 }
 
-/// Reads a log as if each of its lines had just been written.
-fn read(log: &str, speaker: Speaker) -> (RequestFigures, Facts) {
-    let requests = Requests::default();
-    let mut tally = Tally::default();
-    for line in log.lines() {
-        tally.take(line.as_bytes(), |counted| requests.log_says(counted, false));
+/// What a poll finds of a server without counters.
+fn polled<'a>(model: &'a str, speaker: Speaker) -> Polled<'a> {
+    Polled {
+        model,
+        speaker,
+        slots: None,
+        counters: PolledCounters::None,
     }
+}
+
+/// Reads a log as if each of its lines had just been written, and polls a while later.
+fn requests_of(log: &str, model: &str, speaker: Speaker) -> Requests {
+    let requests = Requests::default();
+    let now = Instant::now();
     requests.log_is_followed();
-    requests.models_are(Instant::now(), [("m", speaker)]);
+    for line in log.lines() {
+        requests.log_line(line.as_bytes(), now, false);
+    }
+    for seconds in [10, 20] {
+        let later = now + Duration::from_secs(seconds);
+        requests.polled(later, &[polled(model, speaker)]);
+    }
+    requests
+}
+
+fn read(log: &str, speaker: Speaker) -> (RequestFigures, Facts) {
+    let requests = requests_of(log, "m", speaker);
     let of = requests.figures().remove(0);
     assert_eq!((of.model.as_str(), of.source), ("m", RequestSource::Log));
+    let rejected = requests.log_lines_rejected().unwrap();
+    assert!(rejected.values().all(|count| *count == 0), "{rejected:?}");
+    assert!(requests.log_notes(Instant::now()).is_empty());
     ((*of.figures).clone(), requests.facts("m"))
 }
 
@@ -107,10 +130,36 @@ fn every_build_is_read_alike() {
     }
 }
 
+/// What puts something around each line.
+const WRAPPERS: [fn(&str) -> String; 7] = [
+    |line| {
+        json!({"log": format!("{line}\n"), "stream": "stderr", "time": "2026-11-24T20:12:22Z"})
+            .to_string()
+    },
+    |line| json!({"MESSAGE": line, "_PID": "77", "_SYSTEMD_UNIT": "llama.service"}).to_string(),
+    |line| {
+        json!({"MESSAGE": format!("\x1b[32m{line}\x1b[0m").as_bytes(), "_PID": "77"}).to_string()
+    },
+    |line| json!({"type": "other", "level": "info", "msg": line}).to_string(),
+    |line| {
+        format!(
+            "time=2026-11-26T11:38:12.899Z level=INFO msg={}",
+            json!(line)
+        )
+    },
+    |line| format!("__CURSOR=s=1\n_PID=77\nMESSAGE={line}\nPRIORITY=6\n"),
+    |line| format!("[pod/llama-7d9f/server] {line}"),
+];
+
 #[test]
 fn colours_and_wrappers_change_nothing() {
     for (build, ms) in BUILDS {
         let log = recording(&format!("llama-server/{build}"));
+        for wrap in WRAPPERS {
+            let wrapped: String = log.lines().map(|line| wrap(line) + "\n").collect();
+            let what = format!("{build} {:?}", wrapped.lines().next());
+            check(&what, &read(&wrapped, Speaker::Server).0, ms);
+        }
         for prefix in [
             "\u{1b}[36mllama-1  |\u{1b}[0m ",
             "Nov 24 20:12:22 host llama-server[4711]: ",
@@ -137,12 +186,11 @@ fn colours_and_wrappers_change_nothing() {
 }
 
 #[test]
-fn a_routers_log_names_the_model_of_each_child() {
-    let requests = Requests::default();
-    let mut tally = Tally::default();
-    for line in recording("router/b10068").lines() {
-        tally.take(line.as_bytes(), |counted| requests.log_says(counted, false));
-    }
+fn a_routers_log_tells_of_the_model_that_a_poll_saw_at_its_port() {
+    let log = recording("router/b10068");
+    let port = log.split_once(" on port ").unwrap().1;
+    let port = port.split_whitespace().next().unwrap().parse().unwrap();
+    let requests = requests_of(&log, "alpha/one:Q4", Speaker::Child(port));
     let all = requests.figures();
     assert_eq!(all.len(), 1);
     assert_eq!(all[0].model, "alpha/one:Q4");

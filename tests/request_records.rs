@@ -101,11 +101,12 @@ fn each_record_is_counted_once_and_its_text_never_leaves() {
             "{name} is {shown}, not {value}"
         );
     }
-    let failed = [RECORDS, &[("code", "503")]].concat();
-    assert_eq!(
-        scrape.get("llamacpp_request_errors_total", &failed),
-        Some(1.0)
-    );
+    // The usual codes count from zero.
+    for (code, count) in [("503", 1.0), ("429", 0.0), ("500", 0.0)] {
+        let failed = [RECORDS, &[("code", code)]].concat();
+        let shown = scrape.get("llamacpp_request_errors_total", &failed);
+        assert_eq!(shown, Some(count), "{code}");
+    }
 
     let ten: Vec<_> = (20..30).map(|id| record(id, 200)).collect();
     keep(&server, &ten);

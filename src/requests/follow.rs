@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::lines::Lines;
-use crate::log;
+use crate::{log, open, os};
 
 /// Takes one line, and whether it was there before we were: history counts nothing.
 pub trait Sink: FnMut(&[u8], bool) {}
@@ -21,6 +21,9 @@ const PAUSE: Duration = Duration::from_millis(250);
 const FAREWELL: Duration = Duration::from_secs(10);
 /// How much of what was there before is looked through for what the server said of itself.
 const HISTORY: u64 = 64 << 20;
+/// The most bytes that are read at one look: of a file that has grown by more, the rest is left
+/// out. No llama-server writes so much between two looks.
+const MOST_A_LOOK: u64 = 1 << 30;
 /// How many of the bytes read last are compared, to see whether the file was written anew.
 const MARK: usize = 64;
 
@@ -118,10 +121,9 @@ impl Follower {
     /// Turns to the file that has the name now, if that is another one; gives whether it is.
     fn open_new(&mut self, found: &impl Fn(), sink: &mut impl Sink) -> io::Result<bool> {
         let there = fs::metadata(&self.path)?;
-        let kind = there.file_type();
-        if kind.is_fifo() || kind.is_char_device() {
+        if there.file_type().is_fifo() {
             // It opens once there is a writer, and ends with it.
-            let mut stream = File::open(&self.path)?;
+            let mut stream = open::regular_file_or_fifo(&self.path)?;
             self.say(None);
             found();
             drain(&mut stream, sink);
@@ -186,11 +188,8 @@ struct Opened {
 
 impl Opened {
     fn open(path: &Path) -> io::Result<Opened> {
-        let file = File::open(path)?;
+        let file = open::regular_file(path)?;
         let found = file.metadata()?;
-        if !found.is_file() {
-            return Err(io::Error::other("is no file"));
-        }
         Ok(Opened {
             file,
             device: found.dev(),
@@ -217,38 +216,75 @@ impl Opened {
             return Ok(false);
         }
         // No further than it was checked: a file that grows all the time may be cut meanwhile.
-        self.read_to(length, buffer, |line| sink(line, false))?;
+        self.read_some(length, MOST_A_LOOK, buffer, sink)?;
         Ok(true)
+    }
+
+    /// Reads up to there; once so many bytes were read, only the end.
+    fn read_some(
+        &mut self,
+        length: u64,
+        most: u64,
+        buffer: &mut [u8],
+        sink: &mut impl Sink,
+    ) -> io::Result<()> {
+        let mut each = |line: &[u8]| sink(line, false);
+        self.read_to(length, most, buffer, &mut each)?;
+        let rest = length.saturating_sub(most / 16);
+        if self.at < rest {
+            log::warn(
+                "the log file has grown faster than it can be read; a part of it is left out",
+                &[("bytes", &rest.saturating_sub(self.at))],
+            );
+            self.skip_to(rest);
+            self.lines.leave_out_the_rest();
+        }
+        self.read_to(length, u64::MAX, buffer, &mut each)
     }
 
     fn read_history(&mut self, buffer: &mut [u8], sink: &mut impl Sink) -> io::Result<()> {
         let length = self.file.metadata()?.len();
-        self.at = length.saturating_sub(HISTORY);
-        self.read_to(length, buffer, |line| sink(line, true))
+        self.skip_to(length.saturating_sub(HISTORY));
+        self.read_to(length, u64::MAX, buffer, |line| sink(line, true))
     }
 
+    /// Reads up to there, but no more than so many bytes.
     fn read_to(
         &mut self,
         end: u64,
+        mut most: u64,
         buffer: &mut [u8],
         mut each: impl FnMut(&[u8]),
     ) -> io::Result<()> {
-        while self.at < end {
-            let most = (end - self.at).min(buffer.len() as u64) as usize;
-            let count = match self.file.read_at(&mut buffer[..most], self.at) {
+        while self.at < end && most > 0 {
+            let left = end.saturating_sub(self.at).min(most);
+            let part = left.min(buffer.len() as u64) as usize;
+            let count = match self.file.read_at(&mut buffer[..part], self.at) {
                 Ok(0) => break,
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
             let bytes = &buffer[..count];
+            self.at = self.at.saturating_add(count as u64);
+            most = most.saturating_sub(count as u64);
+            if bytes.iter().all(|byte| *byte == 0) {
+                let data = os::next_data(&self.file, self.at)?;
+                self.skip_to(data.clamp(self.at, end.max(self.at)));
+                continue;
+            }
             self.lines.take(bytes, &mut each);
-            self.at += count as u64;
             self.mark
                 .extend_from_slice(&bytes[count.saturating_sub(MARK)..]);
             self.mark.drain(..self.mark.len().saturating_sub(MARK));
         }
         Ok(())
+    }
+
+    /// Goes on there, without having read what is before.
+    fn skip_to(&mut self, at: u64) {
+        self.at = at;
+        self.mark.clear();
     }
 
     /// Whether what was read last is still there: else the file was cut and has grown again.
@@ -257,7 +293,7 @@ impl Opened {
         let there = &mut there[..self.mark.len()];
         match self
             .file
-            .read_exact_at(there, self.at - self.mark.len() as u64)
+            .read_exact_at(there, self.at.saturating_sub(self.mark.len() as u64))
         {
             Ok(()) => Ok(*there == *self.mark),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
@@ -433,6 +469,68 @@ mod tests {
         step(&mut follower);
         assert_eq!(follower.said, Some(None));
         fs::remove_file(&folder.0).unwrap();
+    }
+
+    #[test]
+    fn only_regular_files_and_fifos_are_opened() {
+        let folder = Folder::new();
+        let log = folder.file("log");
+        for device in ["/dev/zero", "/dev/null", "/dev/tty"] {
+            std::os::unix::fs::symlink(device, &log).unwrap();
+            let mut follower = Follower::new(&log);
+            assert!(step(&mut follower).is_empty());
+            let said = follower.said.unwrap().unwrap();
+            assert_eq!(said, "it is a device, not a regular file");
+            fs::remove_file(&log).unwrap();
+        }
+    }
+
+    #[test]
+    fn holes_of_terabytes_are_skipped() {
+        let folder = Folder::new();
+        let log = folder.file("log");
+        append(&log, "old\n");
+        let grow = |by: u64| {
+            let file = File::options().write(true).open(&log).unwrap();
+            let length = file.metadata().unwrap().len();
+            file.set_len(length + by).unwrap();
+        };
+        // As much as the file system takes.
+        const HOLE: u64 = 4 << 40;
+        grow(HOLE);
+        append(&log, "before\n");
+        let mut follower = Follower::new(&log);
+        assert_eq!(step(&mut follower), ["[before]"]);
+        grow(HOLE);
+        assert!(step(&mut follower).is_empty());
+        append(&log, "one\ntwo\n");
+        assert_eq!(step(&mut follower), ["one", "two"]);
+        // A look at a file that does not grow reads nothing more.
+        let at = follower.current.as_ref().unwrap().at;
+        assert_eq!(at, fs::metadata(&log).unwrap().len());
+    }
+
+    #[test]
+    fn of_a_file_that_has_grown_too_much_the_beginning_and_the_end_are_read() {
+        let folder = Folder::new();
+        let log = folder.file("log");
+        let lines: String = (0..100_000)
+            .map(|number| format!("{number:09}\n"))
+            .collect();
+        append(&log, &lines);
+        let mut opened = Opened::open(&log).unwrap();
+        let mut seen: Vec<u32> = Vec::new();
+        let mut sink = |line: &[u8], _: bool| {
+            seen.push(std::str::from_utf8(line).unwrap().parse().unwrap());
+        };
+        let length = lines.len() as u64;
+        opened
+            .read_some(length, 16_000, &mut [0; 4096], &mut sink)
+            .unwrap();
+        // A line that is cut is none.
+        let expected: Vec<u32> = (0..1600).chain(99_901..100_000).collect();
+        assert_eq!(seen, expected);
+        assert_eq!(opened.at, length);
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! Cutting a stream of bytes into lines, of which none is held longer than it may be.
 
-/// The most bytes of a line that are kept; llama-server's own lines about requests have 200.
-const LONGEST_LINE: usize = 4096;
+/// The most bytes of a line that are kept. llama-server's own lines about requests have 200; an
+/// object of journald with one of them, as bytes, has 4,000.
+pub const LONGEST_LINE: usize = 16 << 10;
 
 /// The line at hand.
 #[derive(Debug, Default)]
 pub struct Lines {
     begun: Vec<u8>,
+    /// Whether the beginning of the line was not read: then it is left out.
+    is_cut: bool,
 }
 
 impl Lines {
@@ -16,6 +19,10 @@ impl Lines {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
             let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
             bytes = rest;
+            if std::mem::take(&mut self.is_cut) {
+                self.begun.clear();
+                continue;
+            }
             if self.begun.is_empty() {
                 each(trimmed(line));
             } else {
@@ -29,7 +36,12 @@ impl Lines {
 
     /// Forgets the line that has begun.
     pub fn clear(&mut self) {
-        self.begun.clear();
+        *self = Lines::default();
+    }
+
+    /// Leaves out what comes before the next line's beginning.
+    pub fn leave_out_the_rest(&mut self) {
+        self.is_cut = true;
     }
 
     fn push(&mut self, bytes: &[u8]) {
@@ -38,7 +50,7 @@ impl Lines {
         } else {
             bytes
         };
-        let room = LONGEST_LINE - self.begun.len();
+        let room = LONGEST_LINE.saturating_sub(self.begun.len());
         self.begun
             .extend_from_slice(&bytes[..bytes.len().min(room)]);
     }

@@ -1,30 +1,29 @@
 //! One line of llama-server's log: what it says about requests and slots.
 //!
-//! The lines of builds b7376 to b11549 are read alike. What stands before
-//! llama-server's own words is skipped, whoever wrote it: its time and level,
-//! colours, a router's `[port]`, journald's or docker's prefix.
+//! The lines of builds b7376 to b11549 are read alike. Wrappers and colours are
+//! gone by then; what still stands before llama-server's own words, such as the
+//! prefix of a wrapper that is not known, is skipped.
 
-/// A line that says something that is counted.
+/// A line of llama-server's own form.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LogLine<'a> {
+pub struct LogLine {
     /// The port of the router's child that wrote it, where one did.
     pub child: Option<u16>,
-    /// What it says.
-    pub event: Event<'a>,
+    /// llama-server's own time, where the line has it and its level (from b9294): microseconds
+    /// since the server's start.
+    pub time: Option<u64>,
+    /// What it says, if that is anything that is counted.
+    pub event: Option<Event>,
 }
 
-/// What a line says.
+/// What a line says. Nothing in it is a text: a user of the model's API can put whole lines
+/// into the log, and no label may come from there.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Event<'a> {
+pub enum Event {
     /// A server begins to load its model: whatever was going on before is over.
     Loading,
-    /// The router's child on that port holds the model of that name.
-    Holds {
-        /// Its port.
-        port: u16,
-        /// The router's name for the model.
-        model: &'a str,
-    },
+    /// Nothing is at work: no timings of what has ended can come any more (before b10068).
+    Idle,
     /// How many slots there are and, from b9538, how they share the cache.
     Slots {
         /// `n_slots`.
@@ -77,26 +76,45 @@ pub struct Span {
 /// How far into a line llama-server's own words may begin.
 const LONGEST_PREFIX: usize = 300;
 
-/// Reads one line, without its end.
-pub fn parse(line: &[u8]) -> Option<LogLine<'_>> {
-    let text = match std::str::from_utf8(line) {
-        Ok(text) => text,
-        // A long line may have been cut within a character.
-        Err(error) => std::str::from_utf8(&line[..error.valid_up_to()]).ok()?,
-    };
+/// Reads one line; gives `None` where it is none of llama-server's.
+pub fn parse(text: &str) -> Option<LogLine> {
     let (prefix, event) = match tagged(text) {
         // Whoever writes is the one that speaks; what the line quotes is not the server's.
-        Some((prefix, event)) => (prefix, event?),
-        None => untagged(text)?,
+        Some(found) => found,
+        None => {
+            let (prefix, event) = untagged(text)?;
+            (prefix, Some(event))
+        }
     };
     Some(LogLine {
         child: child(prefix),
+        time: time(prefix),
         event,
     })
 }
 
+/// `317.06.410.187 I ` right before the words: minutes, seconds, milliseconds, microseconds, and
+/// the level.
+fn time(prefix: &str) -> Option<u64> {
+    let (before, level) = prefix.strip_suffix(' ')?.rsplit_once(' ')?;
+    if !matches!(level, "I" | "W" | "E" | "D") {
+        return None;
+    }
+    let word = before.rsplit(' ').next()?;
+    let mut parts = word.split('.');
+    let mut micros: u64 = 0;
+    for (digits, units) in [(0, 1), (2, 60), (3, 1000), (3, 1000)] {
+        let part = parts.next()?;
+        let is_part =
+            part.bytes().all(|byte| byte.is_ascii_digit()) && (digits == 0 || part.len() == digits);
+        let value: u64 = part.parse().ok().filter(|_| is_part)?;
+        micros = micros.checked_mul(units)?.checked_add(value)?;
+    }
+    parts.next().is_none().then_some(micros)
+}
+
 /// A line that says which part of the server wrote it: `slot print_timing: …`, `srv  stop: …`.
-fn tagged(text: &str) -> Option<(&str, Option<Event<'_>>)> {
+fn tagged(text: &str) -> Option<(&str, Option<Event>)> {
     let head = &text.as_bytes()[..text.len().min(LONGEST_PREFIX)];
     for start in 0..head.len() {
         let is_slot = head[start..].starts_with(b"slot ");
@@ -123,7 +141,7 @@ fn tagged(text: &str) -> Option<(&str, Option<Event<'_>>)> {
 }
 
 /// Lines that do not say who wrote them: timings before b9294, and the library's own.
-fn untagged(text: &str) -> Option<(&str, Event<'_>)> {
+fn untagged(text: &str) -> Option<(&str, Event)> {
     if let Some(at) = text.find("llama_context: kv_unified") {
         let (_, value) = text[at..].split_once('=')?;
         return Some((&text[..at], Event::Unified(flag(value.trim())?)));
@@ -143,36 +161,24 @@ fn untagged(text: &str) -> Option<(&str, Event<'_>)> {
     Some((&text[..start], timing(None, &text[start..])?))
 }
 
-/// Whether a word may begin there: right behind a prefix, or a colour.
+/// Whether a word may begin there: right behind a prefix.
 fn begins_word(text: &[u8], start: usize) -> bool {
-    let before = start.checked_sub(1).map(|before| text[before]);
-    match before {
-        None | Some(b' ' | b'\t' | b'"' | b'|' | b':' | b']' | b'\r') => true,
-        // The end of a colour: ESC [ 3 2 m
-        Some(b'm') => {
-            let digits = text[..start - 1]
-                .iter()
-                .rev()
-                .take_while(|byte| byte.is_ascii_digit() || **byte == b';')
-                .count();
-            text[..start - 1 - digits].ends_with(b"\x1b[")
-        }
-        Some(_) => false,
-    }
+    let before = start.checked_sub(1).and_then(|before| text.get(before));
+    before.is_none_or(|before| b" \t\"|:]\r".contains(before))
 }
 
 /// `[34541] ` before the words of a child: how a router passes them on.
 fn child(prefix: &str) -> Option<u16> {
     let (before, rest) = prefix.split_at(prefix.find('[')?);
-    // A colour has a bracket as well, and journald writes `name[123]: `.
+    // journald writes `name[123]: `.
     let port = rest[1..].split_once("] ").and_then(|(port, _)| {
-        let whole = before.is_empty() || before.ends_with([' ', '\t', '"', '|', 'm']);
+        let whole = before.is_empty() || before.ends_with([' ', '\t', '"', '|']);
         port.trim_start().parse().ok().filter(|_| whole)
     });
     port.or_else(|| child(&rest[1..]))
 }
 
-fn slot_event<'a>(function: &str, said: &'a str) -> Option<Event<'a>> {
+fn slot_event(function: &str, said: &str) -> Option<Event> {
     let rest = said.strip_prefix("id ")?;
     let (slot, rest) = rest.split_once('|')?;
     let (id, rest) = rest.trim_start().strip_prefix("task ")?.split_once('|')?;
@@ -189,18 +195,18 @@ fn slot_event<'a>(function: &str, said: &'a str) -> Option<Event<'a>> {
     } else if let Some(rest) = rest.strip_prefix("stop processing: ") {
         Some(Event::Released(task, number(rest.split_once("= ")?.1)?))
     } else if function.trim_start().starts_with("print_timing") {
-        // Uncoloured, the line ends here; coloured, with the colour's end.
-        if rest.is_empty() || rest.starts_with('\x1b') {
-            Some(Event::TimingsOf(task))
-        } else {
+        // The line ends here, or with whatever an unknown wrapper puts behind it.
+        if rest.starts_with(|c: char| c.is_ascii_alphanumeric()) {
             timing(Some(task), rest)
+        } else {
+            Some(Event::TimingsOf(task))
         }
     } else {
         None
     }
 }
 
-fn server_event(said: &str) -> Option<Event<'_>> {
+fn server_event(said: &str) -> Option<Event> {
     if let Some(id) = said.strip_prefix("cancel task, id_task = ") {
         Some(Event::Cancelled(number(id)?))
     } else if let Some(rest) = said.strip_prefix("task id = ") {
@@ -209,6 +215,8 @@ fn server_event(said: &str) -> Option<Event<'_>> {
             .then_some(Event::Failed(id.parse().ok()?))
     } else if said.starts_with("loading model") {
         Some(Event::Loading)
+    } else if said.starts_with("all slots are idle") {
+        Some(Event::Idle)
     } else if said.starts_with("initializing") {
         Some(Event::Slots {
             count: number(said.split_once("n_slots = ")?.1)?,
@@ -220,17 +228,12 @@ fn server_event(said: &str) -> Option<Event<'_>> {
                 .and_then(|(_, rest)| flag(rest)),
         })
     } else {
-        let rest = said
-            .strip_prefix("spawning server instance with name=")
-            .or_else(|| said.strip_prefix("proxying request to model "))?;
-        let (model, port) = rest.rsplit_once(" on port ")?;
-        let port = u16::try_from(number(port)?).ok()?;
-        Some(Event::Holds { port, model })
+        None
     }
 }
 
 /// `prompt eval time =      42.92 ms /     7 tokens (…`
-fn timing(task: Option<Task>, text: &str) -> Option<Event<'static>> {
+fn timing(task: Option<Task>, text: &str) -> Option<Event> {
     let (name, rest) = text.split_once(" time = ")?;
     let (ms, rest) = rest.split_once("ms /")?;
     let (tokens, _) = rest.split_once(" tokens")?;
@@ -273,8 +276,8 @@ mod tests {
 
     const TASK: Task = Task { slot: 1, id: 150 };
 
-    fn event(line: &str) -> Option<Event<'_>> {
-        parse(line.as_bytes()).map(|line| line.event)
+    fn event(line: &str) -> Option<Event> {
+        parse(line).and_then(|line| line.event)
     }
 
     #[test]
@@ -300,33 +303,38 @@ mod tests {
     }
 
     #[test]
-    fn what_a_wrapper_writes_before_a_line_is_skipped() {
+    fn what_an_unknown_wrapper_writes_around_a_line_is_skipped() {
         let words =
             "slot      release: id  1 | task 150 | stop processing: n_tokens = 44, truncated = 0";
-        for prefix in [
-            "",
-            "0.05.846.253 I ",
-            "\u{1b}[34m0.05.846.253\u{1b}[0m \u{1b}[32mI \u{1b}[0m",
-            "Nov 24 20:12:22 host llama-server[123]: ",
-            "Nov 24 20:12:22 srv llama-server[123]: ",
-            "srv-1  | 0.05.846.253 I ",
-            "2026-11-24T20:12:22.123456789Z stderr F 0.05.846.253 I ",
-            "llama-1  | 0.05.846.253 I ",
-            "{\"log\":\"",
-            "\u{1b}[36mllama-1  |\u{1b}[0m ",
+        for (prefix, time) in [
+            ("", None),
+            ("0.05.846.253 I ", Some(5_846_253)),
+            ("317.06.410.187 W ", Some(19_026_410_187)),
+            ("[llama] 0.05.846.253 I ", Some(5_846_253)),
+            ("host srv 0.05.846.253 I ", Some(5_846_253)),
+            ("0.05.846.253 i ", None),
+            ("0.5.846.253 I ", None),
+            ("0.05.846.253.1 I ", None),
+            ("99999999999999999999.05.846.253 I ", None),
+            ("I ", None),
+            ("{\"unknown\":\"", None),
         ] {
             let line = format!("{prefix}{words}");
-            let read = parse(line.as_bytes()).unwrap_or_else(|| panic!("{prefix:?}"));
-            assert_eq!(
-                (read.child, read.event),
-                (None, Event::Released(TASK, 44)),
-                "{prefix:?}"
-            );
-            let timing = format!("{prefix}      total time =    1430.48 ms /    67 tokens");
-            assert!(
-                matches!(event(&timing), Some(Event::Total(None, _))),
-                "{prefix:?}"
-            );
+            let read = parse(&line).unwrap_or_else(|| panic!("{prefix:?}"));
+            let expected = LogLine {
+                child: None,
+                time,
+                event: Some(Event::Released(TASK, 44)),
+            };
+            assert_eq!(read, expected, "{prefix:?}");
+            for behind in ["", "\\n\",\"stream\":\"stderr\"}", "\""] {
+                let timing =
+                    format!("{prefix}      total time =    1430.48 ms /    67 tokens{behind}");
+                let total = event(&timing);
+                assert!(matches!(total, Some(Event::Total(None, _))), "{timing}");
+                let head = format!("{prefix}slot print_timing: id  1 | task 150 | {behind}");
+                assert_eq!(event(&head), Some(Event::TimingsOf(TASK)), "{head}");
+            }
         }
     }
 
@@ -338,7 +346,7 @@ mod tests {
                 Some(34541),
             ),
             (
-                "llama-1 | [34541] 0.03.7 I srv          stop: cancel task, id_task = 3",
+                "unknown | [34541] 0.03.7 I srv          stop: cancel task, id_task = 3",
                 Some(34541),
             ),
             (
@@ -350,22 +358,13 @@ mod tests {
                 None,
             ),
         ] {
-            let read = parse(line.as_bytes()).unwrap();
+            let read = parse(line).unwrap();
             assert_eq!(
                 (read.child, read.event),
-                (child, Event::Cancelled(3)),
+                (child, Some(Event::Cancelled(3))),
                 "{line}"
             );
         }
-        assert_eq!(
-            event(
-                "0.00.076.835 I srv          load: spawning server instance with name=a on port b:Q4 on port 34541"
-            ),
-            Some(Event::Holds {
-                port: 34541,
-                model: "a on port b:Q4"
-            })
-        );
     }
 
     #[test]

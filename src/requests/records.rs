@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
 
 use super::log_lines::Span;
-use super::tally::Timings;
+use super::tracker::Timings;
 use super::{Requests, finished, observe};
 use crate::bounds;
 use crate::json_limits::{LimitedJson, StringLimits};
@@ -100,7 +100,7 @@ fn count_new(records: &[Record], known: &Seen, figures: &mut RequestFigures) {
     let is_kept = |key: &u64| records.iter().any(|record| record.key == *key);
     let more = records.len() >= KEPT_THERE && records.first().is_some_and(oldest_is_new);
     if more || known.iter().any(|(key, over)| !over && !is_kept(key)) {
-        *figures.record_gaps.get_or_insert(0) += 1;
+        super::add_one(figures.record_gaps.get_or_insert(0));
     }
 }
 

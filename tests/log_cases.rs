@@ -1,0 +1,207 @@
+//! Logs that people have sent in, whole or in part, with what was around them: each is written
+//! while the program follows it.
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process;
+
+use support::recordings::Stage;
+use support::{Answer, Exporter, Scrape, Server, all_at_once};
+
+/// What a log tells of one model: finished requests and the sum of their seconds, embeddings
+/// and the sum of all prompt tokens, cancellations.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Counts {
+    finished: u64,
+    /// In hundredths of a millisecond, as the log prints it.
+    duration: u64,
+    embeddings: u64,
+    prompt_tokens: u64,
+    cancellations: u64,
+}
+
+struct Case {
+    log: &'static str,
+    /// The router's child whose log it is, if it is a router's.
+    child: Option<u16>,
+    counts: Counts,
+    /// What the program says of the log.
+    says: Option<&'static str>,
+}
+
+const NOTHING: Counts = Counts {
+    finished: 0,
+    duration: 0,
+    embeddings: 0,
+    prompt_tokens: 0,
+    cancellations: 0,
+};
+
+const fn finished(duration: u64, prompt_tokens: u64) -> Counts {
+    Counts {
+        finished: 1,
+        duration,
+        prompt_tokens,
+        ..NOTHING
+    }
+}
+
+const fn cancelled(cancellations: u64) -> Counts {
+    Counts {
+        cancellations,
+        ..NOTHING
+    }
+}
+
+const fn case(log: &'static str, counts: Counts) -> Case {
+    Case {
+        log,
+        child: None,
+        counts,
+        says: None,
+    }
+}
+
+const fn of_child(port: u16, log: &'static str, counts: Counts) -> Case {
+    Case {
+        child: Some(port),
+        ..case(log, counts)
+    }
+}
+
+const fn saying(log: &'static str, counts: Counts, says: &'static str) -> Case {
+    Case {
+        says: Some(says),
+        ..case(log, counts)
+    }
+}
+
+const CASES: [Case; 13] = [
+    case(
+        "docker-json-log-old-builds/log.txt",
+        finished(541_305, 1360),
+    ),
+    case("release-before-timings/log.txt", finished(52_507, 237)),
+    // The second server's lines are the first's no longer.
+    saying(
+        "two-servers-in-one-log/log.txt",
+        finished(391_973, 21),
+        "the log has lines of several servers",
+    ),
+    of_child(
+        34255,
+        "log-prefixes-in-the-wild/log-compose-router.txt",
+        NOTHING,
+    ),
+    of_child(
+        42751,
+        "log-prefixes-in-the-wild/log-rsyslog-router.txt",
+        cancelled(1),
+    ),
+    of_child(
+        42027,
+        "log-prefixes-in-the-wild/log-router-old-timings.txt",
+        finished(1_690_153, 27),
+    ),
+    case(
+        "log-prefixes-in-the-wild/log-journal-cancel.txt",
+        cancelled(1),
+    ),
+    case("log-prefixes-in-the-wild/log-journal-nohost.txt", NOTHING),
+    case("log-prefixes-in-the-wild/log-lmstudio.txt", NOTHING),
+    case("speculative-and-truncated/log.txt", finished(391_973, 21)),
+    case("embeddings-cancelled-while-deferred/log.txt", cancelled(3)),
+    saying(
+        "very-old-log-formats/log-info.txt",
+        NOTHING,
+        "no line of the log is understood",
+    ),
+    saying(
+        "very-old-log-formats/log-json.txt",
+        NOTHING,
+        "no line of the log is understood",
+    ),
+];
+
+/// A llama-server without counters, or a router with one child.
+fn server(child: Option<u16>) -> Server {
+    let Some(port) = child else {
+        let server = Server::recorded("b10068", Stage::Idle);
+        server.answer("/metrics", Answer::error(501, "no metrics"));
+        return server;
+    };
+    let server = Server::start();
+    let port = port.to_string();
+    let arguments = ["llama-server", "--host", "127.0.0.1", "--port", &port];
+    let models = serde_json::json!({"object": "list", "data": [
+        {"id": "m", "object": "model", "owned_by": "llamacpp", "created": 1,
+         "status": {"value": "loaded", "args": arguments}},
+    ]});
+    server.answer("/health", Answer::json(r#"{"status":"ok"}"#));
+    server.answer(
+        "/props",
+        Answer::json(r#"{"role":"router","max_instances":4,"build_info":"b10068-x"}"#),
+    );
+    for path in ["/models", "/v1/models"] {
+        server.answer(path, Answer::json(models.to_string()));
+    }
+    for path in ["/metrics", "/slots", "/props"] {
+        let path = format!("{path}?model=m&autoload=false");
+        server.answer(&path, Answer::error(501, "switched off"));
+    }
+    server
+}
+
+fn counts(scrape: &Scrape) -> Option<Counts> {
+    let value = |name: &str| {
+        let all = scrape.all(&format!("llamacpp_request_{name}"));
+        all.iter()
+            .find(|sample| sample.labels["source"] == "log")
+            .map(|sample| sample.value)
+    };
+    let finished = value("duration_seconds_count")? as u64;
+    Some(Counts {
+        finished,
+        duration: (value("duration_seconds_sum")? * 1e5).round() as u64,
+        embeddings: value("prompt_tokens_count")? as u64 - finished,
+        prompt_tokens: value("prompt_tokens_sum")? as u64,
+        cancellations: value("cancellations_total")? as u64,
+    })
+}
+
+fn check(case: &Case) {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/cases/logs");
+    let text = fs::read(root.join(case.log)).unwrap();
+    let name = case.log.replace('/', "-");
+    let path = std::env::temp_dir().join(format!("{}-{name}", process::id()));
+    fs::write(&path, "").unwrap();
+    let server = server(case.child);
+    let exporter = Exporter::of(&server.url())
+        .interval("50ms")
+        .arguments(&["--log-file", path.to_str().unwrap()])
+        .start();
+    exporter.until("the log is followed", |scrape| {
+        counts(scrape) == Some(NOTHING)
+    });
+    fs::write(&path, text).unwrap();
+    exporter.until("what is in it is counted", |scrape| {
+        counts(scrape) == Some(case.counts)
+    });
+    if let Some(says) = case.says {
+        exporter.wait_for_log(&[says]);
+    }
+    // What comes late, such as an embedding whose timings might have followed it, would be there.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let scrape = exporter.after_polls(2);
+    assert_eq!(counts(&scrape), Some(case.counts));
+    let models: Vec<_> = scrape.all("llamacpp_request_duration_seconds_count");
+    assert_eq!(models.len(), 1, "no label comes from a log");
+    let _ = fs::remove_file(&path);
+}
+
+#[test]
+fn every_log_is_counted_as_it_should_be() {
+    all_at_once(CASES.iter().map(|case| (case.log, case)).collect(), check);
+}

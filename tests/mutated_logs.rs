@@ -1,0 +1,181 @@
+//! Recorded logs, changed at random: nothing that a log says may end the program, count more
+//! than its lines tell, or more than the server's counters do.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use llamacpp_exporter::requests::fence::ServerCounters;
+use llamacpp_exporter::requests::server_log::{Polled, PolledCounters};
+use llamacpp_exporter::requests::{Requests, Speaker};
+use llamacpp_exporter::snapshot::RequestFigures;
+
+/// Numbers that look random, and are the same at each run (xorshift).
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, most: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % most.max(1) as u64) as usize
+    }
+}
+
+/// All recorded logs and all that people have sent in.
+fn logs() -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    let mut folders = vec![
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings"),
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/logs"),
+    ];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() {
+                folders.push(path);
+            } else if name.starts_with("log") && name.ends_with(".txt") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    assert!(found.len() > 30, "{found:?}");
+    found.iter().map(|path| fs::read(path).unwrap()).collect()
+}
+
+/// The lines of a log with some lost, doubled, moved, cut, joined, or with other bytes in them.
+fn mutated(log: &[u8], others: &[Vec<u8>], chance: &mut Chance) -> Vec<Vec<u8>> {
+    let cut = |log: &[u8]| -> Vec<Vec<u8>> {
+        let lines = log.split(|byte| *byte == b'\n');
+        lines.map(<[u8]>::to_vec).collect()
+    };
+    let mut lines = cut(log);
+    for _ in 0..chance.below(40) {
+        let (at, to) = (chance.below(lines.len()), chance.below(lines.len()));
+        match chance.below(9) {
+            0 => drop(lines.remove(at)),
+            1 => lines.insert(to, lines[at].clone()),
+            2 => lines.swap(at, to),
+            3 => {
+                let length = chance.below(lines[at].len() + 1);
+                lines[at].truncate(length);
+            }
+            4 => {
+                let length = chance.below(lines[at].len() + 1);
+                let rest = lines[at].split_off(length);
+                lines.insert(at + 1, rest);
+            }
+            5 => {
+                let next = lines[to].clone();
+                lines[at].extend(next);
+            }
+            6 => {
+                let other = cut(&others[chance.below(others.len())]);
+                lines.insert(at, other[chance.below(other.len())].clone());
+            }
+            7 => {
+                // Another number in the place of one.
+                let digits = lines[at].iter().position(u8::is_ascii_digit);
+                if let Some(digits) = digits {
+                    let numbers: [&[u8]; 5] = [
+                        b"0",
+                        b"-1",
+                        b"99999999999999999999",
+                        b"18446744073709551615",
+                        b"1e999",
+                    ];
+                    let number = numbers[chance.below(numbers.len())];
+                    lines[at].splice(digits..=digits, number.iter().copied());
+                }
+            }
+            _ => {
+                if !lines[at].is_empty() {
+                    let byte = chance.below(lines[at].len());
+                    lines[at][byte] = chance.below(256) as u8;
+                }
+            }
+        }
+        if lines.is_empty() {
+            break;
+        }
+    }
+    lines
+}
+
+fn polled(counters: PolledCounters) -> Polled<'static> {
+    Polled {
+        model: "m",
+        speaker: Speaker::Server,
+        slots: Some(2),
+        counters,
+    }
+}
+
+/// What is counted of these lines, between a poll and two later ones that read these counters.
+fn counted(lines: &[Vec<u8>], counters: Option<[f64; 2]>) -> RequestFigures {
+    let requests = Requests::default();
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    requests.log_is_followed();
+    let poll = |seconds, [prompt, generated]: [f64; 2]| {
+        let counters = counters.map_or(PolledCounters::None, |_| {
+            let counters = ServerCounters {
+                prompt_tokens: Some(prompt),
+                generated_tokens: Some(generated),
+                ..ServerCounters::default()
+            };
+            PolledCounters::Read(at(seconds), counters)
+        });
+        requests.polled(at(seconds), &[polled(counters)]);
+    };
+    poll(0, [0.0; 2]);
+    for line in lines {
+        requests.log_line(line, at(5), false);
+    }
+    for seconds in [10, 20] {
+        poll(seconds, counters.unwrap_or_default());
+    }
+    let mut figures = requests.figures();
+    assert_eq!(figures.len(), 1);
+    assert_eq!(figures[0].model, "m");
+    (*figures.remove(0).figures).clone()
+}
+
+#[test]
+fn no_change_to_a_log_makes_it_tell_too_much() {
+    let logs = logs();
+    let mut chance = Chance(0x9E37_79B9_7F4A_7C15);
+    let mut all = 0;
+    for round in 0..40 {
+        for log in &logs {
+            let lines = mutated(log, &logs, &mut chance);
+            let holding = |text: &str| {
+                let is_in = |line: &&Vec<u8>| {
+                    let mut windows = line.windows(text.len());
+                    windows.any(|window| window == text.as_bytes())
+                };
+                lines.iter().filter(is_in).count() as u64
+            };
+            let figures = counted(&lines, None);
+            let duration = figures.duration.as_ref().unwrap();
+            let prompts = figures.prompt_tokens.as_ref().unwrap();
+            all += duration.count();
+            assert!(duration.count() <= holding("total"), "round {round}");
+            assert!(prompts.count() <= holding("total") + holding("stop processing"));
+            assert!(figures.cancellations.unwrap() <= holding("cancel"));
+            assert!(duration.sum().is_finite() && duration.sum() >= 0.0);
+
+            let bounds = [chance.below(3000) as f64, chance.below(200) as f64];
+            let figures = counted(&lines, Some(bounds));
+            let generated = figures.generated_tokens.as_ref().unwrap();
+            assert!(
+                generated.sum() <= bounds[1],
+                "{} {bounds:?}",
+                generated.sum()
+            );
+        }
+    }
+    assert!(all > 100, "hardly anything was counted: {all}");
+}
