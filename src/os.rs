@@ -253,7 +253,8 @@ fn set_option(socket: &impl AsFd, level: c_int, name: c_int, value: c_int) -> io
 }
 
 /// Has the program that `command` starts end when the thread that starts it does, or with
-/// the whole process, however that ends: one that never writes would not notice. Only Linux can.
+/// the whole process, however that ends: one that never writes would not notice. It is killed:
+/// a real `nvidia-smi` in a loop was seen to outlive SIGTERM. Only Linux can.
 pub fn end_with_us(command: &mut Command) {
     #[cfg(target_os = "linux")]
     {
@@ -263,9 +264,10 @@ pub fn end_with_us(command: &mut Command) {
             fn prctl(option: c_int, ...) -> c_int;
         }
         const PR_SET_PDEATHSIG: c_int = 1;
+        const SIGKILL: c_ulong = 9;
         // SAFETY: between fork and exec only what a signal handler may call may be called:
         // this is one system call, which takes any number of a signal.
-        let ask = || check(unsafe { prctl(PR_SET_PDEATHSIG, SIGTERM as c_ulong) });
+        let ask = || check(unsafe { prctl(PR_SET_PDEATHSIG, SIGKILL) });
         // SAFETY: as above.
         unsafe { command.pre_exec(ask) };
     }

@@ -1,10 +1,9 @@
 //! The program with an `nvidia-smi` that replays what real ones print.
 //!
-//! The lines are written by hand where it does not say otherwise. Their shape is that of
-//! `--format=csv,noheader,nounits` as `nvidia-smi --help-query-gpu` and
-//! `--help-query-compute-apps` describe it, and as public issues of llama.cpp's and of GPU
-//! exporters' users quote drivers 470 to 580: a plain GPU, one in MIG mode (no utilization), a
-//! laptop's (no power), one that has fallen off the bus.
+//! Those in `tests/recordings/nvidia` were recorded. The others are written by hand: their
+//! shape is that of the recorded ones, of `nvidia-smi --help-query-gpu`, and of public issues of
+//! llama.cpp's and of GPU exporters' users who quote drivers 470 to 580: a GPU in MIG mode (no
+//! utilization), a laptop's (no power), one that has fallen off the bus.
 #![cfg(target_os = "linux")]
 
 mod support;
@@ -12,6 +11,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use support::exporter::{self, Start};
 use support::recordings::{NEW, Stage};
@@ -68,38 +68,57 @@ impl Fake {
     }
 }
 
-const GPUS: &str = r#"echo "$@" >> {calls}
+/// A GPU as it was recorded, one in MIG mode, a laptop's and one that has fallen off the bus.
+fn gpus() -> String {
+    format!(
+        r#"echo "$@" >> {{calls}}
 case "$1" in
 --query-gpu=*)
     while :; do
-        echo "0, GPU-2ac434d3-1aca-57a0-597d-1d2effdba9f3, 570.124.06, 37, 54, 36537, 81559, 287.31, NVIDIA H100 80GB HBM3"
+        cat {recorded}/query-gpu-busy.csv
         echo "1, GPU-cd9ee947-34d2-d0fe-93e0-2195b3f2fd52, 570.124.06, [N/A], 33, 1, 81920, 87.12, NVIDIA A100-SXM4-80GB"
         echo "2, GPU-67051dc2-cce1-4acf-d254-e76d938eda30, 570.124.06, 0, 45, 11, 8188, [Not Supported], NVIDIA GeForce RTX 4060 Laptop GPU"
         echo "3, [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error]"
         echo "Unable to determine the device handle for GPU0000:41:00.0: Unknown Error"
+        cat {recorded}/wrong-id.txt
         head -c 100000 /dev/zero | tr '\0' ,
         echo
         sleep 0.2
     done ;;
-*) exec sleep 1000 ;;
+*) while :; do cat {recorded}/query-compute-apps.csv; sleep 0.2; done ;;
 esac
-"#;
+"#,
+        recorded = recorded("").display()
+    )
+}
+
+fn recorded(name: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    root.join("tests/recordings/nvidia/h200-580.159.04")
+        .join(name)
+}
 
 #[test]
 fn what_nvidia_smi_tells_is_served_and_what_it_does_not_tell_is_absent() {
-    let fake = Fake::new(GPUS);
+    let fake = Fake::new(&gpus());
     let exporter = fake.start();
     let metrics = |exporter: &Exporter| exporter.get("/metrics").body;
-    eventually("three GPUs", || metrics(&exporter).contains("gpu=\"2\""));
+    // The last of the recorded lines of GPU 0.
+    let last = "llamacpp_gpu_utilization_percent{gpu=\"0\"} 26";
+    eventually("three GPUs", || {
+        let text = metrics(&exporter);
+        text.contains("gpu=\"2\"") && text.contains(last)
+    });
     let text = metrics(&exporter);
     for line in [
-        "llamacpp_gpu_utilization_percent{gpu=\"0\"} 37",
         "llamacpp_gpu_utilization_percent{gpu=\"2\"} 0",
+        "llamacpp_temperature_celsius{gpu=\"0\"} 38",
         "llamacpp_temperature_celsius{gpu=\"1\"} 33",
-        "llamacpp_gpu_memory_used_bytes{gpu=\"0\"} 38311821312",
+        "llamacpp_gpu_memory_used_bytes{gpu=\"0\"} 2700083200",
+        "llamacpp_gpu_memory_total_bytes{gpu=\"0\"} 150754820096",
         "llamacpp_gpu_memory_total_bytes{gpu=\"1\"} 85899345920",
-        "llamacpp_gpu_power_watts{gpu=\"0\"} 287.31",
-        "llamacpp_gpu_info{driver=\"570.124.06\",gpu=\"0\",name=\"NVIDIA H100 80GB HBM3\",uuid=\"GPU-2ac434d3-1aca-57a0-597d-1d2effdba9f3\"} 1",
+        "llamacpp_gpu_power_watts{gpu=\"0\"} 401.58",
+        "llamacpp_gpu_info{driver=\"580.159.04\",gpu=\"0\",name=\"NVIDIA H200\",uuid=\"GPU-d252b11e-2df0-ced6-abc3-ecadc159b821\"} 1",
     ] {
         assert!(text.contains(&format!("\n{line}\n")), "{line}\n{text}");
     }
@@ -212,7 +231,7 @@ fn one_in_the_working_folder_is_not_run() {
 #[test]
 fn no_gpu_is_read_where_none_is_to_be() {
     for (arguments, variable) in [(&["--no-gpu"][..], ""), (&[], "1")] {
-        let fake = Fake::new(GPUS);
+        let fake = Fake::new(&gpus());
         let exporter = fake
             .exporter("http://127.0.0.1:9")
             .interval("50ms")
@@ -241,7 +260,7 @@ fn laptop(fake: &Fake, status: &str) {
 
 #[test]
 fn a_gpu_that_sleeps_is_not_woken_and_is_read_once_something_else_has_woken_it() {
-    let fake = Fake::new(GPUS);
+    let fake = Fake::new(&gpus());
     laptop(&fake, "suspended\n");
     let exporter = fake.start();
     exporter.after_polls(3);
@@ -288,35 +307,55 @@ fn is_running(pid: &str) -> bool {
     stat.is_ok_and(|stat| !stat.contains(") Z "))
 }
 
+/// Lets `fake` replay two files, one for the GPUs and one for the processes.
+fn replaying(gpus: &Path, processes: &Path) -> Fake {
+    Fake::new(&format!(
+        "while :; do case \"$1\" in --query-gpu=*) cat {} ;; *) cat {} ;; esac; sleep 0.2; done\n",
+        gpus.display(),
+        processes.display()
+    ))
+}
+
+/// A machine in files, on which `pid` holds the model of the server; gives how to look at it.
+fn with_process(fake: &Fake, pid: u32) -> [String; 4] {
+    let stat = format!("{pid} (x) S 1 7 7 0 -1 4194304 1 0 0 0 9 9 0 0 20 0 9 0 500 1 2\n");
+    fake.write(&format!("proc/{pid}/stat"), &stat);
+    fake.write(
+        &format!("proc/{pid}/status"),
+        "VmRSS:\t2048 kB\nThreads:\t9\n",
+    );
+    fake.write(&format!("proc/{pid}/cmdline"), "llama-server\0");
+    fs::create_dir_all(fake.path(&format!("proc/{pid}/fd"))).unwrap();
+    fake.write("pid", &format!("{pid}\n"));
+    let path = |name: &str| fake.path(name).display().to_string();
+    [
+        "--procfs".into(),
+        path("proc"),
+        "--pid-file".into(),
+        path("pid"),
+    ]
+}
+
+const PROCESS_MEMORY: &str = "llamacpp_process_gpu_memory_bytes";
+
 #[test]
 fn a_gpu_without_memory_of_its_own_shows_that_of_the_process() {
     let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/11-nvidia-gb10");
-    let replay = format!(
-        "while :; do case \"$1\" in --query-gpu=*) cat {case}/query-gpu.csv ;;\n\
-         *) cat {case}/query-compute-apps.csv ;; esac; sleep 0.2; done\n",
-        case = case.display()
+    let fake = replaying(
+        &case.join("query-gpu.csv"),
+        &case.join("query-compute-apps.csv"),
     );
-    let fake = Fake::new(&replay);
-    // The process of the report holds the model, on a machine whose PIDs are nvidia-smi's.
-    let kthreadd = "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 24 0 0\n";
-    fake.write("proc/2/stat", kthreadd);
-    let process = "114687 (llama-server) S 1 7 7 0 -1 4194304 1 0 0 0 9 9 0 0 20 0 9 0 500 1 2\n";
-    fake.write("proc/114687/stat", process);
-    fake.write("proc/114687/status", "VmRSS:\t2048 kB\nThreads:\t9\n");
-    fake.write("proc/114687/cmdline", "llama-server\0");
-    fs::create_dir_all(fake.path("proc/114687/fd")).unwrap();
-    fake.write("pid", "114687\n");
+    let arguments = with_process(&fake, 114_687);
     let server = Server::recorded(NEW, Stage::Idle);
-    let start = || {
-        fake.exporter(&server.url())
-            .arguments(&["--procfs", fake.path("proc").to_str().unwrap()])
-            .arguments(&["--pid-file", fake.path("pid").to_str().unwrap()])
-            .start()
-    };
-    let exporter = start();
-    let name = "llamacpp_process_gpu_memory_bytes";
-    let scrape = exporter.until("the memory of the process", |scrape| scrape.has(name));
-    assert_eq!(scrape.get(name, &[("gpu", "0")]), Some(19135.0 * 1048576.0));
+    let exporter = fake
+        .exporter(&server.url())
+        .arguments(&arguments.each_ref().map(String::as_str))
+        .start();
+    let scrape = exporter.until("the memory of the process", |scrape| {
+        scrape.has(PROCESS_MEMORY)
+    });
+    let gpu = [("gpu", "0")];
+    assert_eq!(scrape.get(PROCESS_MEMORY, &gpu), Some(19135.0 * 1048576.0));
     for (metric, value) in [
         ("llamacpp_gpu_utilization_percent", Some(0.0)),
         ("llamacpp_temperature_celsius", Some(35.0)),
@@ -324,17 +363,51 @@ fn a_gpu_without_memory_of_its_own_shows_that_of_the_process() {
         ("llamacpp_gpu_memory_used_bytes", None),
         ("llamacpp_gpu_memory_total_bytes", None),
     ] {
-        assert_eq!(scrape.get(metric, &[("gpu", "0")]), value, "{metric}");
+        assert_eq!(scrape.get(metric, &gpu), value, "{metric}");
     }
-    drop(exporter);
-    // A container's /proc has no kernel threads: the number there is another process's.
-    fs::remove_file(fake.path("proc/2/stat")).unwrap();
-    let exporter = start();
-    let scrape = exporter.until("both are read", |scrape| {
-        let known = |metric| scrape.has(metric);
-        known("llamacpp_memory_usage_bytes") && known("llamacpp_temperature_celsius")
+}
+
+/// In a PID namespace of its own, the same number may be another process's.
+#[test]
+fn in_a_container_a_process_is_matched_only_if_it_is_seen_to_use_the_gpu() {
+    let namespace = [
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--kill-child",
+    ];
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        command.args(namespace);
+        command
+    };
+    let allowed = unshare().arg("true").status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no PID namespace can be made here");
+        return;
+    }
+    let fake = replaying(
+        &recorded("query-gpu-idle.csv"),
+        &recorded("query-compute-apps-own-pid-namespace.csv"),
+    );
+    let arguments = with_process(&fake, 6);
+    let server = Server::recorded(NEW, Stage::Idle);
+    let mut command = unshare();
+    command
+        .arg(env!("CARGO_BIN_EXE_llamacpp-exporter"))
+        .args(["--base-url", &server.url(), "--addr", "127.0.0.1:0"])
+        .args(["--interval", "1s", "--sysfs", "/nonexistent"])
+        .args(arguments)
+        .env("PATH", format!("{}:/usr/bin:/bin", fake.path("").display()));
+    let exporter = Exporter::start(command);
+    exporter.until("both are read", |scrape| {
+        scrape.has("llamacpp_memory_usage_bytes") && scrape.has("llamacpp_temperature_celsius")
     });
-    assert!(!scrape.has(name) && !exporter.after_polls(3).has(name));
+    assert!(!exporter.after_polls(3).has(PROCESS_MEMORY));
+    std::os::unix::fs::symlink("/dev/nvidia0", fake.path("proc/6/fd/9")).unwrap();
+    let scrape = exporter.until("it is seen to use it", |scrape| scrape.has(PROCESS_MEMORY));
+    assert_eq!(scrape.value(PROCESS_MEMORY), Some(2566.0 * 1048576.0));
 }
 
 #[test]
@@ -386,11 +459,12 @@ fn where_it_is_not_installed_there_is_no_thread_for_it() {
     });
 }
 
-/// The program's own children are `nvidia-smi`s that print nothing: they have to be told.
+/// They print nothing, so they notice no closed pipe, and do not heed SIGTERM: a real one in a
+/// loop was seen to go on.
 #[test]
 fn none_outlives_the_exporter_however_that_ends() {
     for signal in ["TERM", "KILL"] {
-        let fake = Fake::new("echo $$ >> {calls}\nexec sleep 1000\n");
+        let fake = Fake::new("trap '' TERM\necho $$ >> {calls}\nexec sleep 1000\n");
         let exporter = fake.start();
         let running = || {
             let calls = fake.calls();

@@ -106,7 +106,10 @@ impl Gpus {
 
     /// GPU memory of the process `pid`, by GPU.
     pub fn memory_of(&self, procfs: &Procfs, pid: u32) -> Vec<(String, GpuMemory)> {
-        let of_nvidia = self.nvidia.iter().flat_map(|nvidia| nvidia.memory_of(pid));
+        let of_nvidia = self
+            .nvidia
+            .iter()
+            .flat_map(|nvidia| nvidia.memory_of(procfs, pid));
         let mut memory: Vec<_> = of_nvidia
             .map(|(gpu, bytes)| (gpu, GpuMemory::of_one_kind(Some(bytes))))
             .collect();

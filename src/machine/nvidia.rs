@@ -8,7 +8,7 @@
 mod command;
 mod runtime_power;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use self::command::Query;
 use self::runtime_power::{Ask, RuntimePower};
-use super::process::Procfs;
+use super::process::{self, Procfs};
 use crate::log;
 use crate::settings::Settings;
 use crate::snapshot::{Gpu, GpuMemory};
@@ -42,8 +42,8 @@ pub struct Nvidia {
     said: Arc<Mutex<Said>>,
     /// How long a line counts.
     fresh: Duration,
-    /// Whether its PIDs are those of the procfs that we read.
-    pids_match: bool,
+    /// Whether its PIDs are the machine's.
+    has_pids_of_machine: bool,
 }
 
 #[derive(Debug, Default)]
@@ -67,7 +67,7 @@ impl Nvidia {
         let nvidia = Nvidia {
             said: Arc::default(),
             fresh: period.saturating_mul(3).saturating_add(second * 2),
-            pids_match: procfs.is_of_initial_namespace(),
+            has_pids_of_machine: process::is_in_initial_namespace(),
         };
         let query = |argument, take| Query::new(&program, argument, period, &nvidia.said, take);
         let mut queries = [
@@ -119,11 +119,10 @@ impl Nvidia {
         } else if said.gpus.is_empty() {
             notes.push("nvidia-smi tells of no GPU".to_owned());
         }
-        if !self.pids_match {
+        if !self.has_pids_of_machine && said.processes.is_empty() {
             notes.push(
-                "the GPU memory of processes is not shown: nvidia-smi counts processes as the \
-                 machine does, and the /proc that is read is another PID namespace's, or does not \
-                 say; in a container, share the machine's (--pid=host)"
+                "nvidia-smi tells of no process: in a container it may tell of its own alone; \
+                 share the machine's PID namespace (--pid=host)"
                     .to_owned(),
             );
         }
@@ -142,8 +141,8 @@ impl Nvidia {
     }
 
     /// Bytes of GPU memory of the process `pid`, by the index of the GPU.
-    pub fn memory_of(&self, pid: u32) -> Vec<(String, f64)> {
-        if !self.pids_match {
+    pub fn memory_of(&self, procfs: &Procfs, pid: u32) -> Vec<(String, f64)> {
+        if !self.has_pids_of(procfs) {
             return Vec::new();
         }
         let said = lock(&self.said);
@@ -161,6 +160,24 @@ impl Nvidia {
             .collect();
         memory.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         memory
+    }
+
+    /// Whether its PIDs are those of `procfs`. In a container with a PID namespace of its own,
+    /// older drivers give the machine's PIDs; newer ones (580 was seen to) give the container's,
+    /// and leave out the processes of others. There it is one of these only if every process
+    /// that it names is here and has an NVIDIA device open.
+    fn has_pids_of(&self, procfs: &Procfs) -> bool {
+        let named: BTreeSet<u32> = match self.has_pids_of_machine {
+            // What --procfs names is the machine's.
+            true => return true,
+            false => {
+                let said = lock(&self.said);
+                let fresh = |at: &Instant| at.elapsed() < self.fresh;
+                let named = said.processes.iter().filter(|(_, (_, at))| fresh(at));
+                named.map(|((pid, _), _)| *pid).collect()
+            }
+        };
+        named.iter().all(|pid| procfs.has_device(*pid, "nvidia"))
     }
 }
 
@@ -275,6 +292,7 @@ fn lock(said: &Mutex<Said>) -> MutexGuard<'_, Said> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tree::Tree;
     use super::*;
 
     #[test]
@@ -344,14 +362,25 @@ mod tests {
             Nvidia {
                 said,
                 fresh,
-                pids_match: true,
+                has_pids_of_machine: true,
             }
         };
-        let now = nvidia(Duration::from_secs(60));
+        let tree = Tree::new(&[]);
+        let procfs = Procfs::new(&tree.path(""));
+        let mut now = nvidia(Duration::from_secs(60));
         assert_eq!(now.gpus().len(), 1);
-        assert_eq!(now.memory_of(77), [("0".to_owned(), 3.0 * MIB)]);
-        assert!(now.memory_of(7).is_empty());
+        assert_eq!(now.memory_of(&procfs, 77), [("0".to_owned(), 3.0 * MIB)]);
+        assert!(now.memory_of(&procfs, 7).is_empty());
         let stale = nvidia(Duration::ZERO);
-        assert!(stale.gpus().is_empty() && stale.memory_of(77).is_empty());
+        assert!(stale.gpus().is_empty() && stale.memory_of(&procfs, 77).is_empty());
+        // In a container, its PIDs may be those of processes that are not here.
+        now.has_pids_of_machine = false;
+        assert!(now.memory_of(&procfs, 77).is_empty());
+        tree.link("77/fd/3", "/dev/nvidia0");
+        assert!(now.memory_of(&procfs, 77).is_empty(), "770 is not here");
+        tree.link("770/fd/3", "/dev/nvidia-uvm");
+        assert_eq!(now.memory_of(&procfs, 77), [("0".to_owned(), 3.0 * MIB)]);
+        tree.link("77/fd/3", "/dev/null");
+        assert!(now.memory_of(&procfs, 77).is_empty());
     }
 }

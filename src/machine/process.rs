@@ -91,20 +91,14 @@ impl Procfs {
             .collect())
     }
 
-    /// Whether its PIDs are those that the kernel itself counts with, of the initial PID
-    /// namespace, rather than a container's. False also where that cannot be told.
-    pub fn is_of_initial_namespace(&self) -> bool {
-        /// `PF_KTHREAD` of `linux/sched.h`: kernel threads are in the initial namespace alone.
-        const KERNEL_THREAD: u64 = 0x0020_0000;
-        /// `PROC_PID_INIT_INO` of `linux/proc_ns.h`.
-        const INITIAL: &str = "pid:[4026531836]";
-        // The second process of every Linux is kthreadd.
-        let flags = read_text(&self.of(2, "stat"), 4096)
-            .ok()
-            .and_then(|text| stat_field(&text, 9)?.parse::<u64>().ok());
-        let own = fs::read_link(self.path("self/ns/pid"));
-        flags.is_some_and(|flags| flags & KERNEL_THREAD != 0)
-            || own.is_ok_and(|own| own.as_os_str() == INITIAL)
+    /// Whether the process has a device open whose name under `/dev` begins so.
+    pub fn has_device(&self, pid: u32, name: &str) -> bool {
+        let entries = fs::read_dir(self.of(pid, "fd")).into_iter().flatten();
+        entries.take(MOST_DESCRIPTORS).flatten().any(|entry| {
+            let target = fs::read_link(entry.path()).unwrap_or_default();
+            let target = target.to_str().and_then(|path| path.strip_prefix("/dev/"));
+            target.is_some_and(|device| device.starts_with(name))
+        })
     }
 
     /// The numbers of all processes, in order.
@@ -176,6 +170,14 @@ pub fn socket_at(path: &Path) -> Option<u64> {
     let target = fs::read_link(path).ok()?;
     let inode = target.to_str()?.strip_prefix("socket:[")?;
     inode.strip_suffix(']')?.parse().ok()
+}
+
+/// Whether this process is in the initial PID namespace, where every process has the PID that
+/// the kernel itself knows it by. False also where that cannot be told.
+pub fn is_in_initial_namespace() -> bool {
+    /// `PROC_PID_INIT_INO` of `linux/proc_ns.h`.
+    const INITIAL: &str = "pid:[4026531836]";
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|own| own.as_os_str() == INITIAL)
 }
 
 /// What `/proc/PID/stat` says.

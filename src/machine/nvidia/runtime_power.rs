@@ -314,12 +314,15 @@ mod tests {
 
     #[test]
     fn a_gpu_that_cannot_sleep_is_asked_all_the_time() {
+        let recorded = "tests/recordings/nvidia/h200-580.159.04";
+        let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join(recorded);
+        let file = |name: &str| fs::read_to_string(recorded.join(name)).unwrap();
+        let information = file("information.txt");
+        let uuid = field(&information, "GPU UUID");
+        assert_eq!(uuid, Some("GPU-d252b11e-2df0-ced6-abc3-ecadc159b821"));
         for (control, driver) in [
             ("on\n", POWER),
-            (
-                "auto\n",
-                "Runtime D3 status:          Disabled by default\n",
-            ),
+            ("auto\n", &file("power.txt")),
             ("auto\n", "Runtime D3 status:          Not supported\n"),
         ] {
             let tree = machine();
