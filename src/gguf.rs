@@ -14,10 +14,12 @@ use std::io::{self, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::bounds::deadline;
+
 /// Where a header must have ended: that of a model with half a million merges does.
 pub const LONGEST_HEADER: u64 = 16 << 20;
 /// How long reading a header may take.
-pub const LONGEST_READ: Duration = Duration::from_millis(50);
+pub const LONGEST_READ: Duration = Duration::from_secs(5);
 /// The most entries that a header may have; real ones have some tens.
 const MOST_ENTRIES: u64 = 65_536;
 /// The most entries that are kept. With the limits of each they take some megabytes at most.
@@ -67,7 +69,7 @@ impl fmt::Display for Error {
             Error::Version(version) => write!(f, "is a GGUF file of version {version}"),
             Error::Truncated => f.write_str("ends before its header does"),
             Error::TooLong => f.write_str("has a header of more than 16 MiB"),
-            Error::TooSlow => f.write_str("cannot be read within 50 ms"),
+            Error::TooSlow => f.write_str("cannot be read within 5 s"),
             Error::Type(number) => write!(f, "has a value of the unknown type {number}"),
             Error::Nested => f.write_str("has lists nested too deep"),
         }
@@ -116,7 +118,11 @@ impl Header {
     pub fn read(file: File) -> Result<Header, Error> {
         let length = file.metadata()?.len();
         let mut reader = BufReader::with_capacity(64 << 10, file);
-        Header::parse(&mut reader, length, Some(Instant::now() + LONGEST_READ))
+        Header::parse(
+            &mut reader,
+            length,
+            Some(deadline(Instant::now(), LONGEST_READ)),
+        )
     }
 
     /// Reads a header from `source`, which holds `length` bytes.

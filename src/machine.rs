@@ -10,6 +10,7 @@ pub mod cards;
 pub mod find;
 pub mod gpus;
 pub mod limits;
+mod model_file;
 pub mod net;
 pub mod nvidia;
 pub mod process;
@@ -29,10 +30,12 @@ use self::arguments::Arguments;
 use self::find::{Outcome, Search};
 use self::gpus::Gpus;
 use self::limits::Limits;
+use self::model_file::ModelFile;
 use self::process::{Process, Procfs, Status, TICKS_PER_SECOND, socket_at};
 use crate::bounds::BoundedDuration;
+use crate::bounds::deadline;
+use crate::gguf::Header;
 use crate::gguf::kv::{self, Slots};
-use crate::gguf::{self, Header};
 use crate::log;
 use crate::open;
 use crate::settings::{BaseUrl, Settings};
@@ -41,7 +44,9 @@ use crate::snapshot::{Model, Status as ModelStatus};
 /// How long to wait before a process that was not found is looked for again.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// How long limits, and a header that could not be read, stand.
+/// The most models whose process is looked for in one poll; the others' turn comes at the next.
+const MOST_SEARCHES: usize = 32;
+/// How long limits stand.
 const SECOND_LOOK: Duration = Duration::from_secs(30);
 
 /// What is known of a model from elsewhere that helps to find its process and its file.
@@ -75,6 +80,10 @@ pub struct Machine {
     host: String,
     port: u16,
     addresses: Addresses,
+    /// All processes, once this poll has looked for one.
+    search: Option<Search>,
+    /// How often this poll has looked for one.
+    searches: usize,
     watched: BTreeMap<Key, Watched>,
     gpus: Arc<Gpus>,
     /// What was said in the log.
@@ -108,7 +117,7 @@ struct Found {
     limits: Limits,
     limits_at: Instant,
     cpu: Option<(Instant, u64)>,
-    header: Option<(String, Result<Header, gguf::Error>, Instant)>,
+    file: Option<ModelFile>,
 }
 
 /// What is wrong with where the machine's processes are said to be, for people.
@@ -132,6 +141,8 @@ impl Machine {
             host: base.host().to_owned(),
             port: base.port(),
             addresses: Addresses::NotAsked,
+            search: None,
+            searches: 0,
             watched: BTreeMap::new(),
             gpus: Arc::default(),
             said: BTreeSet::new(),
@@ -145,8 +156,10 @@ impl Machine {
     }
 
     /// Reads what belongs to no model. Called once a poll.
-    pub fn refresh(&self) {
+    pub fn refresh(&mut self) {
         self.gpus.refresh();
+        self.search = None;
+        self.searches = 0;
     }
 
     /// Puts what the machine tells of a model's process into `model`, in place of
@@ -205,6 +218,13 @@ impl Machine {
         }
         match self.find(watched, hints) {
             None => {}
+            Some(Ok((process, _))) if self.is_of_another(process) => {
+                watched.note = Some(format!(
+                    "process {} is said to hold another model as well: its memory and CPU are \
+                     shown with that one",
+                    process.pid
+                ));
+            }
             Some(Ok((process, socket))) => {
                 watched.found = Some(Found::new(self, process, socket));
                 watched.note = None;
@@ -216,6 +236,13 @@ impl Machine {
         }
     }
 
+    /// Whether the process was found to hold another model. (That of the model that is looked
+    /// for is not among those that are watched just now.)
+    fn is_of_another(&self, process: Process) -> bool {
+        let mut found = self.watched.values().filter_map(|of| of.found.as_ref());
+        found.any(|found| found.process == process)
+    }
+
     /// Looks for the process; `None` while it is not worth looking again.
     fn find(&mut self, watched: &mut Watched, hints: &Hints) -> Option<Outcome> {
         if self.pid_file_is_of(hints) {
@@ -225,10 +252,17 @@ impl Machine {
         if watched.search_at.is_some_and(|at| now < at) {
             return None;
         }
+        if self.searches == MOST_SEARCHES {
+            return None;
+        }
         let addresses = self.addresses.of(&self.host)?;
-        watched.pause = (watched.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-        watched.search_at = Some(now + watched.pause);
-        Some(Search::new(&self.procfs, &addresses, self.port).find(hints))
+        self.searches = self.searches.saturating_add(1);
+        let pause = watched.pause.saturating_mul(2);
+        watched.pause = pause.clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        watched.search_at = Some(deadline(now, watched.pause));
+        let (procfs, port) = (&self.procfs, self.port);
+        let search = || Search::new(procfs, &addresses, port);
+        Some(self.search.get_or_insert_with(search).find(hints))
     }
 
     fn is_still(&self, found: &Found, hints: &Hints) -> bool {
@@ -317,7 +351,7 @@ impl Machine {
             Some(header) => Some(header),
             None => hints
                 .model_path
-                .and_then(|path| watched.found.as_mut()?.header(self, path)),
+                .and_then(|path| watched.found.as_mut()?.header(&self.procfs, path)),
         };
         let tokens: Vec<u64> = model
             .context_tokens
@@ -345,10 +379,9 @@ impl Machine {
 impl Watched {
     fn notes(&self) -> impl Iterator<Item = String> {
         let file = self.found.as_ref().and_then(|found| {
-            let (_, result, _) = found.header.as_ref()?;
-            let error = result.as_ref().err()?;
+            let problem = found.file.as_ref()?.problem()?;
             Some(format!(
-                "the size of the KV cache is not known: the model's file {error}"
+                "the size of the KV cache is not known: the model's file {problem}"
             ))
         });
         let rights = self.found.as_ref().and_then(|found| {
@@ -390,7 +423,7 @@ impl Found {
             limits: limits::of_process(procfs, &machine.sysfs, process.pid),
             limits_at: Instant::now(),
             cpu: None,
-            header: None,
+            file: None,
         }
     }
 
@@ -434,18 +467,12 @@ impl Found {
     }
 
     /// The header of the model's file, as this process sees the file.
-    fn header(&mut self, machine: &Machine, path: &str) -> Option<&Header> {
-        let known = self.header.as_ref().is_some_and(|(of, result, at)| {
-            of == path && (result.is_ok() || at.elapsed() < SECOND_LOOK)
-        });
-        if !known {
-            let pid = self.process.pid;
-            let part = gguf::first_part(Path::new(path));
-            let file = machine.procfs.open_as_seen_by(pid, &part);
-            let result = file.map_err(gguf::Error::Io).and_then(Header::read);
-            self.header = Some((path.to_owned(), result, Instant::now()));
+    fn header(&mut self, procfs: &Procfs, path: &str) -> Option<&Header> {
+        let outdated = |file: &ModelFile| file.is_outdated(path);
+        if self.file.as_ref().is_none_or(outdated) {
+            self.file = Some(ModelFile::read(procfs, self.process.pid, path));
         }
-        self.header.as_ref()?.1.as_ref().ok()
+        self.file.as_mut()?.header()
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Options {
     pub ctx_size: Option<u64>,
     /// `--parallel`, where given and not automatic.
     pub parallel: Option<u64>,
+    /// `--kv-unified-per-slot`, where given and not 0.
+    pub per_slot: Option<u64>,
     /// `--kv-unified`, or its opposite.
     pub unified: bool,
     /// `--cache-type-k`.
@@ -37,6 +39,7 @@ impl Default for Options {
         Options {
             ctx_size: None,
             parallel: None,
+            per_slot: None,
             unified: false,
             type_k: CacheType::F16,
             type_v: CacheType::F16,
@@ -177,7 +180,11 @@ pub fn cells(options: Option<&Options>, slots: Slots, trained: Option<u64>) -> O
         },
     };
     let streams = if unified { 1 } else { slots.count };
-    let by_arguments = options.and_then(|options| options.ctx_size).map(|given| {
+    // Without a size of its own, the cache holds so many tokens for each slot.
+    let per_slot = options.and_then(|options| options.per_slot);
+    let given = options.and_then(|options| options.ctx_size);
+    let given = given.or_else(|| per_slot?.checked_mul(slots.count));
+    let by_arguments = given.map(|given| {
         let all = padded(given);
         if unified {
             all
@@ -185,8 +192,9 @@ pub fn cells(options: Option<&Options>, slots: Slots, trained: Option<u64>) -> O
             padded(all / slots.count)
         }
     });
-    // A slot is never told to hold more than the model was trained for.
-    let shown = |each: u64| each.min(trained.unwrap_or(u64::MAX));
+    // A slot is never told to hold more than the model was trained for, or than it may.
+    let most = trained.unwrap_or(u64::MAX);
+    let shown = |each: u64| each.min(most).min(per_slot.unwrap_or(u64::MAX));
     let each = match by_arguments {
         Some(each) if shown(each) == slots.n_ctx || each == slots.n_ctx => each,
         Some(_) => return None,
@@ -598,6 +606,38 @@ mod tests {
         // More than the model was trained for is allocated, and not told.
         let large = options(Some(100_000), Some(2), false);
         assert_eq!(count(Some(&large), slots(2, 32768)), Some((2, 50_176)));
+        // Of a cache for all, each slot may be given a part.
+        let capped = |ctx_size, parallel, unified| Options {
+            per_slot: Some(1000),
+            ..options(ctx_size, parallel, unified)
+        };
+        let one = |options: Options, s| count(Some(&options), s);
+        assert_eq!(
+            one(capped(None, None, false), slots(4, 1000)),
+            Some((1, 4096))
+        );
+        assert_eq!(
+            one(capped(None, Some(3), true), slots(3, 1000)),
+            Some((1, 3072))
+        );
+        assert_eq!(
+            one(capped(Some(8192), None, false), slots(4, 1000)),
+            Some((1, 8192))
+        );
+        // More than there is: it has no effect.
+        assert_eq!(
+            one(capped(Some(512), None, false), slots(4, 512)),
+            Some((1, 512))
+        );
+        assert_eq!(
+            one(capped(Some(8192), None, false), slots(4, 8192)),
+            Some((1, 8192))
+        );
+        assert_eq!(
+            one(capped(None, None, false), slots(4, 4096)),
+            Some((1, 4096))
+        );
+        assert_eq!(one(capped(None, Some(3), true), slots(4, 1000)), None);
         // What contradicts the server is not believed.
         assert_eq!(count(Some(&apart), slots(2, 4096)), None);
         assert_eq!(count(Some(&apart), slots(3, 1365)), None);

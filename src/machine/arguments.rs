@@ -56,6 +56,12 @@ const SLEEP_IDLE: Argument = Argument {
     names: &["--sleep-idle-seconds"],
     variable: "LLAMA_ARG_SLEEP_IDLE_SECONDS",
 };
+const PER_SLOT: Argument = Argument {
+    names: &["--kv-unified-per-slot"],
+    variable: "LLAMA_ARG_KV_UNIFIED_PER_SLOT",
+};
+/// The port without `--port`: before b11549, and from it on.
+const DEFAULT_PORTS: [u16; 2] = [8080, 9931];
 const SWA_FULL: &str = "LLAMA_ARG_SWA_FULL";
 const UNIFIED: &str = "LLAMA_ARG_KV_UNIFIED";
 const NOT_UNIFIED: &str = "LLAMA_ARG_NO_KV_UNIFIED";
@@ -124,12 +130,12 @@ impl Arguments {
     }
 
     /// Whether this is a llama-server, by its program's name: `llama-server`,
-    /// `com.docker.llama-server` and the like.
+    /// `com.docker.llama-server` and the like, or the unified `llama serve`, `llama server`.
     pub fn are_a_llama_servers(&self) -> bool {
-        let file = |word: &String| word.rsplit('/').next().unwrap_or_default().to_owned();
-        self.words
-            .first()
-            .is_some_and(|program| file(program).contains("llama-server"))
+        let program = self.words.first().map_or("", String::as_str);
+        let file = program.rsplit('/').next().unwrap_or_default();
+        let command = self.words.get(1).map_or("", String::as_str);
+        file.contains("llama-server") || (file == "llama" && ["serve", "server"].contains(&command))
     }
 
     fn value(&self, argument: &Argument) -> Option<&str> {
@@ -151,17 +157,19 @@ impl Arguments {
             .map(|(_, v)| v.as_str())
     }
 
-    /// The port that it says it listens on; 8080 is llama-server's own choice.
+    /// The port that it says it listens on.
     pub fn port(&self) -> Option<u16> {
-        match self.value(&PORT) {
-            Some(port) => port.parse().ok(),
-            None => self.are_a_llama_servers().then_some(8080),
-        }
+        self.value(&PORT)?.parse().ok()
     }
 
-    /// Whether a program that was called so may listen on `port`.
+    /// Whether a program that was called so may listen on `port`: which of its defaults a
+    /// llama-server without `--port` takes, its build decides.
     pub fn mean_port(&self, port: u16) -> bool {
-        self.name_port(port) || (self.are_a_llama_servers() && self.port() == Some(port))
+        let by_default = || {
+            let is_default = self.value(&PORT).is_none() && DEFAULT_PORTS.contains(&port);
+            is_default || self.port() == Some(port)
+        };
+        self.name_port(port) || (self.are_a_llama_servers() && by_default())
     }
 
     /// What the model is run for, in Docker Model Runner's words.
@@ -189,9 +197,10 @@ impl Arguments {
         self.value(&MODEL)
     }
 
-    /// The Unix socket that it listens on.
-    pub fn socket(&self) -> Option<&str> {
-        self.value(&HOST).filter(|host| host.ends_with(".sock"))
+    /// The Unix sockets that it listens on: `--host` is a list of them and of addresses.
+    pub fn sockets(&self) -> impl Iterator<Item = &str> {
+        let hosts = self.value(&HOST).unwrap_or_default().split(',');
+        hosts.map(str::trim).filter(|host| host.ends_with(".sock"))
     }
 
     /// After how long without work it falls asleep.
@@ -252,6 +261,7 @@ impl Arguments {
         Some(Options {
             ctx_size: chosen(&CTX_SIZE)?,
             parallel: chosen(&PARALLEL)?,
+            per_slot: chosen(&PER_SLOT)?,
             unified,
             type_k: cache_type(&TYPE_K)?,
             type_v: cache_type(&TYPE_V)?,
@@ -288,7 +298,10 @@ mod tests {
     fn what_is_not_given_is_llama_servers_own_choice() {
         let arguments = called("/app/llama-server -m x.gguf", &[]);
         assert_eq!(arguments.cache(), Some(Options::default()));
-        assert_eq!(arguments.port(), Some(8080));
+        assert!(arguments.mean_port(8080) && arguments.mean_port(9931));
+        assert!(!arguments.mean_port(8081));
+        let given = called("llama-server --port 8081", &[]);
+        assert!(given.mean_port(8081) && !given.mean_port(8080) && !given.mean_port(9931));
         assert_eq!(arguments.model(), Some("x.gguf"));
         assert_eq!(arguments.sleep_idle(), None);
     }
@@ -339,6 +352,47 @@ mod tests {
         assert!(!called("python s.py --port 81234", &[]).name_port(8123));
         let socket = called("com.docker.llama-server --host /run/i-1.sock", &[]);
         assert!(socket.are_a_llama_servers());
-        assert_eq!(socket.socket(), Some("/run/i-1.sock"));
+        assert_eq!(socket.sockets().collect::<Vec<_>>(), ["/run/i-1.sock"]);
+        let list = called("llama-server --host 127.0.0.1,/run/a.sock,::1,b.sock", &[]);
+        assert_eq!(
+            list.sockets().collect::<Vec<_>>(),
+            ["/run/a.sock", "b.sock"]
+        );
+        let none = called("llama-server --host 127.0.0.1,::1", &[]);
+        assert_eq!(none.sockets().count(), 0);
+    }
+
+    #[test]
+    fn the_unified_binary_is_a_llama_server_when_it_serves() {
+        let case = "tests/cases/07-llama-serve-unified-binary/cmdline.txt";
+        let case = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(case);
+        let line = std::fs::read_to_string(&case).unwrap();
+        let arguments = called(&line.trim().replace('\n', " "), &[]);
+        assert!(arguments.are_a_llama_servers() && arguments.mean_port(8080));
+        assert_eq!(arguments.mode(), "completion");
+        let options = arguments.cache().unwrap();
+        assert_eq!((options.ctx_size, options.parallel), (Some(4096), Some(2)));
+        // Its router gives its children the same.
+        let router = case.with_file_name("router-models.json");
+        let router: serde_json::Value =
+            serde_json::from_reader(std::fs::File::open(router).unwrap()).unwrap();
+        let words = router["data"][0]["status"]["args"].clone();
+        let words: Vec<String> = serde_json::from_value(words).unwrap();
+        let child = Arguments::of_child(&words);
+        assert_eq!(child.port(), Some(45123));
+        assert_eq!(child.cache(), Some(options));
+        for (line, is_one) in [
+            ("llama server --port 1", true),
+            ("/usr/bin/llama serve", true),
+            ("/app/llama-server serve", true),
+            ("llama bench", false),
+            ("llama", false),
+            ("llama -m serve", false),
+            ("ollama serve", false),
+            ("python llama serve", false),
+            ("vllm serve", false),
+        ] {
+            assert_eq!(called(line, &[]).are_a_llama_servers(), is_one, "{line}");
+        }
     }
 }

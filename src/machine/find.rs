@@ -3,15 +3,18 @@
 //! The tables of sockets say whether anything listens there on this machine, and
 //! only then its owner is looked for: first among the processes that are called
 //! as llama.cpp's server is. To look through all descriptors of all processes
-//! costs much beside servers with thousands of them.
+//! costs much beside servers with thousands of them. Whatever is looked at is
+//! looked at once a poll, however many models the poll has.
 
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use super::Hints;
 use super::arguments::Arguments;
-use super::net::{Listener, Net};
+use super::net::{Listener, Listening, Net};
 use super::process::{Process, Procfs};
 
 /// What people can do where the process is not found.
@@ -23,45 +26,84 @@ const LOOPBACK: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::LOCALHOST),
 ];
 
+/// The most bytes of command lines that are kept for one poll.
+const MOST_CALLED_BYTES: usize = 8 << 20;
+/// The shortest digest that tells one model's file from others'.
+const SHORTEST_DIGEST: usize = 12;
+
 /// A process, and the descriptor and the number of the socket that it was found by.
 pub type Held = (Process, Option<(PathBuf, u64)>);
 
 /// The process, or why it is not found, where there is something to be done about it.
 pub type Outcome = Result<Held, Option<String>>;
 
-/// Looks for processes behind one base URL.
-pub struct Search<'a> {
-    procfs: &'a Procfs,
+/// All processes, as one poll looks for those behind one base URL among them.
+pub struct Search {
+    procfs: Procfs,
     /// The base URL's.
-    addresses: &'a [IpAddr],
+    addresses: Vec<IpAddr>,
     port: u16,
     /// All processes but our own, those called as llama.cpp's server is first.
     pids: Vec<u32>,
     /// How many of them are called so.
     servers: usize,
+    /// How they were called.
+    called: BTreeMap<u32, Arguments>,
+    /// What listens in the network that the base URL leads to; `None`: it leads to none here.
+    network: OnceCell<Option<Listening>>,
+    is_here: OnceCell<bool>,
+    held_by_servers: OnceCell<Sockets>,
+    held_by_others: OnceCell<Sockets>,
 }
 
-impl<'a> Search<'a> {
+/// Who holds the sockets that listen.
+#[derive(Default)]
+struct Sockets {
+    /// By the number of the socket: the processes, and their descriptors.
+    holders: BTreeMap<u64, Vec<(u32, PathBuf)>>,
+    /// Processes into which we may not look.
+    unseen: Vec<u32>,
+}
+
+impl Search {
     /// A search for what is behind `port` of `addresses`.
-    pub fn new(procfs: &'a Procfs, addresses: &'a [IpAddr], port: u16) -> Search<'a> {
+    pub fn new(procfs: &Procfs, addresses: &[IpAddr], port: u16) -> Search {
         let own = std::process::id();
         let (mut pids, mut others) = (Vec::new(), Vec::new());
+        let mut called = BTreeMap::new();
+        let mut bytes: usize = 0;
         for pid in procfs.pids() {
             // The kernel's own threads were called with nothing.
-            match procfs.arguments(pid) {
-                Ok(words) if Arguments::new(&words, &[]).are_a_llama_servers() => pids.push(pid),
-                Ok(words) if !words.is_empty() && pid != own => others.push(pid),
-                _ => {}
+            let words = procfs.arguments(pid).unwrap_or_default();
+            if words.is_empty() || pid == own {
+                continue;
+            }
+            let arguments = Arguments::new(&words, &[]);
+            match arguments.are_a_llama_servers() {
+                true => pids.push(pid),
+                false => others.push(pid),
+            }
+            bytes = words.iter().fold(bytes, |sum, word| {
+                let size = word.len().saturating_add(size_of::<String>());
+                sum.saturating_add(size)
+            });
+            if bytes <= MOST_CALLED_BYTES {
+                called.insert(pid, arguments);
             }
         }
         let servers = pids.len();
         pids.append(&mut others);
         Search {
-            procfs,
-            addresses,
+            procfs: procfs.clone(),
+            addresses: addresses.to_owned(),
             port,
             pids,
             servers,
+            called,
+            network: OnceCell::new(),
+            is_here: OnceCell::new(),
+            held_by_servers: OnceCell::new(),
+            held_by_others: OnceCell::new(),
         }
     }
 
@@ -71,39 +113,62 @@ impl<'a> Search<'a> {
             return self.by_file(part, hints.mode);
         }
         // None: it is not here, or behind what is no process, as a firewall's rule.
-        let (net, listeners) = self
-            .nets()
-            .filter(|net| self.leads_to(net))
-            .find_map(|net| {
-                let listeners = net.tcp_listeners(self.port, self.addresses);
-                (!listeners.is_empty()).then_some((net, listeners))
-            })
-            .ok_or(None)?;
+        let network = self.network().ok_or(None)?;
         let Some(words) = hints.arguments else {
-            return self.holder(&listeners, |called| called.mean_port(self.port));
+            let listeners = network.tcp(self.port, &self.addresses);
+            return self.holder(network, &listeners, |called| called.mean_port(self.port));
         };
         // A router's own server listens beside it.
         let child = Arguments::new(words, &[]);
-        if let Some(path) = child.socket() {
-            let called = |called: &Arguments| called.socket() == Some(path);
-            self.holder(&net.unix_listeners(path), called)
+        if let Some(path) = child.sockets().next() {
+            let called = |called: &Arguments| called.sockets().any(|of| of == path);
+            self.holder(network, &network.unix(path), called)
         } else {
             let port = child.port().ok_or(None)?;
-            let listeners = net.tcp_listeners(port, &LOOPBACK);
-            self.holder(&listeners, |called| called.mean_port(port))
+            let listeners = network.tcp(port, &LOOPBACK);
+            self.holder(network, &listeners, |called| called.mean_port(port))
         }
     }
 
-    fn leads_to(&self, net: &Net) -> bool {
-        self.addresses.iter().any(|address| net.has(*address))
+    /// What listens in the network that the base URL leads to.
+    fn network(&self) -> Option<&Listening> {
+        let find = || {
+            self.networks().find_map(|net| {
+                let listening = net.listening();
+                let here = !listening.tcp(self.port, &self.addresses).is_empty();
+                here.then_some(listening)
+            })
+        };
+        self.network.get_or_init(find).as_ref()
     }
 
     /// Where the base URL may lead: to our own network, and where the processes of more than
     /// our own container are shown, to the machine's or that of another container.
-    fn nets(&self) -> impl Iterator<Item = Net> {
-        let own = Net::at(self.procfs.path("net"), true);
+    fn networks(&self) -> impl Iterator<Item = Net> {
+        let leads_to = |net: &Net| self.addresses.iter().any(|address| net.has(*address));
+        let own = self.own_net();
         let others = [1].into_iter().chain(self.servers().iter().copied());
-        [own].into_iter().chain(others.map(|pid| self.net_of(pid)))
+        let others = others.filter_map(move |pid| {
+            let net = self.net_of(pid);
+            (leads_to(&net) && self.is_reached(pid, &net)).then_some(net)
+        });
+        Some(own).filter(leads_to).into_iter().chain(others)
+    }
+
+    /// Whether what we ask at the base URL comes to the network of `pid`, which has its
+    /// address. Anybody may make a network with any address in it: so it must show a
+    /// connection from us, and be of a user namespace in which only root can make networks.
+    fn is_reached(&self, pid: u32, net: &Net) -> bool {
+        let own = self.own_net();
+        let from_us = |address: &IpAddr| {
+            let mut peers = net.peers(*address, self.port);
+            peers.any(|peer| own.has(peer))
+        };
+        self.procfs.is_in_first_user_namespace(pid) && self.addresses.iter().any(from_us)
+    }
+
+    fn own_net(&self) -> Net {
+        Net::at(self.procfs.path("net"), true)
     }
 
     fn net_of(&self, pid: u32) -> Net {
@@ -112,49 +177,74 @@ impl<'a> Search<'a> {
 
     /// The processes that are called as llama.cpp's server is.
     fn servers(&self) -> &[u32] {
-        &self.pids[..self.servers]
+        self.pids.get(..self.servers).unwrap_or_default()
     }
 
-    fn called(&self, pid: u32) -> Arguments {
-        let words = self.procfs.arguments(pid).unwrap_or_default();
-        Arguments::new(&words, &[])
+    fn others(&self) -> &[u32] {
+        self.pids.get(self.servers..).unwrap_or_default()
+    }
+
+    /// Who of `pids` holds what of `network`.
+    fn sockets(&self, network: &Listening, pids: &[u32]) -> Sockets {
+        let wanted: BTreeSet<u64> = network.inodes().collect();
+        let mut sockets = Sockets::default();
+        for pid in pids {
+            match self.procfs.holds(*pid, &wanted) {
+                Ok(held) => {
+                    for (path, inode) in held {
+                        sockets.holders.entry(inode).or_default().push((*pid, path));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    sockets.unseen.push(*pid);
+                }
+                Err(_) => {}
+            }
+        }
+        sockets
     }
 
     /// The one process that holds the sockets and a model, or where that cannot be seen
     /// the one that `is_called` so.
-    fn holder(&self, listeners: &[Listener], is_called: impl Fn(&Arguments) -> bool) -> Outcome {
-        let inodes: Vec<u64> = listeners.iter().map(|listener| listener.inode).collect();
-        if inodes.is_empty() {
+    fn holder(
+        &self,
+        network: &Listening,
+        listeners: &[Listener],
+        is_called: impl Fn(&Arguments) -> bool,
+    ) -> Outcome {
+        if listeners.is_empty() {
             return Err(None);
         }
+        let of_servers = || self.sockets(network, self.servers());
+        let of_others = || self.sockets(network, self.others());
+        let mut looked = vec![self.held_by_servers.get_or_init(of_servers)];
+        let is_held = |listener: &Listener| looked[0].holders.contains_key(&listener.inode);
+        // Any other program may have handed it down to one that has not been looked at.
+        if !listeners.iter().all(is_held) {
+            looked.push(self.held_by_others.get_or_init(of_others));
+        }
         let mut holders: Vec<Held> = Vec::new();
-        let mut unseen = Vec::new();
-        for (index, pid) in self.pids.iter().enumerate() {
-            match self.procfs.holds(*pid, &inodes) {
-                Ok(sockets) => {
-                    let process = self.procfs.process(*pid);
-                    let sockets = sockets.into_iter();
-                    holders.extend(sockets.filter_map(|socket| Some((process?, Some(socket)))));
+        for listener in listeners {
+            let held = looked
+                .iter()
+                .filter_map(|in_| in_.holders.get(&listener.inode));
+            for (pid, path) in held.flatten() {
+                if let Some(process) = self.procfs.process(*pid)
+                    && !holders.iter().any(|(known, _)| *known == process)
+                {
+                    holders.push((process, Some((path.clone(), listener.inode))));
                 }
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => unseen.push(*pid),
-                Err(_) => {}
-            }
-            // Any other program may have handed it down to one that has not been looked at.
-            if index < self.servers && accounted_for(&inodes, &holders) {
-                break;
             }
         }
-        if holders.is_empty() {
+        let Some(pid) = holders.first().map(|(process, _)| process.pid) else {
+            let unseen: Vec<u32> = looked.iter().flat_map(|in_| &in_.unseen).copied().collect();
             return self.by_command_line(listeners, &unseen, is_called);
-        }
-        holders.dedup_by_key(|(process, _)| *process);
-        let mut holding = holders.clone();
-        holding.retain(|(Process { pid, .. }, _)| {
+        };
+        holders.retain(|(Process { pid, .. }, _)| {
             self.servers().contains(pid) || self.procfs.has_llama_cpp(*pid)
         });
-        let pid = holders[0].0.pid;
-        match holding.len() {
-            1 => holding.pop().ok_or(None),
+        match holders.len() {
+            1 => holders.pop().ok_or(None),
             0 => Err(Some(format!(
                 "process {pid} answers at the base URL's port, and holds no model: {ADVICE}"
             ))),
@@ -178,7 +268,8 @@ impl<'a> Search<'a> {
                 && self.net_of(pid).has_socket(listener.inode)
         };
         let is_it = |pid: &u32| {
-            is_called(&self.called(*pid)) && listeners.iter().any(|of| is_its(*pid, of))
+            self.called.get(pid).is_some_and(&is_called)
+                && listeners.iter().any(|of| is_its(*pid, of))
         };
         let found: Vec<u32> = pids.iter().copied().filter(is_it).collect();
         self.only(&found, "called with the server's port")
@@ -186,13 +277,21 @@ impl<'a> Search<'a> {
 
     /// The only llama-server whose model's file has `part` in its path, for what is run as `mode`.
     fn by_file(&self, part: &str, mode: Option<&str>) -> Outcome {
-        if !self.nets().any(|net| self.leads_to(&net)) {
+        // Files are named after digests: nothing, or a word, is in other paths as well.
+        let is_digest =
+            part.len() >= SHORTEST_DIGEST && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !is_digest
+            || !*self
+                .is_here
+                .get_or_init(|| self.networks().next().is_some())
+        {
             return Err(None);
         }
         let is_it = |pid: &u32| {
-            let arguments = self.called(*pid);
-            arguments.model().is_some_and(|path| path.contains(part))
-                && mode.is_none_or(|mode| mode == arguments.mode())
+            self.called.get(pid).is_some_and(|arguments| {
+                arguments.model().is_some_and(|path| path.contains(part))
+                    && mode.is_none_or(|mode| mode == arguments.mode())
+            })
         };
         let found: Vec<u32> = self.servers().iter().copied().filter(is_it).collect();
         self.only(&found, "called with the model's file")
@@ -213,13 +312,4 @@ impl<'a> Search<'a> {
             ))),
         }
     }
-}
-
-/// Whether each of the sockets has a holder.
-fn accounted_for(inodes: &[u64], holders: &[Held]) -> bool {
-    let held = |inode: &u64| {
-        let mut sockets = holders.iter().filter_map(|(_, socket)| socket.as_ref());
-        sockets.any(|(_, of)| of == inode)
-    };
-    inodes.iter().all(held)
 }

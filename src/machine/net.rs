@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 /// The most bytes of a table that are looked at.
 const LONGEST_TABLE: u64 = 32 << 20;
+/// The most listeners of a kind that are kept.
+const MOST_LISTENERS: usize = 16_384;
 
 /// Something that a process listens on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,30 +57,36 @@ impl Net {
         }
     }
 
-    /// What takes connections to the TCP port `port` of one of `addresses`.
-    pub fn tcp_listeners(&self, port: u16, addresses: &[IpAddr]) -> Vec<Listener> {
-        let open: Vec<_> = ["tcp", "tcp6"]
-            .iter()
-            .flat_map(|table| self.rows(table))
-            .filter_map(|row| tcp_listener(&row, port))
-            .collect();
-        let mut found: Vec<Listener> = Vec::new();
-        for address in addresses {
-            // As the system chooses: the address itself before any address.
-            let near = |local: IpAddr| nearness(local, *address);
-            let Some(nearest) = open.iter().filter_map(|(local, _)| near(*local)).min() else {
-                continue;
-            };
-            let of_nearest = open
-                .iter()
-                .filter(|(local, _)| near(*local) == Some(nearest));
-            for (_, listener) in of_nearest {
-                if !found.contains(listener) {
-                    found.push(*listener);
-                }
-            }
+    /// What listens in it.
+    pub fn listening(&self) -> Listening {
+        let tcp = ["tcp", "tcp6"]
+            .into_iter()
+            .flat_map(|table| self.rows(table));
+        let unix = self.rows("unix");
+        Listening {
+            tcp: tcp
+                .filter_map(|row| tcp_listener(&row))
+                .take(MOST_LISTENERS)
+                .collect(),
+            unix: unix
+                .filter_map(|row| unix_listener(&row))
+                .take(MOST_LISTENERS)
+                .collect(),
         }
-        found
+    }
+
+    /// The other ends of the connections that the TCP port `port` of `address` has, or had
+    /// until a moment ago.
+    pub fn peers(&self, address: IpAddr, port: u16) -> impl Iterator<Item = IpAddr> {
+        let rows = ["tcp", "tcp6"]
+            .into_iter()
+            .flat_map(|table| self.rows(table));
+        rows.filter_map(move |row| {
+            let row = TcpRow::parse(&row)?;
+            let local = (row.local.0.to_canonical(), row.local.1);
+            let is_one = local == (address, port) && row.state != LISTEN;
+            is_one.then(|| row.remote.to_canonical())
+        })
     }
 
     /// Whether the socket with this number is one of its own.
@@ -90,11 +98,45 @@ impl Net {
             self.rows(table).any(is_its)
         })
     }
+}
+
+/// What listens in a network.
+pub struct Listening {
+    tcp: Vec<(IpAddr, u16, Listener)>,
+    unix: Vec<(String, Listener)>,
+}
+
+impl Listening {
+    /// What takes connections to the TCP port `port` of one of `addresses`.
+    pub fn tcp(&self, port: u16, addresses: &[IpAddr]) -> Vec<Listener> {
+        let open = || self.tcp.iter().filter(|(_, of, _)| *of == port);
+        let mut found: Vec<Listener> = Vec::new();
+        for address in addresses {
+            // As the system chooses: the address itself before any address.
+            let near = |local: IpAddr| nearness(local, *address);
+            let Some(nearest) = open().filter_map(|(local, ..)| near(*local)).min() else {
+                continue;
+            };
+            let of_nearest = open().filter(|(local, ..)| near(*local) == Some(nearest));
+            for (_, _, listener) in of_nearest {
+                if !found.contains(listener) {
+                    found.push(*listener);
+                }
+            }
+        }
+        found
+    }
 
     /// What listens on the Unix socket at `path`.
-    pub fn unix_listeners(&self, path: &str) -> Vec<Listener> {
-        let rows = self.rows("unix");
-        rows.filter_map(|row| unix_listener(&row, path)).collect()
+    pub fn unix(&self, path: &str) -> Vec<Listener> {
+        let at_path = self.unix.iter().filter(|(of, _)| of == path);
+        at_path.map(|(_, listener)| *listener).collect()
+    }
+
+    /// The numbers of all that listen.
+    pub fn inodes(&self) -> impl Iterator<Item = u64> {
+        let tcp = self.tcp.iter().map(|(_, _, listener)| listener.inode);
+        tcp.chain(self.unix.iter().map(|(_, listener)| listener.inode))
     }
 }
 
@@ -111,20 +153,45 @@ fn nearness(local: IpAddr, address: IpAddr) -> Option<u8> {
     }
 }
 
-/// What a row of `tcp` or `tcp6` shows to listen on `port`, and at which address.
-fn tcp_listener(row: &str, port: u16) -> Option<(IpAddr, Listener)> {
-    let mut fields = row.split_ascii_whitespace();
-    let (local, state) = (fields.nth(1)?, fields.nth(1)?);
-    let (address, local_port) = local.rsplit_once(':')?;
-    if state != "0A" || u16::from_str_radix(local_port, 16) != Ok(port) {
-        return None;
+/// The state in which a socket waits for connections (`TCP_LISTEN`).
+const LISTEN: &str = "0A";
+
+/// A row of `tcp` or `tcp6`.
+struct TcpRow<'a> {
+    local: (IpAddr, u16),
+    remote: IpAddr,
+    state: &'a str,
+    uid: Option<u32>,
+    inode: u64,
+}
+
+impl TcpRow<'_> {
+    fn parse(row: &str) -> Option<TcpRow<'_>> {
+        let mut fields = row.split_ascii_whitespace();
+        let (local, remote, state) = (fields.nth(1)?, fields.next()?, fields.next()?);
+        let end = |text: &str| {
+            let (address, port) = text.rsplit_once(':')?;
+            Some((hexadecimal(address)?, u16::from_str_radix(port, 16).ok()?))
+        };
+        let (uid, inode) = (fields.nth(3)?, fields.nth(1)?);
+        Some(TcpRow {
+            local: end(local)?,
+            remote: end(remote)?.0,
+            state,
+            uid: uid.parse().ok(),
+            inode: inode.parse().ok()?,
+        })
     }
-    let (uid, inode) = (fields.nth(3)?, fields.nth(1)?);
+}
+
+/// What a row of `tcp` or `tcp6` shows to listen, and at which address and port.
+fn tcp_listener(row: &str) -> Option<(IpAddr, u16, Listener)> {
+    let row = TcpRow::parse(row).filter(|row| row.state == LISTEN)?;
     let listener = Listener {
-        inode: inode.parse().ok()?,
-        uid: uid.parse().ok(),
+        inode: row.inode,
+        uid: row.uid,
     };
-    Some((hexadecimal(address)?, listener))
+    Some((row.local.0, row.local.1, listener))
 }
 
 /// An address as these tables have it: words of 32 bits, each in the machine's own order.
@@ -158,20 +225,21 @@ fn has_v4(mut rows: impl Iterator<Item = String>, address: Ipv4Addr) -> bool {
     })
 }
 
-/// What a row of `unix` shows to listen at `path`.
-fn unix_listener(row: &str, path: &str) -> Option<Listener> {
+/// What a row of `unix` shows to listen, and its path.
+fn unix_listener(row: &str) -> Option<(String, Listener)> {
     /// `__SO_ACCEPTCON`: it waits for connections.
     const ACCEPTS: u32 = 0x10000;
-    let mut fields = row.splitn(8, ' ').filter(|field| !field.is_empty());
-    let flags = u32::from_str_radix(fields.nth(3)?, 16).ok()?;
-    (flags & ACCEPTS != 0).then_some(())?;
-    // The inode is right-aligned, and the path may hold spaces.
-    let rest = row.strip_suffix(path)?;
-    let inode = rest.strip_suffix(' ')?.rsplit(' ').next()?;
-    Some(Listener {
-        inode: inode.parse().ok()?,
+    // Seven fields, of which the inode is right-aligned, and a path that may hold spaces.
+    let (mut rest, mut fields) = (row, [""; 7]);
+    for field in &mut fields {
+        (*field, rest) = rest.trim_start_matches(' ').split_once(' ')?;
+    }
+    let flags = u32::from_str_radix(fields[3], 16).ok()?;
+    let listener = Listener {
+        inode: fields[6].parse().ok()?,
         uid: None,
-    })
+    };
+    (flags & ACCEPTS != 0).then(|| (rest.to_owned(), listener))
 }
 
 #[cfg(test)]
@@ -198,7 +266,9 @@ mod tests {
             ("tcp6", &(head.to_owned() + &tcp6.concat())),
         ]);
         let addresses: Vec<_> = addresses.iter().map(|text| address(text)).collect();
-        let found = Net::at(tree.path(""), true).tcp_listeners(8080, &addresses);
+        let found = Net::at(tree.path(""), true)
+            .listening()
+            .tcp(8080, &addresses);
         found.iter().map(|listener| listener.inode).collect()
     }
 
@@ -244,7 +314,7 @@ mod tests {
         let tree = Tree::new(&[("unix", text), ("tcp", &line("0100007F", "0A", 0, 77001))]);
         let net = Net::at(tree.path(""), true);
         let inodes = |path| -> Vec<u64> {
-            let found = net.unix_listeners(path).into_iter();
+            let found = net.listening().unix(path).into_iter();
             found.map(|listener| listener.inode).collect()
         };
         assert_eq!(inodes("/tmp/a b/llama.sock"), [30001]);

@@ -2,6 +2,7 @@
 //!
 //! Formats as proc(5) describes them. Nothing here changes or signals anything.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -91,6 +92,16 @@ impl Procfs {
             .collect())
     }
 
+    /// Whether the process is in the user namespace in which only root may make network
+    /// namespaces: in others everybody may.
+    pub fn is_in_first_user_namespace(&self, pid: u32) -> bool {
+        match read_text(&self.of(pid, "uid_map"), 4096) {
+            Ok(map) => map.split_whitespace().eq(["0", "0", "4294967295"]),
+            // A kernel without user namespaces.
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+
     /// Whether the process has a device open whose name under `/dev` begins so.
     pub fn has_device(&self, pid: u32, name: &str) -> bool {
         let entries = fs::read_dir(self.of(pid, "fd")).into_iter().flatten();
@@ -116,7 +127,7 @@ impl Procfs {
     ///
     /// # Errors
     /// Only the process's own user and root may look.
-    pub fn holds(&self, pid: u32, inodes: &[u64]) -> io::Result<Vec<(PathBuf, u64)>> {
+    pub fn holds(&self, pid: u32, inodes: &BTreeSet<u64>) -> io::Result<Vec<(PathBuf, u64)>> {
         let mut held: Vec<(PathBuf, u64)> = Vec::new();
         for entry in fs::read_dir(self.of(pid, "fd"))?.take(MOST_DESCRIPTORS) {
             let path = entry?.path();

@@ -70,6 +70,7 @@ fn poll(machine: &mut Machine, hints: &Hints) -> Model {
         memory_usage: Some(1.0),
         ..Model::default()
     };
+    machine.refresh();
     machine.fill(&mut model, hints);
     model
 }
@@ -188,6 +189,27 @@ fn a_server_at_another_address_of_the_same_port_is_not_claimed() {
     assert!(machine.notes().is_empty());
 }
 
+/// What `/proc/net/tcp` shows of a connection between the port 8080 of `local` and `remote`.
+fn connected(local: [u8; 4], remote: [u8; 4], state: &str) -> String {
+    let [local, remote] = [local, remote].map(u32::from_ne_bytes);
+    format!(
+        "   1: {local:08X}:1F90 {remote:08X}:D3A2 {state} 00000000:00000000 00:00000000 00000000  0        0 0 1 0\n"
+    )
+}
+
+/// Gives the process a network of its own, in which it listens and that has the last address;
+/// our own has 172.18.0.1.
+fn contain(tree: &Tree, pid: u32, last: u8, connection: &str) {
+    let local = |last: u8| format!("|-- 172.18.0.{last}\n   /32 host LOCAL\n");
+    tree.write("proc/net/fib_trie", local(1));
+    tree.write(&format!("proc/{pid}/net/fib_trie"), local(last));
+    let table = listening([0; 4], 0, 4200 + pid) + connection;
+    tree.write(&format!("proc/{pid}/net/tcp"), table);
+    let socket = format!("socket:[{}]", 4200 + pid);
+    tree.link(&format!("proc/{pid}/fd/3"), socket);
+    stat(tree, pid, u64::from(pid) * 100, 100);
+}
+
 #[test]
 fn a_server_in_another_container_is_found_by_the_address_of_its_network() {
     let servers = [
@@ -196,17 +218,12 @@ fn a_server_in_another_container_is_found_by_the_address_of_its_network() {
         (8, "llama-server", 0),
     ];
     let (tree, mut machine) = machine(&servers, &[]);
-    let address = |last: u8| format!("|-- 172.18.0.{last}\n   /32 host LOCAL\n");
     for (pid, last) in [(7, 3), (8, 4)] {
-        tree.write(&format!("proc/{pid}/net/fib_trie"), address(last));
-        let table = listening([0; 4], 0, 4200 + pid);
-        tree.write(&format!("proc/{pid}/net/tcp"), table);
-        tree.link(
-            &format!("proc/{pid}/fd/3"),
-            format!("socket:[{}]", 4200 + pid),
-        );
-        stat(&tree, pid, u64::from(pid) * 100, 100);
+        let state = if pid == 7 { "01" } else { "06" };
+        let connection = connected([172, 18, 0, last], [172, 18, 0, 1], state);
+        contain(&tree, pid, last, &connection);
     }
+    tree.write("proc/8/uid_map", "         0          0 4294967295\n");
     let mut seconds = |host: &str| {
         machine.host = host.to_owned();
         machine.forget_all_but(&[]);
@@ -217,6 +234,73 @@ fn a_server_in_another_container_is_found_by_the_address_of_its_network() {
     // Another machine's, and what is loopback here is not what is loopback there.
     assert_eq!(seconds("172.18.0.5"), None);
     assert_eq!(seconds("127.0.0.1"), None);
+}
+
+#[test]
+fn a_network_that_only_has_a_remote_servers_address_is_not_believed() {
+    let from_us = connected([172, 18, 0, 3], [172, 18, 0, 1], "01");
+    let from_another = connected([172, 18, 0, 3], [172, 18, 0, 9], "01");
+    for (connection, uid_map) in [
+        (String::new(), None),
+        (from_another, None),
+        // Whoever has a user namespace can show any address and any connection.
+        (from_us.clone(), Some("         0       1000          1\n")),
+    ] {
+        let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
+        contain(&tree, 7, 3, &connection);
+        if let Some(uid_map) = uid_map {
+            tree.write("proc/7/uid_map", uid_map);
+        }
+        machine.host = "172.18.0.3".to_owned();
+        let model = poll(&mut machine, &Hints::default());
+        assert_eq!(model.threads, None, "{connection} {uid_map:?}");
+        contain(&tree, 7, 3, &from_us);
+        let _ = std::fs::remove_file(tree.path("proc/7/uid_map"));
+        machine.forget_all_but(&[]);
+        machine.host = "172.18.0.3".to_owned();
+        assert_eq!(poll(&mut machine, &Hints::default()).threads, Some(9.0));
+    }
+}
+
+/// The models of a router, each on the port 8080 and up.
+fn fill_all(machine: &mut Machine, names: &[String], arguments: &[String]) -> Vec<Model> {
+    let hints = Hints {
+        arguments: Some(arguments),
+        ..Hints::default()
+    };
+    let fill = |name: &String| {
+        let mut model = Model {
+            name: name.clone(),
+            ..Model::default()
+        };
+        machine.fill(&mut model, &hints);
+        model
+    };
+    names.iter().map(fill).collect()
+}
+
+#[test]
+fn all_processes_are_looked_at_once_a_poll_however_many_models_it_has() {
+    let names: Vec<String> = (0..500).map(|name| format!("ever-new-{name:03}")).collect();
+    let arguments = ["llama-server", "--port", "8080"].map(str::to_owned);
+    let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
+    tree.write("proc/net/tcp", listening([127, 0, 0, 1], 0, 1));
+    machine.refresh();
+    fill_all(&mut machine, &names[..1], &arguments);
+    // What comes up within the poll is seen at the next one.
+    listen(&tree, Some(7), 0);
+    let of_poll = |models: Vec<Model>| models.iter().filter(|of| of.threads.is_some()).count();
+    assert_eq!(of_poll(fill_all(&mut machine, &names[1..], &arguments)), 0);
+    assert_eq!(machine.searches, MOST_SEARCHES);
+    machine.refresh();
+    let found = fill_all(&mut machine, &names, &arguments);
+    // Of all those that say to be that process, it is the first's.
+    assert_eq!(of_poll(found), 1);
+    let notes = machine.notes();
+    assert!(
+        notes.iter().any(|note| note.contains("another model")),
+        "{notes:?}"
+    );
 }
 
 #[test]
@@ -278,10 +362,10 @@ fn what_cannot_be_looked_into_is_found_by_how_it_was_called() {
         }
         let addresses = ["127.0.0.1".parse().unwrap()];
         let search = Search::new(&machine.procfs, &addresses, 8080);
-        let net = net::Net::at(tree.path("proc/net"), true);
+        let network = net::Net::at(tree.path("proc/net"), true).listening();
         let is_called = |arguments: &Arguments| arguments.mean_port(8080);
         search
-            .by_command_line(&net.tcp_listeners(8080, &addresses), &pids, is_called)
+            .by_command_line(&network.tcp(8080, &addresses), &pids, is_called)
             .map(|(process, _)| process.pid)
     };
     let servers = [
@@ -353,17 +437,17 @@ fn a_routers_server_and_docker_model_runners_are_found_by_what_is_told_of_them()
         (7, "llama-server --models-dir /m", 0),
         (
             8,
-            "com.docker.llama-server -ngl 99 --model /b/sha256/abc/model.gguf --host /run/a.sock",
+            "com.docker.llama-server -ngl 99 --model /b/sha256/abcabcabcabc/model.gguf --host /run/a.sock",
             0,
         ),
         (
             9,
-            "com.docker.llama-server --model /b/sha256/def/model.gguf --embeddings",
+            "com.docker.llama-server --model /b/sha256/defdefdefdef/model.gguf --embeddings",
             0,
         ),
         (
             10,
-            "com.docker.llama-server --model /b/sha256/def/model.gguf",
+            "com.docker.llama-server --model /b/sha256/defdefdefdef/model.gguf",
             0,
         ),
     ];
@@ -378,12 +462,16 @@ fn a_routers_server_and_docker_model_runners_are_found_by_what_is_told_of_them()
         mode,
         ..Hints::default()
     };
-    assert_eq!(find("127.0.0.1", &by_file("/abc/", None)), Ok(8));
-    let embedding = by_file("/def/", Some("embedding"));
+    assert_eq!(find("127.0.0.1", &by_file("abcabcabcabc", None)), Ok(8));
+    let embedding = by_file("defdefdefdef", Some("embedding"));
     assert_eq!(find("127.0.0.1", &embedding), Ok(9));
-    assert!(find("127.0.0.1", &by_file("/def/", None)).is_err());
+    assert!(find("127.0.0.1", &by_file("defdefdefdef", None)).is_err());
+    // A model without a digest is not any that is there.
+    for part in ["", "model", "model.gguf", "abcabc"] {
+        assert_eq!(find("127.0.0.1", &by_file(part, None)), Err(None), "{part}");
+    }
     // Another machine's Model Runner may have the same model.
-    assert_eq!(find("192.0.2.1", &by_file("/abc/", None)), Err(None));
+    assert_eq!(find("192.0.2.1", &by_file("abcabcabcabc", None)), Err(None));
 
     listen(&tree, Some(9), 0);
     let child = |words: &[&str]| -> Vec<String> { words.iter().map(|w| (*w).to_owned()).collect() };
