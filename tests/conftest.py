@@ -28,6 +28,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=turn)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Adds the tests that were run again to the file that scripts/test tells of at its end."""
+    reruns = [report.nodeid for report in terminalreporter.stats.get("rerun", [])]
+    if file := os.environ.get("RERUNS"):
+        with open(file, "a") as list_of_reruns:
+            list_of_reruns.writelines(f"{name}\n" for name in reruns)
+
+
 @pytest.fixture
 def start_exporter(tmp_path):
     """Starts an exporter of one base URL or of several, separated by commas, and keeps what it

@@ -18,7 +18,7 @@ DASHBOARD = dashboard.load()
 QUERIES = dashboard.queries(DASHBOARD)
 # Seconds from its start: time enough for two scrapes and for a poll interval that was busy from end
 # to end. After that everything must be there.
-PATIENCE = 60
+PATIENCE = 180
 
 
 class Prometheus:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -242,7 +243,7 @@ def test_a_server_that_says_so_on_its_command_line_falls_asleep(start_program, s
     server = start_program("-c", "2048", "-np", "1", "--sleep-idle-seconds", "4")
     exporter = start_exporter(server.url, interval="1s")
     server.stream(5).wait()
-    asleep = exporter.wait_for_status("sleeping", patience=15)
+    asleep = exporter.wait_for_status("sleeping")
     assert asleep.value("memory_usage_bytes") > 0
     assert asleep.value("kv_cache_limit_bytes") is None
 
@@ -260,16 +261,19 @@ def cost_of_polls(exporter, seconds):
 
 
 def test_a_poll_costs_little(start_program, start_exporter):
-    """Under 5 ms of processor time, with all of this on; the process is looked for once."""
+    """Not much more processor time than without all of this; the process is looked for once."""
     server = start_program("-c", "4096", "-np", "2")
     exporter = start_exporter(server.url, interval="100ms")
     known = exporter.wait_for(lambda poll: poll.number >= 5 and poll.value("kv_cache_limit_bytes"))
     assert known.value("memory_usage_bytes")
     # From here on it only polls.
     unwatched = start_exporter(server.url, interval="100ms", unwatched=True)
+    without = start_exporter(server.url, interval="100ms", unwatched=True, procfs="/nonexistent")
     exporter.stop()
     time.sleep(1)
-    assert cost_of_polls(unwatched, 10) < 0.005
+    with ThreadPoolExecutor() as both:
+        cost, least = both.map(cost_of_polls, (unwatched, without), (10, 10))
+    assert cost < 5 * least
     assert unwatched.log.count("the process that holds the model is found") == 1
 
 
@@ -284,16 +288,19 @@ sys.stdin.read()
 
 @needs_root
 def test_a_search_that_fails_is_not_made_at_every_poll(start_exporter):
-    """Beside processes with 30,000 descriptors, through all of which it has to look."""
+    """Beside processes with 30,000 descriptors, through all of which each search has to look."""
     command = [sys.executable, "-c", DESCRIPTORS]
     full = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(3)]
     try:
         assert all(process.stdout.readline() == b"open\n" for process in full)
         with Impostor() as impostor:
             exporter = start_exporter(impostor.url, interval="100ms", unwatched=True)
-            # Looked for at the first poll, after 5 seconds and after 10 more: each time takes
-            # 0.1 seconds, which is not to be in every poll.
-            assert cost_of_polls(exporter, 10) < 0.03
+            while "holds no model" not in exporter.log:
+                assert exporter.process.poll() is None, exporter.log
+                time.sleep(0.05)
+            search = processor_seconds(exporter.process.pid)
+            # Looked for at the first poll, after 5 seconds and after 10 more.
+            assert cost_of_polls(exporter, 10) < search / 4
             assert exporter.log.count("holds no model") == 1
     finally:
         for process in full:

@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from exporter import BINARY
+from exporter import BINARY, PATIENCE
 from replay import RECORDINGS, Answer, recorded, with_values
 from said import kind, states
 
@@ -79,8 +79,8 @@ def test_one_address_changes_from_one_kind_to_another(replay, start_exporter):
 def test_what_answers_late_at_first_is_known_later(name, slow, replay, start_exporter):
     """Not taken for something else meanwhile, least of all for good."""
     answers = KINDS[name]
-    server = replay(answers | {slow: replace(answers[slow], delay=1)})
-    exporter = start_exporter(server.url, interval="200ms", timeout="400ms")
+    server = replay(answers | {slow: replace(answers[slow], delay=4)})
+    exporter = start_exporter(server.url, interval="200ms", timeout="1500ms")
     exporter.wait_for(lambda poll: poll.errors(endpoint=slow, reason="timeout") == 1)
     server.show(answers)
     last = exporter.wait_for(lambda poll: kind(poll) == name)
@@ -135,7 +135,7 @@ def test_the_default_address_says_what_to_check_when_nobody_is_there(tmp_path):
             [BINARY, "--addr", "127.0.0.1:0", "--interval", "100ms"], stderr=output, env={"PATH": "/usr/bin:/bin"}
         )
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while "is down" not in log.read_text():
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)

@@ -301,8 +301,8 @@ def test_a_model_that_is_told_oddly_spoils_no_other(change, replay, start_export
 def test_metrics_that_hang_hide_no_state_and_are_asked_ever_more_rarely(replay, start_exporter):
     """A runner at work on a long prompt answers its /metrics late, and an abandoned question stays with it."""
     answers = recorded(KIND, "by-id-running")
-    slow = answers | {"/metrics": Answer(answers["/metrics"].body, type="text/plain", delay=1.5)}
-    server, exporter, first = first_poll(replay, start_exporter, answers, interval="200ms", timeout="300ms")
+    slow = answers | {"/metrics": Answer(answers["/metrics"].body, type="text/plain", delay=3)}
+    server, exporter, first = first_poll(replay, start_exporter, answers, interval="200ms", timeout="1s")
     server.show(slow)
     asked_before = server.asked.count(("GET", "/metrics"))
     late = exporter.wait_for(

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "llamacpp-exporter"
 # How often it is scraped while it polls once: each poll is seen soon after it ends.
 SCRAPES_A_POLL = 20
+# Seconds to wait for what must come: far longer than anything takes on a busy machine.
+PATIENCE = 120
 STATES = ("idle", "loading", "running", "sleeping", "unloaded", "downloading", "failed")
 TOLD_IN_STORIES = (
     "up", "tokens_per_second", "prompt_tokens_per_second", "generated_tokens_total", "prompt_tokens_total",
@@ -35,7 +37,7 @@ def ask(port, path):
     Without http.client, which takes longer to read the answer than the exporter to give it: there
     are dozens of scrapes a second of each of the exporters that are watched at the same time.
     """
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(1 << 20), b""))
     if not answer:
@@ -108,7 +110,7 @@ class Exporter:
 
     def __init__(
         self, base_url, log, interval="1s", timeout=None, api_key=None, sleep_idle_seconds=None, unwatched=False,
-        pid_file=None,
+        pid_file=None, procfs=None,
     ):  # fmt: skip
         assert BINARY.exists(), f"{BINARY} is missing: cargo build --release"
         self.log_file = log
@@ -119,6 +121,7 @@ class Exporter:
         command += ["--timeout", timeout] if timeout else []
         command += ["--sleep-idle-seconds", str(sleep_idle_seconds)] if sleep_idle_seconds else []
         command += ["--pid-file", str(pid_file)] if pid_file else []
+        command += ["--procfs", str(procfs)] if procfs else []
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMACPP_", "LLM_"))}
         if api_key:
             environment["LLAMACPP_API_KEY"] = api_key
@@ -130,7 +133,7 @@ class Exporter:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def _serving_port(self):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while not (found := re.search(r"serving.*addr=\S*:(\d+)", self.log)):
             assert self.process.poll() is None, f"the exporter did not start: {self.log}"
             assert time.monotonic() < deadline, f"the exporter does not say where it serves: {self.log}"
@@ -167,7 +170,7 @@ class Exporter:
             after = began
             time.sleep(self._pause)
 
-    def wait_for(self, wanted, patience=20):
+    def wait_for(self, wanted, patience=PATIENCE):
         """The first poll, of those seen already or to come, of which `wanted` is true."""
         deadline = time.monotonic() + patience
         looked_at = 0
@@ -183,12 +186,12 @@ class Exporter:
                 f"no such poll in {patience} s. The last one:\n{self.polls[-1].text if self.polls else None}\n{self.log}"
             )
 
-    def poll_begun_after(self, moment, patience=20):
+    def poll_begun_after(self, moment, patience=PATIENCE):
         """The first poll that began after that moment: the one before it had ended by then or later."""
         before = self.wait_for(lambda poll: poll.after >= moment, patience)
         return self.wait_for(lambda poll: poll.number == before.number + 1, patience)
 
-    def wait_for_status(self, status, since=0.0, patience=20):
+    def wait_for_status(self, status, since=0.0, patience=PATIENCE):
         return self.wait_for(lambda poll: poll.seen >= since and poll.status == status, patience)
 
     def between(self, first, last):
@@ -203,7 +206,7 @@ class Exporter:
         self._ended.set()
         self.process.terminate()
         try:
-            self.process.wait(5)
+            self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
