@@ -11,6 +11,7 @@ pub mod llama_swap;
 mod model_names;
 pub mod model_runner;
 mod open;
+pub mod reach;
 pub mod reading;
 mod resolve;
 pub mod restraint;

@@ -71,6 +71,16 @@ impl BaseUrl {
         self.root() == other.root()
     }
 
+    /// The same scheme, host and port, and nothing else.
+    #[must_use]
+    pub fn bare(&self) -> BaseUrl {
+        BaseUrl {
+            userinfo: None,
+            path: String::new(),
+            ..self.clone()
+        }
+    }
+
     /// `user:password`, for basic authentication.
     pub fn userinfo(&self) -> Option<&str> {
         self.userinfo.as_deref()

@@ -1,9 +1,11 @@
 //! Asking the questions of one poll, and remembering those that are still open.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use super::client::{Answer, Client, Failure, SPEAKS_TLS};
 use super::open::OpenRequests;
+use super::reach::Reach;
 use super::reading::{FailedRequest, Reading, Target};
 use crate::log;
 use crate::settings::{BaseUrl, Settings};
@@ -116,8 +118,16 @@ impl Asker {
     /// # Errors
     /// As [`Client::new`].
     pub fn new(base: &BaseUrl, settings: &Settings) -> Result<Asker, String> {
+        Asker::within(Reach::Anywhere, base, settings)
+    }
+
+    /// The same, over no connection that leaves `reach`.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn within(reach: Reach, base: &BaseUrl, settings: &Settings) -> Result<Asker, String> {
         Ok(Asker {
-            client: Client::new(base, settings)?,
+            client: Client::within(reach, base, settings)?,
             open: OpenRequests::new(settings.timeout),
             failures: Vec::new(),
             answered: Vec::new(),
@@ -127,6 +137,11 @@ impl Asker {
             has_key: settings.api_key_of(base).is_some(),
             has_user: base.userinfo().is_some(),
         })
+    }
+
+    /// The address of whoever answered last in this poll.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.client.peer()
     }
 
     /// Begins a poll, all of whose requests must have ended by `deadline`: sees which open

@@ -8,6 +8,7 @@
 use std::fmt;
 use std::io::{self, BufRead, Read};
 use std::marker::PhantomData;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::de::{DeserializeOwned, DeserializeSeed};
@@ -17,6 +18,7 @@ use ureq::http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCA
 use ureq::unversioned::transport::Connector;
 
 use super::answers::{Each, EachIn, keep};
+use super::reach::Reach;
 use super::resolve::Resolve;
 pub use super::transport::Waiting;
 use super::transport::{Line, Tcp};
@@ -67,6 +69,14 @@ impl Client {
     /// # Errors
     /// Names `--ca-file` when it holds no certificate.
     pub fn new(base: &BaseUrl, settings: &Settings) -> Result<Client, String> {
+        Client::within(Reach::Anywhere, base, settings)
+    }
+
+    /// The same, of which no connection leaves `reach`.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn within(reach: Reach, base: &BaseUrl, settings: &Settings) -> Result<Client, String> {
         let line = Line::default();
         let config = Agent::config_builder()
             .http_status_as_error(false)
@@ -91,7 +101,7 @@ impl Client {
         );
         #[cfg(not(feature = "tls"))]
         let connector = ().chain(tcp);
-        let agent = Agent::with_parts(config.build(), connector, Resolve::default());
+        let agent = Agent::with_parts(config.build(), connector, Resolve::within(reach));
         Ok(Client {
             agent,
             line,
@@ -131,6 +141,11 @@ impl Client {
         }
         let response = request.send(json).map_err(|error| failure(&error))?;
         Answer::new(response, limit)
+    }
+
+    /// The address of whoever answered last, over the connection that it answered by.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.line.peer()
     }
 
     /// The question that was asked last and timed out, kept open: see [`Waiting`].

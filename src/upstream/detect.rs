@@ -36,6 +36,8 @@ pub struct Upstream {
     /// What answered last; a server that is down is not forgotten, it may be the same again.
     kind: Kind,
     connected: bool,
+    /// llama-swap, where something else has answered since: a proxy that says that it is gone.
+    last_swap: Option<Box<LlamaSwap>>,
     /// What answered last where it is no known server, and when that was found out.
     product: Option<(Product, Instant)>,
 }
@@ -70,6 +72,7 @@ impl Upstream {
             settings: settings.clone(),
             kind: Kind::LlamaServer(Box::new(LlamaServer::new(base, settings))),
             connected: false,
+            last_swap: None,
             product: None,
         }
     }
@@ -206,11 +209,11 @@ impl Upstream {
         };
         let is_sure = !matches!(found, Found::Late);
         match found {
-            Found::Kind(kind) => self.kind = kind,
+            Found::Kind(kind) => self.take(kind),
             Found::Other if matches!(self.kind, Kind::LlamaServer(_)) => {}
             Found::Other => {
                 let server = LlamaServer::new(&self.base, &self.settings);
-                self.kind = Kind::LlamaServer(Box::new(server));
+                self.take(Kind::LlamaServer(Box::new(server)));
             }
             // It may be busy. Only llama.cpp's own is known by how it says that it is well.
             Found::Late if !is_healthy => return None,
@@ -239,6 +242,18 @@ impl Upstream {
         };
         asked.props = Some(props);
         found
+    }
+
+    /// Takes what answers now. llama-swap goes on where it was left when it answered last.
+    fn take(&mut self, kind: Kind) {
+        if let Kind::LlamaSwap(before) = std::mem::replace(&mut self.kind, kind) {
+            self.last_swap = Some(before);
+        }
+        if let Kind::LlamaSwap(swap) = &mut self.kind
+            && let Some(before) = self.last_swap.take()
+        {
+            swap.go_on_from(*before);
+        }
     }
 
     fn runner(&self, asker: &mut Asker) -> Outcome<Kind> {

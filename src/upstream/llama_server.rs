@@ -127,6 +127,11 @@ impl LlamaServer {
         self
     }
 
+    /// Whether it has said that it serves no `/metrics`.
+    pub fn lacks_metrics(&self) -> bool {
+        self.work.lacks_metrics()
+    }
+
     /// When it is worth a look though no poll is due: see [`Restraint::next_look`].
     pub fn next_look(&self) -> Option<Instant> {
         self.work.restraint.next_look()

@@ -5,17 +5,24 @@
 //! address, where that can be reached, and otherwise shown by its state and by
 //! the tokens of the requests that have ended.
 
+mod activity;
+mod life;
+mod timestamp;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Deserialize;
 
-use super::answers::{Object, count, object, text};
+use self::activity::{Activity, Page};
+use self::life::{Access, Life, TokenSource, told, unread};
+use super::answers::{Object, object, text};
 use super::asker::{Asker, Endpoint, Outcome};
-use super::llama_server::{Asked, LlamaServer};
-use super::reading::{Ended, ModelReading, Reading, State};
-use super::shown::Shown;
-use crate::settings::{ApiKeys, BaseUrl, Settings};
+use super::reach::Reach;
+use super::reading::{ModelReading, Reading};
+use super::shown::{MOST_MODELS, Shown};
+use super::turns::Turns;
+use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{ServerInfo, Status};
 
 const RUNNING: Endpoint = Endpoint {
@@ -28,9 +35,14 @@ const MODELS: Endpoint = Endpoint {
 };
 /// The key of the list that it answers at [`RUNNING`].
 const RUNNING_LIST: &str = "running";
-/// A ring of 1,000 requests.
+/// A page of it has at most 999 requests.
 const ACTIVITY: Endpoint = Endpoint {
     path: "/api/metrics/activity",
+    limit: 8 << 20,
+};
+/// Where the activity was before v237: an array of all the requests that were kept.
+const OLD_ACTIVITY: Endpoint = Endpoint {
+    path: "/api/metrics",
     limit: 8 << 20,
 };
 const VERSION: Endpoint = Endpoint {
@@ -38,25 +50,36 @@ const VERSION: Endpoint = Endpoint {
     limit: 64 << 10,
 };
 
+/// The most servers that are asked in one poll for the first time, so that a list of ever-new
+/// addresses has few of them asked.
+const MOST_FIRST_ASKED: usize = 16;
+
+const OUT_OF_REACH: &str = "a model's own server cannot be reached from here: its tokens are \
+                            counted when a request has ended, and whether it is at work is not seen";
+const OTHER_ENGINE: &str = "a model's own server is no llama-server: its tokens are counted when a \
+                            request has ended, and whether it is at work is not seen";
+const GAP: &str = "more requests ended between two polls than llama-swap lists: the tokens of the \
+                   others are not counted";
+
 /// llama-swap, and what must be remembered of it between two polls.
 pub struct LlamaSwap {
     root: String,
-    /// Whether its own `localhost` is ours too.
-    is_here: bool,
     version: Option<String>,
     settings: Settings,
-    servers: BTreeMap<String, Direct>,
-    ended: BTreeMap<String, Ended>,
-    last_request: f64,
-    /// How long one poll may go on asking the models' own servers.
-    time: Duration,
+    /// The lives of ready models, by name.
+    lives: BTreeMap<String, Life>,
+    activity: Activity,
+    activity_at: ActivityAt,
+    turns: Turns,
 }
 
-/// A ready model's own llama-server.
-struct Direct {
-    proxy: String,
-    asker: Asker,
-    server: LlamaServer,
+/// Where the activity is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ActivityAt {
+    Unknown,
+    New,
+    Old,
+    Nowhere,
 }
 
 /// One process of `GET /running`; its `cmd` may hold secrets and is not even read.
@@ -69,6 +92,23 @@ struct Process {
     state: Option<String>,
     #[serde(deserialize_with = "text")]
     proxy: Option<String>,
+}
+
+impl Process {
+    fn is_ready(&self) -> bool {
+        self.state.as_deref() == Some("ready")
+    }
+
+    /// What is told of its model by its state alone.
+    fn told(&self, name: &str) -> ModelReading {
+        match self.state.as_deref() {
+            Some("ready") => unread(name),
+            Some("starting") => told(name, Status::Loading),
+            Some("stopping" | "stopped" | "shutdown") => told(name, Status::Unloaded),
+            // Of a later version: neither loaded nor unloaded is known.
+            _ => unread(name),
+        }
+    }
 }
 
 /// One model of `GET /v1/models`.
@@ -105,30 +145,6 @@ impl Entry {
     }
 }
 
-/// One request of the activity; −1 means unknown.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Request {
-    #[serde(deserialize_with = "count")]
-    id: Option<f64>,
-    #[serde(deserialize_with = "text")]
-    model: Option<String>,
-    #[serde(deserialize_with = "object")]
-    tokens: Option<Tokens>,
-}
-
-/// `tokens` of a [`Request`].
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Tokens {
-    #[serde(deserialize_with = "count")]
-    cache_tokens: Option<f64>,
-    #[serde(deserialize_with = "count")]
-    input_tokens: Option<f64>,
-    #[serde(deserialize_with = "count")]
-    output_tokens: Option<f64>,
-}
-
 /// `GET /api/version`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -151,201 +167,209 @@ impl LlamaSwap {
             });
             LlamaSwap {
                 root,
-                is_here: base.is_loopback(),
                 version: version.answer().flatten(),
                 settings: settings.clone(),
-                servers: BTreeMap::new(),
-                ended: BTreeMap::new(),
-                last_request: 0.0,
-                time: settings.interval.max(2 * settings.timeout),
+                lives: BTreeMap::new(),
+                activity: Activity::default(),
+                activity_at: ActivityAt::Unknown,
+                turns: Turns::new(settings),
             }
         })
     }
 
+    /// Goes on where `before`, which was at the same address, was left.
+    pub fn go_on_from(&mut self, before: LlamaSwap) {
+        self.lives = before.lives;
+        self.activity = before.activity;
+        self.turns = before.turns;
+    }
+
     /// When it is worth a look though no poll is due.
     pub fn next_look(&self) -> Option<Instant> {
-        self.servers
-            .values()
-            .filter_map(|direct| direct.server.next_look())
-            .min()
+        self.lives.values().filter_map(Life::next_look).min()
     }
 
     /// Asks all that may be asked now.
     pub fn read(&mut self, asker: &mut Asker, reading: &mut Reading) {
-        let processes = asker.ask(RUNNING, &self.url(RUNNING), |answer| {
-            answer.list_in::<Process>(RUNNING_LIST)
-        });
-        let Some(processes) = processes.answer() else {
+        let Some(processes) = self.processes(asker) else {
             return;
         };
+        let reach = asker.peer().map(Reach::of);
         reading.up = true;
         reading.info = Some(ServerInfo {
             kind: "llama-swap",
             version: self.version.clone(),
         });
         let names = self.names(asker, &processes, reading);
-        let ready = |process: &&Process| process.state.as_deref() == Some("ready");
-        let is_ready = |name: &String| {
-            processes
-                .iter()
-                .filter(ready)
-                .any(|process| process.model.as_ref() == Some(name))
-        };
-        self.servers.retain(|name, _| is_ready(name));
-        let begun = Instant::now();
-        let mut out_of_reach = false;
-        for name in names {
-            let process = processes
-                .iter()
-                .find(|process| process.model.as_ref() == Some(&name));
-            let mut model = match process.map(|process| (process.state.as_deref(), process)) {
-                Some((Some("starting"), _)) => told(&name, Status::Loading),
-                Some((Some("ready"), process)) => {
-                    let own = (begun.elapsed() <= self.time)
-                        .then(|| self.read_directly(&name, process, asker.deadline(), reading))
-                        .flatten();
-                    out_of_reach |= own.is_none();
-                    own.unwrap_or_else(|| told(&name, Status::Idle))
-                }
-                _ => told(&name, Status::Unloaded),
-            };
-            model.host.behind_proxy = true;
-            reading.models.push(model);
-        }
-        if out_of_reach {
-            self.read_activity(asker);
-            for model in &mut reading.models {
-                if model.state == State::Told(Status::Idle) {
-                    model.ended = self.ended.get(&model.name).copied();
-                }
-            }
-            reading.notes.push(
-                "a model's own server cannot be reached from here: its tokens are counted when a \
-                 request has ended, and whether it is at work is not seen",
+        let read = self.read_ready(&processes, reach, asker.deadline(), reading);
+        self.count_tokens(asker, &names, reading);
+        for name in names.difference(&read) {
+            let process = processes.get(name);
+            let model = process.map_or_else(
+                || told(name, Status::Unloaded),
+                |process| process.told(name),
             );
+            reading.add(model);
+        }
+        for model in &mut reading.models {
+            model.host.behind_proxy = true;
         }
     }
 
-    /// The names of its models, those that have a process first; no aliases.
+    /// Its processes by model, as many as are shown.
+    fn processes(&self, asker: &mut Asker) -> Option<BTreeMap<String, Process>> {
+        let processes = asker.ask(RUNNING, &self.url(RUNNING), |answer| {
+            let mut processes = BTreeMap::new();
+            answer.each_in(RUNNING_LIST, |process: Process| {
+                if let Some(model) = process.model.clone()
+                    && processes.len() < MOST_MODELS
+                {
+                    processes.entry(model).or_insert(process);
+                }
+            })?;
+            Ok(processes)
+        });
+        processes.answer()
+    }
+
+    /// The names of its models, no aliases, as many as are shown: those that have a process first.
     fn names(
-        &self,
+        &mut self,
         asker: &mut Asker,
-        processes: &[Process],
+        processes: &BTreeMap<String, Process>,
         reading: &mut Reading,
     ) -> BTreeSet<String> {
-        let running: BTreeSet<&String> = processes
-            .iter()
-            .filter_map(|process| process.model.as_ref())
-            .collect();
         let mut names = Shown::default();
-        for name in &running {
-            names.take((*name).clone(), true);
+        for name in processes.keys() {
+            names.take(name.clone(), true);
         }
         // Where this fails, those that run are still known.
-        asker.ask(MODELS, &self.url(MODELS), |answer| {
+        let listed = asker.ask(MODELS, &self.url(MODELS), |answer| {
             answer.each_in("data", |entry: Entry| {
-                if let Some(id) = entry.own_id().filter(|id| !running.contains(id)) {
+                if let Some(id) = entry.own_id().filter(|id| !processes.contains_key(id)) {
                     names.take(id, false);
                 }
             })
         });
         let (names, left_out) = names.finish();
         reading.left_out = left_out;
-        names.into_iter().collect()
+        let names = names.into_iter().collect();
+        if listed.answer().is_some() {
+            self.activity.forget_all_but(&names);
+        }
+        names
     }
 
-    /// Reads a ready model at its own address, without the key: that is the proxy's.
-    fn read_directly(
+    /// Reads the ready models at their own addresses, each in its turn, for as long as one poll
+    /// may take; gives which of them were read.
+    fn read_ready(
         &mut self,
-        name: &str,
-        process: &Process,
+        processes: &BTreeMap<String, Process>,
+        reach: Option<Reach>,
         deadline: Instant,
         reading: &mut Reading,
-    ) -> Option<ModelReading> {
-        let proxy = process.proxy.as_deref()?;
-        if self
-            .servers
-            .get(name)
-            .is_none_or(|direct| direct.proxy != proxy)
-        {
-            let base: BaseUrl = proxy.parse().ok()?;
-            // `localhost` there is not `localhost` here, unless both are one machine.
-            if base.is_loopback() && !self.is_here {
-                return None;
+    ) -> BTreeSet<String> {
+        self.lives.retain(|name, life| {
+            let process = processes.get(name).filter(|process| process.is_ready());
+            process.is_some_and(|process| life.is_at(process.proxy.as_deref(), reach))
+        });
+        let mut ready: Vec<_> = processes
+            .iter()
+            .filter(|(_, process)| process.is_ready())
+            .collect();
+        self.turns
+            .begin(&mut ready, |(name, _)| name, Instant::now(), deadline);
+        let mut first_asked = 0;
+        let mut read = BTreeSet::new();
+        for (name, process) in ready {
+            let life = self.lives.entry(name.clone()).or_insert_with(|| {
+                Life::new(name, process.proxy.as_deref(), reach, &self.settings)
+            });
+            if life.is_asked() {
+                let is_first = !life.is_known();
+                if is_first && first_asked >= MOST_FIRST_ASKED
+                    || !self.turns.may_ask(name, Instant::now())
+                {
+                    continue;
+                }
+                first_asked = first_asked.saturating_add(usize::from(is_first));
             }
-            let settings = Settings {
-                // No key of a base URL follows to an address that it names.
-                api_keys: ApiKeys::default(),
-                ..self.settings.clone()
-            };
-            let asker = Asker::new(&base, &settings).ok()?;
-            let server = LlamaServer::new(&base, &settings).called(name);
-            self.servers.insert(
-                name.to_owned(),
-                Direct {
-                    proxy: proxy.to_owned(),
-                    asker,
-                    server,
-                },
-            );
+            let before = life.token_source();
+            let model = life.read(name, deadline, reading);
+            match life.token_source() {
+                source if source == before => {}
+                Some(TokenSource::Server) => self.activity.told_elsewhere(name),
+                Some(TokenSource::Activity) => self.activity.told_here(name),
+                None => {}
+            }
+            reading.add(model);
+            read.insert(name.clone());
         }
-        let direct = self.servers.get_mut(name)?;
-        let mut own = Reading::default();
-        direct.asker.begin(deadline);
-        direct.asker.set_model(Some(name));
-        direct
-            .server
-            .read(&mut direct.asker, Asked::default(), &mut own);
-        direct.asker.finish(&mut own);
-        let model = own.models.pop();
-        if model.is_some() {
-            reading.failures.append(&mut own.failures);
-            reading.answered.append(&mut own.answered);
-            reading.notes.append(&mut own.notes);
-        }
-        model
+        read
     }
 
-    /// Adds up the tokens of requests that were not seen yet.
-    fn read_activity(&mut self, asker: &mut Asker) {
-        let url = format!("{}?limit=999", self.url(ACTIVITY));
-        let requests = asker.ask(ACTIVITY, &url, |answer| answer.list_in::<Request>("data"));
-        let Some(requests) = requests.answer() else {
+    /// Counts the tokens of ended requests for the models of which nothing else tells them.
+    fn count_tokens(&mut self, asker: &mut Asker, names: &BTreeSet<String>, reading: &mut Reading) {
+        let is_counted = |life: &Life| life.token_source() == Some(TokenSource::Activity);
+        if !self.lives.values().any(is_counted) {
             return;
-        };
-        let newest = requests
-            .iter()
-            .filter_map(|request| request.id)
-            .fold(0.0, f64::max);
-        if newest < self.last_request {
-            // It was started anew, and counts from the beginning.
-            self.last_request = 0.0;
-            self.ended.clear();
         }
-        for request in requests
-            .iter()
-            .filter(|r| r.id.is_some_and(|id| id > self.last_request))
+        if let Some(page) = self.ask_activity(asker)
+            && self.activity.take(&page, names)
         {
-            let (Some(model), Some(tokens)) = (&request.model, &request.tokens) else {
+            reading.notes.push(GAP);
+        }
+        for model in &mut reading.models {
+            let life = self.lives.get(&model.name);
+            let Some(life) = life.filter(|life| is_counted(life)) else {
                 continue;
             };
-            let ended = self.ended.entry(model.clone()).or_default();
-            ended.prompt_tokens += tokens.input_tokens.unwrap_or(0.0);
-            ended.cached_tokens += tokens.cache_tokens.unwrap_or(0.0);
-            ended.generated_tokens += tokens.output_tokens.unwrap_or(0.0);
+            model.ended = self.activity.of(&model.name);
+            match life.access() {
+                Access::OutOfReach => reading.notes.push(OUT_OF_REACH),
+                Access::OtherEngine => reading.notes.push(OTHER_ENGINE),
+                // Its own notes say what it does not tell.
+                Access::Server(_) => {}
+            }
         }
-        self.last_request = newest;
+        reading.notes.sort_unstable();
+        reading.notes.dedup();
+    }
+
+    fn ask_activity(&mut self, asker: &mut Asker) -> Option<Page> {
+        if matches!(self.activity_at, ActivityAt::Unknown | ActivityAt::New) {
+            let url = format!("{}?limit=999", self.url(ACTIVITY));
+            let requests = asker.ask(ACTIVITY, &url, |answer| {
+                let mut page = Page::default();
+                answer.each_in("data", |entry| page.add(entry))?;
+                Ok(page)
+            });
+            if requests.missing().is_none() {
+                return self.answered_at(ActivityAt::New, requests);
+            }
+            self.activity_at = ActivityAt::Old;
+        }
+        if self.activity_at == ActivityAt::Old {
+            let requests = asker.ask(OLD_ACTIVITY, &self.url(OLD_ACTIVITY), |answer| {
+                let mut page = Page::default();
+                answer.each(|entry| page.add(entry))?;
+                Ok(page)
+            });
+            if requests.missing().is_none() {
+                return self.answered_at(ActivityAt::Old, requests);
+            }
+            self.activity_at = ActivityAt::Nowhere;
+        }
+        None
+    }
+
+    fn answered_at(&mut self, place: ActivityAt, requests: Outcome<Page>) -> Option<Page> {
+        let page = requests.answer()?;
+        self.activity_at = place;
+        Some(page)
     }
 
     fn url(&self, endpoint: Endpoint) -> String {
         format!("{}{}", self.root, endpoint.path)
-    }
-}
-
-fn told(name: &str, status: Status) -> ModelReading {
-    ModelReading {
-        name: name.to_owned(),
-        state: State::Told(status),
-        ..ModelReading::default()
     }
 }

@@ -156,6 +156,25 @@ pub struct Ended {
     pub generated_tokens: f64,
 }
 
+impl Ended {
+    /// Adds the tokens of one more request.
+    pub fn add(&mut self, more: &Ended) {
+        self.prompt_tokens += more.prompt_tokens;
+        self.cached_tokens += more.cached_tokens;
+        self.generated_tokens += more.generated_tokens;
+    }
+
+    /// What is left without `part` of it.
+    #[must_use]
+    pub fn less(&self, part: &Ended) -> Ended {
+        Ended {
+            prompt_tokens: self.prompt_tokens - part.prompt_tokens,
+            cached_tokens: self.cached_tokens - part.cached_tokens,
+            generated_tokens: self.generated_tokens - part.generated_tokens,
+        }
+    }
+}
+
 /// The state of a model as one poll saw it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum State {

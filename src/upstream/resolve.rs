@@ -14,9 +14,13 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 use ureq::{Error, Timeout};
 
+use super::reach::Reach;
+
 /// Resolves one name at a time.
 #[derive(Debug, Default)]
 pub struct Resolve {
+    /// Which of the addresses may be connected to.
+    reach: Reach,
     /// Alive as long as the last lookup is under way.
     under_way: Mutex<Weak<()>>,
 }
@@ -40,11 +44,10 @@ impl Resolver for Resolve {
         let mut result = self.empty();
         // A literal address needs no resolver, and so no thread.
         match address.parse::<SocketAddr>() {
-            Ok(literal) => result.push(literal),
+            Ok(literal) => self.push(&mut result, literal),
             Err(_) => {
-                // As many as ureq's list of addresses holds.
-                for found in self.look_up(address, timeout)?.into_iter().take(16) {
-                    result.push(found);
+                for found in self.look_up(address, timeout)? {
+                    self.push(&mut result, found);
                 }
             }
         }
@@ -56,7 +59,24 @@ impl Resolver for Resolve {
     }
 }
 
+/// As many addresses as ureq's list of them holds.
+const MOST_ADDRESSES: usize = 16;
+
 impl Resolve {
+    /// Resolves to the addresses within `reach`.
+    pub fn within(reach: Reach) -> Resolve {
+        Resolve {
+            reach,
+            under_way: Mutex::default(),
+        }
+    }
+
+    fn push(&self, result: &mut ResolvedSocketAddrs, address: SocketAddr) {
+        if self.reach.includes(address.ip()) && result.len() < MOST_ADDRESSES {
+            result.push(address);
+        }
+    }
+
     fn look_up(&self, address: String, timeout: NextTimeout) -> Result<Vec<SocketAddr>, Error> {
         let mut under_way = self
             .under_way

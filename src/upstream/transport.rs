@@ -2,7 +2,7 @@
 //! after its question has timed out, and closed when a poll is over.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,12 @@ impl Line {
     pub fn put_down(&self) {
         // What is forgotten here stays open in ureq's pool; see `hang_up`.
         *self.used() = Used::default();
+    }
+
+    /// The address at the other end of the connection that the last question went over.
+    pub fn peer(&self) -> Option<IpAddr> {
+        let address = self.used().stream.as_ref()?.peer_addr().ok()?;
+        Some(address.ip())
     }
 
     /// Takes the connection of a question that timed out after it was sent.

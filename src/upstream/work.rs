@@ -82,6 +82,11 @@ impl Work {
         }
     }
 
+    /// Whether the server has said that it serves no `/metrics`.
+    pub fn lacks_metrics(&self) -> bool {
+        self.no_metrics.is_some()
+    }
+
     /// Forgets the last life of the server; keeps what is known of its sleep.
     pub fn restarted(&mut self) {
         self.restraint.reconnected();

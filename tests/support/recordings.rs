@@ -107,12 +107,18 @@ impl Server {
     /// A llama-server as it was recorded.
     pub fn recorded(build: &str, stage: Stage) -> Server {
         let server = Server::start();
+        server.answer_recorded(build, stage);
+        server
+    }
+
+    /// Answers as a llama-server did that was recorded.
+    pub fn answer_recorded(&self, build: &str, stage: Stage) {
+        let server = self;
         server.answer("/health", Answer::json(r#"{"status":"ok"}"#));
         server.answer("/props", Answer::json(file(build, "props.json")));
         server.answer("/v1/models", Answer::json(file(build, "models.json")));
         server.answer("/models", Answer::json(file(build, "models.json")));
         server.replay(build, stage);
-        server
     }
 
     /// A Docker Model Runner or a llama-swap as it was recorded in that state.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -313,7 +313,12 @@ pub struct Server {
 impl Server {
     /// A server that answers 404 to everything.
     pub fn start() -> Self {
-        let listener = TcpListener::bind((own_address(), 0)).unwrap();
+        Self::start_at(own_address().into())
+    }
+
+    /// The same at an address of the test's choice, and a port of the system's.
+    pub fn start_at(address: IpAddr) -> Self {
+        let listener = TcpListener::bind((address, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::<Shared>::default();
         let life = Mutex::new(Some(live(listener, shared.clone())));
@@ -355,6 +360,10 @@ impl Server {
         let server = Self::start();
         server.stop();
         server
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
     }
 
     pub fn authority(&self) -> String {

@@ -1,0 +1,523 @@
+//! llama-swap, and the servers of its models: whose tokens are counted, where from, and who is
+//! asked. The scripted ones answer as genuine ones were recorded, with other names, addresses and
+//! numbers.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::recordings::{MIDDLE, NEW, OLD, Stage};
+use support::{Answer, ENDLESS, Exporter, Scrape, Server};
+
+const GENERATED: &str = "llamacpp_generated_tokens_total";
+const ACTIVITY: &str = "/api/metrics/activity";
+const OLD_ACTIVITY: &str = "/api/metrics";
+
+/// llama-swap with these ready models, by name and address.
+fn swap(models: &[(&str, &str)]) -> Server {
+    let server = Server::start();
+    answer_as_swap(&server, models);
+    server
+}
+
+fn answer_as_swap(server: &Server, models: &[(&str, &str)]) {
+    let health = Answer::new(200, "text/plain; charset=utf-8", "OK");
+    server.answer("/health", health);
+    let version = json!({"version": "v250"});
+    server.answer("/api/version", Answer::json(version.to_string()));
+    let process = |(name, proxy): &(&str, &str)| json!({"model": name, "state": "ready", "proxy": proxy, "cmd": "", "ttl": 0});
+    run(server, models.iter().map(process).collect());
+    let model = |(name, _): &(&str, &str)| json!({"id": name, "owned_by": "llama-swap", "meta": {"llamaswap": {"type": "model"}}});
+    let listed: Vec<_> = models.iter().map(model).collect();
+    server.answer(
+        "/v1/models",
+        Answer::json(json!({"data": listed}).to_string()),
+    );
+    ended(server, &[]);
+}
+
+fn run(server: &Server, processes: Vec<Value>) {
+    server.answer(
+        "/running",
+        Answer::json(json!({"running": processes}).to_string()),
+    );
+}
+
+/// Lists these requests as ended.
+fn ended(server: &Server, requests: &[Value]) {
+    let page = json!({"data": requests, "page": 1, "limit": 999, "total": requests.len()});
+    server.answer(ACTIVITY, Answer::json(page.to_string()));
+}
+
+/// A request of the model `m` with so many tokens generated.
+fn request(id: u64, generated: u64) -> Value {
+    let timestamp = format!("2026-08-22T10:{:02}:{:02}Z", id / 60, id % 60);
+    json!({"id": id, "timestamp": timestamp, "model": "m", "resp_status_code": 200,
+        "tokens": {"cache_tokens": -1, "input_tokens": 2 * generated, "output_tokens": generated}})
+}
+
+/// A port where nobody listens, of a machine that is reached.
+fn nobody() -> String {
+    format!("http://{}", Server::nobody().authority())
+}
+
+fn generated(scrape: &Scrape, model: &str) -> Option<f64> {
+    scrape.get(GENERATED, &[("model", model)])
+}
+
+fn status(scrape: &Scrape, model: &str) -> Option<String> {
+    let all = scrape.all("llamacpp_status");
+    let mut told = all
+        .iter()
+        .filter(|sample| sample.labels["model"] == model && sample.value == 1.0);
+    told.next().map(|sample| sample.labels["status"].clone())
+}
+
+fn until_generated(exporter: &Exporter, tokens: f64) -> Scrape {
+    exporter.until(&format!("{tokens} tokens"), |scrape| {
+        generated(scrape, "m") == Some(tokens)
+    })
+}
+
+/// Every value that a counter had on the way to `tokens`.
+fn on_the_way(exporter: &Exporter, tokens: f64) -> Vec<Option<f64>> {
+    let values = std::cell::RefCell::new(Vec::new());
+    exporter.until(&format!("{tokens} tokens"), |scrape| {
+        let value = generated(scrape, "m");
+        values.borrow_mut().push(value);
+        value == Some(tokens)
+    });
+    values.into_inner()
+}
+
+fn case(folder: &str, file: &str) -> Answer {
+    let root = env!("CARGO_MANIFEST_DIR");
+    Answer::json(fs::read(format!("{root}/tests/cases/{folder}/{file}")).unwrap())
+}
+
+// The activity.
+
+#[test]
+fn what_is_listed_at_the_start_is_history_also_for_the_next_exporter() {
+    const CASE: &str = "16-llama-swap-activity-after-restart";
+    let server = swap(&[("m", &nobody())]);
+    // Another address than in the recording, where somebody may listen.
+    let running = String::from_utf8(case(CASE, "running.json").body().to_vec()).unwrap();
+    let running = running.replace("http://localhost:5800", &nobody());
+    server.answer("/running", Answer::json(running));
+    server.answer(ACTIVITY, case(CASE, "activity-before.json"));
+    for _ in 0..2 {
+        let exporter = Exporter::watching(&server).start();
+        for scrape in [until_generated(&exporter, 0.0), exporter.after_polls(3)] {
+            assert_eq!(generated(&scrape, "m"), Some(0.0), "{scrape:?}");
+            let prompt = scrape.get("llamacpp_prompt_tokens_total", &[("model", "m")]);
+            assert_eq!(prompt, Some(0.0), "{scrape:?}");
+            assert_eq!(status(&scrape, "m").as_deref(), Some("idle"));
+            assert_eq!(scrape.errors(), 0, "{scrape:?}");
+        }
+    }
+}
+
+#[test]
+fn counters_go_on_when_llama_swap_is_back() {
+    let server = swap(&[("m", &nobody())]);
+    let mut requests: Vec<_> = (1..=10).map(|id| request(id, 50)).collect();
+    ended(&server, &requests);
+    let exporter = Exporter::watching(&server).start();
+    until_generated(&exporter, 0.0);
+    requests.push(request(11, 7));
+    ended(&server, &requests);
+    until_generated(&exporter, 7.0);
+
+    // It was out of reach for a while.
+    server.stop();
+    exporter.until("down", Scrape::down);
+    requests.push(request(12, 5));
+    ended(&server, &requests);
+    server.start_again();
+    until_generated(&exporter, 12.0);
+
+    // A proxy before it says that it is gone.
+    let paths = [
+        "/health",
+        "/running",
+        "/v1/models",
+        ACTIVITY,
+        "/props",
+        "/engines/ps",
+    ];
+    let scripts = paths.map(|path| (path, server.script(path)));
+    for path in paths {
+        server.answer(path, Answer::new(502, "text/html", "Bad Gateway"));
+    }
+    exporter.until("down", Scrape::down);
+    exporter.after_polls(2);
+    for (path, script) in scripts {
+        server.answer(path, script);
+    }
+    requests.push(request(13, 4));
+    ended(&server, &requests);
+    until_generated(&exporter, 16.0);
+
+    // It was started anew: its list begins again.
+    server.stop();
+    exporter.until("down", Scrape::down);
+    ended(&server, &[]);
+    server.start_again();
+    let scrape = exporter.until("up", Scrape::up);
+    assert_eq!(generated(&scrape, "m"), Some(16.0), "{scrape:?}");
+    let mut after = request(1, 3);
+    after["timestamp"] = json!("2026-08-22T11:00:00Z");
+    ended(&server, &[after]);
+    until_generated(&exporter, 19.0);
+}
+
+#[test]
+fn the_list_of_older_versions_is_read() {
+    let server = swap(&[("m", &nobody())]);
+    server.without(ACTIVITY);
+    let list = |requests: Value| {
+        server.answer(OLD_ACTIVITY, Answer::json(requests.to_string()));
+    };
+    list(json!([request(0, 50)]));
+    let exporter = Exporter::watching(&server).start();
+    until_generated(&exporter, 0.0);
+    let flat = json!({"id": 2, "timestamp": "2026-08-22T10:05:00Z", "model": "m",
+        "cache_tokens": 0, "input_tokens": 3, "output_tokens": 4, "duration_ms": 20});
+    list(json!([request(0, 50), request(1, 5), flat]));
+    let scrape = until_generated(&exporter, 9.0);
+    assert_eq!(scrape.errors(), 0, "{scrape:?}");
+    // Where there is no such list, nothing is told, and that is no failure.
+    server.without(OLD_ACTIVITY);
+    let exporter = Exporter::watching(&server).start();
+    let scrape = exporter.after_polls(3);
+    assert_eq!(generated(&scrape, "m"), None, "{scrape:?}");
+    assert_eq!(scrape.errors(), 0, "{scrape:?}");
+}
+
+#[test]
+fn requests_that_are_not_listed_any_more_are_said_to_be_missing() {
+    let server = swap(&[("m", &nobody())]);
+    ended(&server, &[request(1, 50)]);
+    let exporter = Exporter::watching(&server).start();
+    until_generated(&exporter, 0.0);
+    ended(&server, &[request(2000, 6), request(2001, 5)]);
+    until_generated(&exporter, 11.0);
+    exporter.after_polls(2);
+    assert_eq!(
+        exporter
+            .logged(&["more requests ended between two polls"])
+            .len(),
+        1
+    );
+}
+
+// One source in each life of a model.
+
+#[test]
+fn a_server_that_is_late_or_gone_for_a_while_brings_no_other_counts_in() {
+    let own = Server::recorded(OLD, Stage::Busy);
+    let server = swap(&[("m", &own.url())]);
+    ended(&server, &[request(1, 1000)]);
+    let exporter = Exporter::watching(&server).timeout("300ms").start();
+    until_generated(&exporter, 2.0);
+    ended(&server, &[request(1, 1000), request(2, 50_000)]);
+    let scripts = ["/health", "/props", "/metrics", "/slots"].map(|path| (path, own.script(path)));
+    for fault in [
+        Answer::never(),
+        Answer::reset(),
+        Answer::error(500, "out of order"),
+    ] {
+        for (path, _) in &scripts {
+            own.answer(path, fault.clone());
+        }
+        for _ in 0..3 {
+            let scrape = exporter.after_polls(1);
+            let value = generated(&scrape, "m");
+            assert!(value.is_none_or(|value| value == 2.0), "{scrape:?}");
+            assert_ne!(status(&scrape, "m").as_deref(), Some("idle"), "{scrape:?}");
+        }
+        for (path, script) in scripts.clone() {
+            own.answer(path, script);
+        }
+        let values = on_the_way(&exporter, 2.0);
+        assert!(
+            values.iter().flatten().all(|value| *value == 2.0),
+            "{values:?}"
+        );
+    }
+    assert_eq!(server.count(ACTIVITY), 0, "it is not needed");
+}
+
+#[test]
+fn the_next_life_of_a_model_may_have_another_source() {
+    let own = Server::recorded(NEW, Stage::After);
+    let server = swap(&[("m", &own.url())]);
+    let mut requests = vec![request(1, 1000)];
+    ended(&server, &requests);
+    let exporter = Exporter::watching(&server).start();
+    let of_server = exporter.until("read", |scrape| generated(scrape, "m").is_some());
+    assert!(generated(&of_server, "m").unwrap() > 0.0);
+
+    // What was told by the server does not count again.
+    let process = |proxy: &str| json!({"model": "m", "state": "ready", "proxy": proxy});
+    requests.push(request(2, 120));
+    ended(&server, &requests);
+    run(&server, vec![process(&nobody())]);
+    until_generated(&exporter, 0.0);
+    requests.push(request(3, 9));
+    ended(&server, &requests);
+    until_generated(&exporter, 9.0);
+    // It is unloaded, and was used once more before that.
+    requests.push(request(4, 1));
+    ended(&server, &requests);
+    run(&server, vec![]);
+    exporter.until("unloaded", |scrape| {
+        status(scrape, "m").as_deref() == Some("unloaded") && generated(scrape, "m").is_none()
+    });
+    run(&server, vec![process(&nobody())]);
+    until_generated(&exporter, 10.0);
+}
+
+#[test]
+fn a_server_without_metrics_has_its_tokens_counted_by_the_activity() {
+    let own = Server::recorded(MIDDLE, Stage::Busy);
+    own.answer("/metrics", Answer::error(501, "not supported"));
+    let server = swap(&[("m", &own.url())]);
+    ended(&server, &[request(1, 1000)]);
+    let exporter = Exporter::watching(&server).start();
+    let scrape = until_generated(&exporter, 0.0);
+    assert_eq!(
+        status(&scrape, "m").as_deref(),
+        Some("running"),
+        "{scrape:?}"
+    );
+    ended(&server, &[request(1, 1000), request(2, 5)]);
+    until_generated(&exporter, 5.0);
+    // A restart of the server within this life changes nothing about that.
+    own.answer_recorded(NEW, Stage::After);
+    let later = exporter.after_polls(3);
+    assert_eq!(generated(&later, "m"), Some(5.0), "{later:?}");
+}
+
+#[test]
+fn a_model_of_another_engine_is_told_by_llama_swap_alone() {
+    const CASE: &str = "15-llama-swap-vllm-model";
+    const MODEL: &str = "Q3-30B-CODER-VLLM";
+    let own = Server::start();
+    own.answer("/health", Answer::new(200, "text/plain", ""));
+    own.answer("/v1/models", case(CASE, "vllm-models.json"));
+    let metrics = case(CASE, "vllm-metrics.txt");
+    own.answer("/metrics", Answer::new(200, "text/plain", metrics.body()));
+    let server = swap(&[(MODEL, &own.url())]);
+    server.answer(ACTIVITY, case(CASE, "activity.json"));
+    server.answer("/v1/models", case(CASE, "models.json"));
+    let exporter = Exporter::watching(&server).start();
+    let scrape = exporter.until("history", |scrape| generated(scrape, MODEL) == Some(0.0));
+    assert_eq!(
+        status(&scrape, MODEL).as_deref(),
+        Some("idle"),
+        "{scrape:?}"
+    );
+    let mut activity: Value = serde_json::from_slice(case(CASE, "activity.json").body()).unwrap();
+    let mut newest = activity["data"][0].clone();
+    newest["id"] = json!(3);
+    activity["data"].as_array_mut().unwrap().insert(0, newest);
+    server.answer(ACTIVITY, Answer::json(activity.to_string()));
+    let scrape = exporter.until("a request", |scrape| {
+        generated(scrape, MODEL) == Some(233.0)
+    });
+    let later = exporter.after_polls(3);
+    for scrape in [scrape, later] {
+        assert_eq!(
+            status(&scrape, MODEL).as_deref(),
+            Some("idle"),
+            "{scrape:?}"
+        );
+        assert_eq!(scrape.errors(), 0, "{scrape:?}");
+    }
+    assert_eq!(
+        own.requests().len(),
+        1,
+        "once for all of its life: {:?}",
+        own.requests()
+    );
+    assert_eq!(exporter.logged(&["no llama-server"]).len(), 1);
+}
+
+// Who is asked.
+
+/// An address of this machine that others can reach, if it has any. Nothing is sent.
+fn outside_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("198.51.100.1:9").ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_loopback() && !address.is_unspecified()).then_some(address)
+}
+
+/// Every way to write the loopback address, with that port.
+fn spellings(port: u16) -> Vec<String> {
+    [
+        "127.0.0.1",
+        "0.0.0.0",
+        "127.1",
+        "0x7f000001",
+        "2130706433",
+        "017700000001",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[::ffff:0.0.0.0]",
+        "localhost",
+        "LOCALHOST",
+        "me:secret@127.0.0.1",
+    ]
+    .map(|host| format!("http://{host}:{port}/some/path"))
+    .to_vec()
+}
+
+#[test]
+fn a_llama_swap_elsewhere_leads_nowhere_but_to_itself() {
+    let Some(outside) = outside_address() else {
+        eprintln!("skipped: this machine has no address but loopback ones");
+        return;
+    };
+    let victim = Server::start_at(Ipv4Addr::LOCALHOST.into());
+    victim.answer_recorded(OLD, Stage::Busy);
+    let own = Server::start_at(outside);
+    own.answer_recorded(OLD, Stage::Busy);
+    let server = Server::start_at(outside);
+    let mut models: BTreeMap<String, String> = spellings(victim.port())
+        .into_iter()
+        .enumerate()
+        .map(|(number, proxy)| (format!("other {number:02}"), proxy))
+        .collect();
+    models.insert("own".into(), format!("http://{outside}:{}", own.port()));
+    let models: Vec<_> = models
+        .iter()
+        .map(|(name, proxy)| (name.as_str(), proxy.as_str()))
+        .collect();
+    answer_as_swap(&server, &models);
+    let exporter = Exporter::watching(&server).start();
+    let scrape = exporter.until("its own host is read", |scrape| {
+        generated(scrape, "own") == Some(2.0)
+    });
+    for scrape in [scrape, exporter.after_polls(3)] {
+        for (name, proxy) in &models[..models.len() - 1] {
+            assert_eq!(status(&scrape, name).as_deref(), Some("idle"), "{proxy}");
+            assert_eq!(generated(&scrape, name), Some(0.0), "{proxy}");
+        }
+        assert_eq!(scrape.errors(), 0, "{scrape:?}");
+    }
+    assert!(victim.requests().is_empty(), "{:?}", victim.requests());
+}
+
+#[test]
+fn nothing_but_host_and_port_is_taken_from_an_address() {
+    let own = Server::start_at(Ipv4Addr::LOCALHOST.into());
+    own.answer_recorded(OLD, Stage::Busy);
+    for proxy in spellings(own.port()) {
+        let server = swap(&[("m", &proxy)]);
+        let exporter = Exporter::watching(&server)
+            .variable("LLAMACPP_API_KEY", "sk-of-llama-swap")
+            .start();
+        until_generated(&exporter, 2.0);
+        assert!(!exporter.output().contains("secret"), "{proxy}");
+    }
+    for request in own.requests() {
+        assert!(!request.path.starts_with("/some"), "{request:?}");
+        assert_eq!(request.header("Authorization"), None, "{request:?}");
+    }
+}
+
+#[test]
+fn of_many_new_addresses_few_are_asked_in_one_poll() {
+    let own = Server::start();
+    own.without("/props");
+    let server = Server::start();
+    let names: Vec<_> = (0..60).map(|number| format!("m{number:02}")).collect();
+    let models: Vec<_> = names.iter().map(|name| (name.clone(), own.url())).collect();
+    let models: Vec<_> = models
+        .iter()
+        .map(|(name, proxy)| (name.as_str(), proxy.as_str()))
+        .collect();
+    answer_as_swap(&server, &models);
+    // One poll for certain, and another only after this test.
+    let exporter = Exporter::watching(&server).interval(ENDLESS).start();
+    let scrape = exporter.until("the first poll", |scrape| scrape.polls() == 1);
+    assert_eq!(own.requests().len(), 16);
+    let told = names.iter().filter(|name| status(&scrape, name).is_some());
+    assert_eq!(told.count(), 16, "what was not asked has no status");
+    let exporter = Exporter::watching(&server).start();
+    exporter.until("all are known", |scrape| {
+        names
+            .iter()
+            .all(|name| status(scrape, name).as_deref() == Some("idle"))
+    });
+}
+
+#[test]
+fn slow_servers_each_have_their_turn_and_none_is_called_idle_meanwhile() {
+    let slow: Vec<_> = (0..6).map(|_| Server::recorded(OLD, Stage::Busy)).collect();
+    let names: Vec<_> = (0..slow.len()).map(|number| format!("m{number}")).collect();
+    for server in &slow {
+        for path in ["/health", "/props", "/v1/models", "/metrics", "/slots"] {
+            server.answer(
+                path,
+                server.script(path).delayed(Duration::from_millis(150)),
+            );
+        }
+    }
+    let urls: Vec<_> = slow.iter().map(Server::url).collect();
+    let models: Vec<_> = names
+        .iter()
+        .zip(&urls)
+        .map(|(name, url)| (name.as_str(), url.as_str()))
+        .collect();
+    let server = swap(&models);
+    let exporter = Exporter::watching(&server).timeout("500ms").start();
+    let mut seen = BTreeMap::<&str, usize>::new();
+    let polls = 2 * slow.len() as u64;
+    let last = exporter.scrape().polls() + polls;
+    loop {
+        let scrape = exporter.after_polls(1);
+        for name in &names {
+            match status(&scrape, name).as_deref() {
+                None => {}
+                Some("running") => *seen.entry(name).or_default() += 1,
+                other => panic!("{name} is {other:?}: {scrape:?}"),
+            }
+        }
+        if scrape.polls() >= last {
+            break;
+        }
+    }
+    assert_eq!(
+        seen.len(),
+        slow.len(),
+        "each had its turn in {polls} polls: {seen:?}"
+    );
+}
+
+#[test]
+fn a_model_that_is_named_twice_is_shown_once() {
+    let own = Server::recorded(OLD, Stage::Busy);
+    let server = swap(&[("m", &own.url()), ("m", &nobody())]);
+    let exporter = Exporter::watching(&server).start();
+    let scrape = until_generated(&exporter, 2.0);
+    // A reader of the exposition that is strict has read it.
+    assert_eq!(scrape.all(GENERATED).len(), 1, "{scrape:?}");
+}
+
+#[test]
+fn a_state_that_is_not_known_is_not_told() {
+    let server = swap(&[("m", &nobody())]);
+    run(&server, vec![json!({"model": "m", "state": "hibernating"})]);
+    let exporter = Exporter::watching(&server).start();
+    let scrape = exporter.after_polls(2);
+    assert!(scrape.up(), "{scrape:?}");
+    assert_eq!(status(&scrape, "m"), None, "{scrape:?}");
+}
