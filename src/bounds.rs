@@ -69,6 +69,9 @@ pub fn cut(text: &str) -> &str {
 
 /// The first `bytes` of `text`, or a little less where a character ends later.
 pub fn cut_at(text: &str, bytes: usize) -> &str {
+    if text.len() <= bytes {
+        return text;
+    }
     // No character is longer than four bytes.
     let mut ends = (bytes.saturating_sub(3)..=bytes).rev();
     let cut = ends.find_map(|end| text.get(..end));

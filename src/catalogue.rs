@@ -68,6 +68,31 @@ pub enum Read {
     Exporter(fn(&Itself) -> Option<f64>),
     /// Several series of this program.
     ExporterSeries(fn(&Itself, &mut Sink)),
+    /// How many series this scrape leaves out.
+    SeriesDropped,
+}
+
+impl Read {
+    /// Whether its series are about single models, of which there may be many.
+    pub fn is_about_a_model(self) -> bool {
+        match self {
+            Read::Model(_)
+            | Read::ModelSeries(_)
+            | Read::ModelHistogram(_)
+            | Read::RequestHistogram(_)
+            | Read::Request(_)
+            | Read::RequestSeries(_)
+            | Read::Probe(_)
+            | Read::ProbeSeries(_)
+            | Read::Gpu(..) => true,
+            Read::Server(_)
+            | Read::ServerSeries(_)
+            | Read::GpuSeries(_)
+            | Read::Exporter(_)
+            | Read::ExporterSeries(_)
+            | Read::SeriesDropped => false,
+        }
+    }
 }
 
 /// One metric: a row of [`FAMILIES`].
@@ -347,6 +372,9 @@ pub const FAMILIES: &[Family] = &[
     row("llamacpp_exporter_last_poll_timestamp_seconds", Gauge, &[],
         "When the last successful poll ended, in seconds since 1970.",
         Read::Server(|s| s.polls.last_success)),
+    row("llamacpp_exporter_series_dropped", Gauge, &[],
+        "Series that this scrape leaves out: it would have more than 16 MiB, or than 200,000 series.",
+        Read::SeriesDropped),
     row("llamacpp_exporter_build_info", Gauge, &["revision", "version"],
         "1; its labels say which build of the exporter this is.",
         Read::ExporterSeries(|_, sink| {

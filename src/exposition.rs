@@ -1,12 +1,14 @@
 //! Writes the Prometheus text format.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use crate::bounds;
 use crate::catalogue::{FAMILIES, Family, Read};
 use crate::histogram::Histogram;
 use crate::itself::Itself;
-use crate::snapshot::{Model, RequestsOf, Snapshot};
+use crate::snapshot::{Gpu, Model, RequestsOf, Snapshot};
 
 /// The media type of what [`render`] writes.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -14,16 +16,30 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// A label's name and value.
 type Label<'a> = (&'static str, &'a str);
 
+/// The most bytes of a scrape. Five hundred loaded models with every histogram have less.
+pub const MAX_BYTES: usize = 16 << 20;
+/// The most series of a scrape.
+pub const MAX_SERIES: usize = 200_000;
+/// How much of both is left to what is not about one model: it says that something is missing.
+const RESERVED_BYTES: usize = 1 << 20;
+const RESERVED_SERIES: usize = 10_000;
+/// Longer is no series: at most six labels, each of whose bytes may be escaped.
+const LONGEST_SERIES: usize = 16 << 10;
+/// By how much a large text grows at once: to double it would take twice the memory.
+const GROWTH: usize = 1 << 20;
+
 /// Writes every family that has a series, in the catalogue's order.
 ///
 /// The same snapshots give the same bytes. With more than one server, every
-/// series about one has the label `server`.
+/// series about one has the label `server`. What would exceed [`MAX_BYTES`] or [`MAX_SERIES`]
+/// is left out and counted: first of all what is about single models.
 pub fn render(servers: &[Arc<Snapshot>], itself: &Itself) -> String {
-    let mut text = String::with_capacity(16 * 1024);
+    let mut output = Output::default();
     let several = servers.len() > 1;
+    let gpus = first_of_each(&itself.gpus);
     for family in FAMILIES {
         let mut writer = Writer {
-            text: &mut text,
+            output: &mut output,
             family,
             begun: false,
         };
@@ -32,8 +48,12 @@ pub fn render(servers: &[Arc<Snapshot>], itself: &Itself) -> String {
             Read::ExporterSeries(read) => {
                 read(itself, &mut |own, value| writer.sample("", &[], own, value));
             }
+            Read::SeriesDropped => {
+                let dropped = writer.output.dropped as f64;
+                writer.value(&[], Some(dropped));
+            }
             Read::GpuSeries(read) => {
-                for gpu in &itself.gpus {
+                for gpu in &gpus {
                     let label = [("gpu", gpu.index.as_str())];
                     read(gpu, &mut |own, value| {
                         writer.sample("", &[&label], own, value)
@@ -42,7 +62,7 @@ pub fn render(servers: &[Arc<Snapshot>], itself: &Itself) -> String {
             }
             _ => {
                 if let Read::Gpu(read, _) = family.read {
-                    for gpu in &itself.gpus {
+                    for gpu in &gpus {
                         writer.value(&[&[("gpu", &gpu.index)]], read(gpu));
                     }
                 }
@@ -53,7 +73,19 @@ pub fn render(servers: &[Arc<Snapshot>], itself: &Itself) -> String {
             }
         }
     }
-    text
+    output.text
+}
+
+/// The first GPU of each index.
+fn first_of_each(gpus: &[Gpu]) -> Vec<&Gpu> {
+    let mut seen = BTreeSet::new();
+    let mut first = Vec::new();
+    for gpu in gpus {
+        if seen.insert(bounds::cut(&gpu.index)) {
+            first.push(gpu);
+        }
+    }
+    first
 }
 
 fn write_server(writer: &mut Writer, server: &Snapshot, label: &[Label]) {
@@ -70,12 +102,12 @@ fn write_server(writer: &mut Writer, server: &Snapshot, label: &[Label]) {
         | Read::Probe(_)
         | Read::ProbeSeries(_) => {
             for requests in &server.requests {
-                write_requests(writer, requests, label);
+                writer.whole(|writer| write_requests(writer, requests, label));
             }
         }
         _ => {
             for model in &server.models {
-                write_model(writer, model, label);
+                writer.whole(|writer| write_model(writer, model, label));
             }
         }
     }
@@ -121,14 +153,49 @@ fn write_requests(writer: &mut Writer, of: &RequestsOf, server: &[Label]) {
     }
 }
 
+/// What has been written of a scrape.
+#[derive(Default)]
+struct Output {
+    text: String,
+    /// Series in it.
+    series: usize,
+    /// Series left out.
+    dropped: usize,
+    /// Whether there is no more room for what is about single models.
+    is_full: bool,
+}
+
+impl Output {
+    /// Whether so much fits, and `reserved` beside it.
+    fn exceeds(&self, (bytes, series): (usize, usize)) -> bool {
+        self.text.len() > MAX_BYTES.saturating_sub(bytes)
+            || self.series > MAX_SERIES.saturating_sub(series)
+    }
+}
+
 struct Writer<'a> {
-    text: &'a mut String,
+    output: &'a mut Output,
     family: &'a Family,
     /// HELP and TYPE stand before the first sample, and nowhere if there is none.
     begun: bool,
 }
 
 impl Writer<'_> {
+    /// Writes all series of one model in this family, or none of them where there is no room.
+    fn whole(&mut self, write: impl FnOnce(&mut Self)) {
+        let before = (self.output.text.len(), self.output.series, self.begun);
+        write(self);
+        let output = &mut *self.output;
+        if !output.is_full && output.exceeds((RESERVED_BYTES, RESERVED_SERIES)) {
+            output.is_full = true;
+            output.dropped = output
+                .dropped
+                .saturating_add(output.series.saturating_sub(before.1));
+            output.text.truncate(before.0);
+            (output.series, self.begun) = (before.1, before.2);
+        }
+    }
+
     /// Writes the one series with these labels, if its value is known.
     fn value(&mut self, labels: &[&[Label]], value: Option<f64>) {
         if let Some(value) = value {
@@ -159,34 +226,44 @@ impl Writer<'_> {
         let Family {
             name, kind, help, ..
         } = self.family;
+        let about_a_model = self.family.read.is_about_a_model();
+        if (self.output.is_full && about_a_model) || self.output.exceeds((0, 0)) {
+            self.output.dropped = self.output.dropped.saturating_add(1);
+            return;
+        }
+        self.output.series = self.output.series.saturating_add(1);
+        let text = &mut self.output.text;
+        if text.len() > GROWTH && text.capacity().saturating_sub(text.len()) < LONGEST_SERIES {
+            text.reserve_exact(GROWTH);
+        }
         if !self.begun {
             self.begun = true;
             for part in ["# HELP ", name, " "] {
-                self.text.push_str(part);
+                text.push_str(part);
             }
-            push_escaped(self.text, help, &['\\', '\n']);
+            push_escaped(text, help, &['\\', '\n']);
             for part in ["\n# TYPE ", name, " ", kind.name(), "\n"] {
-                self.text.push_str(part);
+                text.push_str(part);
             }
         }
-        self.text.push_str(name);
-        self.text.push_str(suffix);
+        text.push_str(name);
+        text.push_str(suffix);
         let labels = || common.iter().copied().chain([own]).flatten();
         let mut last = "";
         while let Some((name, value)) = labels().filter(|(name, _)| *name > last).min() {
-            self.text.push(if last.is_empty() { '{' } else { ',' });
-            self.text.push_str(name);
-            self.text.push_str("=\"");
-            push_escaped(self.text, value, &['\\', '\n', '"']);
-            self.text.push('"');
+            text.push(if last.is_empty() { '{' } else { ',' });
+            text.push_str(name);
+            text.push_str("=\"");
+            push_escaped(text, bounds::cut(value), &['\\', '\n', '"']);
+            text.push('"');
             last = name;
         }
         if !last.is_empty() {
-            self.text.push('}');
+            text.push('}');
         }
-        self.text.push(' ');
-        push_number(self.text, value);
-        self.text.push('\n');
+        text.push(' ');
+        push_number(text, value);
+        text.push('\n');
     }
 }
 
@@ -225,8 +302,8 @@ fn push_escaped(text: &mut String, value: &str, special: &[char]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::histogram::PER_TOKEN_SECONDS;
-    use crate::snapshot::{Model, Status};
+    use crate::histogram::{LATENCY_SECONDS, PER_TOKEN_SECONDS, TOKENS};
+    use crate::snapshot::{GpuMemory, Model, RequestFigures, RequestSource, Status};
 
     fn number(value: f64) -> String {
         let mut text = String::new();
@@ -386,5 +463,205 @@ mod tests {
         )];
         let itself = Itself::read();
         assert_eq!(render(&servers, &itself), render(&servers, &itself));
+    }
+
+    /// A loaded model with every value and histogram, and a name of so many bytes.
+    fn full_model(number: usize, name_bytes: usize) -> Model {
+        let mut histogram = Histogram::new(PER_TOKEN_SECONDS);
+        histogram.observe(0.02, 1_000_000_000_000);
+        let some = Some(1_234_567_890_123.0);
+        let memory = GpuMemory {
+            vram: some,
+            gtt: None,
+        };
+        Model {
+            name: format!("{number:03}{}", "n".repeat(name_bytes.saturating_sub(3))),
+            status: Some(Status::Running),
+            quantization: Some("Q4_K - Medium".to_owned()),
+            tokens_per_second: some,
+            prompt_tokens_per_second: some,
+            batch_latency: Some(histogram),
+            batch_size: some,
+            optimal_batch_size: some,
+            memory_usage: some,
+            total_memory: some,
+            cpu_utilization: some,
+            threads: some,
+            kv_cache_usage: some,
+            kv_cache_limit: some,
+            kv_cache_ratio: some,
+            process_cpu_seconds: some,
+            process_gpu_memory: vec![("0".to_owned(), memory)],
+            size: some,
+            parameters: some,
+            context_size: some,
+            max_context_size: some,
+            context_tokens: (0..4).map(|slot| (slot, 1e6)).collect(),
+            slots: some,
+            slots_busy: some,
+            requests_processing: some,
+            requests_deferred: some,
+            prompt_tokens: some,
+            prompt_tokens_cached: some,
+            prompt_seconds: some,
+            generated_tokens: some,
+            generation_seconds: some,
+            decode_calls: some,
+            draft_tokens: some,
+            draft_tokens_accepted: some,
+            max_sequence_tokens: some,
+            ..Model::default()
+        }
+    }
+
+    /// The requests of a model, with all histograms.
+    fn full_requests(model: &Model) -> RequestsOf {
+        let histogram = |bounds| {
+            let mut histogram = Histogram::new(bounds);
+            histogram.observe(0.02, 1_000_000_000_000);
+            Some(histogram)
+        };
+        RequestsOf {
+            model: model.name.clone(),
+            source: RequestSource::Records,
+            figures: Arc::new(RequestFigures {
+                first_token: histogram(LATENCY_SECONDS),
+                duration: histogram(LATENCY_SECONDS),
+                per_token: histogram(PER_TOKEN_SECONDS),
+                prompt_tokens: histogram(TOKENS),
+                generated_tokens: histogram(TOKENS),
+                record_gaps: Some(0),
+                ..RequestFigures::default()
+            }),
+        }
+    }
+
+    fn full_server(models: usize, name_bytes: usize) -> Arc<Snapshot> {
+        let models: Vec<_> = (0..models)
+            .map(|number| full_model(number, name_bytes))
+            .collect();
+        Arc::new(Snapshot {
+            server: "model-runner.docker.internal:80".to_owned(),
+            up: Some(true),
+            requests: models.iter().map(full_requests).collect(),
+            models,
+            ..Snapshot::default()
+        })
+    }
+
+    fn dropped(text: &str) -> usize {
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("llamacpp_exporter_series_dropped "));
+        line.unwrap().parse().unwrap()
+    }
+
+    fn series(text: &str) -> usize {
+        text.lines().filter(|line| !line.starts_with('#')).count()
+    }
+
+    #[test]
+    fn five_hundred_loaded_models_with_every_histogram_fit() {
+        let servers = [full_server(500, 40), full_server(0, 0)];
+        let text = render(&servers, &Itself::default());
+        assert_eq!(dropped(&text), 0, "{} bytes", text.len());
+        println!("{} series, {} bytes", series(&text), text.len());
+    }
+
+    #[test]
+    fn a_scrape_that_is_too_large_is_cut_and_says_so() {
+        for name_bytes in [512, 40] {
+            let whole: usize = 1500 / if name_bytes == 512 { 3 } else { 1 };
+            let servers = [full_server(whole, name_bytes), full_server(0, 0)];
+            let text = render(&servers, &Itself::read());
+            assert!(text.len() <= MAX_BYTES && series(&text) <= MAX_SERIES);
+            assert!(text.capacity() < MAX_BYTES + 2 * GROWTH);
+            let one = render(
+                &[full_server(1, name_bytes), full_server(0, 0)],
+                &Itself::read(),
+            );
+            let none = render(&[full_server(0, 0), full_server(0, 0)], &Itself::read());
+            let of_each = series(&one) - series(&none);
+            let all = series(&none) + whole * of_each;
+            assert_eq!(series(&text) + dropped(&text), all, "every series counts");
+            assert!(dropped(&text) > 0);
+            // What is about the servers and the exporter is whole, and so is each histogram.
+            for line in [
+                "llamacpp_up{",
+                "process_resident_memory_bytes ",
+                "llamacpp_exporter_build_info{",
+            ] {
+                assert!(text.contains(&format!("\n{line}")), "{line}");
+            }
+            let count = |end: &str| {
+                let start = format!("llamacpp_batch_latency_seconds{end}{{");
+                text.lines().filter(|line| line.starts_with(&start)).count()
+            };
+            assert_eq!(
+                count("_bucket"),
+                count("_sum") * (PER_TOKEN_SECONDS.len() + 1)
+            );
+            assert_eq!(count("_sum"), count("_count"));
+        }
+    }
+
+    #[test]
+    fn no_two_series_have_the_same_labels() {
+        let memory = GpuMemory {
+            vram: Some(1.0),
+            gtt: Some(2.0),
+        };
+        let model = |name: &str, mode: Option<&str>, tells: bool| Model {
+            name: name.to_owned(),
+            mode: mode.map(str::to_owned),
+            mode_tells: tells,
+            status: Some(Status::Idle),
+            context_tokens: vec![(3, 1.0), (3, 2.0)],
+            process_gpu_memory: vec![("0".to_owned(), memory), ("0".to_owned(), memory)],
+            ..Model::default()
+        };
+        let long = "n".repeat(600);
+        let models = vec![
+            model("a", None, false),
+            model("a", Some("embedding"), false),
+            model("b", Some("completion"), true),
+            model("b", Some("embedding"), true),
+            model(&format!("{long}1"), None, false),
+            model(&format!("{long}2"), None, false),
+        ];
+        let mut requests: Vec<_> = models.iter().map(full_requests).collect();
+        requests.extend(requests.clone());
+        let cell = crate::snapshot::Cell::new(Snapshot::default());
+        cell.publish(Arc::new(Snapshot {
+            server: "h:1".to_owned(),
+            models,
+            requests,
+            ..Snapshot::default()
+        }));
+        let gpu = |name: &str| Gpu {
+            index: "0".to_owned(),
+            name: Some(name.to_owned()),
+            utilization: Some(1.0),
+            ..Gpu::default()
+        };
+        let itself = Itself {
+            gpus: vec![gpu("first"), gpu("second")],
+            ..Itself::default()
+        };
+        let text = render(&[cell.load()], &itself);
+        let labels = |line: &str| line.rsplit_once(' ').unwrap().0.to_owned();
+        let all: Vec<_> = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .map(labels)
+            .collect();
+        let unique: BTreeSet<_> = all.iter().collect();
+        assert_eq!(all.len(), unique.len(), "{text}");
+        // The first one wins.
+        assert!(text.contains("llamacpp_context_tokens{model=\"a\",slot=\"3\"} 1\n"));
+        assert!(text.contains("name=\"first\"") && !text.contains("name=\"second\""));
+        // Models a and nnn…, and both modes of b.
+        assert_eq!(text.matches("llamacpp_status{").count(), 4 * 7);
+        assert!(text.contains(&format!("model=\"{}\"", "n".repeat(512))));
     }
 }

@@ -137,7 +137,7 @@ impl Machine {
             sysfs: settings.sysfs.clone(),
             pid_file: settings.pid_file.clone(),
             said_by_file: None,
-            server: base.server(),
+            server: settings.server_label(base),
             host: base.host().to_owned(),
             port: base.port(),
             addresses: Addresses::NotAsked,

@@ -40,6 +40,8 @@ const LOG_OF_NOBODY: &str = "--log-file counts nothing here: only of a llama-ser
 /// Polls one base URL.
 pub struct Poller {
     base: BaseUrl,
+    /// The label `server`.
+    server: String,
     interval: Duration,
     /// How long one poll may take.
     limit: Duration,
@@ -75,7 +77,8 @@ impl Poller {
             records: settings.request_records.then(Records::default),
             has_log: settings.log_file_of(base).is_some(),
             polls: Polls::default(),
-            said: Said::new(base.server()),
+            server: settings.server_label(base),
+            said: Said::new(settings.server_label(base)),
         })
     }
 
@@ -88,7 +91,7 @@ impl Poller {
     /// What is known before the first poll.
     pub fn unpolled(&self) -> Snapshot {
         Snapshot {
-            server: self.base.server(),
+            server: self.server.clone(),
             ..Snapshot::default()
         }
     }
@@ -123,7 +126,7 @@ impl Poller {
             self.polls.last_success = now.ok().map(|since| since.as_secs_f64());
         }
         let snapshot = Snapshot {
-            server: self.base.server(),
+            server: self.server.clone(),
             up: Some(up),
             info: reading.info.clone(),
             models,

@@ -17,7 +17,7 @@ use std::time::Duration;
 pub use self::api_key::ApiKeys;
 pub use self::base_url::BaseUrl;
 pub use self::log_file::LogFile;
-use crate::bounds::BoundedDuration;
+use crate::bounds::{self, BoundedDuration};
 use crate::listen::Address;
 use crate::log::Level;
 
@@ -62,6 +62,21 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The label `server` of `base`: its host and port, and the rest of the URL where another
+    /// base URL has the same.
+    pub fn server_label(&self, base: &BaseUrl) -> String {
+        let others = || self.base_urls.iter().filter(|other| *other != base);
+        let label = base.server();
+        if others().all(|other| other.server() != label) {
+            return label;
+        }
+        let with_path = base.server_and_path();
+        if others().all(|other| other.server_and_path() != with_path) {
+            return with_path;
+        }
+        base.as_given()
+    }
+
     /// The log of the server at `base`.
     pub fn log_file_of(&self, base: &BaseUrl) -> Option<&Path> {
         let mut files = self.log_files.iter();
@@ -608,7 +623,12 @@ fn finish(mut draft: Draft) -> Result<Settings, String> {
         draft.base_urls = std::mem::take(&mut defaults.base_urls);
     }
     for (index, url) in draft.base_urls.iter().enumerate() {
-        if draft.base_urls[..index].contains(url) {
+        if url.as_given().len() > bounds::MAX_TEXT_BYTES {
+            return Err("--base-url: is longer than 512 bytes".to_owned());
+        }
+        // A user and a password do not make it another server.
+        let same = |other: &BaseUrl| other.as_given() == url.as_given();
+        if draft.base_urls[..index].iter().any(same) {
             return Err(format!("--base-url {:?}: given twice", url.to_string()));
         }
     }
@@ -924,6 +944,40 @@ mod tests {
         assert_eq!(password.exposed().count(), 1);
         let none = parse_with(&["--base-url", "http://h:1"], &[]).unwrap();
         assert_eq!(none.exposed().count(), 0);
+    }
+
+    #[test]
+    fn servers_are_told_apart_by_as_much_of_the_url_as_it_takes() {
+        let urls = [
+            "http://h:80/a",
+            "http://h/b/v1",
+            "http://other/a",
+            "https://i:443",
+            "http://i:443",
+        ];
+        let arguments = urls.map(|url| ["--base-url", url]).concat();
+        let settings = parse_with(&arguments, &[]).unwrap();
+        let urls = settings.base_urls.iter();
+        let labels: Vec<_> = urls.map(|url| settings.server_label(url)).collect();
+        assert_eq!(
+            labels,
+            [
+                "h:80/a",
+                "h:80/b/v1",
+                "other:80",
+                "https://i:443",
+                "http://i:443"
+            ]
+        );
+        let twice = [
+            "--base-url",
+            "http://a@h/v1/",
+            "--base-url",
+            "http://b@h/v1",
+        ];
+        assert!(parse_with(&twice, &[]).is_err());
+        let long = format!("http://h/{}", "a".repeat(512));
+        assert!(parse_with(&["--base-url", &long], &[]).is_err());
     }
 
     #[test]

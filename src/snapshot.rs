@@ -2,10 +2,11 @@
 //!
 //! A value that is not known, or not fresh, is `None`, and is then not exported.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::bounds;
 use crate::histogram::Histogram;
 
 /// What the last poll of one base URL left behind.
@@ -46,6 +47,23 @@ impl Snapshot {
             polls: self.polls.clone(),
             ..Snapshot::default()
         }
+    }
+}
+
+impl Snapshot {
+    /// Leaves one series of those that would have the same labels: the first model of each name
+    /// and mode, the first figures of each model and source, the first slot of each number and
+    /// the first GPU of each index. Names count as they are shown: [cut](bounds::cut).
+    fn keep_first_of_each(&mut self) {
+        let mut seen = BTreeSet::new();
+        self.models.retain_mut(|model| {
+            model.keep_first_of_each();
+            let mode = model.mode.as_deref().filter(|_| model.mode_tells);
+            seen.insert((cut(&model.name), mode.map(cut)))
+        });
+        let mut seen = BTreeSet::new();
+        self.requests
+            .retain(|of| seen.insert((cut(&of.model), of.source)));
     }
 }
 
@@ -302,6 +320,20 @@ pub struct Model {
     pub max_sequence_tokens: Option<f64>,
 }
 
+impl Model {
+    fn keep_first_of_each(&mut self) {
+        let mut slots = BTreeSet::new();
+        self.context_tokens.retain(|(slot, _)| slots.insert(*slot));
+        let mut gpus = BTreeSet::new();
+        self.process_gpu_memory
+            .retain(|(gpu, _)| gpus.insert(cut(gpu)));
+    }
+}
+
+fn cut(text: &str) -> String {
+    bounds::cut(text).to_owned()
+}
+
 /// What is known of one GPU of this machine.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gpu {
@@ -434,8 +466,10 @@ impl Cell {
         Cell(Mutex::new(Arc::new(snapshot)))
     }
 
-    /// Puts a new snapshot in place of the old one.
-    pub fn publish(&self, snapshot: Arc<Snapshot>) {
+    /// Puts a new snapshot in place of the old one. Here and nowhere else it is made sure that
+    /// no two series of one server have the same labels.
+    pub fn publish(&self, mut snapshot: Arc<Snapshot>) {
+        Arc::make_mut(&mut snapshot).keep_first_of_each();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
     }
 

@@ -114,3 +114,60 @@ fn samples_of_several_models_are_never_shown_as_those_of_one() {
         assert_eq!(said, usize::from(calls.is_none()), "{}", exporter.output());
     }
 }
+
+#[test]
+fn two_base_urls_on_one_host_and_port_are_told_apart() {
+    let server = Server::start();
+    for path in ["/a", "/b"] {
+        for (endpoint, file) in [
+            ("/props", "props.json"),
+            ("/v1/models", "models.json"),
+            ("/slots", "slots-busy.json"),
+        ] {
+            let answer = Answer::json(recordings::file(OLD, file));
+            server.answer(&format!("{path}{endpoint}"), answer);
+        }
+        let ok = Answer::json(r#"{"status":"ok"}"#);
+        server.answer(&format!("{path}/health"), ok);
+        let metrics = Answer::exposition(recordings::metrics(OLD, Stage::Busy));
+        server.answer(&format!("{path}/metrics"), metrics);
+    }
+    let other = Server::recorded(OLD, Stage::Busy);
+    let second = server.url() + "/b";
+    let arguments = ["--base-url", &second, "--base-url", &other.url()];
+    let exporter = Exporter::of(&(server.url() + "/a"))
+        .arguments(&arguments)
+        .start();
+    // A series that stands twice fails every scrape.
+    let scrape = exporter.until("all are up", |scrape| {
+        let up = scrape.all("llamacpp_up");
+        up.len() == 3 && up.iter().all(|sample| sample.value == 1.0)
+    });
+    let address = server.authority();
+    for label in [
+        &format!("{address}/a"),
+        &format!("{address}/b"),
+        &other.authority(),
+    ] {
+        let labels: &[(&str, &str)] = &[("server", label)];
+        let slots = scrape.get("llamacpp_slots", labels);
+        assert_eq!(slots, Some(2.0), "{label}: {scrape:?}");
+    }
+}
+
+#[test]
+fn what_an_answer_names_twice_is_shown_once() {
+    let server = router(&[]);
+    let model = |value: &str| json!({"id": "m", "status": {"value": value, "args": []}});
+    let models = json!({"data": [model("loaded"), model("unloaded"), model("loaded")]});
+    server.answer("/models", Answer::json(models.to_string()));
+    let slot =
+        |id: u32| json!({"id": id, "n_ctx": 8, "is_processing": false, "n_prompt_tokens": 5});
+    let slots = json!([slot(0), slot(0), slot(1)]);
+    server.answer("/slots", Answer::json(slots.to_string()));
+    let exporter = Exporter::watching(&server).start();
+    // A series that stands twice fails every scrape.
+    let scrape = exporter.after_polls(3);
+    assert_eq!(scrape.status(), Some("idle"), "{scrape:?}");
+    assert_eq!(scrape.all("llamacpp_context_tokens").len(), 2, "{scrape:?}");
+}

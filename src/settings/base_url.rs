@@ -56,6 +56,11 @@ impl BaseUrl {
         format!("{}:{}", self.host, self.port())
     }
 
+    /// [`server`](BaseUrl::server) with the path of the URL.
+    pub fn server_and_path(&self) -> String {
+        format!("{}{}", self.server(), self.path)
+    }
+
     /// The host, as the URL has it: a name, an IPv4 address, or an IPv6 address in brackets.
     pub fn host(&self) -> &str {
         &self.host

@@ -112,9 +112,12 @@ impl Router {
             })?;
             Ok(models.finish())
         });
-        let Some((models, left_out)) = models.answer() else {
+        let Some((mut models, left_out)) = models.answer() else {
             return;
         };
+        // Of a model that is listed twice the loaded one counts, else the first.
+        let mut listed = BTreeSet::new();
+        models.retain(|entry| listed.insert(entry.id.clone()));
         reading.up = true;
         reading.left_out = left_out;
         reading.info = Some(ServerInfo {
