@@ -143,6 +143,22 @@ fn a_server_that_loads_its_model_again_behind_a_proxy_is_up() {
     assert_eq!(scrape.status(), Some("loading"), "{scrape:?}");
 }
 
+#[test]
+fn a_proxy_that_answers_health_itself_does_not_keep_a_dead_server_up() {
+    let server = Server::recorded(MIDDLE, Stage::Busy);
+    let exporter = Exporter::watching(&server).start();
+    assert!(exporter.after_polls(1).up());
+    for endpoint in ["/props", "/v1/models", "/metrics", "/slots"] {
+        server.answer(endpoint, page("01-proxy-502/nginx-502.http"));
+    }
+    assert_down(&exporter.after_polls(1));
+    exporter.wait_for_log(&[
+        "the server is down",
+        "reason=status",
+        "a proxy answers there",
+    ]);
+}
+
 // A part of the endpoints.
 
 const ENDPOINTS: [&str; 5] = ["/health", "/props", "/v1/models", "/metrics", "/slots"];

@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use support::recordings::{NEW, Stage};
-use support::{Exporter, Scrape, Server};
+use support::{Answer, Exporter, Scrape, Server};
 
 /// A certificate authority of our own.
 struct Authority {
@@ -164,4 +164,35 @@ fn a_server_that_does_not_speak_tls_is_an_error_of_the_connection() {
     // What a plain server makes of a greeting in TLS is nothing.
     let scrape = exporter.until("an error", |scrape| scrape.errors() > 0);
     assert!(scrape.down(), "{scrape:?}");
+}
+
+#[test]
+fn tls_asked_of_a_server_that_answers_in_plain_http_is_told() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // As nginx does: the greeting in TLS is no request.
+            let _ = stream.read(&mut [0; 64]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    let exporter = Exporter::of(&format!("https://{address}")).start();
+    exporter.wait_for_log(&["the server is down", "speaks no TLS: use http://"]);
+}
+
+#[test]
+fn plain_http_asked_of_a_server_that_speaks_tls_is_told() {
+    let server = Server::recorded(NEW, Stage::Busy);
+    let address = in_front_of(&server, Authority::new().certify("127.0.0.1", 2100));
+    let exporter = Exporter::of(&format!("http://{address}")).start();
+    exporter.wait_for_log(&["the server is down", "use https://"]);
+
+    // nginx's page.
+    let server = Server::start();
+    let page = "<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>";
+    server.answer_elsewhere(Answer::new(400, "text/html", page));
+    let exporter = Exporter::watching(&server).start();
+    exporter.wait_for_log(&["the server is down", "speaks TLS: use https://"]);
 }

@@ -1,6 +1,6 @@
 //! What to do about a base URL that is down, for people.
 
-use super::client::{Failure, SPEAKS_NO_TLS, SPEAKS_TLS};
+use super::client::{NO_HTTP, SPEAKS_NO_TLS, SPEAKS_TLS};
 use super::reading::Reading;
 use crate::settings::BaseUrl;
 use crate::snapshot::Reason;
@@ -28,9 +28,12 @@ const ENDPOINTS: [&str; 7] = [
 impl Advice {
     /// What to do about `base`, of which `reading` is not up.
     pub fn on(base: &BaseUrl, reading: &Reading) -> Advice {
-        let mut failures = reading.failures.iter().map(|failed| &failed.failure);
-        let is_refusal = |failure: &&Failure| failure.reason == Reason::Unauthorized;
-        let first = failures.clone().find(is_refusal).or(failures.next());
+        let failures = || reading.failures.iter().map(|failed| &failed.failure);
+        // What says most of why it is down comes first.
+        let first = failures()
+            .find(|failure| failure.reason == Reason::Unauthorized)
+            .or_else(|| failures().find(|failure| failure.is_proxys))
+            .or_else(|| failures().next());
         let advice = |text: &str| Advice {
             reason: first.map_or("status", |failure| failure.reason.label()),
             text: text.to_owned(),
@@ -80,13 +83,13 @@ impl Advice {
                 "it does not answer in time: it hangs, or all of its HTTP threads are taken \
                  (llama-server --threads-http)",
             ),
-            Reason::Status => advice(
-                "what answers there is no llama-server, or a proxy whose server is down: see \
-                 the failed requests",
-            ),
-            Reason::Connect if !base.is_https() && is_cut(&failure.detail) => advice(
-                "what listens there ends the connection without an answer: if it speaks TLS, use \
-                 https:// in --base-url",
+            Reason::Status if failure.is_proxys => advice(&format!(
+                "a proxy answers there ({}), and the server behind it is down or cannot be reached",
+                failure.detail
+            )),
+            _ if !base.is_https() && is_no_http(&failure.detail) => advice(
+                "what listens there does not answer in HTTP: if it speaks TLS, use https:// in \
+                 --base-url",
             ),
             _ => advice(
                 "is the server running, and is --base-url right? It is asked again at every interval",
@@ -95,8 +98,105 @@ impl Advice {
     }
 }
 
-/// Whether a connection came about and was ended by the other side.
-fn is_cut(detail: &str) -> bool {
-    let said = detail.to_ascii_lowercase();
-    said.contains("disconnected") || said.contains("reset")
+/// Whether what listens ended the connection, or answered something that is no HTTP.
+fn is_no_http(detail: &str) -> bool {
+    let said = ["disconnected", "reset", NO_HTTP];
+    said.iter().any(|said| detail.contains(said))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::client::Failure;
+    use crate::upstream::reading::{FailedRequest, Target};
+    use crate::upstream::signs::Product;
+
+    fn on(base: &str, failures: Vec<Failure>) -> Advice {
+        let target = Target {
+            endpoint: "/health",
+            model: None,
+        };
+        let failed = |failure| FailedRequest {
+            target: target.clone(),
+            failure,
+        };
+        let reading = Reading {
+            failures: failures.into_iter().map(failed).collect(),
+            ..Reading::default()
+        };
+        Advice::on(&base.parse().unwrap(), &reading)
+    }
+
+    fn by_proxy() -> Failure {
+        Failure {
+            is_proxys: true,
+            ..Failure::new(Reason::Status, "HTTP status 502")
+        }
+    }
+
+    #[test]
+    fn the_failure_that_says_most_is_told() {
+        let parse = || Failure::new(Reason::Parse, "is no JSON");
+        let refused = || Failure::new(Reason::Unauthorized, "the server wants an API key");
+        let advice = on("http://h:1", vec![parse(), by_proxy()]);
+        assert_eq!(advice.reason, "status");
+        assert!(
+            advice
+                .text
+                .contains("a proxy answers there (HTTP status 502)")
+        );
+        let advice = on("http://h:1", vec![parse(), by_proxy(), refused()]);
+        assert_eq!(advice.reason, "unauthorized");
+        assert_eq!(advice.text, "the server wants an API key");
+        assert_eq!(on("http://h:1", vec![parse()]).reason, "parse");
+        assert_eq!(on("http://h:1", vec![]).reason, "status");
+    }
+
+    #[test]
+    fn a_base_url_that_ends_in_an_endpoint_is_told() {
+        for url in [
+            "http://h:1/metrics",
+            "http://h:1/metrics/",
+            "http://h:1/v1/models",
+            "http://h:1/v1/chat/completions",
+        ] {
+            let advice = on(url, vec![]);
+            assert!(
+                advice.text.contains("--base-url ends in /"),
+                "{url}: {advice:?}"
+            );
+        }
+        assert!(!on("http://h:1/v1", vec![]).text.contains("ends in"));
+    }
+
+    #[test]
+    fn the_wrong_scheme_is_told() {
+        let cut = || Failure::new(Reason::Connect, "Connection reset by peer (os error 104)");
+        let speaks = |what| Failure::new(Reason::Connect, what);
+        let late = || Failure::new(Reason::Timeout, "no whole answer within the time-out");
+        assert!(on("http://h:1", vec![cut()]).text.contains("use https://"));
+        assert!(!on("https://h:1", vec![cut()]).text.contains("https://"));
+        assert_eq!(on("http://h:1", vec![speaks(SPEAKS_TLS)]).text, SPEAKS_TLS);
+        assert_eq!(
+            on("https://h:1", vec![speaks(SPEAKS_NO_TLS)]).text,
+            SPEAKS_NO_TLS
+        );
+        assert!(on("https://h:1", vec![late()]).text.contains("use http://"));
+        assert!(!on("http://h:1", vec![late()]).text.contains("http://"));
+    }
+
+    #[test]
+    fn another_product_is_told_before_anything_else() {
+        let reading = Reading {
+            product: Product::of_root("Ollama is running"),
+            ..Reading::default()
+        };
+        let advice = Advice::on(&"http://h:11434".parse().unwrap(), &reading);
+        assert_eq!(advice.reason, "not_llama_cpp");
+        assert!(
+            advice
+                .text
+                .starts_with("Ollama answers, and not llama.cpp: ")
+        );
+    }
 }

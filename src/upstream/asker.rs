@@ -32,7 +32,9 @@ pub enum Outcome<T> {
     Missing(Missing),
     /// The model is being loaded, or not loaded.
     NotLoaded,
-    /// It failed, and was counted; or it is still open from an earlier poll.
+    /// A proxy answered that it cannot reach the server behind it; that was counted.
+    Unreachable,
+    /// It failed otherwise, and was counted; or it is still open from an earlier poll.
     Failed(Reason),
 }
 
@@ -60,6 +62,7 @@ impl<T> Outcome<T> {
             Outcome::Answer(answer) => Outcome::Answer(change(answer)),
             Outcome::Missing(missing) => Outcome::Missing(missing),
             Outcome::NotLoaded => Outcome::NotLoaded,
+            Outcome::Unreachable => Outcome::Unreachable,
             Outcome::Failed(reason) => Outcome::Failed(reason),
         }
     }
@@ -88,6 +91,7 @@ impl<T> Outcome<T> {
             Outcome::Missing(Missing::SwitchedOff) => "switched_off",
             Outcome::Missing(Missing::NotServed) => "not_served",
             Outcome::NotLoaded => "not_loaded",
+            Outcome::Unreachable => "unreachable",
             Outcome::Failed(reason) => reason.label(),
         }
     }
@@ -254,8 +258,13 @@ impl Asker {
             Err(failure) => {
                 let reason = failure.reason;
                 self.keep_open(endpoint, url, asked, reason);
+                let is_proxys = failure.is_proxys;
                 self.failures.push(FailedRequest { target, failure });
-                Outcome::Failed(reason)
+                if is_proxys {
+                    Outcome::Unreachable
+                } else {
+                    Outcome::Failed(reason)
+                }
             }
         };
         let milliseconds = asked.elapsed().as_millis();
@@ -309,23 +318,21 @@ impl Asker {
             501 => Ok(missing(answer, Missing::SwitchedOff)),
             401 | 403 => Err(self.refusal(endpoint, answer)),
             400 | 500 | 503 => {
-                let status = answer.status_text();
+                let failure = answer.status_failure();
                 let body = answer.explanation();
                 if NOT_LOADED.iter().any(|message| body.contains(message)) {
                     return Ok(Outcome::NotLoaded);
                 }
                 // So say nginx, Apache and Go's servers where plain HTTP comes to a port for TLS.
-                let speaks_tls = body.contains("HTTPS port")
-                    || body.contains("HTTPS server")
-                    || body.contains("SSL-enabled server port");
-                let why = if speaks_tls {
-                    format!("{status}: {SPEAKS_TLS}")
-                } else {
-                    status
-                };
-                Err(Failure::new(Reason::Status, why))
+                let speaks_tls = ["HTTPS port", "HTTPS server", "SSL-enabled server port"]
+                    .iter()
+                    .any(|said| body.contains(said));
+                if speaks_tls {
+                    return Err(Failure::new(Reason::Status, SPEAKS_TLS));
+                }
+                Err(failure)
             }
-            _ => Err(Failure::new(Reason::Status, answer.status_text())),
+            _ => Err(answer.status_failure()),
         }
     }
 
@@ -344,25 +351,32 @@ impl Asker {
         };
         let is_proxys =
             endpoint.path == "/health" || wants_user && is_page || is_page && refused_health();
-        Failure::new(
-            Reason::Unauthorized,
-            match (is_proxys, self.has_user, self.has_key) {
-                (true, true, _) => {
-                    "a proxy before the server refuses the user and password of --base-url"
-                }
-                (true, false, _) => {
-                    "a proxy before the server wants a user and password, which is not llama-server's \
-                     API key: give them in --base-url http://USER:PASSWORD@host"
-                }
-                (false, _, true) => {
-                    "the server refuses the API key that it was given by LLAMACPP_API_KEY_FILE or \
-                     LLAMACPP_API_KEY"
-                }
-                (false, _, false) => {
-                    "the server wants an API key: give it in LLAMACPP_API_KEY_FILE or LLAMACPP_API_KEY"
-                }
-            },
-        )
+        let why = match (is_proxys, self.has_user, self.has_key) {
+            (true, true, _) => {
+                "a proxy before the server refuses the user and password of --base-url"
+            }
+            (true, false, false) if !wants_user => {
+                "a proxy before the server refuses this, and llama-server wants no key for it: give \
+                 the proxy's user and password in --base-url http://USER:PASSWORD@host, or have it \
+                 pass this on"
+            }
+            (true, false, true) if !wants_user => {
+                "a proxy before the server refuses this, and llama-server wants no key for it: the \
+                 proxy does not take the API key that it was given either"
+            }
+            (true, false, _) => {
+                "a proxy before the server wants a user and password, which is not llama-server's \
+                 API key: give them in --base-url http://USER:PASSWORD@host"
+            }
+            (false, _, true) => {
+                "the server refuses the API key that it was given by LLAMACPP_API_KEY_FILE or \
+                 LLAMACPP_API_KEY"
+            }
+            (false, _, false) => {
+                "the server wants an API key: give it in LLAMACPP_API_KEY_FILE or LLAMACPP_API_KEY"
+            }
+        };
+        Failure::new(Reason::Unauthorized, why)
     }
 
     fn keep_open(&mut self, endpoint: Endpoint, url: &str, since: Instant, reason: Reason) {

@@ -34,6 +34,8 @@ pub struct Failure {
     pub reason: Reason,
     /// What happened, for people; may quote the server.
     pub detail: String,
+    /// Whether a proxy says that it cannot reach the server behind it.
+    pub is_proxys: bool,
 }
 
 impl Failure {
@@ -41,9 +43,17 @@ impl Failure {
     pub fn new(reason: Reason, detail: impl Into<String>) -> Failure {
         let mut detail = detail.into();
         detail.truncate(bounds::cut_at(&detail, LONGEST_DETAIL).len());
-        Failure { reason, detail }
+        Failure {
+            reason,
+            detail,
+            is_proxys: false,
+        }
     }
 }
+
+/// What a proxy answers where it cannot reach the server behind it; llama-server itself says
+/// 503 only while it loads.
+const OF_PROXIES: [u16; 3] = [502, 503, 504];
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -422,6 +432,14 @@ impl Answer {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// The failure that the status is.
+    pub fn status_failure(&self) -> Failure {
+        Failure {
+            is_proxys: OF_PROXIES.contains(&self.status),
+            ..Failure::new(Reason::Status, self.status_text())
+        }
+    }
+
     /// What the status says to people, with where a redirect points.
     pub fn status_text(&self) -> String {
         match self
@@ -506,6 +524,8 @@ const TOO_LATE: &str = "no whole answer within the time-out";
 
 /// Said where plain HTTP was asked for and TLS is spoken.
 pub const SPEAKS_TLS: &str = "the server speaks TLS: use https:// in --base-url";
+/// Said where the answer is no HTTP at all.
+pub const NO_HTTP: &str = "is no HTTP";
 /// Said where TLS was asked for and plain HTTP is spoken.
 pub const SPEAKS_NO_TLS: &str = "the server speaks no TLS: use http:// in --base-url";
 
@@ -519,8 +539,8 @@ fn failure(error: &ureq::Error) -> Failure {
             Failure::new(Reason::TooLarge, "the answer's headers are too large")
         }
         Error::BodyExceedsLimit(_) => Failure::new(Reason::TooLarge, TOO_LARGE),
-        Error::Protocol(error) => Failure::new(Reason::Parse, format!("is no HTTP: {error}")),
-        Error::Http(error) => Failure::new(Reason::Parse, format!("is no HTTP: {error}")),
+        Error::Protocol(error) => Failure::new(Reason::Parse, format!("{NO_HTTP}: {error}")),
+        Error::Http(error) => Failure::new(Reason::Parse, format!("{NO_HTTP}: {error}")),
         #[cfg(feature = "tls")]
         Error::Rustls(error) => Failure::new(
             Reason::Connect,

@@ -141,7 +141,7 @@ fn answered(answer: Answer) -> Result<Answer, Failure> {
             Reason::Unauthorized,
             "the server wants an API key",
         )),
-        _ => Err(Failure::new(Reason::Status, answer.status_text())),
+        _ => Err(answer.status_failure()),
     }
 }
 

@@ -211,6 +211,7 @@ impl LlamaServer {
         }
         signs.saw_props(&props);
         let is_told = signs.are_enough();
+        let is_unreachable = matches!(props, Outcome::Unreachable);
         let new_facts = self.take_props(props.answer());
         let is_unknown = self.entry.as_ref().is_none_or(|entry| entry.meta.is_none());
         // Whose models they are tells who answers where nothing else has.
@@ -222,6 +223,10 @@ impl LlamaServer {
             if models.is_late() {
                 self.take(model, self.work.unread(true));
                 return Answered::busy_if(signs.are_enough(), busy);
+            }
+            if is_unreachable && matches!(models, Outcome::Unreachable) {
+                // Whatever else is answered, /health too, is the proxy's own.
+                return Answered::Nobody;
             }
             signs.saw_models(&models);
             if let Outcome::Answer(list) = models {
