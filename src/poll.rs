@@ -1,4 +1,5 @@
 //! The timer thread: read, derive, publish, at every interval.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 mod logged;
 mod probing;
@@ -180,10 +181,9 @@ impl Poller {
             .map(|model| self.models.entry(key(model)).or_default().update(model))
             .collect();
         models.sort_unstable_by(|a, b| (&a.name, &a.mode).cmp(&(&b.name, &b.mode)));
-        for index in 1..models.len() {
-            if models[index - 1].name == models[index].name {
-                models[index - 1].mode_tells = true;
-                models[index].mode_tells = true;
+        for same in models.chunk_by_mut(|a, b| a.name == b.name) {
+            if same.len() > 1 {
+                same.iter_mut().for_each(|model| model.mode_tells = true);
             }
         }
         models
@@ -385,7 +385,10 @@ impl Said {
     }
 
     fn say_failures(&mut self, server: &dyn Display, reading: &Reading) {
-        for FailedRequest { target, failure } in &reading.failures {
+        for failed in &reading.failures {
+            let FailedRequest {
+                target, failure, ..
+            } = failed;
             let reason = failure.reason;
             let pairs: [(&str, &dyn Display); 3] = [
                 ("reason", &reason.label()),
@@ -394,10 +397,10 @@ impl Said {
             ];
             if self.failing.insert(target.clone(), reason) == Some(reason) {
                 log_target(log::debug, "a request still fails", target, &pairs);
-            } else if reason == Reason::Timeout && target.endpoint != "/health" {
+            } else if failed.is_open {
                 log_target(
                     log::warn,
-                    "the server is busy and has not answered yet; it is not asked again until it has",
+                    "no answer in time; it is not asked again before this request has ended",
                     target,
                     &pairs,
                 );

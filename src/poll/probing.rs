@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::bounds;
 use crate::log;
 use crate::requests::probe::{Answer, Traffic};
 use crate::requests::{Requests, probed};
@@ -36,7 +37,7 @@ impl Prober {
                 traffic.saw(&snapshot);
                 let began = Instant::now();
                 if began >= due && self.probe_all(&snapshot, &mut traffic) {
-                    due = began + self.interval;
+                    due = bounds::deadline(began, self.interval);
                 }
                 thread::sleep(LOOK.min(self.interval));
             }

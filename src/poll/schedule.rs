@@ -42,10 +42,10 @@ impl Schedule {
     pub fn pause(&mut self, now: Instant, look: Option<Instant>) -> Duration {
         // Before its tick comes only a poll that was worth a look: the tick stands.
         if let Some(passed) = now.checked_duration_since(self.due) {
-            let interval = self.interval.max(Duration::from_nanos(1));
-            let into = passed.as_nanos() % interval.as_nanos();
-            let into = Duration::from_nanos(u64::try_from(into).unwrap_or(u64::MAX));
-            self.due = bounds::deadline(now, interval.saturating_sub(into));
+            let nanos = passed.as_nanos().checked_rem(self.interval.as_nanos());
+            let nanos = u64::try_from(nanos.unwrap_or(0)).unwrap_or(u64::MAX);
+            let left = self.interval.saturating_sub(Duration::from_nanos(nanos));
+            self.due = bounds::deadline(now, left);
         }
         let next = look
             .filter(|look| *look > now)

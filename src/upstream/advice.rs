@@ -119,6 +119,7 @@ mod tests {
         let failed = |failure| FailedRequest {
             target: target.clone(),
             failure,
+            is_open: false,
         };
         let reading = Reading {
             failures: failures.into_iter().map(failed).collect(),

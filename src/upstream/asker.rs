@@ -259,7 +259,11 @@ impl Asker {
                 let reason = failure.reason;
                 self.keep_open(endpoint, url, asked, reason);
                 let is_proxys = failure.is_proxys;
-                self.failures.push(FailedRequest { target, failure });
+                self.failures.push(FailedRequest {
+                    target,
+                    failure,
+                    is_open: self.open.contains(url),
+                });
                 if is_proxys {
                     Outcome::Unreachable
                 } else {
@@ -284,7 +288,11 @@ impl Asker {
         if !self.is_out_of_time {
             self.is_out_of_time = true;
             let failure = Failure::new(Reason::Timeout, POLL_TOO_LONG);
-            self.failures.push(FailedRequest { target, failure });
+            self.failures.push(FailedRequest {
+                target,
+                failure,
+                is_open: false,
+            });
         }
         Outcome::Failed(Reason::Timeout)
     }

@@ -250,14 +250,14 @@ fn credentials(
 
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    let mut text = String::with_capacity(bytes.len().div_ceil(3).saturating_mul(4));
     for chunk in bytes.chunks(3) {
         let mut group = [0; 3];
         group[..chunk.len()].copy_from_slice(chunk);
         let bits = u32::from_be_bytes([0, group[0], group[1], group[2]]);
-        for digit in 0..4 {
+        for (digit, shift) in [18, 12, 6, 0].into_iter().enumerate() {
             if digit <= chunk.len() {
-                text.push(char::from(DIGITS[(bits >> (18 - 6 * digit)) as usize & 63]));
+                text.push(char::from(DIGITS[(bits >> shift) as usize & 63]));
             } else {
                 text.push('=');
             }
@@ -520,6 +520,7 @@ fn io_failure(error: &io::Error) -> Failure {
 }
 
 const TOO_LARGE: &str = "the answer is larger than any real server's";
+const NOT_CONNECTED: &str = "no connection within the time-out";
 const TOO_LATE: &str = "no whole answer within the time-out";
 
 /// Said where plain HTTP was asked for and TLS is spoken.
@@ -532,6 +533,9 @@ pub const SPEAKS_NO_TLS: &str = "the server speaks no TLS: use http:// in --base
 fn failure(error: &ureq::Error) -> Failure {
     use ureq::Error;
     match error {
+        Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
+            Failure::new(Reason::Timeout, NOT_CONNECTED)
+        }
         Error::Timeout(_) => Failure::new(Reason::Timeout, TOO_LATE),
         Error::Io(error) => io_failure(error),
         Error::HostNotFound => Failure::new(Reason::Connect, "the host name is not known"),

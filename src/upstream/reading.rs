@@ -50,6 +50,8 @@ pub struct FailedRequest {
     pub target: Target,
     /// Why it failed.
     pub failure: Failure,
+    /// Whether it was sent and still waits for its answer.
+    pub is_open: bool,
 }
 
 impl Reading {
@@ -68,7 +70,11 @@ impl Reading {
                 endpoint: "/slots",
                 model: Some(model.name.clone()),
             };
-            self.failures.push(FailedRequest { target, failure });
+            self.failures.push(FailedRequest {
+                target,
+                failure,
+                is_open: false,
+            });
         }
         self.models.push(model);
     }

@@ -26,7 +26,7 @@ impl<T> Shown<T> {
     /// Takes one more model; where there is no room left, a loaded one takes the place of one
     /// that is not.
     pub fn take(&mut self, model: T, is_loaded: bool) {
-        let is_full = self.loaded.len() + self.others.len() == MOST_MODELS;
+        let is_full = self.loaded.len().saturating_add(self.others.len()) >= MOST_MODELS;
         self.left_out |= is_full;
         if is_full && !(is_loaded && self.others.pop().is_some()) {
             return;

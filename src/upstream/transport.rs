@@ -6,10 +6,10 @@ use std::net::{IpAddr, Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ureq::Error;
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
+use ureq::{Error, Timeout};
 
 use crate::os;
 
@@ -116,13 +116,15 @@ impl Connector for Tcp {
     ) -> Result<Option<TcpTransport>, Error> {
         let started = Instant::now();
         let mut last = Error::HostNotFound;
-        let mut refused = 0;
+        let mut all_refused = true;
         for (tried, address) in details.addrs.iter().enumerate() {
             // Each address gets an even share of the time that is left.
-            let left = details.addrs.len() - tried;
-            let share = details.timeout.after.saturating_sub(started.elapsed()) / left as u32;
+            let left = details.addrs.len().saturating_sub(tried);
+            let left = u32::try_from(left).unwrap_or(u32::MAX);
+            let time = details.timeout.after.saturating_sub(started.elapsed());
+            let share = time.checked_div(left).unwrap_or(time);
             if share.is_zero() {
-                return Err(Error::Timeout(details.timeout.reason));
+                return Err(Error::Timeout(Timeout::Connect));
             }
             match TcpStream::connect_timeout(address, share) {
                 Ok(stream) => {
@@ -137,16 +139,16 @@ impl Connector for Tcp {
                         line: self.line.clone(),
                     }));
                 }
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    last = Error::Timeout(details.timeout.reason);
-                }
                 Err(error) => {
-                    refused += usize::from(error.kind() == io::ErrorKind::ConnectionRefused);
-                    last = error.into();
+                    all_refused &= error.kind() == io::ErrorKind::ConnectionRefused;
+                    last = match error.kind() {
+                        io::ErrorKind::TimedOut => Error::Timeout(Timeout::Connect),
+                        _ => error.into(),
+                    };
                 }
             }
         }
-        self.line.used().refused = refused == details.addrs.len();
+        self.line.used().refused = all_refused && !details.addrs.is_empty();
         Err(last)
     }
 }
