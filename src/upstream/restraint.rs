@@ -24,8 +24,10 @@ const LONGEST_PATIENCE: BoundedDuration = BoundedDuration::from_secs(3600);
 /// What is known of one server's sleep, and of what went on when it was last read.
 #[derive(Debug)]
 pub struct Restraint {
-    /// Whether a read of `/metrics` counts as work.
-    metrics_are_work: bool,
+    /// The number of the build, where the server tells it.
+    build: Option<u32>,
+    /// Whether its `/metrics` has what only builds from [`METRICS_ARE_HARMLESS`] on have.
+    has_new_metrics: bool,
     /// How long it takes to fall asleep; `None`: it never does, as far as is known.
     patience: Option<BoundedDuration>,
     asleep: bool,
@@ -45,7 +47,8 @@ impl Restraint {
     /// Nothing is known yet but, where the user said so, how long the server takes to fall asleep.
     pub fn new(sleep_idle: Option<BoundedDuration>) -> Restraint {
         Restraint {
-            metrics_are_work: true,
+            build: None,
+            has_new_metrics: false,
             patience: sleep_idle,
             asleep: false,
             waking: 0,
@@ -69,8 +72,16 @@ impl Restraint {
 
     /// Takes the number of the server's build, where it tells one.
     pub fn saw_build(&mut self, build: Option<u32>) {
-        // Where the build is not told, a read is taken for work.
-        self.metrics_are_work = build.is_none_or(|build| build < METRICS_ARE_HARMLESS);
+        self.build = build;
+    }
+
+    /// Whether a read of `/metrics` counts as work. Where the build does not tell its number,
+    /// what `/metrics` holds tells; until it was read, it is taken for work.
+    fn metrics_are_work(&self) -> bool {
+        match self.build {
+            Some(build) => build < METRICS_ARE_HARMLESS,
+            None => !self.has_new_metrics,
+        }
     }
 
     /// Takes whether the server sleeps at `now`.
@@ -101,7 +112,7 @@ impl Restraint {
     pub fn next_look(&self) -> Option<Instant> {
         let (patience, since) = self.patience.zip(self.quiet_since)?;
         // Where /metrics is no work it is read at every poll, and tells all that there is to see.
-        let blind = self.metrics_are_work || self.counters.is_none();
+        let blind = self.metrics_are_work() || self.counters.is_none();
         (blind && !self.asleep).then(|| deadline(deadline(since, patience), GRACE))
     }
 
@@ -112,7 +123,7 @@ impl Restraint {
 
     /// Whether `/metrics` may be asked at `now`.
     pub fn may_ask_metrics(&self, now: Instant) -> bool {
-        !self.metrics_are_work || self.may_disturb(now)
+        !self.metrics_are_work() || self.may_disturb(now)
     }
 
     /// Whether `/slots` may be asked at `now`, and is worth it: something is or was
@@ -132,6 +143,8 @@ impl Restraint {
 
     /// Takes what `/metrics` said at `now`.
     pub fn saw_metrics(&mut self, now: Instant, counters: &Counters) {
+        // `llamacpp:prompt_tokens_cached_total` came with that build.
+        self.has_new_metrics = counters.prompt_tokens_cached.is_some();
         let nothing_new = self
             .counters
             .as_ref()
@@ -156,7 +169,7 @@ impl Restraint {
 
     fn saw(&mut self, now: Instant, busy: bool, nothing_new: bool) {
         // Not asleep when it should have been, and yet there was no work: it takes longer than thought.
-        let in_vain = self.quiet_since.is_some() && nothing_new && !busy && self.metrics_are_work;
+        let in_vain = self.quiet_since.is_some() && nothing_new && !busy && self.metrics_are_work();
         if let Some(patience) = self.patience.as_mut().filter(|_| in_vain) {
             *patience = patience.times(2).min(LONGEST_PATIENCE.max(*patience));
         }
@@ -239,6 +252,32 @@ mod tests {
         let start = Instant::now();
         assert!(!idle_server(None, Some(6 * SECOND), start).may_ask_metrics(start + SECOND));
         assert!(idle_server(Some(10_566), Some(6 * SECOND), start).may_ask_metrics(start + SECOND));
+    }
+
+    #[test]
+    fn a_build_that_does_not_tell_is_told_by_what_its_metrics_hold() {
+        let start = Instant::now();
+        let new = Counters {
+            prompt_tokens_cached: Some(0.0),
+            ..counters(5.0, 0.0)
+        };
+        for (build, harmless) in [(None, true), (Some(10_565), false), (Some(10_566), true)] {
+            let mut restraint = idle_server(build, Some(6 * SECOND), start);
+            restraint.saw_metrics(start, &new);
+            // Every poll takes anew what /props says, and that is nothing.
+            restraint.saw_build(build);
+            assert_eq!(
+                restraint.may_ask_metrics(start + SECOND),
+                harmless,
+                "{build:?}"
+            );
+        }
+        // Another server at the same address may be an older one.
+        let mut restraint = idle_server(None, Some(6 * SECOND), start);
+        restraint.saw_metrics(start, &new);
+        restraint.reconnected();
+        restraint.saw_metrics(start, &counters(5.0, 0.0));
+        assert!(!restraint.may_ask_metrics(start + SECOND));
     }
 
     #[test]
