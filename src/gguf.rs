@@ -5,6 +5,8 @@
 //! to be hostile: every count and length is checked against what the file still
 //! holds before anything is reserved for it.
 
+#![deny(clippy::arithmetic_side_effects)]
+
 pub mod kv;
 
 use std::collections::BTreeMap;
@@ -291,7 +293,7 @@ impl<R: Read + Seek> Parser<'_, R> {
             9 => {
                 for _ in 0..count {
                     self.look_at_the_clock()?;
-                    self.list(false, depth + 1)?;
+                    self.list(false, depth.saturating_add(1))?;
                 }
                 return Ok(Value::Other);
             }
@@ -372,4 +374,5 @@ impl<R: Read + Seek> Parser<'_, R> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests;

@@ -4,6 +4,8 @@
 //! once and kept as long as it lives; what cannot be told for certain is left
 //! out, and why is said once.
 
+#![deny(clippy::arithmetic_side_effects)]
+
 mod addresses;
 pub mod arguments;
 pub mod cards;
@@ -363,8 +365,8 @@ impl Machine {
         if let Some(cells) = kv::cells(options.as_ref(), slots, trained)
             && known
         {
-            let used: u64 = tokens.iter().sum();
-            let all = (cells.each * cells.streams) as f64;
+            let used = kv::sum(tokens.iter().copied());
+            let all = cells.each as f64 * cells.streams as f64;
             model.kv_cache_ratio = Some((used as f64 / all).min(1.0));
         }
         if let (Some(header), Some(options)) = (header, &options)
@@ -477,4 +479,5 @@ impl Found {
 }
 
 #[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests;

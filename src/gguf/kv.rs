@@ -103,9 +103,10 @@ impl CacheType {
             CacheType::Q4_0 | CacheType::Iq4Nl => (32, 18),
             CacheType::Q4_1 => (32, 20),
         };
+        let blocks = values.checked_div(block)?;
         values
             .is_multiple_of(block)
-            .then_some(values / block * bytes)
+            .then(|| blocks.saturating_mul(bytes))
     }
 }
 
@@ -116,6 +117,18 @@ pub struct Part {
     pub cells: u64,
     /// Bytes of one cell, over all the layers of this part.
     pub cell_bytes: u64,
+}
+
+impl Part {
+    /// Bytes of so many of its cells.
+    fn bytes(self, cells: u64) -> u64 {
+        cells.saturating_mul(self.cell_bytes)
+    }
+}
+
+/// The sum, or the largest number where it is larger.
+pub fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0, u64::saturating_add)
 }
 
 /// A KV cache as it is allocated.
@@ -134,22 +147,24 @@ impl Cache {
     pub fn limit_bytes(&self) -> u64 {
         [self.full, self.window]
             .iter()
-            .map(|part| part.cells * part.cell_bytes * self.streams)
-            .sum()
+            .map(|part| part.bytes(part.cells).saturating_mul(self.streams))
+            .fold(0, u64::saturating_add)
     }
 
     /// Bytes of the cells that hold tokens, from the tokens in each slot. A
     /// window's cells are all in use once it is full.
     pub fn used_bytes(&self, slots: &[u64]) -> u64 {
         let part = |part: Part| {
-            let used: u64 = if self.streams == 1 {
-                slots.iter().sum::<u64>().min(part.cells)
+            let used = if self.streams == 1 {
+                sum(slots.iter().copied()).min(part.cells)
             } else {
-                slots.iter().map(|tokens| (*tokens).min(part.cells)).sum()
+                sum(slots.iter().map(|tokens| (*tokens).min(part.cells)))
             };
-            used * part.cell_bytes
+            part.bytes(used)
         };
-        part(self.full) + part(self.window)
+        // A server may tell of more slots than it says there are.
+        let used = part(self.full).saturating_add(part(self.window));
+        used.min(self.limit_bytes())
     }
 }
 
@@ -189,7 +204,7 @@ pub fn cells(options: Option<&Options>, slots: Slots, trained: Option<u64>) -> O
         if unified {
             all
         } else {
-            padded(all / slots.count)
+            padded(all.checked_div(slots.count).unwrap_or(0))
         }
     });
     // A slot is never told to hold more than the model was trained for, or than it may.
@@ -236,7 +251,8 @@ pub fn cache(header: &Header, options: &Options, slots: Slots) -> Option<Cache> 
         },
     };
     // Nothing real is near the limit of the arithmetic.
-    let whole = (streams as f64) * (each as f64) * (layers.full_bytes + layers.window_bytes) as f64;
+    let bytes = layers.full_bytes.saturating_add(layers.window_bytes);
+    let whole = (streams as f64) * (each as f64) * bytes as f64;
     (whole < 1e18).then_some(cache)
 }
 
@@ -246,7 +262,8 @@ pub fn trained_context(header: &Header) -> Option<u64> {
 }
 
 fn padded(cells: u64) -> u64 {
-    cells.saturating_add(255) / 256 * 256
+    // The largest number is no multiple of 256: one that cannot be rounded up stays as it is.
+    cells.checked_next_multiple_of(256).unwrap_or(cells)
 }
 
 struct Layers {
@@ -268,7 +285,8 @@ impl Sliding {
     fn slides(&self, layer: u64) -> bool {
         match self {
             Sliding::None => false,
-            Sliding::Period(period) => layer % period < period - 1,
+            // All but the last of each period.
+            Sliding::Period(period) => !layer.saturating_add(1).is_multiple_of(*period),
         }
     }
 
@@ -335,8 +353,8 @@ fn layers(header: &Header, options: &Options) -> Option<Layers> {
     let embedding = number(header, "embedding_length")?;
     // Where it is not given, it is what the first layer's heads leave.
     let default = || match heads.first() {
-        Some(0) | None => None,
-        Some(heads) => Some(embedding / heads),
+        Some(heads) => embedding.checked_div(*heads),
+        None => None,
     };
     let length = |key: &str| match header.of_model(key) {
         None => default(),
@@ -358,13 +376,13 @@ fn layers(header: &Header, options: &Options) -> Option<Layers> {
         } else {
             kv_heads
         };
-        let bytes = options.type_k.row_bytes(kv_heads.checked_mul(key)?)?
-            + options.type_v.row_bytes(v_heads.checked_mul(value)?)?;
-        if sliding.slides(index) {
-            layers.window_bytes += bytes;
-        } else {
-            layers.full_bytes += bytes;
-        }
+        let keys = options.type_k.row_bytes(kv_heads.checked_mul(key)?)?;
+        let values = options.type_v.row_bytes(v_heads.checked_mul(value)?)?;
+        let sum = match sliding.slides(index) {
+            true => &mut layers.window_bytes,
+            false => &mut layers.full_bytes,
+        };
+        *sum = sum.checked_add(keys)?.checked_add(values)?;
     }
     Some(layers)
 }
@@ -431,6 +449,7 @@ fn per_layer(header: &Header, key: &str, layers: u64) -> Option<Vec<u64>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 
@@ -584,6 +603,51 @@ mod tests {
         let pairs = [&plain[..], &rows_of_16, &[("attention.head_count_kv", "1")]].concat();
         let header = header("llama", &pairs);
         assert_eq!(super::cache(&header, &options, slots(4, 256)), None);
+    }
+
+    #[test]
+    fn no_number_is_too_large_to_reckon_with() {
+        let numbers = [1, 3, 255, 1 << 20, (1 << 40) - 1, u64::MAX - 1, u64::MAX];
+        let header = |number: u64| {
+            let number = number.to_string();
+            let keys = ["context_length", "embedding_length", "attention.head_count"];
+            let more = ["attention.head_count_kv", "attention.sliding_window"];
+            let pairs = keys.iter().chain(&more).map(|key| (*key, number.as_str()));
+            let pairs: Vec<_> = pairs.chain([("block_count", "512")]).collect();
+            header("gemma3", &pairs)
+        };
+        let headers: Vec<Header> = numbers.into_iter().map(header).collect();
+        let count = numbers.len();
+        for index in 0..count.pow(4) {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|digit| numbers[index / count.pow(digit) % count]);
+            let options = Options {
+                ctx_size: (d % 2 == 0).then_some(a),
+                parallel: (a % 2 == 0).then_some(b),
+                per_slot: (b % 2 == 0).then_some(c),
+                unified: c % 2 == 0,
+                batch: d,
+                ubatch: c,
+                ..Options::default()
+            };
+            let slots = slots(b, c);
+            let _ = cells(Some(&options), slots, Some(d));
+            for header in &headers {
+                if let Some(cache) = cache(header, &options, slots) {
+                    assert!(cache.used_bytes(&[a, b, c, d]) <= cache.limit_bytes());
+                }
+            }
+        }
+        let largest = Part {
+            cells: u64::MAX,
+            cell_bytes: u64::MAX,
+        };
+        let cache = Cache {
+            streams: 1,
+            full: largest,
+            window: largest,
+        };
+        assert_eq!(cache.limit_bytes(), u64::MAX);
+        assert_eq!(cache.used_bytes(&[u64::MAX, u64::MAX]), u64::MAX);
     }
 
     #[test]

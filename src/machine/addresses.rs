@@ -71,6 +71,7 @@ fn reached(address: IpAddr) -> IpAddr {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

@@ -69,7 +69,8 @@ impl Gpus {
         let Some(Ok(mut cards)) = self.cards.as_ref().map(Mutex::try_lock) else {
             return;
         };
-        if self.fresh(self.interval / 2).is_none() {
+        let half = self.interval.checked_div(2).unwrap_or_default();
+        if self.fresh(half).is_none() {
             let gpus = cards.read();
             *self.read.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some((Instant::now(), gpus));

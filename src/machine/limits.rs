@@ -90,12 +90,11 @@ fn overlap(some: &[(u32, u32)], others: &[(u32, u32)]) -> u64 {
         if first > last {
             0
         } else {
-            u64::from(last - first) + 1
+            u64::from(last.saturating_sub(first)).saturating_add(1)
         }
     };
-    some.iter()
-        .map(|a| others.iter().map(|b| pair(a, b)).sum::<u64>())
-        .sum()
+    let pairs = some.iter().flat_map(|a| others.iter().map(|b| pair(a, b)));
+    pairs.fold(0, u64::saturating_add)
 }
 
 #[derive(Clone, Copy)]
@@ -196,6 +195,7 @@ fn total_memory(meminfo: &str) -> Option<f64> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::super::tree::Tree;
     use super::*;

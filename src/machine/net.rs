@@ -196,14 +196,14 @@ fn tcp_listener(row: &str) -> Option<(IpAddr, u16, Listener)> {
 
 /// An address as these tables have it: words of 32 bits, each in the machine's own order.
 fn hexadecimal(text: &str) -> Option<IpAddr> {
-    let word = |at: usize| {
-        let word = u32::from_str_radix(text.get(at * 8..at * 8 + 8)?, 16).ok()?;
+    let word = |digits: &[u8]| {
+        let word = u32::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
         Some(word.to_ne_bytes())
     };
-    match text.len() {
-        8 => Some(Ipv4Addr::from(word(0)?).into()),
-        32 => {
-            let words = [word(0)?, word(1)?, word(2)?, word(3)?];
+    let words: Vec<[u8; 4]> = text.as_bytes().chunks(8).map(word).collect::<Option<_>>()?;
+    match (text.len(), &words[..]) {
+        (8, [word]) => Some(Ipv4Addr::from(*word).into()),
+        (32, words) => {
             let bytes: [u8; 16] = words.concat().try_into().ok()?;
             Some(Ipv6Addr::from(bytes).into())
         }
@@ -243,6 +243,7 @@ fn unix_listener(row: &str) -> Option<(String, Listener)> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::super::tree::Tree;
     use super::*;

@@ -66,7 +66,9 @@ impl Nvidia {
         let procfs = Procfs::new(&settings.procfs);
         let nvidia = Nvidia {
             said: Arc::default(),
-            fresh: period.saturating_mul(3).saturating_add(second * 2),
+            fresh: period
+                .saturating_mul(3)
+                .saturating_add(Duration::from_secs(2)),
             has_pids_of_machine: process::is_in_initial_namespace(),
         };
         let query = |argument, take| Query::new(&program, argument, period, &nvidia.said, take);
@@ -291,6 +293,7 @@ fn lock(said: &Mutex<Said>) -> MutexGuard<'_, Said> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::super::tree::Tree;
     use super::*;

@@ -217,6 +217,7 @@ fn word(folder: &Path, name: &str) -> Option<String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::super::super::tree::Tree;
     use super::*;
