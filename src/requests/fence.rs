@@ -4,6 +4,7 @@
 //! no more tokens, and no more time, can have come to an end by the log than the counters
 //! have grown by. Whatever is beyond that was not written by the server.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::tracker::Timings;
@@ -85,8 +86,22 @@ impl Claim {
     }
 }
 
+/// A request whose end was read at `ended`, and its beginning, where it was seen, at `launched`.
+#[derive(Clone, Copy, Debug)]
+pub struct Claimed {
+    /// What it must have added.
+    pub claim: Claim,
+    /// When the line of its launch was read; `None` where that may have been before we came.
+    pub launched: Option<Instant>,
+    /// When its last line was read.
+    pub ended: Instant,
+}
+
+/// How many requests are weighed against each other at a time.
+const AT_A_TIME: usize = 32;
+
 /// How far the counters of one server have been used up by what its log has told.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Fence {
     /// When they were read first, and last.
     read: Option<(Instant, Instant)>,
@@ -160,9 +175,43 @@ impl Fence {
         }
     }
 
-    /// Whether the counters bear a request whose end was read at `ended`, and whose beginning,
-    /// where it was seen, at `launched`; if so, they are used up by as much.
-    pub fn bears(&mut self, claim: &Claim, launched: Option<Instant>, ended: Instant) -> bool {
+    /// Which of these requests, in the order of the log, the counters bear; they are used up by
+    /// those. Where they do not bear all, the shortest run is left out that makes the others fit:
+    /// what one user writes into the log stands there in one piece.
+    pub fn bears(&mut self, requests: &[Claimed]) -> Vec<bool> {
+        let borne = requests.chunks(AT_A_TIME).map(|some| {
+            let left_out = self.leaves_out(some);
+            (0..some.len()).map(move |index| !left_out.contains(&index))
+        });
+        borne.flatten().collect()
+    }
+
+    fn leaves_out(&mut self, requests: &[Claimed]) -> Range<usize> {
+        let number = requests.len();
+        for length in 0..number {
+            for start in 0..=number.saturating_sub(length) {
+                let run = start..start.saturating_add(length);
+                let mut fence = self.clone();
+                let mut others = requests.iter().enumerate();
+                if others.all(|(index, request)| run.contains(&index) || fence.takes(request)) {
+                    *self = fence;
+                    return run;
+                }
+                if length == 0 {
+                    break;
+                }
+            }
+        }
+        0..number
+    }
+
+    /// Whether the counters bear this request as well; if so, they are used up by as much.
+    fn takes(&mut self, request: &Claimed) -> bool {
+        let Claimed {
+            claim,
+            launched,
+            ended,
+        } = *request;
         let Some((first, _)) = self.read else {
             return true;
         };
@@ -264,7 +313,12 @@ mod tests {
 
         fn bears(&mut self, claim: Claim, launched: f64, ended: f64) -> bool {
             let (launched, ended) = (self.at(launched), self.at(ended));
-            self.fence.bears(&claim, Some(launched), ended)
+            let launched = Some(launched);
+            self.fence.takes(&Claimed {
+                claim,
+                launched,
+                ended,
+            })
         }
     }
 
@@ -293,6 +347,33 @@ mod tests {
         assert!(!read.bears(claim(1, 1, 0.0), 0.0, 50.0));
         // One whose lines were read late may be in the first reading altogether.
         assert!(read.bears(claim(10, 10, 1.0), 0.0, 1.0));
+    }
+
+    #[test]
+    fn what_was_written_between_others_is_found() {
+        let genuine = claim(3, 20, 0.1);
+        let bears = |forged: &[Claim]| {
+            let mut read = Read::new(counters("a", 0.0, 0.0, 0.0));
+            read.saw(10.0, counters("a", 12.0, 80.0, 3.0));
+            let all = [&[genuine], forged, &[genuine; 3]].concat();
+            let all: Vec<_> = all
+                .into_iter()
+                .map(|claim| Claimed {
+                    claim,
+                    launched: Some(read.at(5.0)),
+                    ended: read.at(6.0),
+                })
+                .collect();
+            read.fence.bears(&all)
+        };
+        assert_eq!(bears(&[]), [true; 4]);
+        assert_eq!(bears(&[claim(5, 5, 0.1)]), [true, false, true, true, true]);
+        assert_eq!(
+            bears(&[claim(5, 5, 0.1); 3])[..4],
+            [true, false, false, false]
+        );
+        // Nothing fits.
+        assert_eq!(bears(&[claim(500, 500, 0.1); 40])[1..40], [false; 39]);
     }
 
     #[test]
@@ -341,7 +422,12 @@ mod tests {
     #[test]
     fn where_nothing_is_read_nothing_is_held_against_it() {
         let now = Instant::now();
-        assert!(Fence::default().bears(&claim(1, 1000, 10.0), None, now));
+        let any = Claimed {
+            claim: claim(1, 1000, 10.0),
+            launched: None,
+            ended: now,
+        };
+        assert_eq!(Fence::default().bears(&[any; 40]), [true; 40]);
         let mut none = Read::new(ServerCounters::default());
         none.saw(10.0, ServerCounters::default());
         assert!(none.bears(claim(1, 1000, 10.0), 5.0, 6.0));

@@ -17,8 +17,8 @@ impl Lines {
     /// What is longer than a line may be is cut off.
     pub fn take(&mut self, mut bytes: &[u8], mut each: impl FnMut(&[u8])) {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
-            let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
-            bytes = rest;
+            let (line, rest) = bytes.split_at(end);
+            bytes = rest.strip_prefix(b"\n").unwrap_or(rest);
             if std::mem::take(&mut self.is_cut) {
                 self.begun.clear();
                 continue;

@@ -121,7 +121,7 @@ fn tagged(text: &str) -> Option<(&str, Option<Event>)> {
         if !(is_slot || head[start..].starts_with(b"srv ")) || !begins_word(head, start) {
             continue;
         }
-        let words = &text[start + if is_slot { 5 } else { 4 }..];
+        let words = text[start..].split_once(' ').unwrap_or_default().1;
         let Some((function, said)) = words.split_once(": ") else {
             continue;
         };
@@ -151,10 +151,8 @@ fn untagged(text: &str) -> Option<(&str, Event)> {
         return None;
     }
     let before = &text[..at];
-    let name = ["prompt eval", "eval", "total"]
-        .into_iter()
-        .find(|name| before.ends_with(name))?;
-    let start = at - name.len();
+    let mut names = ["prompt eval", "eval", "total"].into_iter();
+    let start = names.find_map(|name| before.strip_suffix(name))?.len();
     if !begins_word(text.as_bytes(), start) {
         return None;
     }

@@ -62,7 +62,7 @@ impl Traffic {
         for model in &snapshot.models {
             if let Some(since) = self.probed.get_mut(&model.name) {
                 // A poll that had begun before the probe ended may not have seen all of it.
-                if self.polls >= since.polls + 2 {
+                if self.polls >= since.polls.saturating_add(2) {
                     since.saw(model);
                 }
             }

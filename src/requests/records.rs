@@ -140,10 +140,8 @@ impl Record {
         // A stream has begun with a 200 by the time it fails.
         if let Some(code) = refused.or(self.error.0).or(self.response.failed()) {
             let code = Some(code).filter(|code| (400..600).contains(code));
-            *figures
-                .errors
-                .entry(code.unwrap_or(UNKNOWN_ERROR))
-                .or_default() += 1;
+            let errors = &mut figures.errors;
+            super::add_one(errors.entry(code.unwrap_or(UNKNOWN_ERROR)).or_default());
             return;
         }
         match self.response {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::fence::{Claim, Fence, ServerCounters};
+use super::fence::{Claim, Claimed, Fence, ServerCounters};
 use super::log_lines::{Event, LogLine, parse};
 use super::tracker::{Fact, Outcome, Timings, Tracker};
 use super::unwrap::Unwrapper;
@@ -150,12 +150,17 @@ struct Held {
 }
 
 impl Held {
-    fn claim(&self, slots: u64) -> Option<Claim> {
-        match &self.ended {
-            Ended::Finished(timings) => Some(Claim::of_timings(timings)),
-            Ended::Embedded(tokens) => Some(Claim::of_prompt(*tokens, slots)),
-            Ended::Cancelled => None,
-        }
+    fn claimed(&self, slots: u64) -> Option<Claimed> {
+        let claim = match &self.ended {
+            Ended::Finished(timings) => Claim::of_timings(timings),
+            Ended::Embedded(tokens) => Claim::of_prompt(*tokens, slots),
+            Ended::Cancelled => return None,
+        };
+        Some(Claimed {
+            claim,
+            launched: self.launched,
+            ended: self.read,
+        })
     }
 }
 
@@ -418,10 +423,21 @@ impl LoggedServer {
         if let PolledCounters::Read(at, counters) = counters {
             has_begun_anew = self.fence.saw(*at, counters);
         }
-        let mut rejected = Vec::new();
         let slots = self.slots.or(self.facts.slots).unwrap_or(64);
         let (model, fence, lives) = (&self.model, &mut self.fence, self.lives);
         let has_no_counters = self.has_no_counters;
+        // Those that the counters were read after.
+        let is_weighed = |held: &Held| match counters {
+            PolledCounters::Read(at, _) => {
+                let is_of_before = has_begun_anew && held.life < lives;
+                !is_of_before && held.read <= *at && (held.model.is_some() || model.is_some())
+            }
+            _ => false,
+        };
+        let weighed = self.held.iter().filter(|held| is_weighed(held));
+        let claimed: Vec<_> = weighed.filter_map(|held| held.claimed(slots)).collect();
+        let mut borne = fence.bears(&claimed).into_iter();
+        let mut rejected = Vec::new();
         self.held.retain_mut(|held| {
             let waited = now.saturating_duration_since(held.read);
             let Some(model) = held.model.as_ref().or(model.as_ref()) else {
@@ -431,7 +447,7 @@ impl LoggedServer {
                 }
                 return !is_over;
             };
-            let Some(claim) = held.claim(slots) else {
+            let Some(Claimed { claim, .. }) = held.claimed(slots) else {
                 count((model.clone(), held.ended));
                 return false;
             };
@@ -440,7 +456,7 @@ impl LoggedServer {
                 PolledCounters::Read(..) if has_begun_anew && held.life < lives => true,
                 PolledCounters::Read(at, _) if held.read > *at => false,
                 PolledCounters::Read(at, _) => {
-                    let bears = fence.bears(&claim, held.launched, held.read);
+                    let bears = borne.next() == Some(true);
                     let late = at.saturating_duration_since(held.read);
                     if !bears && held.was_checked && late >= COUNTERS_LATE {
                         rejected.push(Rejection::Counters);

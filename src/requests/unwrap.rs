@@ -10,6 +10,8 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use crate::bounds::cut_at;
+
 /// A line as llama-server wrote it, or as near to that as is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unwrapped<'a> {
@@ -142,14 +144,8 @@ fn valid(line: &[u8]) -> &str {
 }
 
 fn cut(mut source: String) -> String {
-    source.truncate(boundary(&source, LONGEST_SOURCE));
+    source.truncate(cut_at(&source, LONGEST_SOURCE).len());
     source
-}
-
-/// The last boundary of a character that is no further than `most`.
-fn boundary(text: &str, most: usize) -> usize {
-    let mut ends = (0..=most.min(text.len())).rev();
-    ends.find(|end| text.is_char_boundary(*end)).unwrap_or(0)
 }
 
 /// A text without its terminal colours (`ESC [ 32 m`).
@@ -425,7 +421,7 @@ fn unquoted(text: &str) -> Option<String> {
 
 /// journald and syslog: `Nov 24 20:12:22 host llama-server[4711]: text`, and with other times.
 fn syslog(text: &str) -> Option<Peeled<'_>> {
-    let head = text.get(..boundary(text, LONGEST_HEAD))?;
+    let head = cut_at(text, LONGEST_HEAD);
     let end = head.find("]: ")?;
     let before = head.get(..end)?;
     let (name, pid) = before.rsplit_once('[')?;
