@@ -7,6 +7,7 @@
 //! been slow for longest has to go.
 
 mod head;
+mod host;
 mod visits;
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -24,6 +25,7 @@ use crate::log;
 use crate::sealed::Sealed;
 use crate::stream::Stream;
 use head::{HEAD_LIMIT, read_head};
+pub use host::{AllowedHost, AllowedHosts};
 use visits::{Phase, Visits};
 
 /// How long the head of a request may take to come.
@@ -49,25 +51,26 @@ const SPARE_DESCRIPTORS: usize = 32;
 /// memory on the whole machine.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(5);
 
-/// Opens the listeners to the world, and gives the server whose `recv` brings
+/// Opens the listeners to the world, for requests to the allowed hosts, and gives the server whose `recv` brings
 /// the vetted requests. Answers to it must have a known length and must not be
 /// chunked. `recv` never fails while the process is in order.
 ///
 /// # Errors
 /// A sentence for people: threads or descriptors are so scarce that not even a
 /// few keepers can be had.
-pub fn open(listeners: Vec<Listener>) -> io::Result<&'static Server> {
+pub fn open(listeners: Vec<Listener>, hosts: AllowedHosts) -> io::Result<&'static Server> {
     let keepers = affordable_keepers()?;
     let (server, sealed) = Sealed::new().map_err(|error| {
         let text = format!("cannot start the HTTP server inside the process: {error}");
         io::Error::new(error.kind(), text)
     })?;
-    let sealed = Arc::new(sealed);
+    let (sealed, hosts) = (Arc::new(sealed), Arc::new(hosts));
     let keepers = (keepers / listeners.len().max(1)).max(2);
     for listener in listeners {
         let door = Arc::new(Door {
             listener,
             sealed: Arc::clone(&sealed),
+            hosts: Arc::clone(&hosts),
             visits: Visits::new(keepers),
             pausing: Mutex::new(()),
         });
@@ -121,6 +124,7 @@ fn rehearse(threads: usize) -> io::Result<()> {
 struct Door {
     listener: Listener,
     sealed: Arc<Sealed>,
+    hosts: Arc<AllowedHosts>,
     visits: Visits,
     pausing: Mutex<()>,
 }
@@ -148,7 +152,7 @@ impl Door {
     fn attend(&self, keeper: usize, stream: &Stream) {
         // Not on the stack, whose pages each keeper would hold for good.
         let mut buffer = vec![0; HEAD_LIMIT];
-        let Ok(verdict) = read_head(stream.within(READ_TIME), &mut buffer) else {
+        let Ok(verdict) = read_head(stream.within(READ_TIME), &mut buffer, &self.hosts) else {
             return; // Gone, or cut to make room.
         };
         self.visits.enter(keeper, Phase::Answering);

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
 use crate::machine::process::{Stat, TICKS_PER_SECOND};
+use crate::os;
 use crate::snapshot::Gpu;
 
 /// The version of this program.
@@ -119,24 +120,12 @@ impl Constant {
         Constant {
             stat: Kept::open("/proc/self/stat"),
             statm: Kept::open("/proc/self/statm"),
-            page_bytes: fs::read("/proc/self/auxv")
-                .ok()
-                .and_then(|auxv| page_bytes(&auxv)),
+            // Not from /proc/self/auxv, which a process without dumps may not read.
+            page_bytes: os::page_bytes().map(|bytes| bytes as f64),
             max_fds: most_descriptors().map(|count| count as f64),
             booted,
         }
     }
-}
-
-/// Finds `AT_PAGESZ` (6) in the auxiliary vector: pairs of machine words.
-fn page_bytes(auxv: &[u8]) -> Option<f64> {
-    const WORD: usize = size_of::<usize>();
-    auxv.chunks_exact(2 * WORD).find_map(|pair| {
-        let (key, value) = pair.split_at(WORD);
-        let key = usize::from_ne_bytes(key.try_into().ok()?);
-        let value = usize::from_ne_bytes(value.try_into().ok()?);
-        (key == 6).then_some(value as f64)
-    })
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{self as unix, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -139,10 +139,16 @@ impl Listener {
         Ok(Self::Tcp(listener))
     }
 
+    /// Owner and group may connect, whatever the umask. The file is removed at
+    /// the end, unless it is another one by then.
     fn unix(path: &Path) -> io::Result<Self> {
-        let listener = UnixListener::bind(path)?;
+        const NOT_FOR_OTHERS: u16 = 0o117;
+        let listener = os::with_umask(NOT_FOR_OTHERS, || UnixListener::bind(path))?;
         os::set_backlog(&listener, BACKLOG)?;
-        os::remove_at_exit(path)?;
+        let (ours, path) = (FileId::of(path)?, path.to_owned());
+        os::before_end(move || {
+            let _gone = ours.remove(&path);
+        })?;
         Ok(Self::Unix(listener))
     }
 }
@@ -323,20 +329,52 @@ fn port_of(listener: &Listener) -> Option<u16> {
 fn bind_unix(path: &Path) -> io::Result<Listener> {
     match Listener::unix(path) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            let is_socket = fs::symlink_metadata(path)?.file_type().is_socket();
-            if !is_socket {
+            let found = FileId::of(path)?;
+            if !found.is_socket {
                 return Err(io::Error::new(
                     ErrorKind::AlreadyExists,
                     "a file that is not a socket is in the way",
                 ));
             }
-            if is_live(path)? {
+            // Another process may be replacing the stale one as well: then this one is
+            // gone, and the other's has its place.
+            if is_live(path)? || !found.remove(path)? {
                 return Err(error);
             }
-            fs::remove_file(path)?;
             Listener::unix(path)
         }
         result => result,
+    }
+}
+
+/// Which file it is that a path names, not followed where it is a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+    /// A file system may give the inode of a removed file to the next one at once.
+    created_or_changed: (i64, i64),
+    is_socket: bool,
+}
+
+impl FileId {
+    fn of(path: &Path) -> io::Result<Self> {
+        let file = fs::symlink_metadata(path)?;
+        Ok(Self {
+            device: file.dev(),
+            inode: file.ino(),
+            created_or_changed: (file.ctime(), file.ctime_nsec()),
+            is_socket: file.file_type().is_socket(),
+        })
+    }
+
+    /// Removes the file, unless `path` names another one by now; says whether it was this one.
+    fn remove(self, path: &Path) -> io::Result<bool> {
+        let is_this = Self::of(path).is_ok_and(|now| now == self);
+        if is_this {
+            fs::remove_file(path)?;
+        }
+        Ok(is_this)
     }
 }
 

@@ -6,17 +6,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use llamacpp_exporter::escape::Escaped;
+use llamacpp_exporter::gate::{self, AllowedHosts};
 use llamacpp_exporter::itself::{self, Itself};
 use llamacpp_exporter::machine::{self, gpus::Gpus};
 use llamacpp_exporter::poll::{self, Poller, Watch};
 use llamacpp_exporter::serve::{self, Site};
 use llamacpp_exporter::settings::{self, Command, Settings};
-use llamacpp_exporter::{check, exposition, gate, log, os};
+use llamacpp_exporter::{check, exposition, log, os};
 
 /// How long `--healthcheck` waits for an answer.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
+    if let Err(error) = os::hide_memory() {
+        // Nothing depends on it.
+        log::warn(
+            "a core of this process may hold its keys",
+            &[("reason", &error)],
+        );
+    }
     let (command, settings) =
         match settings::parse(env::args_os().skip(1).collect(), |name| env::var_os(name)) {
             Ok(parsed) => parsed,
@@ -48,7 +56,7 @@ fn serve(settings: &Settings) -> ExitCode {
         Err(error) => return fail(1, &format!("--addr: {error}")),
     };
     let served: Vec<_> = listeners.iter().map(ToString::to_string).collect();
-    let server = match gate::open(listeners) {
+    let server = match gate::open(listeners, AllowedHosts(settings.allowed_hosts.clone())) {
         Ok(server) => server,
         Err(error) => return fail(1, &format!("cannot serve: {error}")),
     };

@@ -1,21 +1,28 @@
 //! What the standard library does not offer. The only unsafe code of the crate.
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, c_char, c_int, c_void};
+#[cfg(target_os = "linux")]
+use std::ffi::{CString, c_ulong};
+use std::ffi::{c_int, c_void};
+#[cfg(target_os = "linux")]
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 #[cfg(target_os = "linux")]
 use std::mem;
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
 #[cfg(target_os = "linux")]
-use std::os::fd::OwnedFd;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::os::fd::{FromRawFd, OwnedFd};
+#[cfg(target_os = "linux")]
 use std::os::unix::ffi::OsStrExt;
 #[cfg(target_os = "linux")]
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
+use std::os::unix::net::UnixStream;
+#[cfg(target_os = "linux")]
 use std::path::Path;
 use std::process::Command;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread;
 
 const SIGINT: c_int = 2;
 const SIGTERM: c_int = 15;
@@ -30,7 +37,7 @@ const KEEP_ALIVE_SECONDS: c_int = 15;
 
 unsafe extern "C" {
     fn signal(number: c_int, handler: extern "C" fn(c_int)) -> usize;
-    fn unlink(path: *const c_char) -> c_int;
+    fn write(descriptor: c_int, bytes: *const c_void, count: usize) -> isize;
     fn _exit(status: c_int) -> !;
     fn listen(descriptor: c_int, backlog: c_int) -> c_int;
     fn setsockopt(
@@ -42,11 +49,16 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// The path of the Unix socket that goes with the process, or null.
-static SOCKET: AtomicPtr<c_char> = AtomicPtr::new(ptr::null_mut());
+#[cfg(target_os = "linux")]
+unsafe extern "C" {
+    fn prctl(option: c_int, ...) -> c_int;
+}
 
-/// Lets SIGTERM and SIGINT end the process at once with status 0, and remove
-/// the file named by [`remove_at_exit`]. With a handler they also reach a
+/// The descriptor that a signal writes to, where there is something to do before the end; else -1.
+static BEFORE_END: AtomicI32 = AtomicI32::new(-1);
+
+/// Lets SIGTERM and SIGINT end the process at once with status 0, after what
+/// [`before_end`] was given. With a handler they also reach a
 /// process with the number 1, for which the default is to ignore them.
 ///
 /// # Errors
@@ -90,26 +102,90 @@ pub fn keep_no_spare_memory() {
 /// Nothing may run here that takes a lock or allocates: the signal may have
 /// come in the midst of either.
 extern "C" fn leave(_number: c_int) {
-    let path = SOCKET.load(Ordering::Acquire);
-    if !path.is_null() {
-        // SAFETY: the pointer came from a `CString` that is never freed, and
-        // unlink is async-signal-safe.
-        unsafe { unlink(path) };
+    let descriptor = BEFORE_END.load(Ordering::Acquire);
+    // SAFETY: write is async-signal-safe, and reads one byte that is there; the
+    // descriptor, where there is one, is never closed.
+    if descriptor >= 0 && unsafe { write(descriptor, c"x".as_ptr().cast(), 1) } == 1 {
+        return; // The thread of `before_end` goes on from here.
     }
     // SAFETY: _exit is async-signal-safe and takes any status.
     unsafe { _exit(0) }
 }
 
-/// Names the file that a signal removes before it ends the process. Only the
-/// last one named is remembered.
+/// Has `act` run, on a thread of its own, before a signal ends the process. Only
+/// the last one given is.
 ///
 /// # Errors
-/// A path with a NUL byte.
-pub fn remove_at_exit(path: &Path) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    // The former path is not freed: a handler may be reading it.
-    SOCKET.store(path.into_raw(), Ordering::Release);
+/// No thread or descriptor can be had.
+pub fn before_end(act: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let (mut told, tell) = UnixStream::pair()?;
+    // A handler must not wait.
+    tell.set_nonblocking(true)?;
+    thread::Builder::new()
+        .name("end".into())
+        .stack_size(64 << 10)
+        .spawn(move || {
+            if told.read(&mut [0]).is_ok_and(|count| count == 1) {
+                act();
+                // SAFETY: _exit takes any status.
+                unsafe { _exit(0) }
+            }
+        })?;
+    // The former one stays open: a handler may be writing to it.
+    BEFORE_END.store(tell.into_raw_fd(), Ordering::Release);
     Ok(())
+}
+
+/// Runs `make` with the file mode bits in `mask` forbidden to what it makes, whatever the
+/// process's own mask. Other threads have that mask meanwhile.
+pub fn with_umask<T>(mask: u16, make: impl FnOnce() -> T) -> T {
+    #[cfg(target_vendor = "apple")]
+    type Mode = u16;
+    #[cfg(not(target_vendor = "apple"))]
+    type Mode = u32;
+    unsafe extern "C" {
+        fn umask(mask: Mode) -> Mode;
+    }
+    // SAFETY: umask takes any number, and cannot fail.
+    let former = unsafe { umask(Mode::from(mask)) };
+    let made = make();
+    // SAFETY: as above.
+    unsafe { umask(former) };
+    made
+}
+
+/// Has the system write no core of this process, whatever its limits, and let no other process of
+/// the same user read its memory, environment or descriptors: there are keys in them. Only Linux
+/// can. The process's files in `/proc` then belong to root; itself, it can still read most.
+///
+/// # Errors
+/// What the system says; no known system refuses it.
+pub fn hide_memory() -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        const PR_SET_DUMPABLE: c_int = 4;
+        let no: c_ulong = 0;
+        // SAFETY: this call takes any number.
+        check(unsafe { prctl(PR_SET_DUMPABLE, no) })
+    }
+    #[cfg(not(target_os = "linux"))]
+    Ok(())
+}
+
+/// The size of a page of memory, in bytes. Known on Linux only.
+pub fn page_bytes() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        unsafe extern "C" {
+            fn getauxval(kind: c_ulong) -> c_ulong;
+        }
+        const AT_PAGESZ: c_ulong = 6;
+        // SAFETY: getauxval takes any number.
+        let bytes = unsafe { getauxval(AT_PAGESZ) };
+        (bytes > 0).then_some(bytes as u64)
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
 }
 
 /// Lets `length` connections wait to be accepted; the system may cap it. The
@@ -258,11 +334,7 @@ fn set_option(socket: &impl AsFd, level: c_int, name: c_int, value: c_int) -> io
 pub fn end_with_us(command: &mut Command) {
     #[cfg(target_os = "linux")]
     {
-        use std::ffi::c_ulong;
         use std::os::unix::process::CommandExt;
-        unsafe extern "C" {
-            fn prctl(option: c_int, ...) -> c_int;
-        }
         const PR_SET_PDEATHSIG: c_int = 1;
         const SIGKILL: c_ulong = 9;
         // SAFETY: between fork and exec only what a signal handler may call may be called:
@@ -412,7 +484,28 @@ mod tests {
             set_defer_accept(&connected, 1).is_err(),
             cfg!(target_os = "linux")
         );
-        assert!(remove_at_exit(Path::new("a\0b")).is_err());
+    }
+
+    #[test]
+    fn what_is_made_has_the_mode_that_was_asked_for() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = with_umask(0o117, || std::os::unix::net::UnixListener::bind(&path));
+        listener.unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660, "{mode:o}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_page_is_what_the_system_says() {
+        let kb = page_bytes().unwrap() / 1024;
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let line = smaps
+            .lines()
+            .find_map(|line| line.strip_prefix("KernelPageSize:"));
+        assert_eq!(line.unwrap().trim(), format!("{kb} kB"));
     }
 
     #[test]

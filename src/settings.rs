@@ -18,6 +18,7 @@ pub use self::api_key::ApiKeys;
 pub use self::base_url::BaseUrl;
 pub use self::log_file::LogFile;
 use crate::bounds::{self, BoundedDuration};
+use crate::gate::AllowedHost;
 use crate::listen::Address;
 use crate::log::Level;
 
@@ -33,6 +34,8 @@ pub struct Settings {
     pub model: Option<String>,
     /// Where to serve.
     pub addr: Address,
+    /// The names that may be asked for; none: any.
+    pub allowed_hosts: Vec<AllowedHost>,
     /// Time between the starts of two polls; above zero.
     pub interval: Duration,
     /// Deadline of one HTTP request, name resolution and body included; above zero.
@@ -253,6 +256,20 @@ pub const TABLE: &[Row] = &[
         ..ROW
     },
     Row {
+        flag: "--allowed-hosts",
+        argument: "NAME",
+        variables: &["LLAMACPP_ALLOWED_HOSTS"],
+        help: "answer only requests whose Host is this name, localhost or an address, so that no web \
+               page can read the metrics by DNS rebinding; several: given again, or separated by \
+               commas; without it, any",
+        repeatable: true,
+        set: |draft, text| {
+            draft.allowed_hosts.push(text.parse()?);
+            Ok(())
+        },
+        ..ROW
+    },
+    Row {
         flag: "--interval",
         alias: "--scrape-interval",
         argument: "D",
@@ -399,6 +416,7 @@ struct Draft {
     base_urls: Vec<BaseUrl>,
     model: Option<String>,
     addr: Option<Address>,
+    allowed_hosts: Vec<AllowedHost>,
     interval: Option<Duration>,
     timeout: Option<Duration>,
     api_keys: ApiKeys,
@@ -648,6 +666,7 @@ fn finish(mut draft: Draft) -> Result<Settings, String> {
             .addr
             .or(defaults.addr)
             .ok_or_else(|| missing("--addr"))?,
+        allowed_hosts: draft.allowed_hosts,
         interval: draft
             .interval
             .or(defaults.interval)

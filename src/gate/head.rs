@@ -2,6 +2,8 @@
 
 use std::io::{self, ErrorKind, Read};
 
+use super::host::AllowedHosts;
+
 /// The most bytes of a head.
 pub const HEAD_LIMIT: usize = 8 << 10;
 
@@ -25,6 +27,8 @@ pub enum Refusal {
     TooLarge,
     /// No end of the head in time.
     TooSlow,
+    /// A `Host` that is not allowed.
+    Host,
 }
 
 impl Refusal {
@@ -47,6 +51,11 @@ impl Refusal {
                 "",
                 "the head of the request took longer than 5 s",
             ),
+            Self::Host => (
+                "421 Misdirected Request",
+                "",
+                "this Host is not among --allowed-hosts",
+            ),
         };
         let length = text.len() + 1;
         format!(
@@ -57,16 +66,17 @@ impl Refusal {
     }
 }
 
-/// Reads up to the end of the head. Header lines count for nothing, since none
-/// is passed on, and what comes behind the head is nobody's business.
-/// `buffer` has [`HEAD_LIMIT`] bytes.
+/// Reads up to the end of the head. Header lines count for nothing but the
+/// `Host`, since none is passed on, and what comes behind the head is nobody's
+/// business. `buffer` has [`HEAD_LIMIT`] bytes.
 ///
 /// # Errors
 /// The client has gone, or the connection has been cut.
-pub fn read_head(
+pub fn read_head<'a>(
     mut stream: impl Read,
-    buffer: &mut [u8],
-) -> io::Result<Result<Request<'_>, Refusal>> {
+    buffer: &'a mut [u8],
+    hosts: &AllowedHosts,
+) -> io::Result<Result<Request<'a>, Refusal>> {
     let mut first_line = None;
     let mut length = 0;
     while length < buffer.len() {
@@ -81,7 +91,10 @@ pub fn read_head(
         for end in start + 1..=length {
             match &buffer[..end] {
                 [.., b'\n', b'\n'] | [.., b'\n', b'\r', b'\n'] | [b'\n'] | [b'\r', b'\n'] => {
-                    return Ok(vet(&buffer[..first_line.unwrap_or_default()]));
+                    let request = vet(&buffer[..first_line.unwrap_or_default()]);
+                    let is_allowed = hosts.allow(&buffer[..end]);
+                    return Ok(request
+                        .and_then(|request| is_allowed.then_some(request).ok_or(Refusal::Host)));
                 }
                 [line @ .., b'\n'] if first_line.is_none() => first_line = Some(line.len()),
                 [.., byte] if first_line.is_none() && !is_text(*byte) && *byte != b'\r' => {
@@ -124,9 +137,11 @@ fn vet(line: &[u8]) -> Result<Request<'_>, Refusal> {
 mod tests {
     use super::*;
 
+    const ANY: AllowedHosts = AllowedHosts(Vec::new());
+
     /// What becomes of a head that comes at once; an error if it has no end.
     fn read(head: &[u8]) -> io::Result<Result<Request<'static>, Refusal>> {
-        read_head(head, vec![0; HEAD_LIMIT].leak())
+        read_head(head, vec![0; HEAD_LIMIT].leak(), &ANY)
     }
 
     #[track_caller]
@@ -241,20 +256,20 @@ mod tests {
             let head = head_of(length);
             assert_eq!(head.len(), length);
             assert_eq!(
-                read_head(head.as_bytes(), &mut buffer).unwrap(),
+                read_head(head.as_bytes(), &mut buffer, &ANY).unwrap(),
                 Ok(request)
             );
             assert_eq!(
-                read_head(Drip(head.as_bytes()), &mut buffer).unwrap(),
+                read_head(Drip(head.as_bytes()), &mut buffer, &ANY).unwrap(),
                 Ok(request)
             );
         }
         let head = head_of(HEAD_LIMIT + 1);
         assert_eq!(
-            read_head(head.as_bytes(), &mut buffer).unwrap(),
+            read_head(head.as_bytes(), &mut buffer, &ANY).unwrap(),
             Err(Refusal::TooLarge)
         );
-        assert!(read_head(&b"GET / HTTP/1.1\r\n"[..], &mut buffer).is_err());
+        assert!(read_head(&b"GET / HTTP/1.1\r\n"[..], &mut buffer, &ANY).is_err());
     }
 
     #[test]
@@ -264,6 +279,7 @@ mod tests {
             Refusal::Method,
             Refusal::TooLarge,
             Refusal::TooSlow,
+            Refusal::Host,
         ] {
             let answer = String::from_utf8(refusal.answer()).unwrap();
             let (head, body) = answer.split_once("\r\n\r\n").unwrap();

@@ -6,13 +6,16 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use crate::exporter::{Exporter, Stranger, alone};
+use crate::exporter::{Exporter, Stranger, alone, signal};
 
 /// Said once when the racer is ready, and then for each answer that it gets.
 const READY: &str = "racer: ready";
@@ -44,7 +47,43 @@ fn no_other_user_gets_in_during_the_start() {
     // The machine may run other programs that have such sockets.
     let mut answered = racer.end();
     answered.retain(|server| exporters.contains(server));
-    assert_eq!(answered, []);
+    assert!(answered.is_empty(), "answered by {answered:?}");
+}
+
+/// Its environment may hold a key, and so may a core.
+#[test]
+fn no_other_process_of_the_same_user_reads_its_memory() {
+    let Some(stranger) = Stranger::new() else {
+        return;
+    };
+    let mut exporter = Exporter::start_by(stranger.exporter("ulimit -c unlimited"));
+    for file in ["environ", "mem", "auxv"] {
+        let path = format!("/proc/{}/{file}", exporter.pid());
+        let owner = fs::metadata(&path).unwrap().uid();
+        assert_eq!(owner, 0, "{path}");
+        let mut read = stranger.command("", Path::new("head"));
+        let read = read.args(["-c", "1", &path]).output().unwrap();
+        assert!(!read.status.success(), "{path}");
+    }
+    // What it says of itself, it can still read.
+    let metrics = exporter.get("/metrics").unwrap().body;
+    for name in [
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_open_fds",
+        "process_max_fds",
+        "process_start_time_seconds",
+    ] {
+        let told = metrics.lines().any(|line| {
+            let value = line.strip_prefix(name).map(str::trim);
+            value.is_some_and(|value| value.parse::<f64>().is_ok())
+        });
+        assert!(told, "{name} in:\n{metrics}");
+    }
+    signal("ABRT", exporter.pid());
+    let status = exporter.wait();
+    assert_eq!(status.signal(), Some(6));
+    assert!(!status.core_dumped());
 }
 
 /// Run by another user, from a copy of this file: see [`Racer`].

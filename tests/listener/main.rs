@@ -8,6 +8,7 @@ mod local_users;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command};
@@ -304,7 +305,12 @@ fn sigterm_ends_it_as_the_first_process_of_a_container() {
 }
 
 fn start_at_socket(path: &Path) -> Child {
-    let (child, stderr, _lines) = spawn(exporter_at(&format!("unix:{}", path.display())));
+    serving_at(exporter_at(&format!("unix:{}", path.display())), path)
+}
+
+/// Starts a program, and waits until it serves at this socket.
+fn serving_at(program: Command, path: &Path) -> Child {
+    let (child, stderr, _lines) = spawn(program);
     let start = Instant::now();
     while UnixStream::connect(path).is_err() {
         assert!(start.elapsed() < PATIENCE, "{}", stderr.lock().unwrap());
@@ -331,6 +337,79 @@ fn a_unix_socket_is_served_and_removed_at_the_end() {
         assert_eq!(wait(&mut exporter).code(), code);
         assert_eq!(path.exists(), code.is_none(), "{name}");
     }
+}
+
+#[test]
+fn a_unix_socket_is_for_its_owner_and_group_whatever_the_umask() {
+    for umask in ["000", "022", "077", "777"] {
+        let directory = Directory::new();
+        let path = directory.join("exporter.sock");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("umask {umask}; exec \"$0\" \"$@\""), BINARY]);
+        shell.args(["--base-url", UPSTREAM, "--addr"]);
+        shell.arg(format!("unix:{}", path.display()));
+        let mut exporter = serving_at(shell, &path);
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o660, "umask {umask}: {mode:o}");
+        assert_eq!(scrape_socket(&path), 200);
+        exporter.kill().unwrap();
+        exporter.wait().unwrap();
+    }
+}
+
+#[test]
+fn what_has_taken_the_place_of_the_socket_is_left_alone_at_the_end() {
+    let directory = Directory::new();
+    let path = directory.join("exporter.sock");
+    for is_socket in [true, false] {
+        let mut exporter = start_at_socket(&path);
+        fs::remove_file(&path).unwrap();
+        let _others = is_socket.then(|| UnixListener::bind(&path).unwrap());
+        if !is_socket {
+            fs::write(&path, "precious").unwrap();
+        }
+        signal("TERM", exporter.id());
+        assert_eq!(wait(&mut exporter).code(), Some(0));
+        assert!(path.exists(), "a socket: {is_socket}");
+        fs::remove_file(&path).unwrap();
+    }
+    // Nor is it missed where it is gone.
+    let mut exporter = start_at_socket(&path);
+    fs::remove_file(&path).unwrap();
+    signal("TERM", exporter.id());
+    assert_eq!(wait(&mut exporter).code(), Some(0));
+}
+
+/// A page whose own name leads here could read what is answered.
+#[test]
+fn only_the_names_that_were_given_are_answered() {
+    let mut program = Command::new(BINARY);
+    program.args(["--allowed-hosts", "exporter.example,nas"]);
+    let exporter = Exporter::start_by(program);
+    let status = |host: &str| {
+        let request = format!("GET /metrics HTTP/1.1\r\n{host}\r\n\r\n");
+        exporter.send(&request).unwrap()
+    };
+    for host in [
+        "exporter.example:9100",
+        "NAS",
+        "localhost:1",
+        "127.0.0.1",
+        "[::1]:9100",
+    ] {
+        assert_eq!(status(&format!("Host: {host}")).status, 200, "{host}");
+    }
+    for head in [
+        "Host: evil.example",
+        "Host: nas\r\nHost: evil.example",
+        "Accept: */*",
+    ] {
+        let answer = status(head);
+        assert_eq!(answer.status, 421, "{head}");
+        assert!(answer.body.contains("--allowed-hosts"), "{answer:?}");
+    }
+    let mut check = exporter_at(&exporter.address.to_string());
+    assert!(check.arg("--healthcheck").status().unwrap().success());
 }
 
 #[test]

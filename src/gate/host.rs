@@ -1,0 +1,151 @@
+//! By which names the exporter may be asked.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+/// One name of this machine, as clients put it into their `Host` header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowedHost(String);
+
+impl FromStr for AllowedHost {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = text.strip_suffix('.').unwrap_or(text);
+        let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        if name.is_empty() || !name.bytes().all(is_of_name) {
+            return Err("use a name without a port, like exporter.example.org".to_owned());
+        }
+        Ok(Self(name.to_ascii_lowercase()))
+    }
+}
+
+/// The names that may be asked for; empty: any.
+#[derive(Debug)]
+pub struct AllowedHosts(pub Vec<AllowedHost>);
+
+impl AllowedHosts {
+    /// Whether a request with this head may be answered. A page of somebody else's can have its
+    /// own name lead here and then read what is answered (DNS rebinding): it cannot do that with
+    /// an address, nor with `localhost`, so those are always allowed.
+    pub fn allow(&self, head: &[u8]) -> bool {
+        if self.0.is_empty() {
+            return true;
+        }
+        let mut lines = head.split(|byte| *byte == b'\n').skip(1);
+        let hosts = lines.by_ref().filter_map(host_of);
+        let hosts: Vec<&str> = hosts.collect();
+        // Of two, another reader may take the other one.
+        matches!(hosts[..], [host] if self.allow_host(host))
+    }
+
+    fn allow_host(&self, host: &str) -> bool {
+        let Some(name) = without_port(host) else {
+            return false;
+        };
+        if let Some(address) = name.strip_prefix('[') {
+            let address = address.strip_suffix(']').unwrap_or_default();
+            return address.parse::<Ipv6Addr>().is_ok();
+        }
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        name == "localhost"
+            || name.parse::<Ipv4Addr>().is_ok()
+            || self.0.iter().any(|allowed| allowed.0 == name)
+    }
+}
+
+/// The value of a line of a head, where it is that of `Host`; empty where that cannot be read.
+fn host_of(line: &[u8]) -> Option<&str> {
+    let colon = line.iter().position(|byte| *byte == b':')?;
+    let (name, value) = line.split_at(colon);
+    let value = str::from_utf8(value.get(1..)?).unwrap_or_default();
+    name.trim_ascii()
+        .eq_ignore_ascii_case(b"host")
+        .then(|| value.trim())
+}
+
+/// `host` less `:PORT`; `None` where what stands there is no port.
+fn without_port(host: &str) -> Option<&str> {
+    match host.rsplit_once(':') {
+        // The colons of an IPv6 address stand within its brackets.
+        Some((name, port)) if !port.contains(']') => {
+            let is_port = port.bytes().all(|byte| byte.is_ascii_digit());
+            is_port.then_some(name)
+        }
+        _ => Some(host),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allows(names: &[&str], head: &str) -> bool {
+        let names = names.iter().map(|name| name.parse().unwrap());
+        AllowedHosts(names.collect()).allow(head.as_bytes())
+    }
+
+    fn allows_host(host: &str) -> bool {
+        let head = format!("GET / HTTP/1.1\r\nAccept: */*\r\nHost: {host}\r\n\r\n");
+        assert!(allows(&[], &head), "{host}");
+        allows(&["exporter.example.org", "Nas"], &head)
+    }
+
+    #[test]
+    fn the_names_that_were_given_addresses_and_localhost_are_allowed() {
+        for host in [
+            "exporter.example.org",
+            "EXPORTER.example.org.:9100",
+            "nas:9100",
+            "localhost",
+            "localhost:9100",
+            "127.0.0.1:9100",
+            "192.0.2.7",
+            "[::1]:9100",
+            "[2001:db8::1]",
+        ] {
+            assert!(allows_host(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn other_names_are_not() {
+        for host in [
+            "",
+            "evil.example",
+            "evil.example:9100",
+            "nas.evil.example",
+            "exporter.example.org.evil.example",
+            "exporter.example.org@evil.example",
+            "evil.example:nas",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "127.1",
+            "[::1].evil.example",
+            "[nas]",
+            "[::1",
+            "\u{e9}",
+            "nas evil.example",
+        ] {
+            assert!(!allows_host(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn one_host_is_wanted_where_names_were_given() {
+        let nas = &["nas"];
+        assert!(!allows(nas, "GET / HTTP/1.1\r\n\r\n"));
+        assert!(!allows(nas, "GET / HTTP/1.1\nHost: nas\nHost: evil\n\n"));
+        assert!(!allows(nas, "GET / HTTP/1.1\nHost: evil\nhost: nas\n\n"));
+        assert!(!allows(nas, "GET / HTTP/1.1\nX-Host: nas\n\n"));
+        assert!(allows(nas, "GET / HTTP/1.1\nhost:nas\n\n"));
+        assert!(allows(&[], "GET / HTTP/1.1\r\n\r\n"));
+    }
+
+    #[test]
+    fn a_name_is_no_more_than_a_name() {
+        for text in ["", ".", "nas:9100", "http://nas", "[::1]", "a b", "*"] {
+            assert!(text.parse::<AllowedHost>().is_err(), "{text}");
+        }
+    }
+}
