@@ -21,6 +21,8 @@ pub mod router;
 pub mod samples;
 pub mod shown;
 pub mod signs;
+#[cfg(feature = "tls")]
+mod tls;
 mod transport;
 pub mod turns;
 pub mod work;

@@ -87,6 +87,10 @@ impl Advice {
                 "a proxy answers there ({}), and the server behind it is down or cannot be reached",
                 failure.detail
             )),
+            #[cfg(feature = "tls")]
+            Reason::Connect if failure.detail.starts_with(super::tls::PREFIX) => {
+                advice(failure.detail.trim_start_matches(super::tls::PREFIX))
+            }
             _ if !base.is_https() && is_no_http(&failure.detail) => advice(
                 "what listens there does not answer in HTTP: if it speaks TLS, use https:// in \
                  --base-url",

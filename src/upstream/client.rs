@@ -106,7 +106,7 @@ impl Client {
         let tcp = Tcp::new(line.clone());
         #[cfg(feature = "tls")]
         let (config, connector) = (
-            config.tls_config(tls(settings)?),
+            config.tls_config(super::tls::config(settings)?),
             tcp.chain(ureq::unversioned::transport::RustlsConnector::default()),
         );
         #[cfg(not(feature = "tls"))]
@@ -172,51 +172,6 @@ impl Client {
     pub fn hang_up(&self) {
         self.line.hang_up();
     }
-}
-
-#[cfg(feature = "tls")]
-fn tls(settings: &Settings) -> Result<ureq::tls::TlsConfig, String> {
-    use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
-    let builder = TlsConfig::builder();
-    let Some(ca) = &settings.ca else {
-        return Ok(builder.root_certs(RootCerts::WebPki).build());
-    };
-    let mut roots = Vec::new();
-    for item in parse_pem(&ca.pem) {
-        match item {
-            Ok(PemItem::Certificate(certificate)) if is_der(certificate.der()) => {
-                roots.push(certificate);
-            }
-            Ok(PemItem::Certificate(_)) => {
-                return Err(format!(
-                    "--ca-file {:?}: holds a certificate that is none; give PEM text with -----BEGIN CERTIFICATE-----",
-                    ca.path
-                ));
-            }
-            Ok(_) => {}
-            Err(error) => return Err(format!("--ca-file {:?}: is no PEM text: {error}", ca.path)),
-        }
-    }
-    if roots.is_empty() {
-        return Err(format!(
-            "--ca-file {:?}: holds no certificate; give PEM text with -----BEGIN CERTIFICATE-----",
-            ca.path
-        ));
-    }
-    Ok(builder
-        .root_certs(RootCerts::new_with_certs(&roots))
-        .build())
-}
-
-/// Whether these bytes are one DER sequence as long as it says, as a certificate is.
-#[cfg(feature = "tls")]
-fn is_der(bytes: &[u8]) -> bool {
-    let (length, rest) = match bytes {
-        [0x30, 0x81, length, rest @ ..] => (usize::from(*length), rest),
-        [0x30, 0x82, high, low, rest @ ..] => (usize::from(*high) << 8 | usize::from(*low), rest),
-        _ => return false,
-    };
-    rest.len() == length
 }
 
 /// The headers that carry the URL's userinfo and the key of `base`. Both may be wanted, by a proxy
@@ -515,8 +470,15 @@ fn io_failure(error: &io::Error) -> Failure {
         None if error.to_string().contains("InvalidContentType") => {
             Failure::new(Reason::Connect, SPEAKS_NO_TLS)
         }
-        None => Failure::new(Reason::Connect, error.to_string()),
+        None => connect_failure(error.to_string()),
     }
+}
+
+/// The connection failed; `said` is why.
+fn connect_failure(said: String) -> Failure {
+    #[cfg(feature = "tls")]
+    let said = super::tls::explain(&said).unwrap_or(said);
+    Failure::new(Reason::Connect, said)
 }
 
 const TOO_LARGE: &str = "the answer is larger than any real server's";
@@ -546,10 +508,7 @@ fn failure(error: &ureq::Error) -> Failure {
         Error::Protocol(error) => Failure::new(Reason::Parse, format!("{NO_HTTP}: {error}")),
         Error::Http(error) => Failure::new(Reason::Parse, format!("{NO_HTTP}: {error}")),
         #[cfg(feature = "tls")]
-        Error::Rustls(error) => Failure::new(
-            Reason::Connect,
-            format!("TLS: {error}; a certificate of your own is trusted with --ca-file"),
-        ),
+        Error::Rustls(error) => connect_failure(error.to_string()),
         other => Failure::new(Reason::Connect, other.to_string()),
     }
 }
