@@ -5,6 +5,7 @@
 //! answered over the [sealed connection](crate::sealed), hands the answer over
 //! and says goodbye. When nearly all keepers are taken, the visitor who has
 //! been slow for longest has to go.
+#![deny(clippy::arithmetic_side_effects)]
 
 mod head;
 mod host;
@@ -40,7 +41,8 @@ const LEAVE_TIME: Duration = Duration::from_secs(1);
 const LEAVE_LIMIT: u64 = 64 << 10;
 
 /// How many keepers there may be; fewer where threads or descriptors are scarce.
-const KEEPERS: [usize; 5] = [64, 32, 16, 8, 4];
+const KEEPERS: [usize; 5] = [64, 32, 16, 8, FEWEST_KEEPERS];
+const FEWEST_KEEPERS: usize = 4;
 const KEEPER_STACK: usize = 128 << 10;
 
 /// What the keepers leave to the rest of the process.
@@ -65,7 +67,10 @@ pub fn open(listeners: Vec<Listener>, hosts: AllowedHosts) -> io::Result<&'stati
         io::Error::new(error.kind(), text)
     })?;
     let (sealed, hosts) = (Arc::new(sealed), Arc::new(hosts));
-    let keepers = (keepers / listeners.len().max(1)).max(2);
+    let keepers = keepers
+        .checked_div(listeners.len())
+        .unwrap_or(keepers)
+        .max(2);
     for listener in listeners {
         let door = Arc::new(Door {
             listener,
@@ -90,11 +95,11 @@ fn affordable_keepers() -> io::Result<usize> {
     let descriptors = descriptors.saturating_sub(SPARE_DESCRIPTORS);
     let mut result = Err(ErrorKind::OutOfMemory.into());
     for keepers in KEEPERS {
-        if keepers > descriptors.max(KEEPERS[KEEPERS.len() - 1]) {
+        if keepers > descriptors.max(FEWEST_KEEPERS) {
             continue;
         }
         // tiny_http panics where it cannot have a thread: see first.
-        result = rehearse(keepers + SPARE_THREADS).map(|()| keepers);
+        result = rehearse(keepers.saturating_add(SPARE_THREADS)).map(|()| keepers);
         if result.is_ok() {
             break;
         }

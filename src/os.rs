@@ -1,5 +1,6 @@
 //! What the standard library does not offer. The only unsafe code of the crate.
 #![allow(unsafe_code)]
+#![deny(clippy::arithmetic_side_effects)]
 
 #[cfg(target_os = "linux")]
 use std::ffi::{CString, c_ulong};
@@ -235,7 +236,9 @@ pub fn connect_at_once(name: &[u8]) -> io::Result<UnixStream> {
     // SAFETY: the descriptor is open, and nobody else has it.
     let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
     stream.set_nonblocking(true)?;
-    let length = mem::offset_of!(Address, path) + 1 + name.len();
+    let length = mem::offset_of!(Address, path)
+        .saturating_add("\0".len())
+        .saturating_add(name.len());
     // SAFETY: the address lives through the call, and has at least `length` bytes.
     check(unsafe { connect(descriptor, &raw const address, length as u32) })?;
     stream.set_nonblocking(false)?;

@@ -6,6 +6,7 @@
 //! shut down before tiny_http sees it: what is queued is still accepted, and
 //! whoever comes later is refused. What it is asked afterwards comes from the
 //! [gate](crate::gate) alone, well formed and one at a time.
+#![deny(clippy::arithmetic_side_effects)]
 
 use std::env;
 use std::fs;
@@ -109,7 +110,7 @@ fn read_answer(connection: &mut impl BufRead, has_body: bool) -> io::Result<Vec<
     if has_body {
         let length = length.ok_or_else(|| io::Error::other("an answer without a length"))?;
         let start = answer.len();
-        answer.resize(start + length, 0);
+        answer.resize(start.saturating_add(length), 0);
         connection.read_exact(&mut answer[start..])?;
     }
     Ok(answer)

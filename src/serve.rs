@@ -1,4 +1,5 @@
 //! Routes and answers.
+#![deny(clippy::arithmetic_side_effects)]
 
 use std::io;
 

@@ -2,6 +2,7 @@
 //!
 //! A flag wins over its variable, which wins over the default. [`TABLE`] drives
 //! parsing and `--help`, and the README's reference is tested against it.
+#![deny(clippy::arithmetic_side_effects)]
 
 mod api_key;
 mod base_url;
@@ -741,16 +742,12 @@ pub fn help() -> String {
 }
 
 fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
+    let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
-        let line = lines.last_mut().expect("there is always a last line");
-        if line.is_empty() {
-            line.push_str(word);
-        } else if line.chars().count() + 1 + word.chars().count() <= width {
-            line.push(' ');
-            line.push_str(word);
-        } else {
-            lines.push(word.to_owned());
+        let longer = lines.last().map(|line| format!("{line} {word}"));
+        match (lines.last_mut(), longer) {
+            (Some(line), Some(longer)) if longer.chars().count() <= width => *line = longer,
+            _ => lines.push(word.to_owned()),
         }
     }
     lines

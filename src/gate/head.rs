@@ -57,10 +57,11 @@ impl Refusal {
                 "this Host is not among --allowed-hosts",
             ),
         };
-        let length = text.len() + 1;
+        let body = format!("{text}\n");
+        let length = body.len();
         format!(
             "HTTP/1.1 {status}\r\n{header}Content-Type: text/plain; charset=utf-8\r\n\
-             Content-Length: {length}\r\nConnection: close\r\n\r\n{text}\n"
+             Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
         )
         .into_bytes()
     }
@@ -81,14 +82,15 @@ pub fn read_head<'a>(
     let mut length = 0;
     while length < buffer.len() {
         let start = length;
-        length += match stream.read(&mut buffer[start..]) {
+        let count = match stream.read(&mut buffer[start..]) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(count) => count,
             Err(error) if error.kind() == ErrorKind::TimedOut => return Ok(Err(Refusal::TooSlow)),
             Err(error) => return Err(error),
         };
+        length = start.saturating_add(count);
         // Each byte is looked at once, however small the pieces are.
-        for end in start + 1..=length {
+        for end in start.saturating_add(1)..=length {
             match &buffer[..end] {
                 [.., b'\n', b'\n'] | [.., b'\n', b'\r', b'\n'] | [b'\n'] | [b'\r', b'\n'] => {
                     let request = vet(&buffer[..first_line.unwrap_or_default()]);

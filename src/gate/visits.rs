@@ -100,12 +100,12 @@ fn slow(visits: &[Option<Visit>]) -> impl Iterator<Item = &Visit> {
 /// eighth of the keepers never has a slow visit, so that somebody is always
 /// there to let the next one in.
 fn make_room(visits: &mut [Option<Visit>], now: Instant) -> Option<Duration> {
-    let limit = visits.len() - (visits.len() / 8).max(1);
+    let limit = visits.len().saturating_sub((visits.len() / 8).max(1));
     if slow(visits).count() < limit || cut_one(visits, now) {
         return None;
     }
     let oldest = slow(visits).map(|visit| visit.since).min()?;
-    Some((oldest + GRACE).saturating_duration_since(now))
+    Some(GRACE.saturating_sub(now.saturating_duration_since(oldest)))
 }
 
 /// Ends the connection of one visit, the oldest of the first phase that there
@@ -113,7 +113,7 @@ fn make_room(visits: &mut [Option<Visit>], now: Instant) -> Option<Duration> {
 fn cut_one(visits: &mut [Option<Visit>], now: Instant) -> bool {
     let may_be_cut = |visit: &Visit| match visit.phase {
         Phase::Leaving => true,
-        Phase::Reading | Phase::Writing => visit.since + GRACE <= now,
+        Phase::Reading | Phase::Writing => now.saturating_duration_since(visit.since) >= GRACE,
         Phase::Answering => false,
     };
     let victim = visits
@@ -151,7 +151,7 @@ mod tests {
 
     /// Eight keepers, of whom the last is free, as one always should be.
     fn eight(of: [(Phase, u32); 7], now: Instant) -> (Vec<Option<Visit>>, Vec<UnixStream>) {
-        let visits = of.map(|(phase, age)| visit(phase, age * MS, now));
+        let visits = of.map(|(phase, age)| visit(phase, Duration::from_millis(age.into()), now));
         let (mut visits, clients): (Vec<_>, _) = visits.into_iter().unzip();
         visits.push(None);
         (visits, clients)

@@ -188,9 +188,9 @@ impl FromStr for BaseUrl {
 }
 
 fn split_port(text: &str) -> Option<(&str, Option<u16>)> {
-    let (host, port) = match text.rfind(':') {
+    let (host, port) = match text.rsplit_once(':') {
         // The colons of an IPv6 address stand within its brackets.
-        Some(colon) if !text[colon..].contains(']') => (&text[..colon], Some(&text[colon + 1..])),
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
         _ => (text, None),
     };
     let bare = match host.strip_prefix('[') {

@@ -43,7 +43,7 @@ fn parse_units(mut text: &str) -> Option<f64> {
     while !text.is_empty() {
         let number = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let unit = text[number..].find(|c: char| c.is_ascii_digit() || c == '.');
-        let end = unit.map_or(text.len(), |length| number + length);
+        let end = unit.map_or(text.len(), |length| number.saturating_add(length));
         let scale = match &text[number..end] {
             "ns" => 1e-9,
             "us" | "µs" | "μs" => 1e-6,
