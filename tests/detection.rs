@@ -71,25 +71,20 @@ fn kind(scrape: &Scrape) -> Option<&str> {
 fn dies_behind_a_proxy(kind_of_server: &str, server: &Server) {
     // Figures of past requests stand while a server is down.
     let exporter = Exporter::watching(server)
+        .interval("10ms")
         .arguments(&["--no-request-records"])
         .start();
-    let is_back = |scrape: &Scrape| kind(scrape) == Some(kind_of_server);
+    let states = |scrape: &Scrape| scrape.all("llamacpp_status").len();
+    let is_back = |scrape: &Scrape| scrape.up() && kind(scrape) == Some(kind_of_server);
+    let before = states(&exporter.until("up", is_back));
     for (name, page) in pages_of_proxies() {
-        let before = exporter.until("up", |scrape| scrape.up() && is_back(scrape));
         server.cover(page);
-        // One poll may have begun before.
-        let scrape = exporter.after_polls(1);
-        assert!(scrape.down(), "{name}: {scrape:?}");
-        assert_down(&scrape);
-        assert_down(&exporter.after_polls(2));
+        assert_down(&exporter.until(&format!("down, {name}"), Scrape::down));
+        // Not only at the first poll.
+        assert_down(&exporter.after_polls(1));
         server.uncover();
-        let after = exporter.after_polls(1);
-        assert!(after.up() && is_back(&after), "{name}: {after:?}");
-        assert_eq!(
-            before.all("llamacpp_status").len(),
-            after.all("llamacpp_status").len(),
-            "{name}: {after:?}"
-        );
+        let after = exporter.until(&format!("up again after {name}"), is_back);
+        assert_eq!(states(&after), before, "{name}: {after:?}");
     }
 }
 

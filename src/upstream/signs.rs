@@ -21,7 +21,7 @@ pub struct Product {
     pub name: String,
     /// What to watch in its place.
     pub advice: &'static str,
-    /// Whether it has named itself, and is not only known to be something else.
+    /// Whether it is certain that nothing at its address can be watched.
     pub is_certain: bool,
 }
 
@@ -36,7 +36,7 @@ const OLLAMA: (&str, &str) = (
 const LM_STUDIO: (&str, &str) = ("LM Studio", NOTHING_TO_WATCH);
 
 /// Products by the `owned_by` of their models, each read off its source or documentation.
-const OWNERS: [(&str, (&str, &str)); 12] = [
+const OWNERS: [(&str, (&str, &str)); 10] = [
     ("library", OLLAMA),
     ("organization_owner", LM_STUDIO),
     (
@@ -67,6 +67,15 @@ const OWNERS: [(&str, (&str, &str)); 12] = [
             "give the address of a llama-server behind it",
         ),
     ),
+    ("koboldcpp", ("KoboldCpp", NOTHING_TO_WATCH)),
+    ("me", ("llama-cpp-python", NOTHING_TO_WATCH)),
+    ("user", ("text-generation-webui", NOTHING_TO_WATCH)),
+    ("tabbyAPI", ("TabbyAPI", NOTHING_TO_WATCH)),
+];
+
+/// Servers that can be watched, where no more of them answers than their models: a proxy may pass
+/// on no more, or they answer the rest a moment later.
+const WATCHED_OWNERS: [(&str, (&str, &str)); 2] = [
     (
         "llama-swap",
         (
@@ -81,10 +90,6 @@ const OWNERS: [(&str, (&str, &str)); 12] = [
             "have the proxy pass on /engines, /models and /metrics too",
         ),
     ),
-    ("koboldcpp", ("KoboldCpp", NOTHING_TO_WATCH)),
-    ("me", ("llama-cpp-python", NOTHING_TO_WATCH)),
-    ("user", ("text-generation-webui", NOTHING_TO_WATCH)),
-    ("tabbyAPI", ("TabbyAPI", NOTHING_TO_WATCH)),
 ];
 
 /// The `owned_by` of llama.cpp, and of forks that spell it as the project does.
@@ -101,18 +106,24 @@ impl Product {
 
     /// The product whose models are owned by `owner`.
     fn of_owner(owner: Option<&str>) -> Product {
-        let known = OWNERS
-            .iter()
-            .find(|(name, _)| Some(*name) == owner)
-            .map(|(_, product)| Product::known(*product));
-        known.unwrap_or_else(|| Product {
+        let is_owner = |(name, _): &&(&str, _)| Some(*name) == owner;
+        if let Some((_, product)) = OWNERS.iter().find(is_owner) {
+            return Product::known(*product);
+        }
+        if let Some((_, product)) = WATCHED_OWNERS.iter().find(is_owner) {
+            return Product {
+                is_certain: false,
+                ..Product::known(*product)
+            };
+        }
+        Product {
             name: match owner {
                 Some(owner) => format!("an OpenAI-compatible server (owned_by {owner:?})"),
                 None => "an OpenAI-compatible server".to_owned(),
             },
             advice: "give the address of a llama-server",
             is_certain: false,
-        })
+        }
     }
 
     /// The product that answers `text` at its root.
@@ -318,6 +329,15 @@ mod tests {
         assert!(!by_metrics.are_enough());
         by_metrics.saw_own(true);
         assert!(by_metrics.are_enough());
+    }
+
+    #[test]
+    fn what_can_be_watched_is_looked_for_again() {
+        let is_certain = |owner| Product::of_owner(Some(owner)).is_certain;
+        for owner in ["llama-swap", "docker", "acme"] {
+            assert!(!is_certain(owner), "{owner}");
+        }
+        assert!(is_certain("library") && is_certain("openai"));
     }
 
     #[test]
