@@ -11,6 +11,8 @@ use crate::bounds;
 const REQUESTS_A_POLL: u32 = 8;
 /// How long a poll may take where the interval is longer.
 const LONGEST_POLL: Duration = Duration::from_secs(60);
+/// How soon after a poll the next one may be worth a look, where the interval is longer.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
 /// How much later than due a poll may end: for what it reads of the machine, on a busy one.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -37,8 +39,8 @@ impl Schedule {
     }
 
     /// How long to wait after a poll that has ended at `now`: until the next tick, or until
-    /// `look`, when it is worth to poll before that. Ticks that a slow poll has missed are not
-    /// made up for.
+    /// `look`, when it is worth to poll before that: no more than once a second, however many
+    /// models there are to look at. Ticks that a slow poll has missed are not made up for.
     pub fn pause(&mut self, now: Instant, look: Option<Instant>) -> Duration {
         // Before its tick comes only a poll that was worth a look: the tick stands.
         if let Some(passed) = now.checked_duration_since(self.due) {
@@ -47,9 +49,10 @@ impl Schedule {
             let left = self.interval.saturating_sub(Duration::from_nanos(nanos));
             self.due = bounds::deadline(now, left);
         }
+        let soonest = bounds::deadline(now, LEAST_PAUSE.min(self.interval));
         let next = look
             .filter(|look| *look > now)
-            .map_or(self.due, |look| look.min(self.due));
+            .map_or(self.due, |look| look.max(soonest).min(self.due));
         next.saturating_duration_since(now)
     }
 }
@@ -129,6 +132,16 @@ mod tests {
             polls(interval, &[(0, 12_000), (12_000, 30_000)]),
             [0, 12_000, 24_000, 36_000, 48_000]
         );
+    }
+
+    #[test]
+    fn looks_come_once_a_second_at_most() {
+        assert_eq!(
+            polls(3 * SECOND, &[(0, 1), (1000, 1500), (2000, 2001)]),
+            [0, 1000, 2000, 3000, 6000]
+        );
+        let often = polls(SECOND / 5, &[(0, 1), (200, 300)]);
+        assert_eq!(often, [0, 200, 400, 600, 800]);
     }
 
     #[test]

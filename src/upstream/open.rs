@@ -5,6 +5,7 @@
 //! So it stays open, and its endpoint is not asked again before it has ended.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::transport::Waiting;
@@ -24,11 +25,19 @@ const LOST_AFTER: Duration = Duration::from_secs(60);
 const LONGEST_WAIT: Duration = Duration::from_secs(6 * 3600);
 /// The most requests of one base URL that are open, each of which holds a descriptor.
 const MOST_OPEN: usize = 100;
+/// The most of all: a process may have 1,024 descriptors by default, and llama-swap names as many
+/// base URLs as it likes.
+const MOST_OF_ALL: usize = 500;
+
+/// How many requests are open, of all base URLs.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
 
 /// Open requests of one base URL, the oldest first.
 #[derive(Debug)]
 pub struct OpenRequests {
     requests: VecDeque<OpenRequest>,
+    /// How many there are of all base URLs.
+    all: &'static AtomicUsize,
     doubted_after: Duration,
     lost_after: Duration,
 }
@@ -39,6 +48,13 @@ struct OpenRequest {
     url: String,
     since: Instant,
     connection: Waiting,
+    all: &'static AtomicUsize,
+}
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What stands before the path of an endpoint in its URL, and the query behind it: the same for
@@ -68,6 +84,7 @@ impl OpenRequests {
         let doubted_after = timeout.saturating_mul(DOUBTED_AFTER);
         OpenRequests {
             requests: VecDeque::new(),
+            all: &OPEN,
             doubted_after,
             lost_after: doubted_after.max(LOST_AFTER),
         }
@@ -84,16 +101,23 @@ impl OpenRequests {
         self.requests.iter().any(|request| request.url == url)
     }
 
-    /// Keeps the request for `url`, sent at `since`; the oldest is given up where there are too many.
+    /// Keeps the request for `url`, sent at `since`. Where there are too many the oldest is given
+    /// up, or this one, where the others are of other base URLs.
     pub fn keep(&mut self, path: &'static str, url: &str, since: Instant, connection: Waiting) {
-        if self.requests.len() >= MOST_OPEN {
+        let is_full = || self.all.load(Ordering::Relaxed) >= MOST_OF_ALL;
+        if self.requests.len() >= MOST_OPEN || is_full() {
             self.requests.pop_front();
         }
+        if is_full() {
+            return;
+        }
+        self.all.fetch_add(1, Ordering::Relaxed);
         self.requests.push_back(OpenRequest {
             path,
             url: url.to_owned(),
             since,
             connection,
+            all: self.all,
         });
     }
 
@@ -246,5 +270,28 @@ mod tests {
         assert_eq!(open.requests.len(), MOST_OPEN);
         assert!(!open.contains(&format!("{METRICS}?model=0")));
         assert!(open.contains(&format!("{METRICS}?model=1")));
+    }
+
+    #[test]
+    fn all_base_urls_together_leave_descriptors_for_the_rest_of_the_process() {
+        static ALL: AtomicUsize = AtomicUsize::new(0);
+        let start = Instant::now();
+        let (ours, _peer) = connection();
+        let of_one = || OpenRequests {
+            all: &ALL,
+            ..OpenRequests::new(SECOND)
+        };
+        let mut all: Vec<_> = (0..600).map(|_| of_one()).collect();
+        for open in &mut all {
+            open.keep("/metrics", METRICS, start, ours.clone());
+        }
+        let kept = |all: &[OpenRequests]| all.iter().map(|open| open.requests.len()).sum::<usize>();
+        assert_eq!(kept(&all), MOST_OF_ALL);
+        // Its own oldest makes room where there is none.
+        all[0].keep("/slots", SLOTS, start, ours.clone());
+        assert!(all[0].contains(SLOTS) && !all[0].contains(METRICS));
+        all.truncate(100);
+        all[0].keep("/health", HEALTH, start, ours);
+        assert_eq!((kept(&all), all[0].contains(SLOTS)), (101, true));
     }
 }
