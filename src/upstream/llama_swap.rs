@@ -58,8 +58,8 @@ const OUT_OF_REACH: &str = "a model's own server cannot be reached from here: it
                             counted when a request has ended, and whether it is at work is not seen";
 const OTHER_ENGINE: &str = "a model's own server is no llama-server: its tokens are counted when a \
                             request has ended, and whether it is at work is not seen";
-const GAP: &str = "more requests ended between two polls than llama-swap lists: the tokens of the \
-                   others are not counted";
+const GAP: &str = "more requests have ended since llama-swap's list of them was read last than it \
+                   holds: the tokens of the others are not counted";
 
 /// llama-swap, and what must be remembered of it between two polls.
 pub struct LlamaSwap {
@@ -311,7 +311,8 @@ impl LlamaSwap {
     /// Counts the tokens of ended requests for the models of which nothing else tells them.
     fn count_tokens(&mut self, asker: &mut Asker, names: &BTreeSet<String>, reading: &mut Reading) {
         let is_counted = |life: &Life| life.token_source() == Some(TokenSource::Activity);
-        if !self.lives.values().any(is_counted) {
+        // Asked once in any case: what ends after that is new, whoever needs it first.
+        if self.activity.is_read() && !self.lives.values().any(is_counted) {
             return;
         }
         if let Some(page) = self.ask_activity(asker)

@@ -195,6 +195,11 @@ impl Activity {
         gap
     }
 
+    /// Whether there was an answer.
+    pub fn is_read(&self) -> bool {
+        self.known.is_some()
+    }
+
     /// The tokens of a model that are told here alone; none before the first answer.
     pub fn of(&self, model: &str) -> Option<Ended> {
         self.known.as_ref()?;
