@@ -3,20 +3,22 @@
 //! Nothing here asks or waits: readings come in with the times they were taken
 //! at, and a [`Model`] comes out.
 
-mod in_flight;
-mod live;
+mod count;
+mod decode_calls;
+mod history;
 mod optimal;
 mod slots;
 
 use std::time::Instant;
 
-use self::in_flight::DecodeCalls;
-use self::live::Live;
+use self::count::{Count, Step};
+use self::decode_calls::DecodeCalls;
+use self::history::{Growth, History, Point, Reach, Window};
 use self::optimal::OptimalBatch;
-use self::slots::{SlotGrowth, context_tokens, generating, prompting, running_tasks};
+use self::slots::{Slots, Steps, context_tokens};
 use crate::histogram::{Histogram, PER_TOKEN_SECONDS};
 use crate::snapshot::{Model, Status};
-use crate::upstream::answers::{Counters, Slot, Stats};
+use crate::upstream::answers::{Counters, Slot, Stats, printed_step};
 use crate::upstream::reading::{CountersAt, Ended, Facts, ModelReading, Seen, SlotsAt, State};
 
 /// What must be remembered of one model between two readings.
@@ -27,36 +29,64 @@ pub struct ModelState {
 }
 
 /// What is known within one life of the server, and void with its restart.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Life {
     identity: Option<String>,
+    /// `/metrics` as it was read last.
     counters: Option<Counters>,
-    slots: Vec<Slot>,
-    generated: Live,
-    prompt: Live,
+    /// `/metrics` of the last reading in `history`.
+    counters_then: Option<Counters>,
+    /// `/slots` as it was read last.
+    shown: Vec<Slot>,
+    slots: Slots,
+    generated: Count,
+    prompt: Count,
+    calls: Count,
     decode_calls: DecodeCalls,
-    growth: SlotGrowth,
+    history: History,
+    /// Since when the server was at work without a pause, and its calls were not observed.
+    busy_since: Option<Instant>,
     batch_size: Option<f64>,
     optimal: OptimalBatch,
-    last: Option<Point>,
+    /// Whether requests have ended that the server counts no prompt tokens of.
+    prompts_uncounted: bool,
 }
 
-/// What the next reading is compared with.
-#[derive(Clone, Debug)]
-struct Point {
-    /// When the live counts were taken.
-    at: Instant,
-    /// When `/metrics` was read.
-    counters_at: Instant,
-    counters: Counters,
-    generated: Option<f64>,
-    prompt: Option<f64>,
-    /// Generated tokens as of `counters_at`, to compare with decode calls: a token more or
-    /// less makes a difference there.
-    generated_then: Option<f64>,
-    /// Tasks at work, where `/slots` was read.
-    tasks: Vec<slots::Task>,
+impl Default for Life {
+    fn default() -> Life {
+        Life {
+            identity: None,
+            counters: None,
+            counters_then: None,
+            shown: Vec::new(),
+            slots: Slots::default(),
+            generated: Count::default(),
+            prompt: Count::of_all(),
+            calls: Count::of_all(),
+            decode_calls: DecodeCalls::default(),
+            history: History::default(),
+            busy_since: None,
+            batch_size: None,
+            optimal: OptimalBatch::default(),
+            prompts_uncounted: false,
+        }
+    }
 }
+
+/// What the slots told at one reading.
+enum Told {
+    /// What came since they were read before, that long ago.
+    Steps(Steps, f64),
+    /// They are late: what they hold is not known.
+    Late,
+    /// There are none to be read.
+    Nothing,
+}
+
+/// Said of a server that does not count what it computes.
+const PROMPTS_UNCOUNTED: &str = "requests have ended and /metrics counts no prompt tokens: before \
+     b10566 llama-server does not count those of embeddings and reranking, so they are left out here; \
+     the server's log has them (--log-file)";
 
 impl Default for ModelState {
     fn default() -> ModelState {
@@ -76,10 +106,24 @@ impl ModelState {
             ..Model::default()
         };
         take_facts(&mut model, &reading.facts);
+        if matches!(&reading.counters, Seen::Now(read) if self.life.is_over(read)) {
+            self.life = Life::default();
+        }
+        let told = self.life.look_at_slots(reading);
         match &reading.counters {
-            Seen::Now(read) => self.take_counters(&mut model, read, reading),
-            Seen::Unchanged | Seen::Stale => self.life.hold(&mut model),
-            Seen::Gone => {}
+            Seen::Now(read) => self.take_counters(&mut model, read, &told),
+            Seen::Unchanged | Seen::Stale => {
+                self.life.step(&told);
+                self.life.hold(&mut model);
+            }
+            Seen::Gone => {
+                self.life.step(&told);
+                if let (Told::Steps(steps, seconds), Seen::Now(_)) = (&told, &reading.slots) {
+                    // Requests that came and went between two polls are missing.
+                    let rate = steps.generated.known / seconds;
+                    model.tokens_per_second = Some(rate).filter(|rate| rate.is_finite());
+                }
+            }
         }
         self.take_slots(&mut model, reading);
         if let Some(ended) = &reading.ended {
@@ -106,70 +150,48 @@ impl ModelState {
         model
     }
 
-    fn take_counters(&mut self, model: &mut Model, read: &CountersAt, reading: &ModelReading) {
-        if self.life.is_over(read) {
-            self.life = Life::default();
-        }
+    fn take_counters(&mut self, model: &mut Model, read: &CountersAt, told: &Told) {
         let life = &mut self.life;
         life.identity.clone_from(&read.life);
-        let slots = match &reading.slots {
-            Seen::Now(slots) => Some(slots),
-            _ => None,
-        };
-        let point = life.live_counts(read, slots, matches!(reading.slots, Seen::Unchanged));
-        if let Some(last) = &life.last {
-            let seconds = point.at.duration_since(last.at).as_secs_f64();
-            let rate = |now: Option<f64>, then: Option<f64>| {
-                Some((now? - then?).max(0.0) / seconds).filter(|rate| rate.is_finite())
-            };
-            model.tokens_per_second = rate(point.generated, last.generated);
-            model.prompt_tokens_per_second = rate(point.prompt, last.prompt);
-            if let Some(calls) = growth(point.counters.decode_calls, last.counters.decode_calls) {
-                let tokens = growth(point.generated_then, last.generated_then).unwrap_or(0.0)
-                    + growth(point.prompt, last.prompt).unwrap_or(0.0);
-                life.batch_size = Some(tokens / calls)
-                    .filter(|size| *size > 0.0)
-                    .or(life.batch_size);
-                if was_busy_throughout(last, &point) {
-                    let length = point.counters_at.duration_since(last.counters_at);
-                    self.batch_latency
-                        .observe(length.as_secs_f64() / calls, calls as u64);
-                    let slots = |point: &Point| point.counters.requests_processing;
-                    if let (Some(slots), Some(rate), true) = (
-                        slots(&point),
-                        model.tokens_per_second,
-                        slots(&point) == slots(last),
-                    ) {
-                        life.optimal.saw(point.at, slots as u32, rate);
-                    }
-                }
-            }
-        }
-        life.counters = Some(read.counters.clone());
-        life.last = Some(point);
-        life.hold(model);
         model.requests_processing = read.counters.requests_processing;
         model.requests_deferred = read.counters.requests_deferred;
         model.slots_busy = read.counters.requests_processing;
         model.kv_cache_ratio = read.counters.kv_cache_usage_ratio;
+        life.prompts_uncounted = life.prompts_are_uncounted(&read.counters);
+        life.counters = Some(read.counters.clone());
+        if let Some(point) = life.count(read, told) {
+            let then = life.counters_then.replace(read.counters.clone());
+            life.history.push(point);
+            model.tokens_per_second = life.rate(|window| window.generated);
+            model.prompt_tokens_per_second = life
+                .rate(|window| window.prompt)
+                .filter(|_| !life.prompts_uncounted);
+            life.observe_batches(&mut self.batch_latency);
+            if let (Some(slots), true) = (
+                read.counters.requests_processing,
+                point.busy && then.is_some_and(|then| same_load(&then, &read.counters)),
+            ) {
+                life.observe_speed(point.at, slots as u32);
+            }
+        }
+        life.hold(model);
     }
 
     fn take_slots(&mut self, model: &mut Model, reading: &ModelReading) {
         let life = &mut self.life;
         match &reading.slots {
-            Seen::Now(SlotsAt { at, slots }) => {
+            Seen::Now(SlotsAt { slots, .. }) => {
                 let busy = slots.iter().filter(|slot| slot.is_processing).count();
                 model.slots_busy = Some(busy as f64);
                 if matches!(reading.counters, Seen::Gone) {
                     model.requests_processing = Some(busy as f64);
-                    model.tokens_per_second = life.growth.rate(*at, slots);
                 }
-                life.slots.clone_from(slots);
+                life.shown.clone_from(slots);
             }
             Seen::Unchanged => {}
             Seen::Stale | Seen::Gone => return,
         }
-        let slots = &life.slots;
+        let slots = &life.shown;
         if !slots.is_empty() {
             model.slots = model.slots.or(Some(slots.len() as f64));
         }
@@ -262,58 +284,203 @@ impl Life {
         let now = &read.counters;
         let fell = |then: Option<f64>, now: Option<f64>| {
             then.zip(now)
-                .is_some_and(|(then, now)| now + live::rounding(then) < then)
+                .is_some_and(|(then, now)| now + printed_step(then) < then)
         };
         fell(then.predicted_tokens, now.predicted_tokens)
             || fell(then.prompt_tokens, now.prompt_tokens)
             || fell(then.decode_calls, now.decode_calls)
     }
 
-    /// The live counts: from `/slots` where it was read, else from the decode calls.
-    fn live_counts(
-        &mut self,
-        read: &CountersAt,
-        slots: Option<&SlotsAt>,
-        slots_idle: bool,
-    ) -> Point {
-        let counters = &read.counters;
-        let mut point = Point {
-            at: slots.map_or(read.at, |slots| slots.at),
-            counters_at: read.at,
-            counters: counters.clone(),
-            generated: None,
-            prompt: None,
-            generated_then: None,
-            tasks: slots
-                .map(|slots| running_tasks(&slots.slots))
-                .unwrap_or_default(),
+    /// Takes what the slots show, or that nothing is on them.
+    fn look_at_slots(&mut self, reading: &ModelReading) -> Told {
+        let before = self.slots.read_at();
+        let resting_at = match (&reading.counters, reading.state) {
+            (Seen::Now(read), _) => Some(read.at),
+            (_, State::Asleep(at)) => Some(at),
+            _ => None,
         };
+        let (at, steps) = match (&reading.slots, reading.state, resting_at) {
+            (Seen::Now(read), ..) => (read.at, self.slots.read(read.at, &read.slots)),
+            (Seen::Stale, ..) => return Told::Late,
+            _ if before.is_none() => return Told::Nothing,
+            (Seen::Unchanged, _, Some(at)) => (at, self.slots.rest(at)),
+            // What it did before it fell asleep was not seen.
+            (Seen::Gone, State::Asleep(_), Some(at)) => (at, self.slots.rest(at).with_more()),
+            _ => return Told::Late,
+        };
+        let seconds = before.map_or(0.0, |before| at.duration_since(before).as_secs_f64());
+        Told::Steps(steps, seconds)
+    }
+
+    /// Takes what the slots told, where `/metrics` was not read with them.
+    fn step(&mut self, told: &Told) {
+        if let Told::Steps(steps, _) = told {
+            self.generated.step(&steps.generated);
+            self.prompt.step(&steps.prompt);
+            self.calls.step(&steps.calls);
+        }
+    }
+
+    /// Takes `/metrics` and what the slots told right after it; gives the counts, if they
+    /// can be compared with those of other readings.
+    fn count(&mut self, read: &CountersAt, told: &Told) -> Option<Point> {
+        let counters = &read.counters;
         self.decode_calls.saw(counters);
-        if let Some(total) = counters.predicted_tokens {
-            let in_flight = self.decode_calls.in_flight(counters);
-            point.generated_then = Some(total + in_flight);
-            point.generated = Some(match slots {
-                Some(read) => self.generated.with_tasks(total, &generating(&read.slots)),
-                None if slots_idle => self.generated.with_tasks(total, &[]),
-                None => self.generated.with_estimate(total, in_flight),
-            });
+        let in_flight = self.decode_calls.in_flight(counters);
+        let untold = Steps {
+            generated: in_flight.step(),
+            prompt: Step::unknown(),
+            calls: Step::unknown(),
+            same_task: false,
+        };
+        let steps = match told {
+            Told::Steps(steps, _) => *steps,
+            Told::Nothing if self.has_rested(counters) => Steps::default(),
+            Told::Nothing => untold,
+            Told::Late => {
+                let counted = [
+                    (counters.predicted_tokens, &mut self.generated),
+                    (counters.prompt_tokens, &mut self.prompt),
+                    (counters.decode_calls, &mut self.calls),
+                ];
+                for (printed, count) in counted {
+                    if let Some(printed) = printed {
+                        count.read_alone(printed);
+                    }
+                }
+                return None;
+            }
+        };
+        let calls_are_exact = counters
+            .decode_calls
+            .is_some_and(|calls| printed_step(calls) == 0.0);
+        let calls = if calls_are_exact {
+            untold.calls
+        } else {
+            steps.calls
+        };
+        let generated = counters
+            .predicted_tokens
+            .map(|printed| self.generated.read(printed, &steps.generated));
+        let product = counters
+            .predicted_tokens
+            .map(|printed| Reach::around(printed + in_flight.value.round(), in_flight.doubt));
+        let at = self.slots.read_at().unwrap_or(read.at);
+        Some(Point {
+            at,
+            calls_at: if calls_are_exact { read.at } else { at },
+            generated,
+            prompt: counters
+                .prompt_tokens
+                .map(|printed| self.prompt.read(printed, &steps.prompt)),
+            generated_then: if calls_are_exact { product } else { generated },
+            calls: counters
+                .decode_calls
+                .map(|printed| self.calls.read(printed, &calls)),
+            busy: self.was_busy_throughout(counters, &steps, matches!(told, Told::Nothing)),
+        })
+    }
+
+    /// Whether nothing was seen to be done since `/metrics` was read before.
+    fn has_rested(&self, now: &Counters) -> bool {
+        let idle = |counters: &Counters| counters.requests_processing == Some(0.0);
+        self.counters_then.as_ref().is_some_and(|then| {
+            idle(then)
+                && idle(now)
+                && then.predicted_tokens == now.predicted_tokens
+                && then.prompt_tokens == now.prompt_tokens
+                && then.decode_calls == now.decode_calls
+        })
+    }
+
+    /// Whether it is certain that the server was at work all the time since `/metrics` was
+    /// read before.
+    fn was_busy_throughout(&self, now: &Counters, steps: &Steps, no_slots: bool) -> bool {
+        let Some(then) = &self.counters_then else {
+            return false;
+        };
+        let waiting = |counters: &Counters| counters.requests_deferred.unwrap_or(0.0) > 0.0;
+        let processing = |counters: &Counters| counters.requests_processing.unwrap_or(0.0) > 0.0;
+        // Nothing has ended, and something was and is at work: it is the same.
+        let none_ended = no_slots
+            && then.predicted_tokens == now.predicted_tokens
+            && now
+                .predicted_tokens
+                .is_none_or(|tokens| printed_step(tokens) == 0.0);
+        processing(then)
+            && processing(now)
+            && (steps.same_task || none_ended || (waiting(then) && waiting(now)))
+    }
+
+    /// Growth per second, over the shortest time in which it is known.
+    fn rate(&self, of: fn(&Window) -> Option<Growth>) -> Option<f64> {
+        let rate = |window: Window| Some(of(&window)?.value()? / window.seconds);
+        self.history
+            .windows()
+            .find_map(rate)
+            .filter(|rate| rate.is_finite())
+    }
+
+    /// Observes the calls since they were observed last, once their number is known.
+    fn observe_batches(&mut self, latency: &mut Histogram) {
+        let counted = self.history.windows().find_map(|window| {
+            let tokens = window.generated_then?.and(window.prompt?).value()?;
+            Some((tokens, window.calls?.value()?))
+        });
+        if let Some((tokens, calls)) =
+            counted.filter(|(tokens, calls)| *tokens > 0.0 && *calls > 0.0)
+        {
+            self.batch_size = Some(tokens / calls);
         }
-        if let Some(total) = counters.prompt_tokens {
-            point.prompt = Some(match slots {
-                Some(read) => self.prompt.with_tasks(total, &prompting(&read.slots)),
-                None if slots_idle => self.prompt.with_tasks(total, &[]),
-                None => self.prompt.with_estimate(total, 0.0),
-            });
+        let Some(last) = self.history.last() else {
+            return;
+        };
+        if !last.busy {
+            self.busy_since = Some(last.at);
+            return;
         }
-        point
+        let since = self.busy_since;
+        let busy = self
+            .history
+            .windows()
+            .take_while(|window| window.busy && Some(window.since) >= since);
+        let unobserved = busy.last();
+        let calls = unobserved
+            .and_then(|window| window.calls?.value())
+            .filter(|calls| *calls > 0.0);
+        if let Some((window, calls)) = unobserved.zip(calls) {
+            latency.observe(window.calls_seconds / calls, calls as u64);
+            self.busy_since = Some(last.at);
+        }
+    }
+
+    /// Takes the speed of the last interval, in which so many slots were busy throughout.
+    fn observe_speed(&mut self, at: Instant, slots: u32) {
+        let speed = self
+            .history
+            .windows()
+            .next()
+            .and_then(|window| Some(window.generated?.value()? / window.seconds));
+        if let Some(speed) = speed.filter(|speed| speed.is_finite()) {
+            self.optimal.saw(at, slots, speed);
+        }
+    }
+
+    /// Whether requests have ended, and no token of theirs was ever counted.
+    ///
+    /// Before b10566 nothing but decode calls is counted of embeddings and reranking. A
+    /// request of another kind is counted when it has ended, at the latest.
+    fn prompts_are_uncounted(&self, now: &Counters) -> bool {
+        let none = |counted: Option<f64>| counted == Some(0.0);
+        none(now.prompt_tokens)
+            && none(now.predicted_tokens)
+            && now.decode_calls.is_some_and(|calls| calls > 0.0)
+            && (self.prompts_uncounted || !now.is_busy() || self.slots.had_any_ended())
     }
 
     /// Nothing was done up to this moment: what the counters grow by is younger.
     fn rested(&mut self, until: Instant) {
-        if let Some(last) = &mut self.last {
-            last.at = last.at.max(until);
-            last.counters_at = last.counters_at.max(until);
-        }
+        self.history.rested(until);
     }
 
     /// Exports the counters as they were read last.
@@ -321,17 +488,26 @@ impl Life {
         let Some(counters) = &self.counters else {
             return;
         };
-        model.generated_tokens = self.last.as_ref().and_then(|last| last.generated);
-        model.prompt_tokens = self.last.as_ref().and_then(|last| last.prompt);
+        let counted = |printed: Option<f64>, count: &Count| printed.map(|_| count.given());
+        model.generated_tokens = counted(counters.predicted_tokens, &self.generated);
         model.prompt_tokens_cached = counters.prompt_tokens_cached;
-        model.prompt_seconds = counters.prompt_seconds;
+        if self.prompts_uncounted {
+            model.notes.push(PROMPTS_UNCOUNTED);
+        } else {
+            model.prompt_tokens = counted(counters.prompt_tokens, &self.prompt);
+            model.prompt_seconds = counters.prompt_seconds;
+        }
         model.generation_seconds = counters.predicted_seconds;
-        model.decode_calls = counters.decode_calls;
+        model.decode_calls = counted(counters.decode_calls, &self.calls);
         model.draft_tokens = counters.draft_tokens;
         model.draft_tokens_accepted = counters.draft_tokens_accepted;
         model.max_sequence_tokens = counters.tokens_max;
         model.batch_size = self.batch_size;
     }
+}
+
+fn same_load(then: &Counters, now: &Counters) -> bool {
+    then.requests_processing == now.requests_processing
 }
 
 fn take_facts(model: &mut Model, facts: &Facts) {
@@ -374,20 +550,5 @@ fn asleep(model: &mut Model) {
     }
 }
 
-fn growth(now: Option<f64>, then: Option<f64>) -> Option<f64> {
-    Some(now? - then?).filter(|growth| *growth > 0.0)
-}
-
-/// Whether it is certain that the server was at work all the time between two readings.
-fn was_busy_throughout(then: &Point, now: &Point) -> bool {
-    let waiting = |point: &Point| point.counters.requests_deferred.unwrap_or(0.0) > 0.0;
-    let processing = |point: &Point| point.counters.requests_processing.unwrap_or(0.0) > 0.0;
-    let same_task = then.tasks.iter().any(|task| now.tasks.contains(task));
-    // Nothing has ended, and something was and is at work: it is the same.
-    let none_ended = then.tasks.is_empty()
-        && now.tasks.is_empty()
-        && then.counters.predicted_tokens == now.counters.predicted_tokens;
-    processing(then)
-        && processing(now)
-        && (same_task || none_ended || (waiting(then) && waiting(now)))
-}
+#[cfg(test)]
+mod simulated;

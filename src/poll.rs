@@ -118,6 +118,11 @@ impl Poller {
         reading
             .notes
             .extend(self.requests.log_notes(Instant::now()));
+        for note in models.iter().flat_map(|model| &model.notes) {
+            if !reading.notes.contains(note) {
+                reading.notes.push(note);
+            }
+        }
 
         self.count_errors(&reading);
         self.polls.total = self.polls.total.saturating_add(1);

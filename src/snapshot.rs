@@ -246,6 +246,8 @@ pub struct Model {
     pub backend: Option<String>,
     /// How its weights are quantized, as the server says it (`Q4_K - Medium`).
     pub quantization: Option<String>,
+    /// What its server cannot tell, for people.
+    pub notes: Vec<&'static str>,
 
     /// Tokens per second over the last interval.
     pub tokens_per_second: Option<f64>,

@@ -235,9 +235,8 @@ fn a_build_of_mid_2026() {
         &[
             ("llamacpp_status", &[("status", "running")], Some(1.0)),
             ("llamacpp_generated_tokens_total", model, Some(1.0)),
-            // /metrics was read before the prompt was done, /slots after: it is missing from both
-            // for this one poll.
-            ("llamacpp_prompt_tokens_total", model, Some(0.0)),
+            // /metrics was read before the prompt was done, /slots after: the slot tells it.
+            ("llamacpp_prompt_tokens_total", model, Some(122.0)),
             ("llamacpp_prompt_seconds_total", model, Some(0.0)),
             ("llamacpp_decode_calls_total", model, Some(1.0)),
             ("llamacpp_max_sequence_tokens", model, Some(118.0)),

@@ -171,6 +171,8 @@ pub struct Slot {
     pub n_prompt_tokens: Option<f64>,
     /// Prompt tokens computed for the task; from b9294.
     pub n_prompt_tokens_processed: Option<f64>,
+    /// Whether it drafts: then one decode call may give it several tokens.
+    pub speculative: Option<bool>,
 }
 
 /// A [`Slot`] as it is written. Its counts are `int32_t` in llama.cpp.
@@ -197,6 +199,8 @@ struct SlotDocument {
     n_prompt_tokens: Option<f64>,
     #[serde(deserialize_with = "count_32")]
     n_prompt_tokens_processed: Option<f64>,
+    #[serde(deserialize_with = "flag")]
+    speculative: Option<bool>,
 }
 
 impl TryFrom<SlotDocument> for Slot {
@@ -213,6 +217,7 @@ impl TryFrom<SlotDocument> for Slot {
             next_token: document.next_token,
             n_prompt_tokens: document.n_prompt_tokens,
             n_prompt_tokens_processed: document.n_prompt_tokens_processed,
+            speculative: document.speculative,
         })
     }
 }
@@ -225,6 +230,12 @@ impl Slot {
             .and_then(|token| token.n_decoded)
             .unwrap_or(0.0)
     }
+
+    /// Whether the task at hand has more to generate, or the last one had when it ended.
+    pub fn has_next_token(&self) -> bool {
+        let next = self.next_token.as_ref();
+        next.and_then(|token| token.has_next_token) == Some(true)
+    }
 }
 
 /// `next_token` of a [`Slot`].
@@ -234,6 +245,9 @@ pub struct NextToken {
     /// Tokens generated.
     #[serde(deserialize_with = "count_32")]
     pub n_decoded: Option<f64>,
+    /// Whether there are more to come.
+    #[serde(deserialize_with = "flag")]
+    pub has_next_token: Option<bool>,
 }
 
 /// `GET /slots`: all of them, or an error where there are more than [`MOST_SLOTS`].
@@ -388,6 +402,25 @@ pub struct Counters {
     pub busy_slots_per_decode: Option<f64>,
     /// In ik_llama.cpp, and in llama.cpp before July 2025.
     pub kv_cache_usage_ratio: Option<f64>,
+}
+
+/// How far apart two values near `value` are in six significant digits.
+pub fn six_digit_step(value: f64) -> f64 {
+    if value > 0.0 {
+        10f64.powf(value.log10().floor() - 5.0)
+    } else {
+        0.0
+    }
+}
+
+/// How far apart two counts near `count` are as they are printed: 0 below a million, where
+/// every whole number has its own six digits.
+pub fn printed_step(count: f64) -> f64 {
+    if count < 1e6 {
+        0.0
+    } else {
+        six_digit_step(count)
+    }
 }
 
 /// What llama.cpp's own families begin with.

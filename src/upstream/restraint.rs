@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::answers::Counters;
+use super::answers::{Counters, printed_step};
 use crate::bounds::{BoundedDuration, deadline};
 
 /// From this build on `/metrics` neither wakes a sleeper nor resets its timer.
@@ -136,6 +136,8 @@ impl Restraint {
             _ if !self.slots_read && self.counters.is_some() => true,
             // Without /metrics only /slots itself tells.
             (None, _) => self.may_disturb(now),
+            // A request can come and go without moving six digits of a large count.
+            (Some(now), Some(_)) if self.patience.is_none() && is_rounded(now) => true,
             (Some(now), Some(then)) => now.is_busy() || then.is_busy() || work_differs(now, then),
             (Some(_), None) => true,
         }
@@ -188,6 +190,15 @@ impl Restraint {
             (Some(_), Some(_)) => self.next_look().is_none_or(|look| now >= look),
         }
     }
+}
+
+/// Whether a count that moves with every request is printed in steps of more than one.
+fn is_rounded(counters: &Counters) -> bool {
+    let counts = [counters.decode_calls, counters.predicted_tokens];
+    counts
+        .into_iter()
+        .flatten()
+        .any(|count| printed_step(count) > 0.0)
 }
 
 fn work_differs(a: &Counters, b: &Counters) -> bool {
