@@ -3,6 +3,8 @@
 //! Nothing here asks or waits: readings come in with the times they were taken
 //! at, and a [`Model`] comes out.
 
+#![deny(clippy::arithmetic_side_effects)]
+
 mod count;
 mod decode_calls;
 mod history;
@@ -84,9 +86,9 @@ enum Told {
 }
 
 /// Said of a server that does not count what it computes.
-const PROMPTS_UNCOUNTED: &str = "requests have ended and /metrics counts no prompt tokens: before \
-     b10566 llama-server does not count those of embeddings and reranking, so they are left out here; \
-     the server's log has them (--log-file)";
+const PROMPTS_UNCOUNTED: &str = "/metrics counts no prompt tokens of the requests that have ended: before \
+     b10566 llama-server does not count those of embeddings and reranking; they are not shown, and \
+     --log-file has them";
 
 impl Default for ModelState {
     fn default() -> ModelState {
@@ -551,4 +553,8 @@ fn asleep(model: &mut Model) {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod simulated;
+#[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
+mod tests;

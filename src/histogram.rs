@@ -37,14 +37,14 @@ impl Histogram {
     /// Counts `times` observations of `value`.
     pub fn observe(&mut self, value: f64, times: u64) {
         let bucket = self.bounds.partition_point(|bound| *bound < value);
-        self.counts[bucket] += times;
+        self.counts[bucket] = self.counts[bucket].saturating_add(times);
         self.sum += value * times as f64;
     }
 
     /// Counts all that `other`, of the same bounds, has counted.
     pub fn add(&mut self, other: &Histogram) {
         for (count, more) in self.counts.iter_mut().zip(&other.counts) {
-            *count += more;
+            *count = count.saturating_add(*more);
         }
         self.sum += other.sum;
     }
@@ -53,7 +53,7 @@ impl Histogram {
     pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
         let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
         bounds.zip(&self.counts).scan(0, |seen, (bound, count)| {
-            *seen += count;
+            *seen = u64::saturating_add(*seen, *count);
             Some((bound, *seen))
         })
     }
@@ -65,7 +65,7 @@ impl Histogram {
 
     /// How many values were observed.
     pub fn count(&self) -> u64 {
-        self.counts.iter().sum()
+        self.counts.iter().copied().fold(0, u64::saturating_add)
     }
 }
 

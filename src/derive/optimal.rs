@@ -79,6 +79,7 @@ impl OptimalBatch {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 
