@@ -29,7 +29,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use self::addresses::Addresses;
 use self::arguments::Arguments;
-use self::find::{Outcome, Search};
+use self::find::{Connect, Outcome, Search};
 use self::gpus::Gpus;
 use self::limits::Limits;
 use self::model_file::ModelFile;
@@ -82,6 +82,7 @@ pub struct Machine {
     host: String,
     port: u16,
     addresses: Addresses,
+    connect: Connect,
     /// All processes, once this poll has looked for one.
     search: Option<Search>,
     /// How often this poll has looked for one.
@@ -143,6 +144,7 @@ impl Machine {
             host: base.host().to_owned(),
             port: base.port(),
             addresses: Addresses::NotAsked,
+            connect: find::connect,
             search: None,
             searches: 0,
             watched: BTreeMap::new(),
@@ -262,8 +264,8 @@ impl Machine {
         let pause = watched.pause.saturating_mul(2);
         watched.pause = pause.clamp(FIRST_PAUSE, LONGEST_PAUSE);
         watched.search_at = Some(deadline(now, watched.pause));
-        let (procfs, port) = (&self.procfs, self.port);
-        let search = || Search::new(procfs, &addresses, port);
+        let (procfs, port, connect) = (&self.procfs, self.port, self.connect);
+        let search = || Search::new(procfs, &addresses, port, connect);
         Some(self.search.get_or_insert_with(search).find(hints))
     }
 
@@ -303,7 +305,7 @@ impl Machine {
         })?;
         let Some(process) = self.procfs.process(said) else {
             let file = file.display();
-            return Err(Some(format!("no process has the PID in {file}")));
+            return Err(Some(format!("no process has the number in {file}")));
         };
         if let Some((then, known)) = self.said_by_file
             && (then, known.pid) == (written, process.pid)

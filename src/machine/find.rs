@@ -9,8 +9,9 @@
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::Hints;
 use super::arguments::Arguments;
@@ -31,6 +32,31 @@ const MOST_CALLED_BYTES: usize = 8 << 20;
 /// The shortest digest that tells one model's file from others'.
 const SHORTEST_DIGEST: usize = 12;
 
+/// The most networks besides our own that have the base URL's address and are looked into.
+const MOST_NETWORKS: usize = 8;
+/// How long to wait for a connection: the server has just answered.
+const CONNECT_TIME: Duration = Duration::from_millis(500);
+
+/// A connection of ours, which ends with it.
+pub struct Connection {
+    /// Our end of it.
+    pub local: SocketAddr,
+    /// The connection; none in tests.
+    pub stream: Option<TcpStream>,
+}
+
+/// Opens a connection.
+pub type Connect = fn(SocketAddr) -> Option<Connection>;
+
+/// Opens a TCP connection, over which nothing is sent.
+pub fn connect(server: SocketAddr) -> Option<Connection> {
+    let stream = TcpStream::connect_timeout(&server, CONNECT_TIME).ok()?;
+    Some(Connection {
+        local: stream.local_addr().ok()?,
+        stream: Some(stream),
+    })
+}
+
 /// A process, and the descriptor and the number of the socket that it was found by.
 pub type Held = (Process, Option<(PathBuf, u64)>);
 
@@ -43,6 +69,7 @@ pub struct Search {
     /// The base URL's.
     addresses: Vec<IpAddr>,
     port: u16,
+    connect: Connect,
     /// All processes but our own, those called as llama.cpp's server is first.
     pids: Vec<u32>,
     /// How many of them are called so.
@@ -66,8 +93,8 @@ struct Sockets {
 }
 
 impl Search {
-    /// A search for what is behind `port` of `addresses`.
-    pub fn new(procfs: &Procfs, addresses: &[IpAddr], port: u16) -> Search {
+    /// A search for what is behind `port` of `addresses`; `connect` opens a connection to it.
+    pub fn new(procfs: &Procfs, addresses: &[IpAddr], port: u16, connect: Connect) -> Search {
         let own = std::process::id();
         let (mut pids, mut others) = (Vec::new(), Vec::new());
         let mut called = BTreeMap::new();
@@ -97,6 +124,7 @@ impl Search {
             procfs: procfs.clone(),
             addresses: addresses.to_owned(),
             port,
+            connect,
             pids,
             servers,
             called,
@@ -146,29 +174,28 @@ impl Search {
     /// our own container are shown, to the machine's or that of another container.
     fn networks(&self) -> impl Iterator<Item = Net> {
         let leads_to = |net: &Net| self.addresses.iter().any(|address| net.has(*address));
-        let own = self.own_net();
+        let own = Net::at(self.procfs.path("net"), true);
         let others = [1].into_iter().chain(self.servers().iter().copied());
-        let others = others.filter_map(move |pid| {
-            let net = self.net_of(pid);
-            (leads_to(&net) && self.is_reached(pid, &net)).then_some(net)
-        });
+        let others = others
+            .map(|pid| (pid, self.net_of(pid)))
+            .filter(move |(_, net)| leads_to(net))
+            .take(MOST_NETWORKS)
+            .filter(|(pid, net)| self.is_reached(*pid, net))
+            .map(|(_, net)| net);
         Some(own).filter(leads_to).into_iter().chain(others)
     }
 
     /// Whether what we ask at the base URL comes to the network of `pid`, which has its
     /// address. Anybody may make a network with any address in it: so it must show a
-    /// connection from us, and be of a user namespace in which only root can make networks.
+    /// connection that we open now, and be of a user namespace in which only root can make
+    /// networks.
     fn is_reached(&self, pid: u32, net: &Net) -> bool {
-        let own = self.own_net();
-        let from_us = |address: &IpAddr| {
-            let mut peers = net.peers(*address, self.port);
-            peers.any(|peer| own.has(peer))
+        let shows_ours = |address: &IpAddr| {
+            let server = SocketAddr::new(*address, self.port);
+            let connection = (self.connect)(server);
+            connection.is_some_and(|connection| net.has_connection(server, connection.local))
         };
-        self.procfs.is_in_first_user_namespace(pid) && self.addresses.iter().any(from_us)
-    }
-
-    fn own_net(&self) -> Net {
-        Net::at(self.procfs.path("net"), true)
+        self.procfs.is_in_first_user_namespace(pid) && self.addresses.iter().any(shows_ours)
     }
 
     fn net_of(&self, pid: u32) -> Net {

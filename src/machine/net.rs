@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// The most bytes of a table that are looked at.
@@ -75,17 +75,17 @@ impl Net {
         }
     }
 
-    /// The other ends of the connections that the TCP port `port` of `address` has, or had
-    /// until a moment ago.
-    pub fn peers(&self, address: IpAddr, port: u16) -> impl Iterator<Item = IpAddr> {
-        let rows = ["tcp", "tcp6"]
+    /// Whether it has this TCP connection, as its end `local` sees it.
+    pub fn has_connection(&self, local: SocketAddr, remote: SocketAddr) -> bool {
+        let same = |end: (IpAddr, u16), of: SocketAddr| {
+            (end.0.to_canonical(), end.1) == (of.ip().to_canonical(), of.port())
+        };
+        let mut rows = ["tcp", "tcp6"]
             .into_iter()
             .flat_map(|table| self.rows(table));
-        rows.filter_map(move |row| {
-            let row = TcpRow::parse(&row)?;
-            let local = (row.local.0.to_canonical(), row.local.1);
-            let is_one = local == (address, port) && row.state != LISTEN;
-            is_one.then(|| row.remote.to_canonical())
+        rows.any(|row| {
+            let is_it = |row: TcpRow| same(row.local, local) && same(row.remote, remote);
+            TcpRow::parse(&row).is_some_and(is_it)
         })
     }
 
@@ -159,7 +159,7 @@ const LISTEN: &str = "0A";
 /// A row of `tcp` or `tcp6`.
 struct TcpRow<'a> {
     local: (IpAddr, u16),
-    remote: IpAddr,
+    remote: (IpAddr, u16),
     state: &'a str,
     uid: Option<u32>,
     inode: u64,
@@ -176,7 +176,7 @@ impl TcpRow<'_> {
         let (uid, inode) = (fields.nth(3)?, fields.nth(1)?);
         Some(TcpRow {
             local: end(local)?,
-            remote: end(remote)?.0,
+            remote: end(remote)?,
             state,
             uid: uid.parse().ok(),
             inode: inode.parse().ok()?,

@@ -190,11 +190,19 @@ fn a_server_at_another_address_of_the_same_port_is_not_claimed() {
 }
 
 /// What `/proc/net/tcp` shows of a connection between the port 8080 of `local` and `remote`.
-fn connected(local: [u8; 4], remote: [u8; 4], state: &str) -> String {
+fn connected(local: [u8; 4], remote: [u8; 4]) -> String {
     let [local, remote] = [local, remote].map(u32::from_ne_bytes);
     format!(
-        "   1: {local:08X}:1F90 {remote:08X}:D3A2 {state} 00000000:00000000 00:00000000 00000000  0        0 0 1 0\n"
+        "   1: {local:08X}:1F90 {remote:08X}:D3A2 01 00000000:00000000 00:00000000 00000000  0        0 0 1 0\n"
     )
+}
+
+/// The connection from us that [`connected`] shows.
+fn from_172_18_0_1(_: std::net::SocketAddr) -> Option<find::Connection> {
+    Some(find::Connection {
+        local: "172.18.0.1:54178".parse().unwrap(),
+        stream: None,
+    })
 }
 
 /// Gives the process a network of its own, in which it listens and that has the last address;
@@ -219,11 +227,11 @@ fn a_server_in_another_container_is_found_by_the_address_of_its_network() {
     ];
     let (tree, mut machine) = machine(&servers, &[]);
     for (pid, last) in [(7, 3), (8, 4)] {
-        let state = if pid == 7 { "01" } else { "06" };
-        let connection = connected([172, 18, 0, last], [172, 18, 0, 1], state);
+        let connection = connected([172, 18, 0, last], [172, 18, 0, 1]);
         contain(&tree, pid, last, &connection);
     }
     tree.write("proc/8/uid_map", "         0          0 4294967295\n");
+    machine.connect = from_172_18_0_1;
     let mut seconds = |host: &str| {
         machine.host = host.to_owned();
         machine.forget_all_but(&[]);
@@ -238,8 +246,8 @@ fn a_server_in_another_container_is_found_by_the_address_of_its_network() {
 
 #[test]
 fn a_network_that_only_has_a_remote_servers_address_is_not_believed() {
-    let from_us = connected([172, 18, 0, 3], [172, 18, 0, 1], "01");
-    let from_another = connected([172, 18, 0, 3], [172, 18, 0, 9], "01");
+    let from_us = connected([172, 18, 0, 3], [172, 18, 0, 1]);
+    let from_another = connected([172, 18, 0, 3], [172, 18, 0, 9]);
     for (connection, uid_map) in [
         (String::new(), None),
         (from_another, None),
@@ -252,6 +260,7 @@ fn a_network_that_only_has_a_remote_servers_address_is_not_believed() {
             tree.write("proc/7/uid_map", uid_map);
         }
         machine.host = "172.18.0.3".to_owned();
+        machine.connect = from_172_18_0_1;
         let model = poll(&mut machine, &Hints::default());
         assert_eq!(model.threads, None, "{connection} {uid_map:?}");
         contain(&tree, 7, 3, &from_us);
@@ -361,7 +370,7 @@ fn what_cannot_be_looked_into_is_found_by_how_it_was_called() {
             }
         }
         let addresses = ["127.0.0.1".parse().unwrap()];
-        let search = Search::new(&machine.procfs, &addresses, 8080);
+        let search = Search::new(&machine.procfs, &addresses, 8080, find::connect);
         let network = net::Net::at(tree.path("proc/net"), true).listening();
         let is_called = |arguments: &Arguments| arguments.mean_port(8080);
         search
@@ -407,7 +416,7 @@ fn a_pid_file_says_it_outright() {
     assert_eq!(seconds(&mut machine), Some(42.0));
     std::fs::write(&file, "77\n").unwrap();
     assert_eq!(seconds(&mut machine), None);
-    assert!(machine.notes()[0].starts_with("no process has the PID in"));
+    assert!(machine.notes()[0].starts_with("no process has the number in"));
     let _ = std::fs::remove_file(&file);
 }
 
@@ -454,7 +463,7 @@ fn a_routers_server_and_docker_model_runners_are_found_by_what_is_told_of_them()
     let (tree, machine) = machine(&servers, &[]);
     let find = |host: &str, hints: &Hints| {
         let addresses = [host.parse().unwrap()];
-        let found = Search::new(&machine.procfs, &addresses, 8080).find(hints);
+        let found = Search::new(&machine.procfs, &addresses, 8080, find::connect).find(hints);
         found.map(|(process, _)| process.pid)
     };
     let by_file = |part, mode| Hints {
