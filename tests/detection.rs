@@ -134,8 +134,7 @@ fn a_server_that_loads_its_model_again_behind_a_proxy_is_up() {
     server.cover(page("01-proxy-502/nginx-502.http"));
     assert_down(&exporter.after_polls(1));
     server.cover(Answer::error(503, "Loading model"));
-    let scrape = exporter.after_polls(1);
-    assert_eq!(scrape.status(), Some("loading"), "{scrape:?}");
+    exporter.until("loading", |scrape| scrape.status() == Some("loading"));
 }
 
 #[test]
@@ -255,39 +254,51 @@ fn a_server_of_which_only_v1_is_passed_on_is_up_by_its_models() {
             "/v1/models",
             Answer::json(recordings::file(NEW, "models.json")),
         );
-        assert!(exporter.after_polls(1).up());
+        exporter.until("up again", Scrape::up);
 
         // The proxy is told to pass on the rest.
         let whole = Server::recorded(NEW, Stage::Busy);
         for endpoint in ENDPOINTS {
             server.answer(endpoint, whole.script(endpoint));
         }
-        let scrape = exporter.after_polls(1);
-        assert_eq!(scrape.status(), Some("running"), "{scrape:?}");
+        let scrape = exporter.until("read whole", |scrape| scrape.status() == Some("running"));
         assert!(scrape.has("llamacpp_generated_tokens_total"), "{scrape:?}");
         assert_eq!(exporter.after_polls(1).errors(), scrape.errors());
     });
 }
 
 #[test]
-fn a_router_of_which_only_v1_is_passed_on_is_up_without_models() {
+fn a_router_that_tells_only_its_list_is_up_without_models() {
     let router = Server::recorded_router("models-unloaded.json");
-    let server = Server::start();
-    server.answer("/v1/models", router.script("/v1/models"));
-    server.answer_elsewhere(Answer::html());
-    let exporter = Exporter::of(&format!("{}/v1", server.url())).start();
-    let scrape = exporter.after_polls(3);
-    assert!(scrape.up(), "{scrape:?}");
-    assert_eq!(kind(&scrape), Some("router"), "{scrape:?}");
-    assert!(!scrape.has("llamacpp_status"), "{scrape:?}");
-    assert_eq!(scrape.errors(), 0, "{scrape:?}");
-    assert_eq!(exporter.logged(&["a router answers"]).len(), 1);
+    let refused = Answer::error(401, "Invalid API Key");
+    for (elsewhere, with_health) in [
+        (Answer::html(), false),
+        (Answer::html(), true),
+        (refused, true),
+    ] {
+        let server = Server::start();
+        server.answer("/v1/models", router.script("/v1/models"));
+        server.answer_elsewhere(elsewhere);
+        if with_health {
+            server.answer("/health", router.script("/health"));
+        }
+        let exporter = Exporter::of(&format!("{}/v1", server.url())).start();
+        let scrape = exporter.after_polls(3);
+        assert!(scrape.up(), "{scrape:?}");
+        assert_eq!(kind(&scrape), Some("router"), "{scrape:?}");
+        // None of them is the server's one model.
+        assert!(!scrape.has("llamacpp_status"), "{scrape:?}");
+        assert!(!scrape.has("llamacpp_model_info"), "{scrape:?}");
+        if !with_health {
+            assert_eq!(scrape.errors(), 0, "{scrape:?}");
+        }
+        assert_eq!(exporter.logged(&["a router answers"]).len(), 1);
 
-    for path in ["/health", "/props", "/models", "/metrics"] {
-        server.answer(path, router.script(path));
+        for path in ["/health", "/props", "/models", "/metrics"] {
+            server.answer(path, router.script(path));
+        }
+        exporter.until("its models", |scrape| scrape.has("llamacpp_status"));
     }
-    let scrape = exporter.after_polls(1);
-    assert!(scrape.has("llamacpp_status"), "{scrape:?}");
 }
 
 // Keys.
@@ -564,9 +575,9 @@ fn other_products_are_down_and_one_line_says_what_they_are() {
         for endpoint in ENDPOINTS {
             server.answer(endpoint, real.script(endpoint));
         }
-        let scrape = exporter.after_polls(1);
-        assert!(scrape.up(), "{scrape:?}");
-        assert_eq!(scrape.value("llamacpp_generated_tokens_total"), Some(120.0));
+        exporter.until("up", |scrape| {
+            scrape.value("llamacpp_generated_tokens_total") == Some(120.0)
+        });
     });
 }
 

@@ -56,15 +56,15 @@ pub struct LlamaServer {
 const ONLY_V1: &str = "neither /health nor /props is passed on to the server, only /v1/models is: have the proxy \
      pass on /health, /props, /metrics and /slots to see more";
 
-/// Said where that server is a router.
-const ROUTER_NOT_PASSED_ON: &str = "a router answers, and only its /v1 is passed on: have the proxy pass on /health, /props, \
-     /models, /metrics and /slots to see its models";
+/// Said where a router tells nothing but its list of models.
+const ONLY_A_LIST: &str = "a router answers, but not at /props: have the proxy before it pass on /health, /props, /models, \
+     /metrics and /slots, or give the API key, to see its models";
 
 /// Who answered, by the answers of one poll.
 enum Answered {
     /// A llama-server, whose model is in this state.
     As(State),
-    /// A router, of which only `/v1` is passed on.
+    /// A router that tells nothing but its list of models.
     AsRouter,
     /// Another product.
     AsOther(Product),
@@ -153,7 +153,7 @@ impl LlamaServer {
                     kind: "router",
                     version: None,
                 });
-                reading.notes.push(ROUTER_NOT_PASSED_ON);
+                reading.notes.push(ONLY_A_LIST);
                 return self.disconnect();
             }
             Answered::AsOther(product) => {
@@ -212,6 +212,7 @@ impl LlamaServer {
         signs.saw_props(&props);
         let is_told = signs.are_enough();
         let is_unreachable = matches!(props, Outcome::Unreachable);
+        let tells_its_role = matches!(props, Outcome::Answer(_));
         let new_facts = self.take_props(props.answer());
         let is_unknown = self.entry.as_ref().is_none_or(|entry| entry.meta.is_none());
         // Whose models they are tells who answers where nothing else has.
@@ -230,8 +231,10 @@ impl LlamaServer {
             }
             signs.saw_models(&models);
             if let Outcome::Answer(list) = models {
-                if !is_told && list.is_own && list.is_router {
-                    self.forgive_proxy(asker, &health);
+                if list.is_router && !tells_its_role {
+                    if !is_told {
+                        self.forgive_proxy(asker, &health);
+                    }
                     return Answered::AsRouter;
                 }
                 self.entry = list.first;
