@@ -130,13 +130,11 @@ impl Count {
         self.bounds = Some((low, high));
         self.sum = (self.sum + step.ended).max(low).max(high - half);
         self.given = self.given.max(self.sum + step.in_flight);
-        let high_now = match half {
-            0.0 => low,
-            _ => low.max(most + step.ended),
-        };
+        // Of the growth between two readings more is claimed than of the sum: all that may be.
+        let most = if half > 0.0 { most + step.ended } else { low };
         Reach {
             low: low + step.in_flight,
-            high: high_now + step.in_flight + step.in_flight_doubt,
+            high: most.max(low) + step.in_flight + step.in_flight_doubt,
             known: step.known,
             hidden: step.hidden,
         }

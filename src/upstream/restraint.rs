@@ -233,6 +233,23 @@ mod tests {
     }
 
     #[test]
+    fn where_six_digits_hide_a_request_the_slots_are_read_at_every_poll() {
+        let start = Instant::now();
+        for (calls, sleeps, asked) in [(5.0, false, false), (3e6, false, true), (3e6, true, false)]
+        {
+            let sleep_idle = sleeps.then(|| SECOND.into());
+            let mut restraint = Restraint::new(sleep_idle);
+            restraint.saw_build(Some(11_549));
+            restraint.saw_sleep(start, false);
+            for _ in 0..2 {
+                restraint.saw_metrics(start, &counters(calls, 0.0));
+                restraint.saw_slots(start, false);
+            }
+            assert_eq!(restraint.may_ask_slots(start), asked, "{calls}, {sleeps}");
+        }
+    }
+
+    #[test]
     fn a_server_that_never_sleeps_is_asked_at_every_poll() {
         let start = Instant::now();
         let restraint = idle_server(Some(7710), None, start);

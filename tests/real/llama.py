@@ -41,7 +41,7 @@ class LlamaServer:
     about speed, and one thread keeps its pace beside other work.
     """
 
-    def __init__(self, build, log, parallel=2, ctx_size=8192, threads=1, metrics=True, slots=True,
+    def __init__(self, build, log, parallel=2, ctx_size=8192, threads=1, metrics=True, slots=True, embeddings=False,
                  threads_http=None, api_key=None, sleep_idle_seconds=None):
         self.build = build
         self.port = free_port()
@@ -56,6 +56,7 @@ class LlamaServer:
         ]  # fmt: skip
         self.command += ["--metrics"] if metrics else []
         self.command += [] if slots else ["--no-slots"]
+        self.command += ["--embeddings"] if embeddings else []
         self.command += ["--threads-http", str(threads_http)] if threads_http else []
         self.command += ["--api-key", api_key] if api_key else []
         if sleep_idle_seconds:

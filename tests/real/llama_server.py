@@ -27,6 +27,7 @@ def main():
     parser.add_argument("--threads-http", type=int, default=0, help="0: llama.cpp's own choice")
     parser.add_argument("--metrics", action="store_true")
     parser.add_argument("--no-slots", action="store_true")
+    parser.add_argument("--embeddings", action="store_true", help="with the pooling type mean")
     parser.add_argument("--api-key", default="")
     parser.add_argument("--sleep-idle-seconds", type=int, default=-1)
     wanted = parser.parse_args()
@@ -58,6 +59,9 @@ def main():
         params.n_threads_http = wanted.threads_http
     params.endpoint_metrics = wanted.metrics
     params.endpoint_slots = not wanted.no_slots
+    if wanted.embeddings:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     if wanted.api_key:
         params.api_keys = [wanted.api_key]
     if wanted.sleep_idle_seconds > 0:
