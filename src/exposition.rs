@@ -287,14 +287,14 @@ fn push_number(text: &mut String, number: f64) {
 /// Appends a text of which these characters would be misread: backslash, newline, quote.
 fn push_escaped(text: &mut String, value: &str, special: &[char]) {
     let mut rest = value;
-    while let Some(at) = rest.find(special) {
-        text.push_str(&rest[..at]);
-        text.push_str(match rest.as_bytes()[at] {
-            b'\\' => "\\\\",
-            b'\n' => "\\n",
+    while let Some((before, after)) = rest.split_once(special) {
+        text.push_str(before);
+        text.push_str(match rest.as_bytes().get(before.len()) {
+            Some(b'\\') => "\\\\",
+            Some(b'\n') => "\\n",
             _ => "\\\"",
         });
-        rest = &rest[at + 1..];
+        rest = after;
     }
     text.push_str(rest);
 }

@@ -29,7 +29,7 @@ impl Histogram {
     pub fn new(bounds: &'static [f64]) -> Histogram {
         Histogram {
             bounds,
-            counts: vec![0; bounds.len() + 1],
+            counts: vec![0; bounds.len().saturating_add(1)],
             sum: 0.0,
         }
     }

@@ -5,6 +5,9 @@
 //! into live counters and rates, and publishes a [`snapshot`]; [`serve`] writes
 //! that snapshot through the [`catalogue`] as an [`exposition`].
 
+// A number from outside must neither overflow nor divide by zero; the tests may.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 pub mod bounds;
 pub mod catalogue;
 pub mod check;
