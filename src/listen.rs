@@ -485,6 +485,24 @@ mod tests {
         listeners[0].accept().unwrap();
     }
 
+    /// Two exporters that start at once find the same stale socket.
+    #[test]
+    fn what_has_replaced_a_stale_socket_is_left_alone() {
+        let path = Scratch::new();
+        drop(UnixListener::bind(&path.0).unwrap());
+        let stale = FileId::of(&path.0).unwrap();
+        fs::remove_file(&path.0).unwrap();
+        assert!(!stale.remove(&path.0).unwrap());
+        // On many file systems it has the inode of the stale one. Their times differ once the
+        // clock of the kernel has ticked.
+        thread::sleep(Duration::from_millis(50));
+        let _other = UnixListener::bind(&path.0).unwrap();
+        assert!(!stale.remove(&path.0).unwrap());
+        assert!(path.0.exists());
+        assert!(FileId::of(&path.0).unwrap().remove(&path.0).unwrap());
+        assert!(!path.0.exists());
+    }
+
     #[test]
     fn a_live_socket_with_a_full_queue_does_not_hold_us_up() {
         let path = Scratch::new();
