@@ -327,6 +327,10 @@ fn a_proxy_that_wants_a_user_is_told_from_a_server_that_wants_a_key() {
             "a wrong key",
             (by_server(), false, "", "sk-wrong", refused_key),
         ),
+        (
+            "a proxy that passes Authorization on",
+            (by_server(), false, "me:pw@", "sk-right", "X-Api-Key"),
+        ),
     ];
     all_at_once(cases.into(), |(answer, with_health, user, key, said)| {
         let server = Server::start();

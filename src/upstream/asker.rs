@@ -376,7 +376,12 @@ impl Asker {
                 "a proxy before the server wants a user and password, which is not llama-server's \
                  API key: give them in --base-url http://USER:PASSWORD@host"
             }
-            (false, _, true) => {
+            (false, true, true) => {
+                "the server refuses the API key, or does not see it: beside the user of --base-url it \
+                 goes into X-Api-Key, which llama-server reads only where a proxy keeps \
+                 Authorization for itself"
+            }
+            (false, false, true) => {
                 "the server refuses the API key that it was given by LLAMACPP_API_KEY_FILE or \
                  LLAMACPP_API_KEY"
             }
