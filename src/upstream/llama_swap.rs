@@ -5,6 +5,8 @@
 //! address, where that can be reached, and otherwise shown by its state and by
 //! the tokens of the requests that have ended.
 
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 mod activity;
 mod life;
 mod timestamp;
@@ -40,7 +42,7 @@ const ACTIVITY: Endpoint = Endpoint {
     path: "/api/metrics/activity",
     limit: 8 << 20,
 };
-/// Where the activity was before v237: an array of all the requests that were kept.
+/// Where the activity is in versions before v236: an array of all the requests that were kept.
 const OLD_ACTIVITY: Endpoint = Endpoint {
     path: "/api/metrics",
     limit: 8 << 20,

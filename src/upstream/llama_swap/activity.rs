@@ -2,8 +2,8 @@
 //!
 //! The first answer is history. Each later one holds the new requests and some of the known ones:
 //! their identifiers only grow as long as the list is the same, and begin anew with llama-swap's
-//! next life where it keeps the list in memory. (From v237 on it is kept in SQLite, in memory
-//! unless a path is set, and its identifiers begin at 1; before, in a ring, and at 0.)
+//! next life where it keeps the list in memory. (Newer versions keep it in SQLite, in memory
+//! unless a path is set, and identifiers begin at 1; older ones in a ring, and they begin at 0.)
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
@@ -260,7 +260,7 @@ mod tests {
 
     /// A request that ended at that minute, with so many tokens generated.
     fn request(id: u64, minute: u32, generated: Value) -> Value {
-        let timestamp = format!("2026-08-22T{:02}:{:02}:00Z", 10 + minute / 60, minute % 60);
+        let timestamp = format!("2026-08-22T{:02}:{:02}:00Z", minute / 60, minute % 60);
         let tokens = json!({"input_tokens": 100, "cache_tokens": -1, "output_tokens": generated});
         json!({"id": id, "timestamp": timestamp, "model": MODEL, "tokens": tokens})
     }
