@@ -9,6 +9,8 @@ from proxy import Proxy
 
 TIMEOUT = 1.0
 INTERVAL = 1.0
+# In time-outs; as in src/upstream/open.rs.
+DOUBTED_AFTER = 20
 # For what the machine adds: a process that has to wait for a core, and the time between two scrapes.
 GRACE = 0.5
 
@@ -50,7 +52,9 @@ def test_a_prompt_of_3000_tokens(build, one_core, start_server, start_exporter):
     if build < ANSWERS_WHILE_BUSY and stream.timings["prompt_ms"] > 4000:
         assert max(waited) > TIMEOUT
         assert done.errors(reason="timeout") >= 1
-    assert proxy.most_waiting(longer_than=TIMEOUT + GRACE) <= 1
+    # One request that waits for very long may have got lost: then another endpoint is asked, too.
+    may_wait = 1 if max(waited) < DOUBTED_AFTER * TIMEOUT else 2
+    assert proxy.most_waiting(longer_than=TIMEOUT + GRACE) <= may_wait
     assert other.error is None
     assert max(other.waited) < max(GRACE, took / 4)
 

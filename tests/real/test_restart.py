@@ -38,7 +38,8 @@ def test_killed_and_restarted(one_core, start_server, start_exporter):
     assert done.value("generated_tokens_total") == 10
     assert done.status == "idle"
 
-    fastest = 2 * max(whole.tokens_per_second, cut.tokens_per_second, renewed.tokens_per_second)
+    # Between two polls a busy machine may let the server catch up.
+    fastest = 5 * max(whole.tokens_per_second, cut.tokens_per_second, renewed.tokens_per_second)
     polls = exporter.between(idle, done)
     for previous, poll in zip([idle, *polls], polls):
         assert 0 <= (poll.value("tokens_per_second") or 0) <= fastest
