@@ -204,6 +204,12 @@ impl Asker {
         self.failures.clear();
     }
 
+    /// Doubts a request that waits alone at this age.
+    #[cfg(test)]
+    pub(super) fn doubt_after(&mut self, age: std::time::Duration) {
+        self.open.doubt_after(age);
+    }
+
     /// Whether the request for `url` was sent, in this poll or before, and is still waiting for
     /// its answer.
     pub fn is_open(&self, url: &str) -> bool {

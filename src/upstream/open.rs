@@ -17,8 +17,10 @@ const QUEUED: [&str; 3] = ["/health", "/metrics", "/slots"];
 /// shows that in ik_llama.cpp only.
 const QUEUED_EVERYWHERE: [&str; 2] = ["/metrics", "/slots"];
 
-/// After how many time-outs a request that waits alone is doubted: it may have got lost.
+/// After how many time-outs a request that waits alone is doubted, and at what age at the least:
+/// it may have got lost.
 const DOUBTED_AFTER: u32 = 20;
+const LEAST_DOUBTED: Duration = Duration::from_secs(30);
 /// The least age of a request outside of the queue that is given up while others are answered.
 const LOST_AFTER: Duration = Duration::from_secs(60);
 /// The age at which any request is given up. ik_llama.cpp reads a prompt for up to an hour.
@@ -81,13 +83,19 @@ impl OpenRequest {
 impl OpenRequests {
     /// None yet; each has timed out after `timeout`.
     pub fn new(timeout: Duration) -> OpenRequests {
-        let doubted_after = timeout.saturating_mul(DOUBTED_AFTER);
+        let doubted_after = timeout.saturating_mul(DOUBTED_AFTER).max(LEAST_DOUBTED);
         OpenRequests {
             requests: VecDeque::new(),
             all: &OPEN,
             doubted_after,
             lost_after: doubted_after.max(LOST_AFTER),
         }
+    }
+
+    /// Doubts a request that waits alone at this age.
+    #[cfg(test)]
+    pub(super) fn doubt_after(&mut self, age: Duration) {
+        self.doubted_after = age;
     }
 
     /// Forgets those that have ended by `now`: answered, or their connection is gone.

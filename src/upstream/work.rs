@@ -254,3 +254,99 @@ impl Work {
         notes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::llama_server::{HEALTH, ask_health};
+    use super::*;
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::{Arc, Mutex};
+    use std::thread;
+    use std::time::Duration;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// The paths that a server was asked for.
+    type Asked = Arc<Mutex<Vec<String>>>;
+
+    /// A server that never answers the first request for `lost`, as if that had got lost on its
+    /// way, and answers all others as an idle llama-server does.
+    fn server(lost: &'static str) -> (String, Asked) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let asked = Asked::default();
+        let record = Arc::clone(&asked);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let record = Arc::clone(&record);
+                thread::spawn(move || serve(&stream.unwrap(), lost, &record));
+            }
+        });
+        (url, asked)
+    }
+
+    fn serve(mut stream: &TcpStream, lost: &str, asked: &Asked) {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            let Some(path) = line.strip_prefix("GET ").and_then(|l| l.split(' ').next()) else {
+                continue;
+            };
+            let is_first = {
+                let mut asked = asked.lock().unwrap();
+                asked.push(path.to_owned());
+                asked.iter().filter(|asked| *asked == path).count() == 1
+            };
+            if path == lost && is_first {
+                continue;
+            }
+            let body = match path {
+                "/metrics" => "llamacpp:requests_processing 0\n",
+                "/slots" => "[{\"id\":0,\"is_processing\":false}]",
+                _ => "{\"status\":\"ok\"}",
+            };
+            let length = body.len();
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}");
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_request_that_got_lost_is_given_up_when_another_of_the_queue_is_answered() {
+        for lost in ["/health", "/metrics", "/slots"] {
+            let (root, asked) = server(lost);
+            let arguments = ["--base-url", &root, "--timeout", "2s"];
+            let arguments = arguments.map(std::ffi::OsString::from).to_vec();
+            let (_, settings) = crate::settings::parse(arguments, |_| None).unwrap();
+            let mut asker = Asker::new(&settings.base_urls[0], &settings).unwrap();
+            let place = Place {
+                root,
+                query: String::new(),
+                model_names: Vec::new(),
+            };
+            let mut work = Work::new(Restraint::new(None));
+            let mut read = |asker: &mut Asker| {
+                asker.begin(bounds::deadline(Instant::now(), HOUR));
+                work.read(asker, &place)
+            };
+            if lost == "/health" {
+                asker.begin(bounds::deadline(Instant::now(), HOUR));
+                assert!(ask_health(&mut asker, &place.url(HEALTH)).is_late());
+            } else {
+                assert!(read(&mut asker).late, "{lost}");
+            }
+            // It may wait behind the work at hand: nothing else is asked of the queue.
+            let before = asked.lock().unwrap().len();
+            for _ in 0..3 {
+                assert!(read(&mut asker).late, "{lost}");
+            }
+            assert_eq!(asked.lock().unwrap().len(), before, "{lost}");
+
+            asker.doubt_after(Duration::ZERO);
+            let read = read(&mut asker);
+            assert!(!read.late, "{lost}");
+            assert!(matches!(read.counters, Seen::Now(_)), "{lost}");
+            assert!(matches!(read.slots, Seen::Now(_)), "{lost}");
+            assert!(!asker.is_open(&place.url(HEALTH)), "{lost}");
+        }
+    }
+}
