@@ -77,7 +77,7 @@ const NOT_BELIEVED: &str = "lines of the log were not believed: llamacpp_log_lin
 /// The most requests that wait for a poll; what a server answers in an hour.
 const MOST_HELD: usize = 16_384;
 /// The most children of a router that lines were read of and that no poll has seen.
-const MOST_UNKNOWN: usize = 64;
+const MOST_UNKNOWN: usize = 16;
 /// The most children of a router.
 const MOST_CHILDREN: usize = 1000;
 /// How long a request waits for a poll that reads the counters again.

@@ -50,8 +50,10 @@ pub struct Timings {
     pub total_ms: f64,
 }
 
-/// The most slots of a server that are kept in mind.
+/// The most slots of a server that are kept in mind: where a poll has said how many there are,
+/// and where only the log names them.
 const MOST_SLOTS: usize = 1024;
+const MOST_NAMED_SLOTS: usize = 64;
 /// How many tasks that have ended are remembered: a cancellation may come on their heels.
 const ENDED: usize = 256;
 /// How long the timings of a task may take that has left its slot (they come before it from
@@ -76,8 +78,9 @@ pub struct Tracker {
     timings_of: Option<(Task, Option<u64>)>,
     /// The last task of each slot, while it is on it.
     open: BTreeMap<u64, Open>,
-    /// Slots of which anything was said.
+    /// Slots of which anything was said, and how many there may be.
     known_slots: BTreeSet<u64>,
+    most_slots: usize,
     ended: VecDeque<u64>,
 }
 
@@ -131,6 +134,10 @@ impl Tracker {
             }
             return;
         };
+        self.most_slots = match slots {
+            Some(_) => MOST_SLOTS,
+            None => MOST_NAMED_SLOTS,
+        };
         if let Err(rejection) = self.check(line, event, read, slots) {
             return tell(Err(rejection));
         }
@@ -146,6 +153,7 @@ impl Tracker {
                     form: self.form,
                     clock: std::mem::take(&mut self.clock),
                     known_slots: std::mem::take(&mut self.known_slots),
+                    most_slots: self.most_slots,
                     ..Tracker::default()
                 };
                 tell(Ok(Outcome::Restarted));
@@ -317,7 +325,7 @@ impl Tracker {
                 return self.end(task.id).then_some(Ok(finished));
             }
             Event::Released(task, tokens) => {
-                if self.known_slots.len() < MOST_SLOTS {
+                if self.known_slots.len() < self.most_slots {
                     self.known_slots.insert(task.slot);
                 }
                 let open = self
@@ -367,7 +375,7 @@ impl Tracker {
             .get(&task.slot)
             .is_some_and(|open| open.task == task);
         if !is_known {
-            if self.known_slots.len() >= MOST_SLOTS && !self.known_slots.contains(&task.slot) {
+            if self.known_slots.len() >= self.most_slots && !self.known_slots.contains(&task.slot) {
                 return None;
             }
             let open = Open {
@@ -662,13 +670,19 @@ slot print_timing: id  0 | task 1 |       total time =     110.00 ms /    55 tok
 
     #[test]
     fn what_is_kept_in_mind_has_a_limit() {
-        let mut tracker = Tracker::default();
-        for id in 0..100_000u64 {
-            let line = format!("slot launch_slot_: id  {id} | task {id} | processing task");
-            let line = parse(&line).unwrap();
-            tracker.take(&line, Instant::now(), None, &mut |_| {});
+        for (slots, most) in [(None, MOST_NAMED_SLOTS), (Some(u64::MAX), MOST_SLOTS)] {
+            let mut tracker = Tracker::default();
+            for id in 0..10_000u64 {
+                let launch = format!("slot launch_slot_: id  {id} | task {id} | processing task");
+                let cancel = format!("srv  stop: cancel task, id_task = {id}");
+                for line in [launch, cancel] {
+                    let line = parse(&line).unwrap();
+                    tracker.take(&line, Instant::now(), slots, &mut |_| {});
+                }
+            }
+            assert_eq!(tracker.open.len(), most);
+            assert_eq!(tracker.known_slots.len(), most);
+            assert!(tracker.ended.len() <= ENDED);
         }
-        assert_eq!(tracker.open.len(), MOST_SLOTS);
-        assert!(tracker.known_slots.len() <= MOST_SLOTS && tracker.ended.len() <= ENDED);
     }
 }
