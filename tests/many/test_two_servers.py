@@ -51,7 +51,9 @@ def test_a_stopped_server_delays_no_other(one_core, two_servers, start_exporter)
     for name in names.values():
         assert both.value("status", server=name, status="idle") == 1
     for sample in both.samples:
-        named_for_itself = sample.name.startswith(("process_", "llamacpp_exporter_build_info"))
+        named_for_itself = sample.name.startswith(
+            ("process_", "llamacpp_exporter_build_info", "llamacpp_exporter_series_dropped")
+        )
         assert ("server" in sample.labels) != named_for_itself, sample
 
     os.kill(stopped.process.pid, signal.SIGSTOP)
