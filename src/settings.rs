@@ -610,7 +610,12 @@ fn apply_all(row: &Row, draft: &mut Draft, name: &str, value: &str) -> Result<()
         return apply(row, draft, name, value, value);
     }
     let parts = value.split(',').map(str::trim);
-    for part in parts.filter(|part| !part.is_empty()) {
+    let mut parts = parts.filter(|part| !part.is_empty()).peekable();
+    if parts.peek().is_none() {
+        // Nothing named is not the same as nothing said: that may mean anything, as for a Host.
+        return Err(format!("{name}: is empty"));
+    }
+    for part in parts {
         // A comma may be one of a password: then it is all of one value, up to its `@`.
         let shown = if value.contains('@') { value } else { part };
         apply(row, draft, name, part, shown)?;
@@ -904,6 +909,20 @@ mod tests {
         let settings = parse_with(&["--model", ""], &variable).unwrap();
         assert_eq!(settings.model.as_deref(), Some("ai/a"));
         assert!(parse_with(&["--interval", ""], &[]).is_err());
+    }
+
+    #[test]
+    fn an_empty_list_is_refused() {
+        // `--allowed-hosts "$HOSTS"` with nothing in it must not mean any Host.
+        for row in TABLE.iter().filter(|row| row.repeatable) {
+            for value in ["", " ", ", ,"] {
+                let error = parse_with(&[row.flag, value], &[]).unwrap_err();
+                assert_eq!(error, format!("{}: is empty", row.flag));
+            }
+            let variable = row.variables[0];
+            assert!(parse_with(&[], &[(variable, ",")]).is_err());
+            assert!(parse_with(&[], &[(variable, "")]).is_ok());
+        }
     }
 
     #[test]

@@ -236,7 +236,8 @@ impl Said {
 
 /// One GPU of `--query-gpu`. A line without an index is none.
 fn gpu(line: &str) -> Option<(u32, Gpu)> {
-    let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+    // The name comes last, and may hold the separator.
+    let fields: Vec<&str> = line.splitn(9, ", ").map(str::trim).collect();
     let [
         index,
         uuid,
@@ -324,6 +325,8 @@ mod tests {
                 assert_eq!(gpu.utilization, None, "{nothing}");
             }
         }
+        let (_, comma) = gpu("0, a, b, 1, 1, 2, 3, 4, Graphics Device, 8GB").unwrap();
+        assert_eq!(comma.name.as_deref(), Some("Graphics Device, 8GB"));
         // A share above the whole, as drivers are known to give at times.
         let (_, odd) = gpu("0, a, b, 4294967295, 1, 2, 3, 4, c").unwrap();
         assert_eq!(odd.utilization, None);

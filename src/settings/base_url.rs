@@ -122,9 +122,15 @@ impl BaseUrl {
 /// # Errors
 /// The forms of a URL, where what stands before the `=` is none.
 pub fn split(text: &str) -> Result<(Option<BaseUrl>, &str), String> {
-    match text.split_once('=') {
-        Some((url, rest)) if url.contains("://") => Ok((Some(url.parse()?), rest)),
-        _ => Ok((None, text)),
+    let mut parts = text.match_indices('=').map(|(at, _)| text.split_at(at));
+    let Some((first, _)) = parts.clone().next().filter(|(url, _)| url.contains("://")) else {
+        return Ok((None, text));
+    };
+    // A password may hold the sign as well: then no URL ends before it.
+    let split = parts.find_map(|(url, rest)| Some((url.parse().ok()?, rest.get(1..)?)));
+    match split {
+        Some((url, rest)) => Ok((Some(url), rest)),
+        None => Err(first.parse::<BaseUrl>().err().unwrap_or_default()),
     }
 }
 
@@ -323,6 +329,23 @@ mod tests {
             ("http://h:1", "http://h:1"),
         ] {
             assert_eq!(BaseUrl::without_secrets(text), shown, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_url_ends_at_the_first_sign_that_is_none_of_its_password() {
+        for (text, url, rest) in [
+            ("http://h:1/v1=/run/a=b", Some("http://h:1/v1"), "/run/a=b"),
+            ("http://me:p=w==@h:1=f@g", Some("http://h:1"), "f@g"),
+            ("/run/a=http://h", None, "/run/a=http://h"),
+            ("file", None, "file"),
+        ] {
+            let (base, found) = split(text).unwrap();
+            assert_eq!(base.map(|base| base.as_given()).as_deref(), url, "{text}");
+            assert_eq!(found, rest, "{text}");
+        }
+        for text in ["http://h/?a=b=f", "unix://s=f", "http://h:0=f"] {
+            assert!(split(text).is_err(), "{text}");
         }
     }
 

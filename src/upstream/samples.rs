@@ -67,8 +67,12 @@ fn read_lines(mut text: impl BufRead, take: &mut impl FnMut(&Sample)) -> Result<
             passed_over = passed_over.saturating_add(1);
             continue;
         }
-        let line = std::str::from_utf8(&line).map_err(|_| "is not valid UTF-8")?;
-        let line = line.trim();
+        let Ok(line) = std::str::from_utf8(&line) else {
+            passed_over = passed_over.saturating_add(1);
+            continue;
+        };
+        // A byte order mark, as texts that went through Windows begin with.
+        let line = line.trim_start_matches('\u{feff}').trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
@@ -138,7 +142,7 @@ fn sample(line: &str) -> Option<Sample<'_>> {
 /// Reads labels up to the brace that ends them, and gives what stands behind it.
 fn read_labels<'a>(mut text: &'a str, labels: &mut Vec<(&'a str, String)>) -> Option<&'a str> {
     loop {
-        text = text.trim_start_matches([' ', ',']);
+        text = text.trim_start_matches([' ', '\t', ',']);
         if let Some(rest) = text.strip_prefix('}') {
             return Some(rest);
         }
@@ -302,6 +306,9 @@ mod tests {
             "a 1e6 # {trace_id=\"x\"} 0.5 1700000000.1",
             "a{b=\"x # y\"} 1e6 # {} 0.5",
             "\ta\t1e6  ",
+            "a{b=\"c\",\td=\"e\"\t}\t1e6",
+            "\u{feff}a 1e6",
+            "\u{feff}# TYPE a counter\r\na 1e6\r",
         ] {
             assert_eq!(values(&format!("{line}\n")), [1e6], "{line}");
         }
@@ -379,6 +386,7 @@ mod tests {
             assert!(samples(text).is_err(), "{text:?}");
         }
         let invalid = b"a 1\nb{c=\"\xff\"} 2\n".as_slice();
-        assert_eq!(read(invalid, |_| {}).unwrap_err(), "is not valid UTF-8");
+        assert_eq!(read(invalid, |_| {}), Ok(1));
+        assert!(read(b"\x1f\x8b\x08\xff\n\xfe\n".as_slice(), |_| {}).is_err());
     }
 }
