@@ -279,6 +279,7 @@ fn finished(figures: &mut RequestFigures, timings: Timings) {
         prompt,
         generation,
         total_ms,
+        is_child: _,
     } = timings;
     observe(&mut figures.duration, total_ms / 1000.0);
     observe(&mut figures.prompt_tokens, prompt.tokens as f64);

@@ -61,28 +61,54 @@ impl ServerCounters {
 
 /// What one request must have added to the counters.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Claim([f64; DIMENSIONS]);
+pub struct Claim {
+    amounts: [f64; DIMENSIONS],
+    /// How many requests a call of `llama_decode()` may have been shared by.
+    slots: f64,
+    /// Whether another request claims the prompt as well: it was computed once.
+    is_child: bool,
+}
 
 impl Claim {
-    /// Of a request that ran to its end.
-    pub fn of_timings(timings: &Timings) -> Claim {
+    /// Of a request that ran to its end, at a server with so many slots.
+    pub fn of_timings(timings: &Timings, slots: u64) -> Claim {
         let seconds = |ms: f64| (ms / 1000.0 * SHARE_OF_SECONDS - SECONDS_MORE).max(0.0);
-        let mut claim = [0.0; DIMENSIONS];
-        claim[PROMPT_TOKENS] = timings.prompt.tokens as f64;
-        claim[WHOLE_PROMPT] = timings.prompt.tokens as f64;
-        claim[GENERATED_TOKENS] = timings.generation.tokens as f64;
-        claim[PROMPT_SECONDS] = seconds(timings.prompt.ms);
-        claim[GENERATION_SECONDS] = seconds(timings.generation.ms);
-        Claim(claim)
+        let mut amounts = [0.0; DIMENSIONS];
+        amounts[PROMPT_TOKENS] = timings.prompt.tokens as f64;
+        amounts[WHOLE_PROMPT] = timings.prompt.tokens as f64;
+        amounts[GENERATED_TOKENS] = timings.generation.tokens as f64;
+        amounts[PROMPT_SECONDS] = seconds(timings.prompt.ms);
+        amounts[GENERATION_SECONDS] = seconds(timings.generation.ms);
+        Claim {
+            amounts,
+            slots: slots.max(1) as f64,
+            is_child: timings.is_child,
+        }
     }
 
     /// Of a request without generation, of so many tokens, at a server with so many slots.
     /// Before b10566 its prompt is in no counter, but it takes a share of a call.
     pub fn of_prompt(tokens: u64, slots: u64) -> Claim {
-        let mut claim = [0.0; DIMENSIONS];
-        claim[WHOLE_PROMPT] = tokens as f64;
-        claim[DECODE_CALLS] = 1.0 / slots.max(1) as f64;
-        Claim(claim)
+        let slots = slots.max(1) as f64;
+        let mut amounts = [0.0; DIMENSIONS];
+        amounts[WHOLE_PROMPT] = tokens as f64;
+        amounts[DECODE_CALLS] = 1.0 / slots;
+        Claim {
+            amounts,
+            slots,
+            is_child: false,
+        }
+    }
+
+    /// Of one counter, and whether it is used up by it; from b10566, where prompts that are
+    /// computed together take their time together (b11549: 0.43 s for two of 0.42 s).
+    fn of(&self, dimension: usize, prompts_share_time: bool) -> (f64, bool) {
+        let amount = match dimension {
+            PROMPT_SECONDS if prompts_share_time => self.amounts[dimension] / self.slots,
+            _ => self.amounts[dimension],
+        };
+        let is_prompt = matches!(dimension, PROMPT_TOKENS | PROMPT_SECONDS | WHOLE_PROMPT);
+        (amount, !(is_prompt && self.is_child))
     }
 }
 
@@ -155,7 +181,12 @@ impl Fence {
     fn growth(&self, dimension: usize) -> Option<f64> {
         let base = self.base[dimension];
         let now = self.now[dimension]?;
-        Some(now - base + half_step(now) + half_step(base))
+        Some(now - base + half_step(dimension, now) + half_step(dimension, base))
+    }
+
+    /// Whether the build is one that counts the time of a call once, however many prompts are in it.
+    fn prompts_share_time(&self) -> bool {
+        self.now[WHOLE_PROMPT].is_some()
     }
 
     /// Whether the counters were ever read.
@@ -170,8 +201,11 @@ impl Fence {
 
     /// Uses the counters up by a request that was counted without being held against them.
     pub fn uses(&mut self, claim: &Claim) {
-        for (told, claimed) in self.told.iter_mut().zip(&claim.0) {
-            *told += claimed;
+        let prompts_share_time = self.prompts_share_time();
+        for (dimension, told) in self.told.iter_mut().enumerate() {
+            if let (amount, true) = claim.of(dimension, prompts_share_time) {
+                *told += amount;
+            }
         }
     }
 
@@ -223,17 +257,22 @@ impl Fence {
             GENERATED_TOKENS | GENERATION_SECONDS => ended_before,
             _ => begun_before || ended_before,
         };
+        let prompts_share_time = self.prompts_share_time();
         let bears = |dimension: usize| {
             let Some(now) = self.now[dimension] else {
                 return true;
             };
-            let room = match of_before(dimension) {
-                true => now + half_step(now) - self.told_of_before[dimension],
-                false => self.growth(dimension).unwrap_or(0.0) - self.told[dimension],
+            let (amount, is_used_up) = claim.of(dimension, prompts_share_time);
+            let (room, told) = match of_before(dimension) {
+                true => (
+                    now + half_step(dimension, now),
+                    self.told_of_before[dimension],
+                ),
+                false => (self.growth(dimension).unwrap_or(0.0), self.told[dimension]),
             };
+            let room = if is_used_up { room - told } else { room };
             // The calls tell of a prompt only where nothing better does.
-            claim.0[dimension] <= room
-                || (dimension == DECODE_CALLS && self.now[WHOLE_PROMPT].is_some())
+            amount <= room || (dimension == DECODE_CALLS && self.now[WHOLE_PROMPT].is_some())
         };
         if !(0..DIMENSIONS).all(bears) {
             return false;
@@ -243,16 +282,20 @@ impl Fence {
                 true => &mut self.told_of_before[dimension],
                 false => &mut self.told[dimension],
             };
-            *told += claim.0[dimension];
+            if let (amount, true) = claim.of(dimension, prompts_share_time) {
+                *told += amount;
+            }
         }
         true
     }
 }
 
 /// By how much a counter may be off: it has six significant digits.
-fn half_step(value: f64) -> f64 {
-    if value < 1e6 {
-        // Below, tokens are exact; what seconds lose is in their share.
+fn half_step(dimension: usize, value: f64) -> f64 {
+    let is_time = matches!(dimension, PROMPT_SECONDS | GENERATION_SECONDS);
+    // Below, tokens are exact, and what seconds lose is in what is taken off them.
+    let exact = if is_time { 1e4 } else { 1e6 };
+    if value < exact {
         return 1e-6;
     }
     10f64.powf(value.log10().floor() - 5.0) / 2.0
@@ -280,11 +323,15 @@ mod tests {
             ms: seconds * 1e3,
             tokens,
         };
-        Claim::of_timings(&Timings {
-            prompt: span(prompt),
-            generation: span(generated),
-            total_ms: seconds * 2e3,
-        })
+        Claim::of_timings(
+            &Timings {
+                prompt: span(prompt),
+                generation: span(generated),
+                total_ms: seconds * 2e3,
+                is_child: false,
+            },
+            2,
+        )
     }
 
     /// A fence whose counters were read so many seconds after the start: first 0, then as given.
@@ -382,6 +429,51 @@ mod tests {
         read.saw(10.0, counters("a", 1e3, 1.00005e8, 10.0));
         assert!(read.bears(claim(1, 1900, 1.0), 5.0, 6.0));
         assert!(!read.bears(claim(1, 200, 1.0), 5.0, 6.0));
+    }
+
+    #[test]
+    fn six_digits_of_a_time_are_borne_with() {
+        let mut read = Read::new(ServerCounters {
+            prompt_seconds: Some(0.0),
+            generation_seconds: Some(234_567.0),
+            ..counters("a", 0.0, 0.0, 0.0)
+        });
+        let next = ServerCounters {
+            prompt_seconds: Some(1.0),
+            generation_seconds: Some(234_567.0),
+            ..counters("a", 10.0, 20.0, 0.0)
+        };
+        read.saw(10.0, next);
+        assert!(!read.bears(claim(10, 20, 1.3), 5.0, 6.0));
+        assert!(read.bears(claim(10, 20, 0.9), 5.0, 6.0));
+    }
+
+    /// Figures of b11549, two prompts in one request; three answers to one prompt.
+    #[test]
+    fn prompts_that_are_computed_together_are_borne() {
+        let seconds = |seconds: f64, prompt: f64| ServerCounters {
+            prompt_seconds: Some(seconds),
+            cached_tokens: Some(0.0),
+            ..counters("a", prompt, 40.0, 100.0)
+        };
+        let mut read = Read::new(ServerCounters {
+            cached_tokens: Some(0.0),
+            ..counters("a", 0.0, 0.0, 0.0)
+        });
+        read.saw(10.0, seconds(4.3, 140.0));
+        assert!(!read.bears(claim(70, 10, 10.0), 5.0, 6.0));
+        assert!(read.bears(claim(70, 10, 4.2), 5.0, 6.0));
+        assert!(read.bears(claim(70, 10, 4.2), 5.0, 6.0));
+        assert!(!read.bears(claim(0, 10, 2.0), 5.0, 6.0));
+
+        let child = |prompt| Claim {
+            is_child: true,
+            ..claim(prompt, 10, 4.2)
+        };
+        assert!(read.bears(child(140), 5.0, 6.0));
+        assert!(!read.bears(child(141), 5.0, 6.0));
+        assert!(read.bears(child(140), 5.0, 6.0));
+        assert!(!read.bears(child(140), 5.0, 6.0), "no generation is left");
     }
 
     #[test]

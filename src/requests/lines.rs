@@ -1,8 +1,9 @@
 //! Cutting a stream of bytes into lines, of which none is held longer than it may be.
 
 /// The most bytes of a line that are kept. llama-server's own lines about requests have 200; an
-/// object of journald with one of them, as bytes, has 4,000.
-pub const LONGEST_LINE: usize = 16 << 10;
+/// object of journald with one of them, as bytes, has 4,000; one of Docker has up to 16 KiB of a
+/// line, each byte of which may be escaped as six.
+pub const LONGEST_LINE: usize = 128 << 10;
 
 /// The line at hand.
 #[derive(Debug, Default)]

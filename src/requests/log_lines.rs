@@ -37,8 +37,8 @@ pub enum Event {
     SlotContext(u64),
     /// Whether all slots share one cache, as builds before b9294 say it.
     Unified(bool),
-    /// A task was put on a slot.
-    Launched(Task),
+    /// A task was put on a slot; whether its prompt is that of another (`n` > 1 in a request).
+    Launched(Task, bool),
     /// The lines that follow tell this task's timings (before b9294).
     TimingsOf(Task),
     /// Time and tokens of the prompt; without a task: of [`Event::TimingsOf`].
@@ -188,8 +188,8 @@ fn slot_event(function: &str, said: &str) -> Option<Event> {
         slot: slot.trim().parse().ok()?,
         id: id.trim().parse().ok()?,
     };
-    if rest.starts_with("processing task") {
-        Some(Event::Launched(task))
+    if let Some(rest) = rest.strip_prefix("processing task") {
+        Some(Event::Launched(task, rest.starts_with(", is_child = 1")))
     } else if let Some(rest) = rest.strip_prefix("stop processing: ") {
         Some(Event::Released(task, number(rest.split_once("= ")?.1)?))
     } else if function.trim_start().starts_with("print_timing") {

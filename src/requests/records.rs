@@ -261,6 +261,7 @@ impl Response {
                 tokens: timings.predicted_n,
             },
             total_ms: timings.prompt_ms + timings.predicted_ms,
+            is_child: false,
         })
     }
 }

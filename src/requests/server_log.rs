@@ -152,7 +152,7 @@ struct Held {
 impl Held {
     fn claimed(&self, slots: u64) -> Option<Claimed> {
         let claim = match &self.ended {
-            Ended::Finished(timings) => Claim::of_timings(timings),
+            Ended::Finished(timings) => Claim::of_timings(timings, slots),
             Ended::Embedded(tokens) => Claim::of_prompt(*tokens, slots),
             Ended::Cancelled => return None,
         };

@@ -48,6 +48,8 @@ pub struct Timings {
     pub generation: Span,
     /// Milliseconds of both.
     pub total_ms: f64,
+    /// Whether the prompt is another request's, and was computed for that one.
+    pub is_child: bool,
 }
 
 /// The most slots of a server that are kept in mind: where a poll has said how many there are,
@@ -116,6 +118,7 @@ struct Launch {
     read: Instant,
     /// llama-server's own time, in microseconds.
     time: Option<u64>,
+    is_child: bool,
 }
 
 impl Tracker {
@@ -232,7 +235,9 @@ impl Tracker {
             self.clock.restart(time, read);
         }
         let task = match event {
-            Event::Launched(task) | Event::TimingsOf(task) | Event::Released(task, _) => Some(task),
+            Event::Launched(task, _) | Event::TimingsOf(task) | Event::Released(task, _) => {
+                Some(task)
+            }
             Event::Prompt(task, _) | Event::Generation(task, _) | Event::Total(task, _) => task,
             Event::Slots { .. } | Event::SlotContext(_) | Event::Unified(_) if self.has_begun => {
                 return Err(Rejection::Slot);
@@ -274,10 +279,14 @@ impl Tracker {
         read: Instant,
     ) -> Option<Result<Outcome, Rejection>> {
         match event {
-            Event::Launched(task) => {
+            Event::Launched(task, is_child) => {
                 self.has_begun = true;
                 self.open.remove(&task.slot);
-                self.open(task)?.launched = Some(Launch { read, time });
+                self.open(task)?.launched = Some(Launch {
+                    read,
+                    time,
+                    is_child,
+                });
             }
             Event::TimingsOf(task) => {
                 self.timings_of = Some((task, time));
@@ -306,6 +315,7 @@ impl Tracker {
                     prompt: open.prompt.take()?,
                     generation: open.generation.take()?,
                     total_ms: total.ms,
+                    is_child: open.launched.is_some_and(|launch| launch.is_child),
                 };
                 let launched = match (open.launched, open.may_be_older) {
                     (Some(launch), _) => Some(launch.read),
@@ -451,6 +461,7 @@ mod tests {
                     tokens: n,
                 },
                 total_ms,
+                is_child: false,
             },
             launched: None,
         }

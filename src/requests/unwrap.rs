@@ -54,6 +54,9 @@ const FORMATS: [Format; 6] = [kubernetes, json, compose, pod, logfmt, syslog];
 const MOST_LAYERS: usize = 4;
 /// How far into a line a wrapper's own words may go.
 const LONGEST_HEAD: usize = 200;
+/// How much of a line Docker puts into one object: bytes that are none of a character become
+/// more in it.
+const DOCKER_PIECE: usize = 16 << 10;
 /// The longest name of a source that is kept.
 const LONGEST_SOURCE: usize = 128;
 
@@ -206,10 +209,11 @@ fn json(text: &str) -> Option<Peeled<'_>> {
         let line = log.strip_suffix('\n');
         return Some(Peeled {
             text: line.unwrap_or(&log).to_owned().into(),
-            // What is longer than 16 KiB comes in several objects, of which the last ends the line.
+            // A longer line comes in several objects, of which the last ends it. Others (Fluent Bit)
+            // leave the line's end out.
             piece: stream.map(|stream| Piece {
                 stream,
-                is_last: line.is_some(),
+                is_last: line.is_some() || log.len() < DOCKER_PIECE,
             }),
             ..Peeled::default()
         });
@@ -698,16 +702,19 @@ mod tests {
         let docker = |text: &str, stream: &str| {
             serde_json::json!({"log": text, "stream": stream, "time": ""}).to_string()
         };
+        let long = "x".repeat(DOCKER_PIECE);
         assert_eq!(
             texts(&[
-                docker("a long", "stderr"),
-                docker(" line: slot", "stderr"),
+                docker(&long, "stderr"),
+                docker(&long, "stderr"),
                 docker("other\n", "stdout"),
                 docker(" end\n", "stderr"),
                 docker("next\n", "stderr"),
             ]),
-            ["a long", "other", "next"]
+            [&long, "other", "next"]
         );
+        let without_ends = [docker("one", "stderr"), docker("two", "stderr")];
+        assert_eq!(texts(&without_ends), ["one", "two"]);
         let time = "2026-11-24T20:12:22Z";
         assert_eq!(
             texts(&[
