@@ -29,8 +29,11 @@ impl BaseUrl {
 
     /// The URL without a trailing `/v1`: what llama-server's own endpoints stand below.
     pub fn root(&self) -> String {
-        let path = self.path.strip_suffix("/v1").unwrap_or(&self.path);
-        format!("{}{path}", self.origin())
+        format!("{}{}", self.origin(), self.root_path())
+    }
+
+    fn root_path(&self) -> &str {
+        self.path.strip_suffix("/v1").unwrap_or(&self.path)
     }
 
     /// What stands before `/engines`: the root of Docker Model Runner.
@@ -71,9 +74,12 @@ impl BaseUrl {
         self.port.unwrap_or(if self.https { 443 } else { 80 })
     }
 
-    /// Whether both name the same server, whatever user and `/v1` stand in them.
+    /// Whether both name the same server, whatever user and `/v1` stand in them, and whether the
+    /// scheme's own port is written out.
     pub fn is_same_server(&self, other: &BaseUrl) -> bool {
-        self.root() == other.root()
+        self.https == other.https
+            && self.server() == other.server()
+            && self.root_path() == other.root_path()
     }
 
     /// The same scheme, host and port, and nothing else.
@@ -288,6 +294,24 @@ mod tests {
                 root,
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn a_server_is_the_same_however_its_url_is_written() {
+        let url = |text: &str| text.parse::<BaseUrl>().unwrap();
+        for (a, b, same) in [
+            ("http://h", "HTTP://me:pw@H:80/v1/", true),
+            ("http://h/a/v1", "http://h:80/a/", true),
+            ("http://h", "http://h:8080", false),
+            ("http://h/a", "http://h/A", false),
+        ] {
+            assert_eq!(url(a).is_same_server(&url(b)), same, "{a} {b}");
+        }
+        #[cfg(feature = "tls")]
+        {
+            assert!(url("https://h").is_same_server(&url("https://h:443")));
+            assert!(!url("https://h:80").is_same_server(&url("http://h")));
         }
     }
 
