@@ -138,6 +138,14 @@ impl Arguments {
         file.contains("llama-server") || (file == "llama" && ["serve", "server"].contains(&command))
     }
 
+    /// Whether these are the words of a program that was told to run a llama-server, with all of
+    /// `server`'s words.
+    pub fn wrap(&self, server: &Arguments) -> bool {
+        server.are_a_llama_servers()
+            && self.words.len() > server.words.len()
+            && self.words.ends_with(&server.words)
+    }
+
     fn value(&self, argument: &Argument) -> Option<&str> {
         let given = self
             .words

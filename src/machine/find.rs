@@ -298,7 +298,14 @@ impl Search {
             self.called.get(pid).is_some_and(&is_called)
                 && listeners.iter().any(|of| is_its(*pid, of))
         };
-        let found: Vec<u32> = pids.iter().copied().filter(is_it).collect();
+        let mut found: Vec<u32> = pids.iter().copied().filter(is_it).collect();
+        let wraps = |pid: &u32, of: &u32| {
+            let (outer, inner) = (self.called.get(pid), self.called.get(of));
+            outer.zip(inner).is_some_and(|(o, i)| o.wrap(i))
+        };
+        // `docker-init -- llama-server …`, `sudo llama-server …` stay beside what they started.
+        let all = found.clone();
+        found.retain(|pid| !all.iter().any(|of| wraps(pid, of)));
         self.only(&found, "called with the server's port")
     }
 

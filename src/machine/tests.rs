@@ -392,6 +392,11 @@ fn what_cannot_be_looked_into_is_found_by_how_it_was_called() {
     ];
     let why = called(&twice, 0).unwrap_err().unwrap();
     assert!(why.starts_with("2 processes are called"), "{why}");
+    let wrapped = [
+        (7, "docker-init -- llama-server --port 8080", 0),
+        (8, "llama-server --port 8080", 0),
+    ];
+    assert_eq!(called(&wrapped, 0), Ok(8), "7 has started it");
 }
 
 #[test]
