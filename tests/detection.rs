@@ -34,6 +34,28 @@ fn pages_of_proxies() -> Vec<(&'static str, Answer)> {
         ("nothing", Answer::json("")),
         ("nothing at all", Answer::new(204, "text/plain", "")),
         ("an object", Answer::json("{}")),
+        ("a list", Answer::json("[]")),
+        ("a list of something", Answer::json(r#"[{"status":"ok"}]"#)),
+        (
+            "the word of a health check to everything",
+            Answer::json(r#"{"status":"ok"}"#),
+        ),
+        (
+            "cloudflare 522",
+            Answer::new(522, "text/plain", "error code: 522"),
+        ),
+        (
+            "haproxy 503",
+            Answer::new(
+                503,
+                "text/html",
+                "<html><body><h1>503 Service Unavailable</h1>\nNo server is available to handle this request.\n</body></html>\n",
+            ),
+        ),
+        (
+            "too many requests",
+            Answer::new(429, "text/plain", "Too Many Requests"),
+        ),
         (
             "an error with 200",
             Answer::json(r#"{"error":{"message":"upstream is down","code":502}}"#),
@@ -142,11 +164,22 @@ fn a_server_that_loads_its_model_again_behind_a_proxy_is_up() {
 
 #[test]
 fn a_proxy_that_answers_health_itself_does_not_keep_a_dead_server_up() {
+    let pages = vec![
+        ("nginx", page("01-proxy-502/nginx-502.http")),
+        (
+            "cloudflare",
+            Answer::new(521, "text/plain", "error code: 521"),
+        ),
+    ];
+    all_at_once(pages, |page: Answer| a_dead_server_behind(&page));
+}
+
+fn a_dead_server_behind(page: &Answer) {
     let server = Server::recorded(MIDDLE, Stage::Busy);
     let exporter = Exporter::watching(&server).start();
     assert!(exporter.after_polls(1).up());
     for endpoint in ["/props", "/v1/models", "/metrics", "/slots"] {
-        server.answer(endpoint, page("01-proxy-502/nginx-502.http"));
+        server.answer(endpoint, page.clone());
     }
     assert_down(&exporter.after_polls(1));
     exporter.wait_for_log(&[

@@ -503,12 +503,8 @@ fn file_of(endpoint: &str) -> &'static str {
 
 #[test]
 fn invalid_utf8() {
-    let endpoints = [
-        (PROPS, "gemma"),
-        (MODELS, "gemma"),
-        (METRICS, "122"),
-        (SLOTS, "n_decoded"),
-    ];
+    // In /metrics it costs its line alone: see `upstream::samples`.
+    let endpoints = [(PROPS, "gemma"), (MODELS, "gemma"), (SLOTS, "n_decoded")];
     all_at_once(
         endpoints.map(|case| (case.0, case)).into(),
         |(endpoint, place)| {

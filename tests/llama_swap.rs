@@ -127,6 +127,17 @@ fn what_is_listed_at_the_start_is_history_also_for_the_next_exporter() {
 }
 
 #[test]
+fn an_empty_list_may_be_written_as_null() {
+    let server = swap(&[("m", &nobody())]);
+    let null = json!({"data": null, "page": 1, "limit": 999, "total": 0});
+    server.answer(ACTIVITY, Answer::json(null.to_string()));
+    let exporter = Exporter::watching(&server).interval("100ms").start();
+    assert_eq!(until_generated(&exporter, 0.0).errors(), 0);
+    ended(&server, &[request(1, 50)]);
+    until_generated(&exporter, 50.0);
+}
+
+#[test]
 fn counters_go_on_when_llama_swap_is_back() {
     let server = swap(&[("m", &nobody())]);
     let mut requests: Vec<_> = (1..=10).map(|id| request(id, 50)).collect();

@@ -426,13 +426,17 @@ pub fn printed_step(count: f64) -> f64 {
 /// What llama.cpp's own families begin with.
 const PREFIX: &str = "llamacpp:";
 
+/// The labels that say which model a sample is of: those of Docker Model Runner and of proxies
+/// that put the texts of several servers together. The first that there is counts.
+const MODEL_LABELS: [&str; 3] = ["model", "model_name", "model_id"];
+
 /// The models of which one text may tell.
 const MOST_LABELLED: usize = 1000;
 
 /// The samples of an upstream's `/metrics` that are used, by the model that they are of.
 #[derive(Clone, Debug, Default)]
 pub struct CountersByModel {
-    /// By the label `model` (no label: `None`) and the label `mode`.
+    /// By the model's label (no label: `None`) and the label `mode`.
     counters: BTreeMap<(Option<String>, Option<String>), Labelled>,
     /// Whether any of llama.cpp's families is there.
     is_llama_cpps: bool,
@@ -468,12 +472,13 @@ impl CountersByModel {
             if let Some(family) = USED.iter().find(|family| family.name == name)
                 && wanted(sample)
             {
-                let label = |name| {
-                    sample
-                        .label(name)
-                        .map(|value| bounds::cut(value).to_owned())
-                };
-                let key = (label("model"), label("mode"));
+                // In Prometheus' data model an empty label is no label.
+                let label = |name| sample.label(name).filter(|value| !value.is_empty());
+                let cut = |value: Option<&str>| Some(bounds::cut(value?).to_owned());
+                let key = (
+                    cut(MODEL_LABELS.into_iter().find_map(label)),
+                    cut(label("mode")),
+                );
                 if read.counters.len() < MOST_LABELLED || read.counters.contains_key(&key) {
                     read.counters
                         .entry(key)
@@ -856,7 +861,8 @@ impl<'de, T: DeserializeOwned, F: FnMut(T)> Visitor<'de> for Each<T, F> {
     }
 }
 
-/// As [`Each`], for an object that has the array under `key`: `{"data":[…]}`.
+/// As [`Each`], for an object that has the array under `key`: `{"data":[…]}`. Gives whether
+/// there is such a key; an empty list is null in what is written in Go.
 pub struct EachIn<T, F> {
     key: &'static str,
     each: Each<T, F>,
@@ -892,7 +898,10 @@ impl<'de, T: DeserializeOwned, F: FnMut(T)> Visitor<'de> for EachIn<T, F> {
         let mut found = false;
         while let Some(key) = map.next_key::<String>()? {
             match each.take_if(|_| key == self.key) {
-                Some(each) => found = map.next_value_seed(each)?,
+                Some(each) => {
+                    map.next_value_seed(each)?;
+                    found = true;
+                }
                 None => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -1161,6 +1170,14 @@ mod tests {
                 None,
             ),
             (a.clone() + &a, &["a"], None),
+            // Other spellings of the label, and none.
+            (
+                a.replace("model", "model_name") + &b.replace("model", "model_name"),
+                &["b"],
+                Some(2.0),
+            ),
+            (a.replace("model", "model_id"), &["b"], None),
+            (generated("{model=\"\"}", 4), &["a"], Some(4.0)),
             (many, &["a"], None),
         ] {
             let told = of_server(&text, names).map(|counters| counters.predicted_tokens);

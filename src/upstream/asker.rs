@@ -34,6 +34,8 @@ pub enum Outcome<T> {
     NotLoaded,
     /// A proxy answered that it cannot reach the server behind it; that was counted.
     Unreachable,
+    /// A document of another kind was answered; that was counted.
+    Foreign,
     /// It failed otherwise, and was counted; or it is still open from an earlier poll.
     Failed(Reason),
 }
@@ -63,6 +65,7 @@ impl<T> Outcome<T> {
             Outcome::Missing(missing) => Outcome::Missing(missing),
             Outcome::NotLoaded => Outcome::NotLoaded,
             Outcome::Unreachable => Outcome::Unreachable,
+            Outcome::Foreign => Outcome::Foreign,
             Outcome::Failed(reason) => Outcome::Failed(reason),
         }
     }
@@ -92,6 +95,7 @@ impl<T> Outcome<T> {
             Outcome::Missing(Missing::NotServed) => "not_served",
             Outcome::NotLoaded => "not_loaded",
             Outcome::Unreachable => "unreachable",
+            Outcome::Foreign => "foreign",
             Outcome::Failed(reason) => reason.label(),
         }
     }
@@ -264,7 +268,7 @@ impl Asker {
             Err(failure) => {
                 let reason = failure.reason;
                 self.keep_open(endpoint, url, asked, reason);
-                let is_proxys = failure.is_proxys;
+                let (is_proxys, is_foreign) = (failure.is_proxys, failure.is_foreign);
                 self.failures.push(FailedRequest {
                     target,
                     failure,
@@ -272,6 +276,8 @@ impl Asker {
                 });
                 if is_proxys {
                     Outcome::Unreachable
+                } else if is_foreign {
+                    Outcome::Foreign
                 } else {
                     Outcome::Failed(reason)
                 }
@@ -437,10 +443,10 @@ pub fn recognized<T>(known: bool, answer: T, why: &str) -> Result<T, Failure> {
     if known {
         Ok(answer)
     } else {
-        Err(Failure::new(
-            Reason::Parse,
-            format!("is not the expected answer: {why}"),
-        ))
+        Err(Failure {
+            is_foreign: true,
+            ..Failure::new(Reason::Parse, format!("is not the expected answer: {why}"))
+        })
     }
 }
 

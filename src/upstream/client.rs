@@ -38,6 +38,8 @@ pub struct Failure {
     pub detail: String,
     /// Whether a proxy says that it cannot reach the server behind it.
     pub is_proxys: bool,
+    /// Whether it is a document of another kind than the endpoint answers.
+    pub is_foreign: bool,
 }
 
 impl Failure {
@@ -49,13 +51,16 @@ impl Failure {
             reason,
             detail,
             is_proxys: false,
+            is_foreign: false,
         }
     }
 }
 
-/// What a proxy answers where it cannot reach the server behind it; llama-server itself says
-/// 503 only while it loads.
-const OF_PROXIES: [u16; 3] = [502, 503, 504];
+/// Whether a proxy answers this where it cannot reach the server behind it: llama-server itself
+/// says 503 only while it loads, and from 520 on they are Cloudflare's own.
+fn is_proxys(status: u16) -> bool {
+    matches!(status, 502..=504 | 520..=530)
+}
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -400,7 +405,7 @@ impl Answer {
     /// The failure that the status is.
     pub fn status_failure(&self) -> Failure {
         Failure {
-            is_proxys: OF_PROXIES.contains(&self.status),
+            is_proxys: is_proxys(self.status),
             ..Failure::new(Reason::Status, self.status_text())
         }
     }

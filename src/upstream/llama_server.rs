@@ -260,7 +260,7 @@ impl LlamaServer {
         signs.saw_own(
             model.stats.is_some()
                 || matches!(model.counters, Seen::Now(_))
-                || matches!(model.slots, Seen::Now(_)),
+                || matches!(&model.slots, Seen::Now(read) if !read.slots.is_empty()),
         );
         if !signs.are_enough() {
             return signs.product().map_or(Answered::Nobody, Answered::AsOther);

@@ -11,6 +11,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
 use super::answers::{
@@ -23,7 +24,7 @@ use super::reading::{CountersAt, Facts, Host, ModelReading, Reading, Seen, State
 use super::shown::Shown;
 use super::work::LINES_PASSED_OVER;
 use crate::settings::BaseUrl;
-use crate::snapshot::{ServerInfo, Status};
+use crate::snapshot::{Reason, ServerInfo, Status};
 
 const PS: Endpoint = Endpoint {
     path: "/engines/ps",
@@ -86,6 +87,8 @@ pub struct ModelRunner {
     contexts: BTreeMap<String, f64>,
     disk_usage: Option<f64>,
     no_metrics: Option<Missing>,
+    /// Whether the last `/metrics` was no exposition.
+    metrics_are_foreign: bool,
     /// Whether lines of the last `/metrics` were not understood.
     passes_over_lines: bool,
     /// Whether the last `/metrics` had samples of which it is not known whose they are.
@@ -185,11 +188,20 @@ struct Version {
     version: Option<String>,
 }
 
-/// Reads `/engines/ps`. It is an array though nothing runs, and anybody may answer null.
+/// Reads `/engines/ps`. It is an array though nothing runs, and anybody may answer null, or an
+/// array of something else.
 fn runners(answer: Answer) -> Result<Vec<Runner>, Failure> {
     let mut runners = Vec::new();
     let is_array = answer.each(keep(&mut runners))?;
-    recognized(is_array, runners, "it is no array of runners")
+    let are_runners = runners.is_empty()
+        || runners
+            .iter()
+            .any(|runner: &Runner| runner.model_name.is_some());
+    recognized(
+        is_array && are_runners,
+        runners,
+        "it is no array of runners",
+    )
 }
 
 /// The counters of each runner, by its model's label and its mode.
@@ -217,6 +229,7 @@ impl ModelRunner {
                 contexts: BTreeMap::new(),
                 disk_usage: None,
                 no_metrics: None,
+                metrics_are_foreign: false,
                 passes_over_lines: false,
                 is_ambiguous: false,
             }
@@ -229,11 +242,6 @@ impl ModelRunner {
         let Some(runners) = runners.answer() else {
             return;
         };
-        reading.up = true;
-        reading.info = Some(ServerInfo {
-            kind: "model-runner",
-            version: self.version.clone(),
-        });
         let names: Vec<&str> = runners
             .iter()
             .filter_map(|runner| runner.model_name.as_deref())
@@ -248,7 +256,24 @@ impl ModelRunner {
         } else {
             self.counters(asker)
         };
+        if runners.is_empty() && self.metrics_are_foreign && self.answers_a_list_to_anything(asker)
+        {
+            return;
+        }
+        reading.up = true;
+        reading.info = Some(ServerInfo {
+            kind: "model-runner",
+            version: self.version.clone(),
+        });
         self.tell(reading, &runners, &counters);
+    }
+
+    /// Whether an empty list of runners shows nothing: something answers a list to any question.
+    fn answers_a_list_to_anything(&self, asker: &mut Asker) -> bool {
+        let list = asker.probe(VERSION, &self.url(VERSION), |answer| {
+            answer.each(|_: IgnoredAny| {})
+        });
+        matches!(list, Outcome::Answer(_))
     }
 
     /// Asks for the last requests of every model, and has them read by `take`.
@@ -320,6 +345,7 @@ impl ModelRunner {
             return Seen::Stale;
         }
         self.no_metrics = counters.missing();
+        self.metrics_are_foreign = matches!(counters, Outcome::Failed(Reason::Parse));
         let Some(counters) = counters.answer() else {
             return Seen::Gone;
         };

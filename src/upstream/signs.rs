@@ -69,7 +69,14 @@ const OWNERS: [(&str, (&str, &str)); 10] = [
     ),
     ("koboldcpp", ("KoboldCpp", NOTHING_TO_WATCH)),
     ("me", ("llama-cpp-python", NOTHING_TO_WATCH)),
-    ("user", ("text-generation-webui", NOTHING_TO_WATCH)),
+    (
+        "user",
+        (
+            "Jan, text-generation-webui or another server",
+            "give the address of a llama-server that it runs, if it runs one: its port stands on its \
+             command line (ps -o args -C llama-server)",
+        ),
+    ),
     ("tabbyAPI", ("TabbyAPI", NOTHING_TO_WATCH)),
 ];
 
@@ -201,6 +208,8 @@ pub struct Signs {
     is_own: bool,
     /// Something answered as llama.cpp does, and others do too.
     is_likely: bool,
+    /// `/props` is a document of another kind: `{"status":"ok"}` is answered to anything.
+    is_doubtful: bool,
     /// `/v1/models` shows that it is this.
     product: Option<Product>,
 }
@@ -221,6 +230,7 @@ impl Signs {
 
     /// Takes what `/props` answered.
     pub fn saw_props(&mut self, props: &Outcome<Props>) {
+        self.is_doubtful = matches!(props, Outcome::Foreign);
         if let Outcome::Answer(props) = props {
             self.is_likely = true;
             // KoboldCpp has `total_slots` and `default_generation_settings`, and none of these.
@@ -245,7 +255,7 @@ impl Signs {
 
     /// Whether it is to be taken for llama.cpp.
     pub fn are_enough(&self) -> bool {
-        self.is_own || self.is_likely && self.product.is_none()
+        self.is_own || self.is_likely && !self.is_doubtful && self.product.is_none()
     }
 
     /// What else it is, where it is to be taken for another product.
@@ -364,6 +374,16 @@ mod tests {
             let first = models.answer().and_then(|list| list.first?.id);
             assert_eq!(first.as_deref(), Some("m"), "{json}");
         }
+    }
+
+    #[test]
+    fn a_document_of_another_kind_at_props_makes_health_doubtful() {
+        let mut signs = Signs::default();
+        signs.saw_health(&health(r#"{"status":"ok"}"#));
+        signs.saw_props(&Outcome::Foreign);
+        assert!(!signs.are_enough());
+        signs.saw_models(&list(r#"[{"id":"m","owned_by":"llamacpp"}]"#));
+        assert!(signs.are_enough());
     }
 
     #[test]
