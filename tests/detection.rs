@@ -774,6 +774,26 @@ fn a_server_that_answers_nothing_in_time_is_down() {
 // States of a router.
 
 #[test]
+fn a_llama_server_that_becomes_a_router_and_one_again_is_read_as_what_it_is() {
+    let server = Server::recorded(NEW, Stage::After);
+    let router = Server::recorded_router("models-unloaded.json");
+    // It is never seen down in between.
+    let exporter = Exporter::watching(&server).start();
+    let is = |kind_of_server: &'static str| {
+        move |scrape: &Scrape| kind(scrape) == Some(kind_of_server) && scrape.has("llamacpp_status")
+    };
+    exporter.until("a llama-server", is("llama-server"));
+    for path in ["/health", "/props", "/models", "/v1/models", "/metrics"] {
+        server.answer(path, router.script(path));
+    }
+    server.without("/slots");
+    let scrape = exporter.until("a router", is("router"));
+    assert_eq!(scrape.all("llamacpp_up").len(), 1);
+    server.answer_recorded(NEW, Stage::After);
+    exporter.until("a llama-server again", is("llama-server"));
+}
+
+#[test]
 fn a_model_of_a_router_that_was_downloaded_is_unloaded() {
     let server = Server::recorded_router("models-unloaded.json");
     server.answer("/models", case("26-router-status-downloaded/models.json"));

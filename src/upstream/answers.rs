@@ -95,6 +95,11 @@ impl Props {
             || self.role.is_some()
     }
 
+    /// Whether it is the answer of a router.
+    pub fn is_router(&self) -> bool {
+        self.role.as_deref() == Some("router")
+    }
+
     /// The number of the build, where `build_info` tells a believable one.
     ///
     /// Builders without the repository at hand leave `b0-unknown` or `b1-…`.

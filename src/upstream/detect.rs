@@ -269,7 +269,8 @@ impl Upstream {
         let Outcome::Answer(props) = props else {
             return None;
         };
-        let is_router = props.role.as_deref() == Some("router");
-        is_router.then(|| Kind::Router(Router::new(root, props.build_info.clone(), &self.settings)))
+        props
+            .is_router()
+            .then(|| Kind::Router(Router::new(root, props.build_info.clone(), &self.settings)))
     }
 }

@@ -64,8 +64,9 @@ const ONLY_A_LIST: &str = "a router answers, but not at /props: have the proxy b
 enum Answered {
     /// A llama-server, whose model is in this state.
     As(State),
-    /// A router that tells nothing but its list of models.
-    AsRouter,
+    /// A router: one that tells nothing but its list of models, or one that is to be read as such
+    /// from the next poll on.
+    AsRouter { is_only_a_list: bool },
     /// Another product.
     AsOther(Product),
     /// Nobody that is known.
@@ -147,13 +148,13 @@ impl LlamaServer {
         let mut model = ModelReading::default();
         let state = match self.ask_all(asker, asked, &mut model) {
             Answered::As(state) => state,
-            Answered::AsRouter => {
+            Answered::AsRouter { is_only_a_list } => {
                 reading.up = true;
                 reading.info = Some(ServerInfo {
                     kind: "router",
                     version: None,
                 });
-                reading.notes.push(ONLY_A_LIST);
+                reading.notes.extend(is_only_a_list.then_some(ONLY_A_LIST));
                 return self.disconnect();
             }
             Answered::AsOther(product) => {
@@ -209,6 +210,12 @@ impl LlamaServer {
             self.take(model, self.work.unread(true));
             return Answered::busy_if(signs.are_enough(), busy);
         }
+        // Before, one model's server was at this address.
+        if matches!(&props, Outcome::Answer(props) if props.is_router()) {
+            return Answered::AsRouter {
+                is_only_a_list: false,
+            };
+        }
         signs.saw_props(&props);
         let is_told = signs.are_enough();
         let is_unreachable = matches!(props, Outcome::Unreachable);
@@ -235,7 +242,9 @@ impl LlamaServer {
                     if !is_told {
                         self.forgive_proxy(asker, &health);
                     }
-                    return Answered::AsRouter;
+                    return Answered::AsRouter {
+                        is_only_a_list: true,
+                    };
                 }
                 self.entry = list.first;
             }

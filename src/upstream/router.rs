@@ -115,6 +115,10 @@ impl Router {
         let Some((mut models, left_out)) = models.answer() else {
             return;
         };
+        // A llama-server of one model lists it as well, and tells no state: it is at this address now.
+        if !models.is_empty() && models.iter().all(|entry| entry.status.is_none()) {
+            return;
+        }
         // Of a model that is listed twice the loaded one counts, else the first.
         let mut listed = BTreeSet::new();
         models.retain(|entry| listed.insert(entry.id.clone()));
