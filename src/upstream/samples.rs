@@ -236,7 +236,8 @@ impl<R: BufRead> Read for Unquoted<R> {
                         if skip_white_space(&mut self.inner)?.is_some() {
                             return Err(broken("goes on behind its quotation mark"));
                         }
-                        break;
+                        // So the text is whole: its last line ends here.
+                        *place = b'\n';
                     }
                     b'\\' => {
                         let mut utf8 = [0; 4];
@@ -351,6 +352,7 @@ mod tests {
     #[test]
     fn a_text_in_quotes_is_read() {
         assert_eq!(values("\"# TYPE a counter\\na 3\\nb 4\\n\"\n"), [3.0, 4.0]);
+        assert_eq!(values("\"a 3\\nb 4\""), [3.0, 4.0]);
         let (samples, _) = samples(r#"  "a{b=\"\u00fc\ud83e\udd99\/\"} 1\r\n" "#).unwrap();
         assert_eq!(samples[0].1[0].1, "ü🦙/");
         for text in [
@@ -360,7 +362,7 @@ mod tests {
             "\"a 1\\x\\n\"",
             "\"a \\ud800\\n\"",
             "\"a \\ud800\\u0041\\n\"",
-            "\"a 1\"",
+            "\"Not Found\"",
         ] {
             assert!(read(text.as_bytes(), |_| {}).is_err(), "{text}");
         }
