@@ -459,6 +459,24 @@ mod tests {
     }
 
     #[test]
+    fn a_server_may_have_more_slots_after_a_restart() {
+        let watched = Watched::new();
+        let on_slot = |slot: u64, task| {
+            let lines = request(task).into_iter();
+            let lines = lines.map(|line| line.replace("id  0", &format!("id  {slot}")));
+            lines.collect::<Vec<_>>()
+        };
+        watched.lines(1.0, &on_slot(2, 1));
+        let rejected = watched.rejected();
+        assert_eq!(rejected, [(Rejection::Slot, 4)]);
+        watched.lines(2.0, &[LOADING]);
+        watched.lines(3.0, &on_slot(2, 1));
+        watched.polled(4.0, "m", Speaker::Server, PolledCounters::None);
+        assert_eq!(watched.counts(), [counted("m", 1)]);
+        assert_eq!(watched.rejected(), rejected);
+    }
+
+    #[test]
     fn what_a_snapshot_holds_does_not_change() {
         let watched = Watched::new();
         let before = watched.requests.figures();

@@ -162,7 +162,7 @@ fn untagged(text: &str) -> Option<(&str, Event)> {
 /// Whether a word may begin there: right behind a prefix.
 fn begins_word(text: &[u8], start: usize) -> bool {
     let before = start.checked_sub(1).and_then(|before| text.get(before));
-    before.is_none_or(|before| b" \t\"|:]\r".contains(before))
+    before.is_none_or(|before| b" \t\"|:]=\r".contains(before))
 }
 
 /// `[34541] ` before the words of a child: how a router passes them on.
@@ -316,6 +316,7 @@ mod tests {
             ("99999999999999999999.05.846.253 I ", None),
             ("I ", None),
             ("{\"unknown\":\"", None),
+            ("    MESSAGE=", None),
         ] {
             let line = format!("{prefix}{words}");
             let read = parse(&line).unwrap_or_else(|| panic!("{prefix:?}"));

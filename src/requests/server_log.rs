@@ -255,8 +255,9 @@ impl ServerLog {
             Outcome::Embedded(tokens) => (Ended::Embedded(tokens), Some(read)),
             Outcome::Cancelled => (Ended::Cancelled, Some(read)),
             Outcome::Restarted => {
-                // It may be another model that is loaded now; the next poll will tell.
+                // It may be another model that is loaded now, with other slots; the next poll will tell.
                 server.model = None;
+                server.slots = None;
                 server.facts = Facts::default();
                 server.lives = server.lives.saturating_add(1);
                 return;
