@@ -79,32 +79,6 @@ fn one_line_of_metrics_that_is_not_understood_costs_that_line() {
 }
 
 #[test]
-fn a_last_line_without_an_end_counts_where_the_answer_is_known_to_be_whole() {
-    let known = recordings::metrics(OLD, Stage::Busy);
-    let counter = "llamacpp:n_decode_total";
-    let calls = known.lines().find(|line| line.starts_with(counter));
-    let rest = known.replace(&format!("{}\n", calls.unwrap()), "");
-    let text = format!("{rest}{counter} 1234");
-    let whole = Answer::exposition(&text);
-    for (answer, calls) in [
-        (whole.clone(), Some(1234.0)),
-        (whole.clone().chunked(), Some(1234.0)),
-        (whole.clone().until_closed(), None),
-        (whole.clone().http_1_0(), None),
-        (whole.clone().cut_after(text.len() - 2), None),
-        (whole.chunked().cut_after(text.len() - 2), None),
-    ] {
-        let server = Server::recorded(OLD, Stage::Busy);
-        server.answer("/metrics", answer);
-        let exporter = Exporter::watching(&server).start();
-        let scrape = exporter.after_polls(2);
-        let shown = scrape.value("llamacpp_decode_calls_total");
-        assert_eq!(shown, calls, "{scrape:?}");
-        assert_eq!(scrape.errors() == 0, calls.is_some(), "{scrape:?}");
-    }
-}
-
-#[test]
 fn samples_of_several_models_are_never_shown_as_those_of_one() {
     let of = |model: &str, calls: u32| {
         let known = recordings::metrics(OLD, Stage::Busy);

@@ -14,9 +14,7 @@ use std::time::Duration;
 use serde::de::{DeserializeOwned, DeserializeSeed};
 use ureq::Agent;
 use ureq::config::AutoHeaderValue;
-use ureq::http::header::{
-    AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, TRANSFER_ENCODING,
-};
+use ureq::http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use ureq::unversioned::transport::Connector;
 
 use super::answers::{Each, EachIn, keep};
@@ -234,8 +232,6 @@ pub struct Answer {
     pub status: u16,
     headers: HeaderMap,
     body: Limited,
-    /// Whether the answer tells where its body ends, so that none is cut short unseen.
-    tells_end: bool,
 }
 
 impl Answer {
@@ -244,8 +240,6 @@ impl Answer {
         if body.content_length().is_some_and(|length| length > limit) {
             return Err(Failure::new(Reason::TooLarge, TOO_LARGE));
         }
-        let tells_end =
-            body.content_length().is_some() || head.headers.contains_key(TRANSFER_ENCODING);
         let body = Limited {
             inner: body.into_reader(),
             left: limit,
@@ -255,12 +249,10 @@ impl Answer {
             status: head.status.as_u16(),
             headers: head.headers,
             body,
-            tells_end,
         })
     }
 
-    /// Has the body read by `take`, which says what is wrong with it, if anything is. A body that
-    /// is known to be whole ends with a line feed: some proxies leave out that of the last line.
+    /// Has the body read by `take`, which says what is wrong with it, if anything is.
     ///
     /// # Errors
     /// [`Reason::Parse`] with what `take` says, or what broke the reading.
@@ -268,9 +260,7 @@ impl Answer {
         mut self,
         take: impl FnOnce(&mut dyn Read) -> Result<T, String>,
     ) -> Result<T, Failure> {
-        let end: &[u8] = if self.tells_end { b"\n" } else { b"" };
-        let body = io::BufReader::with_capacity(16 * 1024, &mut self.body);
-        let taken = take(&mut body.chain(end));
+        let taken = take(&mut io::BufReader::with_capacity(16 * 1024, &mut self.body));
         taken.map_err(|why| {
             let known = self.body.failure.take();
             known.unwrap_or_else(|| Failure::new(Reason::Parse, why))
