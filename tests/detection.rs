@@ -304,6 +304,39 @@ fn a_server_of_which_only_v1_is_passed_on_is_up_by_its_models() {
 }
 
 #[test]
+fn a_server_of_which_only_v1_and_health_are_passed_on_is_up_without_errors() {
+    // A refusal may be the server's own there: it wants a key at /props.
+    let pages = pages_for_strangers()
+        .into_iter()
+        .filter(|(name, _)| !["401", "403"].contains(name))
+        .collect();
+    all_at_once(pages, |page| {
+        let server = Server::start();
+        server.answer(
+            "/v1/models",
+            Answer::json(recordings::file(NEW, "models.json")),
+        );
+        server.answer("/health", Answer::json(r#"{"status":"ok"}"#));
+        server.answer_elsewhere(page);
+        let exporter = Exporter::of(&format!("{}/v1", server.url())).start();
+        let scrape = exporter.after_polls(5);
+        assert!(scrape.up(), "{scrape:?}");
+        assert_eq!(kind(&scrape), Some("llama-server"), "{scrape:?}");
+        assert_eq!(scrape.errors(), 0, "{scrape:?}");
+        assert_eq!((server.count("/metrics"), server.count("/slots")), (1, 1));
+        let notes = exporter.logged(&["only /health and /v1/models are"]);
+        assert_eq!(notes.len(), 1, "{}", exporter.output());
+
+        // The proxy is told to pass on the rest.
+        let whole = Server::recorded(NEW, Stage::Busy);
+        for endpoint in ENDPOINTS {
+            server.answer(endpoint, whole.script(endpoint));
+        }
+        exporter.until("read whole", |scrape| scrape.status() == Some("running"));
+    });
+}
+
+#[test]
 fn a_router_that_tells_only_its_list_is_up_without_models() {
     let router = Server::recorded_router("models-unloaded.json");
     let refused = Answer::error(401, "Invalid API Key");

@@ -42,8 +42,8 @@ pub struct LlamaServer {
     work: Work,
     connected: bool,
     asked_stats: bool,
-    /// Whether nothing but `/v1` is passed on to it.
-    only_v1: bool,
+    /// What to say where little but `/v1` is passed on to it.
+    only_passed_on: Option<&'static str>,
     props: Option<Props>,
     entry: Option<ModelEntry>,
     /// The name that the user gave.
@@ -55,6 +55,8 @@ pub struct LlamaServer {
 /// Said where a proxy passes on nothing but `/v1`.
 const ONLY_V1: &str = "neither /health nor /props is passed on to the server, only /v1/models is: have the proxy \
      pass on /health, /props, /metrics and /slots to see more";
+const ONLY_V1_AND_HEALTH: &str = "/props is not passed on to the server, only /health and /v1/models are: have the proxy \
+     pass on /props, /metrics and /slots to see more";
 
 /// Said where a router tells nothing but its list of models.
 const ONLY_A_LIST: &str = "a router answers, but not at /props: have the proxy before it pass on /health, /props, /models, \
@@ -113,7 +115,7 @@ impl LlamaServer {
             work: Work::new(Restraint::new(settings.sleep_idle)),
             connected: false,
             asked_stats: false,
-            only_v1: false,
+            only_passed_on: None,
             props: None,
             entry: None,
             named: settings.model.clone(),
@@ -178,9 +180,10 @@ impl LlamaServer {
         }
         model.name = self.name(&model);
         model.facts = self.facts();
-        if self.only_v1 {
-            reading.notes.push(ONLY_V1);
-        }
+        let rest_is_missing = self.work.lacks_metrics() && self.work.lacks_slots();
+        reading
+            .notes
+            .extend(self.only_passed_on.filter(|_| rest_is_missing));
         reading.notes.extend(self.work.notes(model.stats.is_some()));
         reading.models.push(model);
     }
@@ -220,8 +223,16 @@ impl LlamaServer {
         let is_told = signs.are_enough();
         let is_unreachable = matches!(props, Outcome::Unreachable);
         let tells_its_role = matches!(props, Outcome::Answer(_));
+        // A refused key is not among these: the server itself may refuse it.
+        let is_proxys_page = matches!(
+            props,
+            Outcome::Foreign
+                | Outcome::Missing(_)
+                | Outcome::Failed(Reason::Status | Reason::TooLarge | Reason::Parse)
+        );
         let new_facts = self.take_props(props.answer());
         let is_unknown = self.entry.as_ref().is_none_or(|entry| entry.meta.is_none());
+        let mut is_list_own = false;
         // Whose models they are tells who answers where nothing else has.
         if new_facts || is_unknown || !signs.are_own() {
             let models = ask_models(asker, &self.place);
@@ -238,6 +249,7 @@ impl LlamaServer {
             }
             signs.saw_models(&models);
             if let Outcome::Answer(list) = models {
+                is_list_own = list.is_own;
                 if list.is_router && !tells_its_role {
                     if !is_told {
                         self.forgive_proxy(asker, &health);
@@ -250,16 +262,25 @@ impl LlamaServer {
             }
         }
         self.place.model_names = self.model_names();
-        let only_v1 = !is_told && signs.are_own() && !health.is_late();
-        if self.only_v1 && !only_v1 {
+        let has_health = matches!(health, Outcome::Answer(_));
+        let only_passed_on = match () {
+            () if health.is_late() => None,
+            () if has_health && is_proxys_page && is_list_own => Some(ONLY_V1_AND_HEALTH),
+            () if !is_told && signs.are_own() => Some(ONLY_V1),
+            () => None,
+        };
+        if self.only_passed_on.is_some() && only_passed_on.is_none() {
             // What was not passed on may be by now.
             self.work.restarted();
         }
-        self.only_v1 = only_v1;
+        self.only_passed_on = only_passed_on;
 
         let read = self.work.read(asker, &self.place);
         let late = read.late;
-        if only_v1 {
+        let rest_is_gone =
+            !late && matches!((&read.counters, &read.slots), (Seen::Gone, Seen::Gone));
+        // Where the rest is passed on, /props is broken, and not the way to it.
+        if only_passed_on == Some(ONLY_V1) || (only_passed_on.is_some() && rest_is_gone) {
             self.forgive_proxy(asker, &health);
         }
         self.take(model, read);
@@ -384,7 +405,7 @@ impl LlamaServer {
     fn disconnect(&mut self) {
         self.connected = false;
         self.asked_stats = false;
-        self.only_v1 = false;
+        self.only_passed_on = None;
         self.props = None;
         self.entry = None;
         self.stats_url = None;

@@ -87,6 +87,11 @@ impl Work {
         self.no_metrics.is_some()
     }
 
+    /// Whether there is no `/slots`.
+    pub fn lacks_slots(&self) -> bool {
+        self.no_slots.is_some()
+    }
+
     /// Forgets the last life of the server; keeps what is known of its sleep.
     pub fn restarted(&mut self) {
         self.restraint.reconnected();
