@@ -1,7 +1,7 @@
 //! Every recorded answer of every endpoint, changed at random, through the whole program: it
 //! lives, answers every scrape, and no scrape is wrong in itself.
 //!
-//! `EXPORTER_TEST_SECONDS` says how long (20), `EXPORTER_TEST_SEED` which changes.
+//! `EXPORTER_TEST_SECONDS` says how long (60), `EXPORTER_TEST_SEED` which changes.
 
 mod support;
 
@@ -389,7 +389,7 @@ fn play(kind: &str, states: &[Answers], seed: u64, end: Instant) -> usize {
 #[test]
 fn recorded_answers_that_are_changed_at_random() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
-    let seconds = number("EXPORTER_TEST_SECONDS").unwrap_or(20);
+    let seconds = number("EXPORTER_TEST_SECONDS").unwrap_or(60);
     let seed = number("EXPORTER_TEST_SEED").unwrap_or(20_261_126);
     println!("EXPORTER_TEST_SEED={seed} EXPORTER_TEST_SECONDS={seconds}");
     let end = Instant::now() + Duration::from_secs(seconds);
