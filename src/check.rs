@@ -1,5 +1,4 @@
 //! The report of `--check`: what one poll found, for people.
-#![deny(clippy::arithmetic_side_effects)]
 
 use std::sync::Arc;
 

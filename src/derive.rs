@@ -3,8 +3,6 @@
 //! Nothing here asks or waits: readings come in with the times they were taken
 //! at, and a [`Model`] comes out.
 
-#![deny(clippy::arithmetic_side_effects)]
-
 mod count;
 mod decode_calls;
 mod history;
@@ -553,8 +551,6 @@ fn asleep(model: &mut Model) {
 }
 
 #[cfg(test)]
-#[allow(clippy::arithmetic_side_effects)]
 mod simulated;
 #[cfg(test)]
-#[allow(clippy::arithmetic_side_effects)]
 mod tests;

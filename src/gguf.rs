@@ -5,8 +5,6 @@
 //! to be hostile: every count and length is checked against what the file still
 //! holds before anything is reserved for it.
 
-#![deny(clippy::arithmetic_side_effects)]
-
 pub mod kv;
 
 use std::collections::BTreeMap;
@@ -374,5 +372,4 @@ impl<R: Read + Seek> Parser<'_, R> {
 }
 
 #[cfg(test)]
-#[allow(clippy::arithmetic_side_effects)]
 mod tests;

@@ -1,6 +1,5 @@
 //! The address that the exporter serves at: reading it, listening at it, and
 //! asking what is served there.
-#![deny(clippy::arithmetic_side_effects)]
 
 use std::fmt;
 use std::fs;

@@ -4,7 +4,6 @@
 //! (`JOURNAL_STREAM` set), which adds a time of its own, a line begins with the
 //! journal's priority instead of time and level. Values are quoted where that is
 //! needed, and control characters are escaped, so that nothing can forge a line.
-#![deny(clippy::arithmetic_side_effects)]
 
 use std::fmt::{self, Display, Write as _};
 use std::io::Write as _;

@@ -4,8 +4,6 @@
 //! once and kept as long as it lives; what cannot be told for certain is left
 //! out, and why is said once.
 
-#![deny(clippy::arithmetic_side_effects)]
-
 mod addresses;
 pub mod arguments;
 pub mod cards;
@@ -481,5 +479,4 @@ impl Found {
 }
 
 #[cfg(all(test, target_os = "linux"))]
-#[allow(clippy::arithmetic_side_effects)]
 mod tests;

@@ -1,6 +1,5 @@
 //! What the standard library does not offer. The only unsafe code of the crate.
 #![allow(unsafe_code)]
-#![deny(clippy::arithmetic_side_effects)]
 
 #[cfg(target_os = "linux")]
 use std::ffi::{CString, c_ulong};

@@ -6,7 +6,6 @@
 //! shut down before tiny_http sees it: what is queued is still accepted, and
 //! whoever comes later is refused. What it is asked afterwards comes from the
 //! [gate](crate::gate) alone, well formed and one at a time.
-#![deny(clippy::arithmetic_side_effects)]
 
 use std::env;
 use std::fs;

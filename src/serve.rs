@@ -1,5 +1,4 @@
 //! Routes and answers.
-#![deny(clippy::arithmetic_side_effects)]
 
 use std::io;
 

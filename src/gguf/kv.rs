@@ -449,7 +449,6 @@ fn per_layer(header: &Header, key: &str, layers: u64) -> Option<Vec<u64>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

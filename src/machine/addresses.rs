@@ -71,7 +71,6 @@ fn reached(address: IpAddr) -> IpAddr {
 }
 
 #[cfg(test)]
-#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

@@ -290,7 +290,6 @@ fn truth(text: &str) -> Option<bool> {
 }
 
 #[cfg(test)]
-#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

@@ -250,7 +250,6 @@ fn number(folder: &Path, name: &str) -> Option<f64> {
 }
 
 #[cfg(test)]
-#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use std::time::Duration;
 

@@ -195,7 +195,6 @@ fn total_memory(meminfo: &str) -> Option<f64> {
 }
 
 #[cfg(test)]
-#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::super::tree::Tree;
     use super::*;

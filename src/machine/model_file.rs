@@ -117,7 +117,6 @@ fn in_background<T: Send + 'static>(
 }
 
 #[cfg(test)]
-#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use std::sync::Mutex;
 

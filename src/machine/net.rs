@@ -243,7 +243,6 @@ fn unix_listener(row: &str) -> Option<(String, Listener)> {
 }
 
 #[cfg(test)]
-#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::super::tree::Tree;
     use super::*;

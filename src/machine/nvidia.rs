@@ -294,7 +294,6 @@ fn lock(said: &Mutex<Said>) -> MutexGuard<'_, Said> {
 }
 
 #[cfg(test)]
-#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::super::tree::Tree;
     use super::*;

@@ -309,7 +309,6 @@ pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::super::tree::Tree;
     use super::*;

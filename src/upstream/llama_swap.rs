@@ -5,8 +5,6 @@
 //! address, where that can be reached, and otherwise shown by its state and by
 //! the tokens of the requests that have ended.
 
-#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
-
 mod activity;
 mod life;
 mod timestamp;

@@ -1,7 +1,5 @@
 //! Which addresses a client may connect to, where an upstream says whom to ask.
 
-#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
-
 use std::net::IpAddr;
 
 /// The addresses that a client may connect to. They are judged once they are resolved, so that

@@ -200,7 +200,6 @@ fn read(output: impl Read, said: &Mutex<Said>, take: fn(&mut Said, &str)) {
 }
 
 #[cfg(test)]
-#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

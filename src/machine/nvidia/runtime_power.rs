@@ -217,7 +217,6 @@ fn word(folder: &Path, name: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::super::super::tree::Tree;
     use super::*;
