@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use llamacpp_exporter::requests::fence::ServerCounters;
+use llamacpp_exporter::requests::log_plausibility::ServerCounters;
 use llamacpp_exporter::requests::server_log::{Polled, PolledCounters};
 use llamacpp_exporter::requests::{Requests, Speaker};
 use llamacpp_exporter::snapshot::RequestFigures;

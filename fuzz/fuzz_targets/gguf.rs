@@ -5,7 +5,7 @@ use std::io::Cursor;
 
 use libfuzzer_sys::fuzz_target;
 use llamacpp_exporter::gguf::Header;
-use llamacpp_exporter::gguf::kv::{self, Options, Slots};
+use llamacpp_exporter::gguf::kv_cache::{self, Options, Slots};
 
 fuzz_target!(|bytes: &[u8]| {
     let length = bytes.len() as u64;

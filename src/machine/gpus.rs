@@ -3,10 +3,10 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::cards::Cards;
-use super::nvidia::Nvidia;
-use super::process::Procfs;
 use crate::bounds::deadline;
+use crate::machine::drm::Cards;
+use crate::machine::nvidia::Nvidia;
+use crate::machine::procfs::Procfs;
 use crate::settings::Settings;
 use crate::snapshot::{Gpu, GpuMemory};
 

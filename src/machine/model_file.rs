@@ -10,8 +10,8 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::process::Procfs;
 use crate::gguf::{self, Error, Header};
+use crate::machine::procfs::Procfs;
 
 /// How long the poll that wants it first waits for it: a file on a disk is read by then.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -120,8 +120,8 @@ fn in_background<T: Send + 'static>(
 mod tests {
     use std::sync::Mutex;
 
-    use super::super::tree::Tree;
     use super::*;
+    use crate::machine::test_files::Tree;
 
     /// The readers are counted for the whole process.
     static ALONE: Mutex<()> = Mutex::new(());

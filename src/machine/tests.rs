@@ -1,6 +1,6 @@
 use std::ffi::OsString;
 
-use super::tree::Tree;
+use super::test_files::Tree;
 use super::*;
 use crate::bounds::BoundedDuration;
 
@@ -198,8 +198,8 @@ fn connected(local: [u8; 4], remote: [u8; 4]) -> String {
 }
 
 /// The connection from us that [`connected`] shows.
-fn from_172_18_0_1(_: std::net::SocketAddr) -> Option<find::Connection> {
-    Some(find::Connection {
+fn from_172_18_0_1(_: std::net::SocketAddr) -> Option<process_lookup::Connection> {
+    Some(process_lookup::Connection {
         local: "172.18.0.1:54178".parse().unwrap(),
         stream: None,
     })
@@ -370,8 +370,8 @@ fn what_cannot_be_looked_into_is_found_by_how_it_was_called() {
             }
         }
         let addresses = ["127.0.0.1".parse().unwrap()];
-        let search = Search::new(&machine.procfs, &addresses, 8080, find::connect);
-        let network = net::Net::at(tree.path("proc/net"), true).listening();
+        let search = Search::new(&machine.procfs, &addresses, 8080, process_lookup::connect);
+        let network = sockets::Net::at(tree.path("proc/net"), true).listening();
         let is_called = |arguments: &Arguments| arguments.mean_port(8080);
         search
             .by_command_line(&network.tcp(8080, &addresses), &pids, is_called)
@@ -468,7 +468,8 @@ fn a_routers_server_and_docker_model_runners_are_found_by_what_is_told_of_them()
     let (tree, machine) = machine(&servers, &[]);
     let find = |host: &str, hints: &Hints| {
         let addresses = [host.parse().unwrap()];
-        let found = Search::new(&machine.procfs, &addresses, 8080, find::connect).find(hints);
+        let found =
+            Search::new(&machine.procfs, &addresses, 8080, process_lookup::connect).find(hints);
         found.map(|(process, _)| process.pid)
     };
     let by_file = |part, mode| Hints {

@@ -13,11 +13,11 @@ use std::mem;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
 
-use super::log_lines::Span;
-use super::tracker::Timings;
-use super::{Requests, finished, observe};
 use crate::bounds;
-use crate::json_limits::{LimitedJson, StringLimits};
+use crate::bounds::json::{LimitedJson, StringLimits};
+use crate::requests::log_parser::Span;
+use crate::requests::request_tracker::Timings;
+use crate::requests::{Requests, finished, observe};
 use crate::snapshot::{RequestFigures, RequestSource};
 
 /// How many records of a model are kept there: before more have come, none is lost.
@@ -100,7 +100,7 @@ fn count_new(records: &[Record], known: &Seen, figures: &mut RequestFigures) {
     let is_kept = |key: &u64| records.iter().any(|record| record.key == *key);
     let more = records.len() >= KEPT_THERE && records.first().is_some_and(oldest_is_new);
     if more || known.iter().any(|(key, over)| !over && !is_kept(key)) {
-        super::add_one(figures.record_gaps.get_or_insert(0));
+        crate::requests::add_one(figures.record_gaps.get_or_insert(0));
     }
 }
 
@@ -141,7 +141,7 @@ impl Record {
         if let Some(code) = refused.or(self.error.0).or(self.response.failed()) {
             let code = Some(code).filter(|code| (400..600).contains(code));
             let errors = &mut figures.errors;
-            super::add_one(errors.entry(code.unwrap_or(UNKNOWN_ERROR)).or_default());
+            crate::requests::add_one(errors.entry(code.unwrap_or(UNKNOWN_ERROR)).or_default());
             return;
         }
         match self.response {
@@ -417,7 +417,7 @@ mod tests {
         assert_eq!(counted(&watch.poll(&all[..10])), (10, 0));
         let figures = watch.poll(&all[5..15]);
         assert_eq!(counted(&figures), (15, 0));
-        let near = |histogram: &Option<crate::histogram::Histogram>, sum: f64| {
+        let near = |histogram: &Option<crate::snapshot::histogram::Histogram>, sum: f64| {
             let found = histogram.as_ref().unwrap().sum();
             assert!((found - sum).abs() < 1e-9, "{found} {sum}");
         };

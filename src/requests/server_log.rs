@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::fence::{Claim, Claimed, Fence, ServerCounters};
-use super::log_lines::{Event, LogLine, parse};
-use super::tracker::{Fact, Outcome, Timings, Tracker};
-use super::unwrap::Unwrapper;
-use super::{Facts, Speaker};
+use crate::requests::log_envelope::Unwrapper;
+use crate::requests::log_parser::{Event, LogLine, parse};
+use crate::requests::log_plausibility::{Claim, Claimed, Fence, ServerCounters};
+use crate::requests::request_tracker::{Fact, Outcome, Timings, Tracker};
+use crate::requests::{Facts, Speaker};
 use crate::snapshot::Rejection;
 
 /// A request to count, and the model that it was for.

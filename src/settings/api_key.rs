@@ -1,7 +1,7 @@
 //! The keys of upstreams, and which of them each upstream is sent.
 
-use super::base_url::{self, BaseUrl};
-use super::{Secret, read};
+use crate::settings::base_url::{self, BaseUrl};
+use crate::settings::{Secret, read};
 
 /// The keys that were given.
 #[derive(Clone, Debug, Default)]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::base_url::{self, BaseUrl};
+use crate::settings::base_url::{self, BaseUrl};
 
 /// One log to follow.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! What to do about a base URL that is down, for people.
 
-use super::client::{NO_HTTP, SPEAKS_NO_TLS, SPEAKS_TLS};
-use super::reading::Reading;
 use crate::settings::BaseUrl;
 use crate::snapshot::Reason;
+use crate::upstream::http::client::{NO_HTTP, SPEAKS_NO_TLS, SPEAKS_TLS};
+use crate::upstream::reading::Reading;
 
 /// Why a base URL is down, and what to do about it.
 #[derive(Debug, PartialEq, Eq)]
@@ -88,8 +88,16 @@ impl Advice {
                 failure.detail
             )),
             #[cfg(feature = "tls")]
-            Reason::Connect if failure.detail.starts_with(super::tls::PREFIX) => {
-                advice(failure.detail.trim_start_matches(super::tls::PREFIX))
+            Reason::Connect
+                if failure
+                    .detail
+                    .starts_with(crate::upstream::http::tls::PREFIX) =>
+            {
+                advice(
+                    failure
+                        .detail
+                        .trim_start_matches(crate::upstream::http::tls::PREFIX),
+                )
             }
             _ if !base.is_https() && is_no_http(&failure.detail) => advice(
                 "what listens there does not answer in HTTP: if it speaks TLS, use https:// in \
@@ -111,9 +119,9 @@ fn is_no_http(detail: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::client::Failure;
+    use crate::upstream::http::client::Failure;
+    use crate::upstream::identification::Product;
     use crate::upstream::reading::{FailedRequest, Target};
-    use crate::upstream::signs::Product;
 
     fn on(base: &str, failures: Vec<Failure>) -> Advice {
         let target = Target {

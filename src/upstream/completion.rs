@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::answers::{ModelEntry, Props, RouterStatus};
-use super::client::{Answer, Client, Failure};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
+use crate::upstream::api::{ModelEntry, Props, RouterStatus};
+use crate::upstream::http::client::{Answer, Client, Failure};
 
 /// How long a saturated server may take to come to it: the histogram ends there.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);

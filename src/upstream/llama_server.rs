@@ -1,22 +1,22 @@
 //! Reading a llama-server that holds one model.
 //!
 //! One [`LlamaServer::read`] is one poll: `/health` first, then `/props`, and
-//! then only what may be asked without doing harm (see [`super::restraint`]).
+//! then only what may be asked without doing harm (see [`crate::upstream::idle_guard`]).
 //! Whether the server is up is judged by the answers of that poll alone (see
-//! [`super::signs`]): what is remembered may be of a server that is dead behind
+//! [`crate::upstream::identification`]): what is remembered may be of a server that is dead behind
 //! its proxy.
 
 use std::time::Instant;
 
-use super::answers::{Health, ModelEntry, Object, Props, Stats};
-use super::asker::{Asker, Endpoint, Outcome, recognized};
-use super::reading::{Facts, ModelReading, Reading, Seen, State};
-use super::restraint::Restraint;
-use super::signs::{Product, Signs, ask_models};
-use super::work::{Place, Read, Work};
 use crate::bounds::BoundedDuration;
 use crate::settings::{BaseUrl, DEFAULT_MODEL, Settings};
 use crate::snapshot::{Reason, ServerInfo};
+use crate::upstream::api::{Health, ModelEntry, Object, Props, Stats};
+use crate::upstream::http::exchange::{Asker, Endpoint, Outcome, recognized};
+use crate::upstream::identification::{Product, Signs, ask_models};
+use crate::upstream::idle_guard::Restraint;
+use crate::upstream::reading::{Facts, ModelReading, Reading, Seen, State};
+use crate::upstream::workload::{Place, Read, Work};
 
 /// `GET /health`.
 pub const HEALTH: Endpoint = Endpoint {
@@ -323,7 +323,7 @@ impl LlamaServer {
     }
 
     fn ask_stats(&mut self, asker: &mut Asker) -> Option<Stats> {
-        let parse = |answer: super::client::Answer| {
+        let parse = |answer: crate::upstream::http::client::Answer| {
             let Object(stats): Object<Stats> = answer.json()?;
             recognized(
                 stats.is_recognizable(),

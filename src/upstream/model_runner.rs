@@ -14,17 +14,17 @@ use std::time::{Duration, Instant};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
-use super::answers::{
-    Counters, CountersByModel, Object, count, flag, keep, object, text, text_map, texts,
-};
-use super::asker::{Asker, Endpoint, Missing, Outcome, recognized};
-use super::client::{Answer, Failure};
-use super::model_names::{NameIndex, Spellings, canonical, told_id};
-use super::reading::{CountersAt, Facts, Host, ModelReading, Reading, Seen, State};
-use super::shown::Shown;
-use super::work::LINES_PASSED_OVER;
 use crate::settings::BaseUrl;
 use crate::snapshot::{Reason, ServerInfo, Status};
+use crate::upstream::api::{
+    Counters, CountersByModel, Object, count, flag, keep, object, text, text_map, texts,
+};
+use crate::upstream::http::client::{Answer, Failure};
+use crate::upstream::http::exchange::{Asker, Endpoint, Missing, Outcome, recognized};
+use crate::upstream::model_limit::Shown;
+use crate::upstream::model_names::{NameIndex, Spellings, canonical, told_id};
+use crate::upstream::reading::{CountersAt, Facts, Host, ModelReading, Reading, Seen, State};
+use crate::upstream::workload::LINES_PASSED_OVER;
 
 const PS: Endpoint = Endpoint {
     path: "/engines/ps",

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::answers::{Counters, MOST_SLOTS, Slot, Stats};
-use super::client::Failure;
-use super::signs::Product;
 use crate::snapshot::{Reason, ServerInfo, Status};
+use crate::upstream::api::{Counters, MOST_SLOTS, Slot, Stats};
+use crate::upstream::http::client::Failure;
+use crate::upstream::identification::Product;
 
 /// What one poll brought.
 #[derive(Debug, Default)]
@@ -20,7 +20,7 @@ pub struct Reading {
     pub product: Option<Product>,
     /// What answers.
     pub info: Option<ServerInfo>,
-    /// The models that it holds, in no order, no more than are [shown](super::shown).
+    /// The models that it holds, in no order, no more than are [shown](crate::upstream::model_limit).
     pub models: Vec<ModelReading>,
     /// Whether it has more models than are shown.
     pub left_out: bool,

@@ -7,17 +7,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use super::answers::{ModelEntry, Props, RouterStatus};
-use super::asker::{Asker, Endpoint};
-use super::llama_server::{ask_props, facts};
-use super::reading::{Host, ModelReading, Reading, State};
-use super::restraint::Restraint;
-use super::shown::Shown;
-use super::turns::Turns;
-use super::work::{Place, Work};
 use crate::bounds::BoundedDuration;
 use crate::settings::Settings;
 use crate::snapshot::{ServerInfo, Status};
+use crate::upstream::api::{ModelEntry, Props, RouterStatus};
+use crate::upstream::http::exchange::{Asker, Endpoint};
+use crate::upstream::idle_guard::Restraint;
+use crate::upstream::llama_server::{ask_props, facts};
+use crate::upstream::model_limit::Shown;
+use crate::upstream::reading::{Host, ModelReading, Reading, State};
+use crate::upstream::rotation::Turns;
+use crate::upstream::workload::{Place, Work};
 
 /// A router may list thousands of models with the command line of each.
 const MODELS: Endpoint = Endpoint {

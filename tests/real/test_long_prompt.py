@@ -9,7 +9,7 @@ from proxy import Proxy
 
 TIMEOUT = 1.0
 INTERVAL = 1.0
-# In time-outs; as in src/upstream/open.rs.
+# In time-outs; as in src/upstream/http/open_requests.rs.
 DOUBTED_AFTER = 20
 # For what the machine adds: a process that has to wait for a core, and the time between two scrapes.
 GRACE = 0.5

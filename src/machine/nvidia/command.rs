@@ -10,10 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use super::runtime_power::Ask;
-use super::{Said, lock};
 use crate::bounds::deadline;
-use crate::{log, os};
+use crate::machine::nvidia::runtime_power::Ask;
+use crate::machine::nvidia::{Said, lock};
+use crate::process::log;
+use crate::process::os;
 
 /// The longest line that is looked at.
 const LONGEST_LINE: u64 = 4096;

@@ -12,8 +12,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::super::process::{Procfs, read_text};
 use crate::bounds::deadline;
+use crate::machine::procfs::{Procfs, read_text};
 
 /// The most devices that are looked at, and the most GPUs.
 const MOST_DEVICES: usize = 4096;
@@ -218,8 +218,8 @@ fn word(folder: &Path, name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::tree::Tree;
     use super::*;
+    use crate::machine::test_files::Tree;
 
     const POWER: &str = "Runtime D3 status:          Enabled (fine-grained)\n\
                          Video Memory:               Active\n";

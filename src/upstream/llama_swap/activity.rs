@@ -11,8 +11,8 @@ use std::hash::{Hash, Hasher};
 
 use serde::Deserialize;
 
-use super::timestamp::seconds;
-use crate::upstream::answers::{count, object, text};
+use crate::upstream::api::{count, object, text};
+use crate::upstream::llama_swap::timestamp::seconds;
 use crate::upstream::reading::Ended;
 
 /// The most requests of one answer that are taken, the youngest of them: a page has at most 999,

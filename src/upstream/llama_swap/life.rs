@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use crate::settings::{ApiKeys, BaseUrl, Settings};
 use crate::snapshot::Status;
-use crate::upstream::asker::{Asker, Outcome};
+use crate::upstream::http::exchange::{Asker, Outcome};
+use crate::upstream::http::reach::Reach;
 use crate::upstream::llama_server::{Asked, LlamaServer, PROPS, ask_props};
-use crate::upstream::reach::Reach;
 use crate::upstream::reading::{ModelReading, Reading, Seen, State};
-use crate::upstream::work::Place;
+use crate::upstream::workload::Place;
 
 /// One life of a model, and what is known of the server that runs it.
 pub struct Life {

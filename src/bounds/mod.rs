@@ -1,0 +1,141 @@
+//! Limits on what comes from outside, as types: whoever holds one need not check it again.
+
+pub mod escape;
+pub mod json;
+
+use std::time::{Duration, Instant};
+
+/// A duration that was read from outside: an argument, an answer, a setting. At most
+/// [`BoundedDuration::MAX`], so that adding it to an [`Instant`] with [`deadline`], or
+/// multiplying it, neither overflows nor panics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BoundedDuration(Duration);
+
+impl BoundedDuration {
+    /// A leap year. What is longer counts as this.
+    pub const MAX: BoundedDuration = BoundedDuration(Duration::from_secs(366 * 24 * 3600));
+
+    /// `duration`, or [`BoundedDuration::MAX`] where it is longer.
+    pub const fn new(duration: Duration) -> BoundedDuration {
+        if duration.as_nanos() > BoundedDuration::MAX.0.as_nanos() {
+            BoundedDuration::MAX
+        } else {
+            BoundedDuration(duration)
+        }
+    }
+
+    /// So many whole seconds.
+    pub const fn from_secs(seconds: u64) -> BoundedDuration {
+        BoundedDuration::new(Duration::from_secs(seconds))
+    }
+
+    /// So many seconds; `None` where that is negative or no number.
+    pub fn from_secs_f64(seconds: f64) -> Option<BoundedDuration> {
+        let capped = seconds.min(BoundedDuration::MAX.0.as_secs_f64());
+        let duration = Duration::try_from_secs_f64(capped).ok()?;
+        (!seconds.is_nan()).then_some(BoundedDuration(duration))
+    }
+
+    /// The duration.
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+
+    /// `factor` times as long, at most [`BoundedDuration::MAX`].
+    #[must_use]
+    pub const fn times(self, factor: u32) -> BoundedDuration {
+        BoundedDuration::new(self.0.saturating_mul(factor))
+    }
+
+    /// Whether it is no time at all.
+    pub const fn is_zero(self) -> bool {
+        self.0.is_zero()
+    }
+}
+
+impl From<Duration> for BoundedDuration {
+    fn from(duration: Duration) -> BoundedDuration {
+        BoundedDuration::new(duration)
+    }
+}
+
+/// The most bytes of a label's value, and of any other text from outside that is kept.
+pub const MAX_TEXT_BYTES: usize = 512;
+
+/// The first [`MAX_TEXT_BYTES`] of `text`, or a little less where a character ends later.
+///
+/// This is the one place where a name is cut. Two that are equal up to there are one from then
+/// on: of their series those that come first go out, see [`crate::snapshot`].
+pub fn cut(text: &str) -> &str {
+    cut_at(text, MAX_TEXT_BYTES)
+}
+
+/// The first `bytes` of `text`, or a little less where a character ends later.
+pub fn cut_at(text: &str, bytes: usize) -> &str {
+    if text.len() <= bytes {
+        return text;
+    }
+    // No character is longer than four bytes.
+    let mut ends = (bytes.saturating_sub(3)..=bytes).rev();
+    let cut = ends.find_map(|end| text.get(..end));
+    cut.unwrap_or(text)
+}
+
+/// The moment that lies `duration` after `from`; more than a year counts as a year.
+///
+/// For durations of any origin, in place of `from + duration`, which panics when it overflows.
+pub fn deadline(from: Instant, duration: impl Into<BoundedDuration>) -> Instant {
+    // No system's clock ends within a year of now.
+    from.checked_add(duration.into().0).unwrap_or(from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_from_outside_is_at_most_a_year() {
+        for (seconds, expected) in [(0, 0), (6, 6), (u64::MAX, 366 * 86_400)] {
+            let duration = BoundedDuration::from_secs(seconds);
+            assert_eq!(duration.get().as_secs(), expected, "{seconds}");
+        }
+        assert_eq!(BoundedDuration::from(Duration::MAX), BoundedDuration::MAX);
+        assert_eq!(BoundedDuration::MAX.times(u32::MAX), BoundedDuration::MAX);
+        assert_eq!(
+            BoundedDuration::from_secs(6).times(2).get(),
+            Duration::from_secs(12)
+        );
+    }
+
+    #[test]
+    fn fractions_of_seconds_are_read_and_what_is_no_duration_is_none() {
+        for (seconds, expected) in [
+            (1.5, Some(BoundedDuration::new(Duration::from_millis(1500)))),
+            (1e300, Some(BoundedDuration::MAX)),
+            (f64::INFINITY, Some(BoundedDuration::MAX)),
+            (-1.0, None),
+            (f64::NAN, None),
+        ] {
+            assert_eq!(BoundedDuration::from_secs_f64(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn a_text_is_cut_where_a_character_ends() {
+        assert_eq!(cut("ab"), "ab");
+        assert_eq!(cut(&"a".repeat(600)).len(), 512);
+        assert_eq!(cut(&"a".repeat(512)).len(), 512);
+        assert_eq!(cut(&"模".repeat(200)), "模".repeat(170));
+        let odd = format!("a{}", "ü".repeat(400));
+        assert_eq!(cut(&odd).len(), 511);
+    }
+
+    #[test]
+    fn a_deadline_never_overflows() {
+        let now = Instant::now();
+        let year = deadline(now, Duration::MAX);
+        assert_eq!(year - now, BoundedDuration::MAX.get());
+        // However far ahead it is counted from.
+        (0..1000).fold(now, |from, _| deadline(from, Duration::MAX));
+    }
+}

@@ -1,0 +1,949 @@
+//! Random histories of a server, and what may be said of each.
+//!
+//! The server below does what real ones were measured to do (`n_decode_total` moves with each
+//! call; the other counters when a prompt is done or a request ends; a request whose client
+//! hung up is not counted before b10566; a slot keeps the counts of its last task before
+//! b10566 and only the tokens that it holds from then on; it tells no prompt tokens before
+//! b9294; `/metrics` prints six significant digits). It is polled as the exporter polls:
+//! `/metrics`, and a moment later `/slots`, either of which may be late, switched off or
+//! not asked.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::ModelState;
+use crate::snapshot::Model;
+use crate::upstream::api::{Counters, CountersByModel, Slots};
+use crate::upstream::reading::{CountersAt, ModelReading, Seen, SlotsAt, State};
+
+/// Prompt tokens that one call takes.
+const BATCH: u64 = 512;
+
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+enum Build {
+    /// Its slots tell no prompt tokens.
+    Before9294,
+    Before10566,
+    From10566,
+}
+
+#[derive(Clone, Debug)]
+struct Setup {
+    build: Build,
+    slots: usize,
+    /// What its counters begin with.
+    counted: f64,
+    has_slots: bool,
+    has_metrics: bool,
+    call: Duration,
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Request {
+        prompt: u64,
+        answer: u64,
+        hangs_up_after: Option<u64>,
+    },
+    /// As many calls, and a poll.
+    Poll {
+        calls: u32,
+        between: u32,
+        how: How,
+    },
+    /// No request for so long, and a poll.
+    Pause {
+        seconds: u64,
+    },
+    Restart,
+    Sleep,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum How {
+    Whole,
+    LateMetrics,
+    LateSlots,
+    Missed,
+}
+
+#[derive(Clone, Debug)]
+struct Request {
+    id: u64,
+    prompt: u64,
+    answer: u64,
+    hangs_up_after: Option<u64>,
+}
+
+/// A task on its slot, also after its end.
+#[derive(Clone, Debug)]
+struct Task {
+    request: Request,
+    running: bool,
+    computed: u64,
+    generated: u64,
+    /// What the last poll saw of it.
+    seen: (u64, u64),
+    /// Whether its prompt was done, and whether it ended, after `/metrics` was read last.
+    prompt_news: bool,
+    end_news: bool,
+}
+
+struct Server {
+    setup: Setup,
+    now: Instant,
+    life: u32,
+    next_id: u64,
+    waiting: VecDeque<Request>,
+    slots: Vec<Option<Task>>,
+    prompt: f64,
+    predicted: f64,
+    calls: f64,
+    busy_slots: f64,
+    truth: Truth,
+    /// Prompt and generated tokens of tasks that were replaced since `/metrics` was read, as
+    /// far as `/metrics` cannot have told them.
+    replaced: (f64, f64),
+    /// Those of all tasks that were replaced since `/slots` was read.
+    lost: (f64, f64),
+}
+
+/// What really happened in one life.
+#[derive(Clone, Copy, Debug, Default)]
+struct Truth {
+    generated: f64,
+    prompt: f64,
+    calls: f64,
+    /// Of requests that hung up, and were neither counted nor seen by any poll.
+    unknowable: f64,
+    /// Of requests that hung up and whose end no poll saw: it is not known that they were dropped.
+    unproven: f64,
+    /// The same of prompts.
+    prompt_unknowable: f64,
+    prompt_unproven: f64,
+    /// Of requests that hung up.
+    hung_up: f64,
+    prompt_hung_up: f64,
+    /// Batches of prompt.
+    batches: f64,
+    /// Of requests that have ended, as the server counts them.
+    predicted: f64,
+    /// Of prompts that are done, as the server counts them.
+    prompt_counted: f64,
+    /// Tokens that neither /metrics nor /slots can have told this time, but will the next.
+    prompt_unread: f64,
+    unread: f64,
+    /// Those of the last polls.
+    prompt_unread_lately: f64,
+    unread_lately: f64,
+}
+
+impl Server {
+    fn new(setup: Setup) -> Server {
+        let mut server = Server {
+            slots: vec![None; setup.slots],
+            setup,
+            now: Instant::now(),
+            life: 0,
+            next_id: 0,
+            waiting: VecDeque::new(),
+            prompt: 0.0,
+            predicted: 0.0,
+            calls: 0.0,
+            busy_slots: 0.0,
+            truth: Truth::default(),
+            replaced: (0.0, 0.0),
+            lost: (0.0, 0.0),
+        };
+        server.begin(server.setup.counted);
+        server
+    }
+
+    fn begin(&mut self, counted: f64) {
+        self.life += 1;
+        self.waiting.clear();
+        self.slots.fill(None);
+        (self.prompt, self.predicted, self.calls) = (counted, counted, counted);
+        self.busy_slots = counted;
+        self.truth = Truth {
+            generated: counted,
+            prompt: counted,
+            calls: counted,
+            ..Truth::default()
+        };
+    }
+
+    /// Its model is loaded again after a sleep.
+    fn reload(&mut self) {
+        for slot in &mut self.slots {
+            if let Some(task) = slot.take() {
+                task.forget(self.setup.build, &mut self.truth);
+            }
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.waiting.is_empty() || self.slots.iter().flatten().any(|task| task.running)
+    }
+
+    /// One call of `llama_decode()`.
+    fn call(&mut self) {
+        for slot in &mut self.slots {
+            if slot.as_ref().is_none_or(|task| !task.running)
+                && let Some(request) = self.waiting.pop_front()
+            {
+                if let Some(before) = slot.take() {
+                    before.forget(self.setup.build, &mut self.truth);
+                    let (prompt, generated) = before.unread();
+                    self.replaced.0 += prompt;
+                    self.replaced.1 += generated;
+                    let (prompt, generated) = before.unseen();
+                    self.lost.0 += prompt;
+                    self.lost.1 += generated;
+                }
+                *slot = Some(Task {
+                    request,
+                    running: true,
+                    computed: 0,
+                    generated: 0,
+                    seen: (0, 0),
+                    prompt_news: false,
+                    end_news: false,
+                });
+            }
+        }
+        let mut busy = 0.0;
+        for task in self.slots.iter_mut().flatten().filter(|task| task.running) {
+            busy += 1.0;
+            if task.computed < task.request.prompt {
+                let batch = BATCH.min(task.request.prompt - task.computed);
+                task.computed += batch;
+                self.truth.prompt += batch as f64;
+                self.truth.batches += 1.0;
+                if task.computed == task.request.prompt {
+                    self.prompt += task.request.prompt as f64;
+                    task.prompt_news = true;
+                    task.generated = 1;
+                    self.truth.generated += 1.0;
+                }
+            } else {
+                task.generated += 1;
+                self.truth.generated += 1.0;
+            }
+            let done = task.generated == task.request.answer;
+            let hung_up = task
+                .request
+                .hangs_up_after
+                .is_some_and(|after| task.generated >= after && !done);
+            if done || hung_up {
+                task.running = false;
+                task.end_news = true;
+                if hung_up {
+                    self.truth.hung_up += task.generated as f64;
+                    if task.computed < task.request.prompt {
+                        self.truth.prompt_hung_up += task.computed as f64;
+                    }
+                }
+                if done || self.setup.build == Build::From10566 {
+                    self.predicted += task.generated as f64;
+                }
+            }
+        }
+        if busy > 0.0 {
+            self.calls += 1.0;
+            self.truth.calls += 1.0;
+            self.busy_slots += busy;
+            self.now += self.setup.call;
+        }
+    }
+
+    fn metrics(&mut self) -> Counters {
+        for task in self.slots.iter_mut().flatten() {
+            (task.prompt_news, task.end_news) = (false, false);
+        }
+        self.replaced = (0.0, 0.0);
+        let running = self.slots.iter().flatten().filter(|task| task.running);
+        let text = [
+            ("prompt_tokens_total", self.prompt),
+            ("tokens_predicted_total", self.predicted),
+            ("n_decode_total", self.calls),
+            ("requests_processing", running.count() as f64),
+            ("requests_deferred", self.waiting.len() as f64),
+            (
+                "n_busy_slots_per_decode",
+                self.busy_slots / self.calls.max(1.0),
+            ),
+        ]
+        .map(|(name, value)| format!("llamacpp:{name} {}\n", six_digits(value)))
+        .concat();
+        let read = CountersByModel::read(text.as_bytes(), |_| true);
+        read.unwrap().of_server(&[]).unwrap()
+    }
+
+    /// What happened up to now.
+    fn truth(&self) -> Truth {
+        let (mut prompt_unread, mut unread) = self.replaced;
+        let (mut prompt_lost, mut lost) = self.lost;
+        for task in self.slots.iter().flatten() {
+            let (prompt, generated) = task.unread();
+            prompt_unread += prompt;
+            unread += generated;
+            let (prompt, generated) = task.unseen();
+            prompt_lost += prompt;
+            lost += generated;
+        }
+        // What /metrics tells is hidden where it lacks as much of something else.
+        if unread > 0.0 {
+            unread += lost;
+        }
+        if prompt_unread > 0.0 {
+            prompt_unread += prompt_lost;
+        }
+        Truth {
+            predicted: self.predicted,
+            prompt_counted: self.prompt,
+            prompt_unread,
+            unread,
+            ..self.truth
+        }
+    }
+
+    fn slots(&mut self) -> Vec<crate::upstream::api::Slot> {
+        let build = self.setup.build;
+        self.lost = (0.0, 0.0);
+        let slots = self.slots.iter_mut().enumerate();
+        let shown = slots.map(|(id, task)| {
+            let Some(task) = task else {
+                return json!({"id": id, "is_processing": false, "speculative": false});
+            };
+            let kept = task.running || build < Build::From10566;
+            let told = build > Build::Before9294;
+            if kept {
+                task.seen = (if told { task.computed } else { 0 }, task.generated);
+            } else if task.computed < task.request.prompt {
+                // Its counts are reset: how much it had computed is lost.
+                self.truth.prompt_unknowable += (task.computed - task.seen.0) as f64;
+                task.seen.0 = task.computed;
+            }
+            let done = task.generated == task.request.answer;
+            let mut shown = json!({
+                "id": id, "is_processing": task.running, "speculative": false,
+                "id_task": task.request.id,
+                "next_token": [{
+                    "n_decoded": if kept { task.generated } else { 0 },
+                    "has_next_token": !done,
+                }],
+            });
+            if build >= Build::Before10566 {
+                shown["n_prompt_tokens"] = json!(task.computed + task.generated.saturating_sub(1));
+                shown["n_prompt_tokens_processed"] = json!(if kept { task.computed } else { 0 });
+            }
+            shown
+        });
+        let json = serde_json::Value::from(shown.collect::<Vec<_>>()).to_string();
+        let Slots(slots) = serde_json::from_str(&json).unwrap();
+        slots
+    }
+}
+
+impl Task {
+    /// The slot gets another task: what was not seen of this one never will be.
+    fn forget(&self, build: Build, truth: &mut Truth) {
+        let (computed, generated) = self.seen;
+        if self.generated < self.request.answer && build < Build::From10566 {
+            truth.unknowable += (self.generated - generated) as f64;
+            truth.unproven += self.generated as f64;
+        }
+        if self.computed < self.request.prompt {
+            truth.prompt_unknowable += (self.computed - computed) as f64;
+            truth.prompt_unproven += self.computed as f64;
+        }
+    }
+
+    /// Prompt and generated tokens that no poll has seen.
+    fn unseen(&self) -> (f64, f64) {
+        let (computed, generated) = self.seen;
+        (
+            (self.computed - computed) as f64,
+            (self.generated - generated) as f64,
+        )
+    }
+
+    /// Prompt and generated tokens that came to the counters after /metrics was read.
+    fn unread(&self) -> (f64, f64) {
+        let (computed, generated) = self.seen;
+        (
+            if self.prompt_news {
+                (self.computed - computed) as f64
+            } else {
+                0.0
+            },
+            if self.end_news {
+                (self.generated - generated) as f64
+            } else {
+                0.0
+            },
+        )
+    }
+}
+
+/// As a C++ stream prints it.
+fn six_digits(value: f64) -> f64 {
+    format!("{value:.5e}").parse().unwrap()
+}
+
+fn half_step(count: f64) -> f64 {
+    if count < 1e6 {
+        0.0
+    } else {
+        10f64.powf(count.log10().floor() - 5.0) / 2.0
+    }
+}
+
+/// The exporter, and what it has said in this life of the server.
+struct Watcher {
+    state: ModelState,
+    model: Model,
+    life: u32,
+    /// When and of what it was told, at each whole poll.
+    told: Vec<(Instant, Truth)>,
+    /// Truth as of the last two reads of `/metrics`.
+    last_counters: Option<Counters>,
+}
+
+impl Watcher {
+    fn new() -> Watcher {
+        Watcher {
+            state: ModelState::default(),
+            model: Model::default(),
+            life: 0,
+            told: Vec::new(),
+            last_counters: None,
+        }
+    }
+
+    fn poll(&mut self, server: &mut Server, between: u32, how: How) {
+        if how == How::Missed {
+            return;
+        }
+        // A restart shows in the counters, where they are read.
+        if self.life != server.life && how != How::LateMetrics {
+            self.life = server.life;
+            self.told.clear();
+            self.model = Model::default();
+            self.last_counters = None;
+        }
+        let setup = server.setup.clone();
+        let mut reading = ModelReading {
+            state: State::Ready,
+            ..ModelReading::default()
+        };
+        let before = server.truth();
+        let counters = server.metrics();
+        let counters_at = server.now;
+        // Where there are no slots to read, the reading ends here.
+        for _ in 0..if setup.has_slots { between } else { 0 } {
+            server.call();
+        }
+        if self.told.is_empty() {
+            // What had hung up before the slots were read will never be known.
+            if server.setup.build < Build::From10566 {
+                server.truth.unknowable += server.truth.hung_up;
+            }
+            server.truth.prompt_unknowable += server.truth.prompt_hung_up;
+        }
+        let truth = server.truth();
+        let unchanged = self.last_counters.as_ref().is_some_and(|then| {
+            *then == counters
+                && !counters.is_busy()
+                && half_step(counters.decode_calls.unwrap()) == 0.0
+        });
+        let late_slots = how == How::LateSlots && setup.has_slots;
+        reading.counters = match how {
+            _ if !setup.has_metrics => Seen::Gone,
+            How::LateMetrics => Seen::Stale,
+            _ => Seen::Now(CountersAt {
+                at: counters_at,
+                life: Some(server.life.to_string()),
+                counters: counters.clone(),
+            }),
+        };
+        reading.slots = match how {
+            _ if !setup.has_slots => Seen::Gone,
+            How::LateMetrics | How::LateSlots => Seen::Stale,
+            _ if unchanged && setup.has_metrics => Seen::Unchanged,
+            _ => Seen::Now(SlotsAt {
+                at: server.now,
+                slots: server.slots(),
+            }),
+        };
+        // What is reset at the end is lost with this look.
+        let truth = Truth {
+            prompt_unknowable: server.truth.prompt_unknowable,
+            ..truth
+        };
+        // What could not be read is not always told apart from what came next at once.
+        let news = self.told.iter().rev().take(3);
+        let truth = Truth {
+            unread_lately: truth.unread + news.clone().map(|(_, t)| t.unread).sum::<f64>(),
+            prompt_unread_lately: truth.prompt_unread
+                + news.map(|(_, t)| t.prompt_unread).sum::<f64>(),
+            ..truth
+        };
+        let model = self.state.update(&reading);
+        let whole = how == How::Whole || (how == How::LateSlots && !setup.has_slots);
+        let name = format!("{setup:?}, {how:?}, {truth:?}, {counters:?}, {model:?}");
+        self.never_falls(&model, &name);
+        if setup.has_metrics && (whole || late_slots) {
+            self.stays_in_the_fence(&setup, &model, &before, &truth, whole, &name);
+        }
+        if whole {
+            self.last_counters = Some(counters);
+            self.rates_are_true(&setup, &model, server.now, &truth, &name);
+            self.told.push((server.now, truth));
+        } else {
+            assert_eq!(model.tokens_per_second, None, "{name}");
+            assert_eq!(model.prompt_tokens_per_second, None, "{name}");
+        }
+        if let Some(latency) = &model.batch_latency {
+            let mean = latency.sum() / latency.count() as f64 / setup.call.as_secs_f64();
+            assert!(
+                (0.88..1.14).contains(&mean),
+                "a batch took {mean} of its time: {name}"
+            );
+        }
+        self.model = model;
+    }
+
+    /// Before b10566 nothing is asked of a server that sleeps.
+    fn poll_asleep(&mut self, server: &mut Server) {
+        if self.life != server.life {
+            return;
+        }
+        let mut reading = ModelReading {
+            state: State::Asleep(server.now),
+            ..ModelReading::default()
+        };
+        reading.counters = match server.setup.build {
+            _ if !server.setup.has_metrics => Seen::Gone,
+            Build::From10566 => Seen::Now(CountersAt {
+                at: server.now,
+                life: Some(server.life.to_string()),
+                counters: server.metrics(),
+            }),
+            _ => Seen::Unchanged,
+        };
+        let model = self.state.update(&reading);
+        let name = format!("asleep, {:?}, {model:?}", server.truth());
+        self.never_falls(&model, &name);
+        assert_eq!(model.tokens_per_second, Some(0.0), "{name}");
+        self.told.push((server.now, server.truth()));
+        self.model = model;
+    }
+
+    fn never_falls(&self, model: &Model, name: &str) {
+        let counters: [fn(&Model) -> Option<f64>; 3] = [
+            |model| model.generated_tokens,
+            |model| model.prompt_tokens,
+            |model| model.decode_calls,
+        ];
+        for counter in counters {
+            if let (Some(then), Some(now)) = (counter(&self.model), counter(model)) {
+                assert!(then <= now, "from {then} to {now}: {name}");
+            }
+        }
+    }
+
+    fn stays_in_the_fence(
+        &self,
+        setup: &Setup,
+        model: &Model,
+        before: &Truth,
+        truth: &Truth,
+        whole: bool,
+        name: &str,
+    ) {
+        let between = |value: f64, least: f64, most: f64| {
+            assert!(
+                (least..=most).contains(&value),
+                "{value} is not in {least}..={most}: {name}"
+            );
+        };
+        let half = half_step(truth.generated);
+        let (least, most) = if !setup.has_slots {
+            // Each batch of prompt looks like a token; what hung up is seen no more.
+            (
+                before.predicted - half,
+                truth.generated + truth.batches + half,
+            )
+        } else if whole {
+            let unknown = truth.unknowable + truth.unproven + truth.unread_lately;
+            (truth.generated - unknown - half, truth.generated + half)
+        } else {
+            (
+                before.predicted - 2.0 * half,
+                truth.generated + truth.batches + half,
+            )
+        };
+        between(model.generated_tokens.unwrap(), least, most);
+
+        let half = half_step(truth.prompt);
+        let least = if setup.has_slots && whole && setup.build > Build::Before9294 {
+            truth.prompt
+                - truth.prompt_unknowable
+                - truth.prompt_unproven
+                - truth.prompt_unread_lately
+        } else {
+            before.prompt_counted - if whole { 0.0 } else { half }
+        };
+        if let Some(prompt) = model.prompt_tokens {
+            between(prompt, least - half, truth.prompt + half);
+        }
+
+        let half = half_step(truth.calls);
+        // The slots tell calls as of a moment later, which is not told apart.
+        let moment = if half > 0.0 { 2.0 } else { 0.0 };
+        let least = before.calls - moment - if whole { half } else { 2.0 * half };
+        between(model.decode_calls.unwrap(), least, truth.calls + half);
+    }
+
+    fn rates_are_true(
+        &self,
+        setup: &Setup,
+        model: &Model,
+        now: Instant,
+        truth: &Truth,
+        name: &str,
+    ) {
+        let slots = setup.has_slots;
+        let rounded = half_step(truth.calls) > 0.0;
+        let generated = |a: &Truth, b: &Truth| {
+            let unread = a.unread_lately + b.unread_lately;
+            // That something was dropped shows late, or is hidden by what came unseen.
+            let unproven = b.unknowable - a.unknowable + b.unproven;
+            if slots {
+                unread + unproven
+            } else {
+                // What was in flight when the server was met is not known.
+                let met = &self.told[0].1;
+                let in_flight = met.generated - met.hung_up - met.predicted;
+                in_flight + setup.slots as f64 + a.batches + b.batches - 2.0 * met.batches
+                    + b.hung_up
+            }
+        };
+        let told_prompt = slots && setup.build > Build::Before9294;
+        let prompt = |truth: &Truth| {
+            if told_prompt {
+                truth.prompt
+            } else {
+                truth.prompt_counted
+            }
+        };
+        let prompt_slack = |a: &Truth, b: &Truth| {
+            let unread = a.prompt_unread_lately + b.prompt_unread_lately;
+            unread + b.prompt_unknowable - a.prompt_unknowable
+                + b.prompt_unproven
+                + b.prompt_hung_up
+        };
+        if setup.has_metrics {
+            self.is_true(
+                model.tokens_per_second,
+                now,
+                truth,
+                rounded && !slots,
+                name,
+                &|t| t.generated,
+                &generated,
+            );
+            self.is_true(
+                model.prompt_tokens_per_second,
+                now,
+                truth,
+                rounded && !slots,
+                name,
+                &prompt,
+                &prompt_slack,
+            );
+        } else if let (Some(rate), Some((then, before))) =
+            (model.tokens_per_second, self.told.last())
+        {
+            let seen = rate * now.duration_since(*then).as_secs_f64();
+            assert!(
+                seen <= truth.generated - before.generated + 1e-6,
+                "{seen} seen: {name}"
+            );
+        }
+    }
+
+    /// Some window up to now has just that rate, and no poll reads 0 while tokens come.
+    #[allow(clippy::too_many_arguments)]
+    fn is_true(
+        &self,
+        rate: Option<f64>,
+        now: Instant,
+        truth: &Truth,
+        may_be_blind: bool,
+        name: &str,
+        count: &dyn Fn(&Truth) -> f64,
+        slack: &dyn Fn(&Truth, &Truth) -> f64,
+    ) {
+        let (Some(rate), Some((_, before))) = (rate, self.told.last()) else {
+            return;
+        };
+        let grown = count(truth) - count(before);
+        if rate == 0.0 {
+            assert!(
+                may_be_blind || grown <= slack(before, truth),
+                "0 while {grown} came: {name}"
+            );
+            return;
+        }
+        let windows = self.told.iter().rev().map(|(at, then)| {
+            let seconds = now.duration_since(*at).as_secs_f64();
+            let grown = count(truth) - count(then);
+            let wrong = (rate * seconds - grown).abs();
+            (
+                wrong <= grown * 0.12 + slack(then, truth) + 1e-6,
+                seconds,
+                grown / seconds,
+            )
+        });
+        let windows: Vec<_> = windows.collect();
+        assert!(
+            windows.iter().any(|(fits, ..)| *fits),
+            "{rate} is none of {windows:?}: {name}"
+        );
+    }
+}
+
+fn setups() -> impl Strategy<Value = Setup> {
+    let build = prop_oneof![
+        Just(Build::Before9294),
+        Just(Build::Before10566),
+        Just(Build::From10566)
+    ];
+    let counted = prop_oneof![Just(0.0), Just(3e6), Just(4e7), Just(7e8)];
+    let endpoints = prop_oneof![
+        4 => Just((true, true)),
+        1 => Just((false, true)),
+        1 => Just((true, false)),
+    ];
+    (build, 1..5usize, counted, endpoints, 2..50u64).prop_map(
+        |(build, slots, counted, (has_slots, has_metrics), call)| Setup {
+            build,
+            slots,
+            counted,
+            has_slots,
+            has_metrics,
+            call: Duration::from_millis(call),
+        },
+    )
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let how = prop_oneof![
+        12 => Just(How::Whole),
+        1 => Just(How::LateMetrics),
+        1 => Just(How::LateSlots),
+        1 => Just(How::Missed),
+    ];
+    let hangs_up = prop_oneof![4 => Just(None), 1 => (0..200u64).prop_map(Some)];
+    let request = (1..2000u64, 1..400u64, hangs_up).prop_map(|(prompt, answer, hangs_up_after)| {
+        Event::Request {
+            prompt,
+            answer,
+            hangs_up_after,
+        }
+    });
+    let event = prop_oneof![
+        10 => request,
+        20 => (1..150u32, 0..3u32, how).prop_map(|(calls, between, how)| Event::Poll { calls, between, how }),
+        2 => (1..100u64).prop_map(|seconds| Event::Pause { seconds }),
+        1 => Just(Event::Restart),
+        1 => Just(Event::Sleep),
+    ];
+    prop::collection::vec(event, 1..80)
+}
+
+fn live(setup: Setup, events: Vec<Event>) {
+    let mut server = Server::new(setup);
+    let mut watcher = Watcher::new();
+    watcher.poll(&mut server, 0, How::Whole);
+    for event in events {
+        match event {
+            Event::Request {
+                prompt,
+                answer,
+                hangs_up_after,
+            } => {
+                let id = server.next_id;
+                server.next_id += 1;
+                server.waiting.push_back(Request {
+                    id,
+                    prompt,
+                    answer,
+                    hangs_up_after,
+                });
+            }
+            Event::Poll {
+                calls,
+                between,
+                how,
+            } => {
+                for _ in 0..calls {
+                    server.call();
+                }
+                if !server.is_busy() {
+                    // Time goes by all the same.
+                    server.now += Duration::from_millis(1);
+                }
+                watcher.poll(&mut server, between, how);
+            }
+            Event::Pause { seconds } => {
+                while server.is_busy() {
+                    server.call();
+                }
+                server.now += Duration::from_secs(seconds);
+                watcher.poll(&mut server, 0, How::Whole);
+            }
+            Event::Restart => server.begin(0.0),
+            Event::Sleep => {
+                while server.is_busy() {
+                    server.call();
+                }
+                server.now += Duration::from_secs(5);
+                if server.setup.build < Build::From10566 {
+                    // What it is not asked for in time is told after the sleep, and seems younger.
+                    watcher.poll(&mut server, 0, How::Whole);
+                }
+                watcher.poll_asleep(&mut server);
+                server.now += Duration::from_secs(60);
+                watcher.poll_asleep(&mut server);
+                server.reload();
+            }
+        }
+    }
+}
+
+proptest! {
+    // More of them by hand: PROPTEST_CASES=20000.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_a_server_goes_through_what_is_said_of_it_is_true(setup in setups(), events in events()) {
+        live(setup, events);
+    }
+}
+
+/// One request on a server that has counted so much already, polled as it streams.
+fn stream(build: Build, counted: f64) {
+    let setup = Setup {
+        build,
+        slots: 2,
+        counted,
+        has_slots: true,
+        has_metrics: true,
+        call: Duration::from_millis(20),
+    };
+    let mut server = Server::new(setup);
+    let mut watcher = Watcher::new();
+    watcher.poll(&mut server, 0, How::Whole);
+    server.waiting.push_back(Request {
+        id: 1,
+        prompt: 100,
+        answer: 1000,
+        hangs_up_after: None,
+    });
+    let before = watcher.model.clone();
+    for poll in 0..15 {
+        for _ in 0..50 {
+            server.call();
+        }
+        watcher.poll(&mut server, 1, How::Whole);
+        let grown = watcher.model.generated_tokens.unwrap() - before.generated_tokens.unwrap();
+        assert_eq!(grown, (poll + 1) as f64 * 51.0, "{build:?} {counted}");
+        // Where six digits hide as much, the first interval may have held another request.
+        if poll > 0 {
+            assert_eq!(
+                watcher.model.tokens_per_second,
+                Some(50.0),
+                "{build:?} {counted}"
+            );
+            assert_eq!(watcher.model.batch_size, Some(1.0), "{build:?} {counted}");
+        }
+    }
+    let latency = watcher.model.batch_latency.as_ref().unwrap();
+    let calls = latency.sum() / 0.02;
+    assert!(
+        (calls - latency.count() as f64).abs() < 1e-6,
+        "{build:?} {counted}"
+    );
+    // Whatever its age, it is known at once that it generates no more.
+    while server.is_busy() {
+        server.call();
+    }
+    for _ in 0..2 {
+        server.now += Duration::from_secs(1);
+        watcher.poll(&mut server, 0, How::Whole);
+    }
+    assert_eq!(
+        watcher.model.tokens_per_second,
+        Some(0.0),
+        "{build:?} {counted}"
+    );
+    let grown = watcher.model.generated_tokens.unwrap() - before.generated_tokens.unwrap();
+    assert_eq!(grown, 1000.0, "{build:?} {counted}");
+}
+
+#[test]
+fn the_rate_of_a_stream_is_known_at_any_age_of_the_server() {
+    for build in [Build::Before9294, Build::Before10566, Build::From10566] {
+        for counted in [0.0, 3e6, 4e7, 7e8] {
+            stream(build, counted);
+        }
+    }
+}
+
+/// Requests that come and go between two polls, on a server that has counted 700 million.
+#[test]
+fn where_six_digits_hide_what_came_the_rate_is_that_of_a_longer_time() {
+    for (has_slots, calls) in [(true, 100), (false, 400)] {
+        let setup = Setup {
+            build: Build::From10566,
+            slots: 4,
+            counted: 7e8,
+            has_slots,
+            has_metrics: true,
+            call: Duration::from_millis(10),
+        };
+        let mut server = Server::new(setup);
+        let mut watcher = Watcher::new();
+        watcher.poll(&mut server, 0, How::Whole);
+        let mut known = 0;
+        for poll in 0..200 {
+            for _ in 0..calls {
+                if server.waiting.len() < 4 {
+                    let id = server.next_id;
+                    server.next_id += 1;
+                    server.waiting.push_back(Request {
+                        id,
+                        prompt: 1,
+                        answer: 10 + id % 20,
+                        hangs_up_after: None,
+                    });
+                }
+                server.call();
+            }
+            watcher.poll(&mut server, 0, How::Whole);
+            // Four slots, and a token each at every call.
+            if let Some(rate) = watcher.model.tokens_per_second {
+                known += 1;
+                assert!((350.0..=450.0).contains(&rate), "{rate} at poll {poll}");
+            }
+        }
+        assert!(known > 120, "{known} rates, /slots: {has_slots}");
+    }
+}

@@ -1,0 +1,136 @@
+//! What is made of readings, whole.
+
+use std::time::{Duration, Instant};
+
+use super::{ModelState, PROMPTS_UNCOUNTED};
+use crate::snapshot::Model;
+use crate::upstream::api::{Counters, Slots};
+use crate::upstream::reading::{CountersAt, ModelReading, Seen, SlotsAt, State};
+
+fn reading(second: u64, counters: Counters, slots: Option<&str>) -> ModelReading {
+    // The same start for all readings of a test.
+    thread_local!(static START: Instant = Instant::now());
+    let at = START.with(|start| *start) + Duration::from_secs(second);
+    ModelReading {
+        state: State::Ready,
+        counters: Seen::Now(CountersAt {
+            at,
+            life: None,
+            counters,
+        }),
+        slots: slots.map_or(Seen::Gone, |json| {
+            let Slots(slots) = serde_json::from_str(json).unwrap();
+            Seen::Now(SlotsAt { at, slots })
+        }),
+        ..ModelReading::default()
+    }
+}
+
+/// Counters of a server that has counted nothing but `calls`.
+fn calls(calls: f64, processing: f64) -> Counters {
+    Counters {
+        prompt_tokens: Some(0.0),
+        prompt_seconds: Some(0.0),
+        predicted_tokens: Some(0.0),
+        decode_calls: Some(calls),
+        requests_processing: Some(processing),
+        requests_deferred: Some(0.0),
+        busy_slots_per_decode: Some(1.0),
+        ..Counters::default()
+    }
+}
+
+fn shows_prompts(model: &Model) -> bool {
+    let told = [
+        model.prompt_tokens,
+        model.prompt_seconds,
+        model.prompt_tokens_per_second,
+    ];
+    told.iter().any(Option::is_some)
+}
+
+#[test]
+fn prompts_that_the_server_does_not_count_are_not_shown() {
+    // Six embeddings, as b10068 tells of them.
+    let mut state = ModelState::default();
+    let before = state.update(&reading(0, calls(0.0, 0.0), None));
+    assert_eq!(before.prompt_tokens, Some(0.0));
+    let after = state.update(&reading(1, calls(6.0, 0.0), None));
+    assert!(!shows_prompts(&after), "{after:?}");
+    assert_eq!(after.notes, [PROMPTS_UNCOUNTED]);
+    assert_eq!(after.decode_calls, Some(6.0));
+    // Nor while the next one is at work.
+    let busy = state.update(&reading(2, calls(7.0, 1.0), None));
+    assert!(!shows_prompts(&busy), "{busy:?}");
+    // A request that is counted shows that they are.
+    let counted = Counters {
+        prompt_tokens: Some(62.0),
+        ..calls(9.0, 0.0)
+    };
+    let counted = state.update(&reading(3, counted, None));
+    assert_eq!(counted.prompt_tokens, Some(62.0));
+    assert!(counted.notes.is_empty());
+}
+
+#[test]
+fn prompts_that_are_not_counted_show_under_unbroken_load_too() {
+    let slots = |task: u32| {
+        format!(
+            r#"[{{"id":0,"is_processing":true,"id_task":{task},"next_token":[{{"n_decoded":0}}]}}]"#
+        )
+    };
+    let mut state = ModelState::default();
+    let mut see = |second: u64, task| {
+        let counters = calls(second as f64 * 9.0, 1.0);
+        state.update(&reading(second, counters, Some(&slots(task))))
+    };
+    assert!(shows_prompts(&see(1, 0)));
+    // A long prompt is not counted before it is done.
+    assert!(shows_prompts(&see(2, 0)));
+    // That it has ended is seen, and at the next look it is not counted.
+    see(3, 40);
+    assert!(!shows_prompts(&see(4, 40)));
+}
+
+#[test]
+fn no_number_from_outside_ends_the_process_or_comes_out_as_no_number() {
+    let large = 9_007_199_254_740_992.0;
+    let values = [None, Some(0.0), Some(1.0), Some(1e6), Some(large)];
+    let mut state = ModelState::default();
+    let mut second = 0;
+    for a in values {
+        for b in values {
+            for c in values {
+                let counters = Counters {
+                    prompt_tokens: a,
+                    predicted_tokens: b,
+                    decode_calls: c,
+                    requests_processing: a,
+                    requests_deferred: c,
+                    busy_slots_per_decode: b,
+                    ..Counters::default()
+                };
+                let slots = format!(
+                    r#"[{{"id":{0},"is_processing":true,"id_task":{0},"n_prompt_tokens":{1},
+                        "n_prompt_tokens_processed":{1},"next_token":[{{"n_decoded":{1}}}]}},
+                        {{"id":{0},"is_processing":false,"id_task":7}}]"#,
+                    a.unwrap_or(-1.0),
+                    c.unwrap_or(1e308),
+                );
+                second += 1;
+                let model = state.update(&reading(second / 2, counters, Some(&slots)));
+                let told = [
+                    model.tokens_per_second,
+                    model.prompt_tokens_per_second,
+                    model.generated_tokens,
+                    model.prompt_tokens,
+                    model.decode_calls,
+                    model.batch_size,
+                ];
+                for value in told.into_iter().flatten() {
+                    assert!(value.is_finite() && value >= 0.0, "{value}: {model:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! Opening files that others may have put in place: a model, a log, a PID file.
+//!
+//! Whoever owns such a path can put anything there, and swap it at any moment: a FIFO, whose
+//! opening waits for a writer; a device, whose opening alone may do something (a watchdog then
+//! restarts the machine); a link to either, or out of a container. So on Linux the file is
+//! first pinned with `O_PATH`, which opens nothing, then judged, and the very same file is
+//! opened through `/proc/self/fd`, without waiting (`O_NONBLOCK`) and without becoming the
+//! process's terminal (`O_NOCTTY`). The standard library adds `O_CLOEXEC`.
+
+use std::fs::{File, FileType, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+#[cfg(target_os = "linux")]
+use std::{ffi::OsString, fs, os::fd::AsRawFd, path::PathBuf};
+
+#[cfg(target_os = "linux")]
+mod flags {
+    pub const O_NOCTTY: i32 = 0o400;
+    pub const O_NONBLOCK: i32 = 0o4000;
+    pub const O_NOFOLLOW: i32 = match cfg!(any(
+        target_arch = "arm",
+        target_arch = "aarch64",
+        target_arch = "powerpc64"
+    )) {
+        true => 0o100_000,
+        false => 0o400_000,
+    };
+    pub const O_PATH: i32 = 0o10_000_000;
+}
+#[cfg(not(target_os = "linux"))]
+mod flags {
+    pub const O_NOCTTY: i32 = 0;
+    /// That of macOS and the BSDs.
+    pub const O_NONBLOCK: i32 = 4;
+}
+use flags::*;
+
+/// Opens the regular file at `path` for reading. Never waits for another process; only a file
+/// system that does not answer can make it wait.
+///
+/// # Errors
+/// What the system says, or that it is no regular file.
+pub fn regular_file(path: &Path) -> io::Result<File> {
+    open(path, FileType::is_file)
+}
+
+/// Opens the regular file or the FIFO at `path` for reading. A FIFO opens once it has a
+/// writer: call this on a thread that may wait.
+///
+/// # Errors
+/// What the system says, or that it is neither.
+pub fn regular_file_or_fifo(path: &Path) -> io::Result<File> {
+    open(path, |kind| kind.is_file() || kind.is_fifo())
+}
+
+/// Opens the regular file at `path` as a process sees it whose `/` is `root`: no link and no
+/// `..` leads out of that. By `openat2` with `RESOLVE_IN_ROOT`; where the kernel does not have
+/// it (before Linux 5.6) or a filter of system calls forbids it, the path is walked folder by
+/// folder, each held open, with links resolved by hand. Linux only.
+///
+/// # Errors
+/// What the system says, or that it is no regular file.
+#[cfg(target_os = "linux")]
+pub fn regular_file_in_root(root: &Path, path: &Path) -> io::Result<File> {
+    let pinned = in_root::pin(root, path)?;
+    judge(&pinned.metadata()?, FileType::is_file)?;
+    reopen(&pinned)
+}
+
+/// Not to be had elsewhere.
+///
+/// # Errors
+/// Always.
+#[cfg(not(target_os = "linux"))]
+pub fn regular_file_in_root(_root: &Path, _path: &Path) -> io::Result<File> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+fn open(path: &Path, wanted: impl Fn(&FileType) -> bool) -> io::Result<File> {
+    #[cfg(target_os = "linux")]
+    let (pinned, looked) = {
+        let pinned = pin(path, 0)?;
+        let looked = pinned.metadata()?;
+        (pinned, looked)
+    };
+    #[cfg(not(target_os = "linux"))]
+    let looked = std::fs::metadata(path)?;
+    judge(&looked, &wanted)?;
+    #[cfg(target_os = "linux")]
+    match reopen(&pinned) {
+        // No /proc is mounted.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        opened => return opened,
+    }
+    let opened = open_kind(path, &looked)?;
+    let found = opened.metadata()?;
+    match (found.dev(), found.ino()) == (looked.dev(), looked.ino()) {
+        true => Ok(opened),
+        false => Err(io::Error::other("it was replaced while it was opened")),
+    }
+}
+
+/// Opens what was found to be of the kind that `looked` tells.
+fn open_kind(path: &Path, looked: &Metadata) -> io::Result<File> {
+    let wait = if looked.file_type().is_fifo() {
+        0
+    } else {
+        O_NONBLOCK
+    };
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(O_NOCTTY | wait)
+        .open(path)
+}
+
+fn judge(found: &Metadata, wanted: impl Fn(&FileType) -> bool) -> io::Result<()> {
+    let kind = found.file_type();
+    if wanted(&kind) {
+        return Ok(());
+    }
+    let name = if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    };
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("it is {name}, not a regular file"),
+    ))
+}
+
+/// Holds what is at `path` without opening it.
+#[cfg(target_os = "linux")]
+fn pin(path: &Path, more: i32) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(O_PATH | more)
+        .open(path)
+}
+
+/// Opens the file that is pinned, whatever has its name by now.
+#[cfg(target_os = "linux")]
+fn reopen(pinned: &File) -> io::Result<File> {
+    open_kind(&descriptor(pinned), &pinned.metadata()?)
+}
+
+#[cfg(target_os = "linux")]
+fn descriptor(of: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", of.as_raw_fd()).into()
+}
+
+#[cfg(target_os = "linux")]
+mod in_root {
+    use super::*;
+    use crate::process::os;
+
+    /// The most symbolic links on one path, as in Linux itself.
+    const MOST_LINKS: u32 = 40;
+    /// The most folders that are held open at a time.
+    const DEEPEST: usize = 128;
+    /// How often a path is resolved again that was changed meanwhile.
+    const TRIES: u32 = 8;
+
+    pub fn pin(root: &Path, path: &Path) -> io::Result<File> {
+        let root = super::pin(root, 0)?;
+        for _ in 0..TRIES {
+            match os::open_in_root(&root, path, O_PATH) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if is_missing(&error) => break,
+                pinned => return pinned,
+            }
+        }
+        walk(root, path)
+    }
+
+    /// Whether it is the system call that is not to be had, rather than the file.
+    fn is_missing(error: &io::Error) -> bool {
+        const EPERM: i32 = 1;
+        // Older filters of system calls forbid what they do not know with EPERM.
+        error.kind() == io::ErrorKind::Unsupported || error.raw_os_error() == Some(EPERM)
+    }
+
+    /// Holds what is at `path` below `root`: the fallback.
+    pub fn walk(root: File, path: &Path) -> io::Result<File> {
+        let parts = |path: &Path| -> Vec<OsString> {
+            let backwards = path.components().rev();
+            backwards.map(|part| part.as_os_str().to_owned()).collect()
+        };
+        let mut ahead = parts(path);
+        let mut behind: Vec<File> = Vec::new();
+        let mut links: u32 = 0;
+        while let Some(part) = ahead.pop() {
+            match part.as_encoded_bytes() {
+                b"." => continue,
+                b"/" => {
+                    behind.clear();
+                    continue;
+                }
+                b".." => {
+                    behind.pop();
+                    continue;
+                }
+                _ => {}
+            }
+            let at = descriptor(behind.last().unwrap_or(&root)).join(part);
+            let next = super::pin(&at, O_NOFOLLOW)?;
+            if next.metadata()?.is_symlink() {
+                if links == MOST_LINKS {
+                    return Err(io::Error::other("too many symbolic links"));
+                }
+                links = links.saturating_add(1);
+                // Whatever the link says by now, it is resolved below the root.
+                ahead.extend(parts(&fs::read_link(&at)?));
+            } else if behind.len() == DEEPEST {
+                return Err(io::Error::other("too many folders in one path"));
+            } else {
+                behind.push(next);
+            }
+        }
+        Ok(behind.pop().unwrap_or(root))
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::io::Read as _;
+    use std::os::unix::fs::symlink;
+    use std::process::Command;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, mpsc};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn fifo(path: &Path) {
+        let made = Command::new("mkfifo").arg(path).status().unwrap();
+        assert!(made.success());
+    }
+
+    /// What `work` gives; fails where it has not ended after a minute.
+    fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || sender.send(work()));
+        let minute = Duration::from_secs(60);
+        receiver.recv_timeout(minute).expect("it waits for ever")
+    }
+
+    #[test]
+    fn only_a_regular_file_is_opened_and_nothing_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), "text").unwrap();
+        fifo(&at("fifo"));
+        for (link, target) in [
+            ("to-file", at("file")),
+            ("to-fifo", at("fifo")),
+            ("to-zero", "/dev/zero".into()),
+        ] {
+            symlink(target, at(link)).unwrap();
+        }
+        let refused = |path: PathBuf| {
+            let opened = in_time(move || regular_file(&path));
+            opened.unwrap_err().to_string()
+        };
+        assert_eq!(refused(at("fifo")), "it is a FIFO, not a regular file");
+        assert_eq!(refused(at("to-fifo")), refused(at("fifo")));
+        assert_eq!(refused(at("to-zero")), "it is a device, not a regular file");
+        let folder_itself = refused(folder.path().to_owned());
+        assert_eq!(folder_itself, "it is a directory, not a regular file");
+        for name in ["file", "to-file"] {
+            let mut text = String::new();
+            let mut file = regular_file(&at(name)).unwrap();
+            file.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "text");
+        }
+        assert!(regular_file_or_fifo(&at("to-zero")).is_err());
+        assert!(regular_file_or_fifo(&at("file")).is_ok());
+    }
+
+    #[test]
+    fn a_fifo_where_it_is_wanted_opens_once_it_has_a_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        fifo(&path);
+        let reader = {
+            let path = path.clone();
+            thread::spawn(move || {
+                let mut text = String::new();
+                let mut file = regular_file_or_fifo(&path).unwrap();
+                file.read_to_string(&mut text).unwrap();
+                text
+            })
+        };
+        in_time(move || fs::write(path, "a line\n").unwrap());
+        assert_eq!(in_time(|| reader.join().unwrap()), "a line\n");
+    }
+
+    #[test]
+    fn a_file_that_is_swapped_with_a_fifo_all_the_time_is_opened_or_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("a"), "text").unwrap();
+        fifo(&at("b"));
+        let swapping = Arc::new(AtomicBool::new(true));
+        let swapper = {
+            let (swapping, a, b, spare) = (Arc::clone(&swapping), at("a"), at("b"), at("spare"));
+            thread::spawn(move || {
+                for _ in 0..20_000 {
+                    for (from, to) in [(&a, &spare), (&b, &a), (&spare, &b)] {
+                        fs::rename(from, to).unwrap();
+                    }
+                }
+                swapping.store(false, Ordering::Relaxed);
+            })
+        };
+        let path = at("a");
+        let [opened, refused] = in_time(move || {
+            let mut counts: [u32; 2] = [0, 0];
+            while swapping.load(Ordering::Relaxed) || counts[0] == 0 {
+                match regular_file(&path) {
+                    Ok(file) => {
+                        assert!(file.metadata().unwrap().is_file());
+                        counts[0] += 1;
+                    }
+                    Err(_) => counts[1] += 1,
+                }
+            }
+            counts
+        });
+        swapper.join().unwrap();
+        assert!(opened > 0 && refused > 0, "{opened} {refused}");
+    }
+
+    /// Both ways to resolve a path below a root, held against the same tree.
+    #[test]
+    fn no_link_leads_out_of_the_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["root/app", "root/data/v2", "outside"] {
+            fs::create_dir_all(at(name)).unwrap();
+        }
+        for name in ["root/app/m", "root/data/v2/m", "outside/m", "root/m"] {
+            fs::write(at(name), name).unwrap();
+        }
+        fifo(&at("root/app/fifo"));
+        for (link, target) in [
+            ("root/app/latest", "/data/v2".into()),
+            ("root/app/beside", "../data/./v2/m".into()),
+            ("root/app/out", "../../outside/m".into()),
+            ("root/app/out-outright", at("outside/m")),
+            ("root/app/up", "../../../../m".into()),
+            ("root/app/zero", "/dev/zero".into()),
+            ("root/app/self", "/proc/self/root".into()),
+            ("root/app/round", "round".into()),
+            ("container", at("root")),
+        ] {
+            symlink(target, at(link)).unwrap();
+        }
+        let root = at("container");
+        let by_walk = |path: &Path| -> io::Result<File> {
+            let pinned = in_root::walk(pin(&root, 0)?, path)?;
+            judge(&pinned.metadata()?, FileType::is_file)?;
+            reopen(&pinned)
+        };
+        let by_kernel = |path: &Path| regular_file_in_root(&root, path);
+        for kernel in [true, false] {
+            let read = |path: &str| {
+                let path = Path::new(path);
+                let opened = if kernel {
+                    by_kernel(path)
+                } else {
+                    by_walk(path)
+                };
+                let mut text = String::new();
+                opened?.read_to_string(&mut text)?;
+                io::Result::Ok(text)
+            };
+            for (path, real) in [
+                ("/app/m", "root/app/m"),
+                ("app/m", "root/app/m"),
+                ("/app/latest/m", "root/data/v2/m"),
+                ("/app/beside", "root/data/v2/m"),
+                ("../../app/m", "root/app/m"),
+                ("/app/up", "root/m"),
+            ] {
+                assert_eq!(read(path).unwrap(), real, "{path}");
+            }
+            for path in ["out", "out-outright", "zero", "self/etc/passwd", "round"] {
+                assert!(read(&format!("/app/{path}")).is_err(), "{path}");
+            }
+            assert!(read("/outside/m").is_err() && read("/").is_err());
+            let refused = read("/app/fifo").unwrap_err().to_string();
+            assert_eq!(refused, "it is a FIFO, not a regular file");
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The exporter as a process: its log, its own metrics, signals and other calls of the operating system.
+
+pub mod file;
+pub mod log;
+pub mod os;
+pub mod own_metrics;

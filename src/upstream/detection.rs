@@ -1,0 +1,276 @@
+//! Finding out what answers at a base URL, by asking.
+//!
+//! It is found out anew after every reconnect, so that one address may change
+//! from one kind of server to another.
+
+use std::time::{Duration, Instant};
+
+use crate::bounds::BoundedDuration;
+use crate::settings::{BaseUrl, Settings};
+use crate::upstream::api::Props;
+use crate::upstream::http::client::Answer;
+use crate::upstream::http::exchange::{Asker, Endpoint, Outcome};
+use crate::upstream::identification::{Product, ask_models};
+use crate::upstream::llama_server::{Asked, HEALTH, LlamaServer, PROPS, ask_health, ask_props};
+use crate::upstream::llama_swap::LlamaSwap;
+use crate::upstream::model_runner::{ModelRunner, TakeRecords};
+use crate::upstream::reading::Reading;
+use crate::upstream::router::Router;
+use crate::upstream::workload::Place;
+
+/// What stands before every other path.
+const ROOT: Endpoint = Endpoint {
+    path: "/",
+    limit: 64 << 10,
+};
+
+/// How long a product that has named itself is asked nothing but `/v1/models`. Other questions
+/// may cost it something: LiteLLM's `/health` has every model behind it complete a prompt, and
+/// LM Studio logs an error for each path that it does not have.
+const PRODUCT_AGE: Duration = Duration::from_secs(600);
+
+/// Whatever answers at one base URL.
+pub struct Upstream {
+    base: BaseUrl,
+    settings: Settings,
+    /// What answered last; a server that is down is not forgotten, it may be the same again.
+    kind: Kind,
+    connected: bool,
+    /// llama-swap, where something else has answered since: a proxy that says that it is gone.
+    last_swap: Option<Box<LlamaSwap>>,
+    /// What answered last where it is no known server, and when that was found out.
+    product: Option<(Product, Instant)>,
+}
+
+enum Kind {
+    LlamaServer(Box<LlamaServer>),
+    Router(Router),
+    ModelRunner(Box<ModelRunner>),
+    LlamaSwap(Box<LlamaSwap>),
+}
+
+/// What came of asking for what only one kind of server answers.
+enum Found {
+    Kind(Kind),
+    /// It is none of the servers of many models.
+    Other,
+    /// An answer has not come in time: it may be any, and is asked again at the next poll.
+    Late,
+}
+
+/// What was asked to find out what answers, and whether that is certain now.
+struct Detected {
+    asked: Asked,
+    is_sure: bool,
+}
+
+impl Upstream {
+    /// The upstream at `base`, not asked yet.
+    pub fn new(base: &BaseUrl, settings: &Settings) -> Upstream {
+        Upstream {
+            base: base.clone(),
+            settings: settings.clone(),
+            kind: Kind::LlamaServer(Box::new(LlamaServer::new(base, settings))),
+            connected: false,
+            last_swap: None,
+            product: None,
+        }
+    }
+
+    /// When it is worth a look though no poll is due.
+    pub fn next_look(&self) -> Option<Instant> {
+        match &self.kind {
+            Kind::LlamaServer(server) => server.next_look(),
+            Kind::Router(router) => router.next_look(),
+            Kind::LlamaSwap(swap) => swap.next_look(),
+            Kind::ModelRunner(_) => None,
+        }
+    }
+
+    /// Takes the word of the server's own command line on how long it takes to fall asleep.
+    /// A router tells that of its children itself.
+    pub fn may_sleep_after(&mut self, time: BoundedDuration) {
+        if let Kind::LlamaServer(server) = &mut self.kind {
+            server.may_sleep_after(time);
+        }
+    }
+
+    /// Asks all that may be asked now.
+    pub fn read(&mut self, asker: &mut Asker, reading: &mut Reading) {
+        let mut asked = Asked::default();
+        let mut is_sure = true;
+        if !self.connected {
+            if self.is_still_product(asker, reading) {
+                return;
+            }
+            match self.detect(asker) {
+                Some(detected) => (asked, is_sure) = (detected.asked, detected.is_sure),
+                None => return,
+            }
+        }
+        let is_late = asked.health.as_ref().is_some_and(Outcome::is_late);
+        match &mut self.kind {
+            Kind::LlamaServer(server) => server.read(asker, asked, reading),
+            Kind::Router(router) => router.read(asker, reading),
+            Kind::ModelRunner(runner) => runner.read(asker, reading),
+            Kind::LlamaSwap(swap) => swap.read(asker, reading),
+        }
+        if reading.up {
+            self.product = None;
+        } else if !self.connected && !is_late {
+            self.name_product(asker, reading);
+        }
+        // What is loading has not shown yet what it is, nor has a router without its models.
+        let is_told = !reading.loading && (self.is_of_many() || !reading.models.is_empty());
+        self.connected = is_sure && reading.up && is_told;
+    }
+
+    /// Whether this kind of server may have no model.
+    fn is_of_many(&self) -> bool {
+        !matches!(self.kind, Kind::LlamaServer(_))
+    }
+
+    /// Asks a product that has named itself whether it is still there.
+    fn is_still_product(&self, asker: &mut Asker, reading: &mut Reading) -> bool {
+        let Some((product, since)) = &self.product else {
+            return false;
+        };
+        if !product.is_certain || since.elapsed() >= PRODUCT_AGE {
+            return false;
+        }
+        let models = ask_models(asker, &self.place());
+        let is_still = |named: &Product| named.is_certain;
+        reading.product = models
+            .answer()
+            .filter(|list| !list.is_own)
+            .and_then(|list| list.product)
+            .filter(is_still);
+        reading.product.is_some()
+    }
+
+    /// Finds out what answers that is no known server, where `/v1/models` has not told.
+    fn name_product(&mut self, asker: &mut Asker, reading: &mut Reading) {
+        let is_named = |product: &Product| product.is_certain;
+        if !reading.product.as_ref().is_some_and(is_named) {
+            let url = format!("{}{}", self.base.root(), ROOT.path);
+            let text = asker.probe(ROOT, &url, Answer::text).answer();
+            let product = text.and_then(|text| Product::of_root(&text));
+            reading.product = product.or(reading.product.take());
+        }
+        if let Some(product) = &reading.product {
+            asker.forgive_all();
+            self.product = Some((product.clone(), Instant::now()));
+        }
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            root: self.base.root(),
+            query: String::new(),
+            model_names: Vec::new(),
+        }
+    }
+
+    /// Asks for the server's records of the last requests, where it keeps any, and has them
+    /// read by `take`, which is given the label of a model by any of its names.
+    pub fn read_records(&mut self, asker: &mut Asker, take: &mut TakeRecords) {
+        if let Kind::ModelRunner(runner) = &self.kind
+            && self.connected
+        {
+            runner.read_records(asker, take);
+        }
+    }
+
+    /// Asks for what only one kind of server answers. Gives what was asked on the way, or
+    /// none where nobody is there who could be any of them.
+    fn detect(&mut self, asker: &mut Asker) -> Option<Detected> {
+        let place = self.place();
+        let url = place.url(HEALTH);
+        let health = ask_health(asker, &url);
+        // In ik_llama.cpp it waits behind a prompt: the others tell whether the server is there.
+        if health.is_nobody() && !asker.is_open(&url) {
+            return None;
+        }
+        // Where neither is answered the server hangs: it is asked nothing else.
+        if health.is_late() && asker.is_open(&place.url(PROPS)) {
+            return None;
+        }
+        let is_healthy = matches!(health, Outcome::Answer(_));
+        // What is loading answers nothing else.
+        let is_loading = matches!(health, Outcome::NotLoaded);
+        let mut asked = Asked {
+            health: Some(health),
+            props: None,
+        };
+        let found = if is_loading {
+            Found::Other
+        } else {
+            self.find(asker, &place, &mut asked)
+        };
+        let is_sure = !matches!(found, Found::Late);
+        match found {
+            Found::Kind(kind) => self.take(kind),
+            Found::Other if matches!(self.kind, Kind::LlamaServer(_)) => {}
+            Found::Other => {
+                let server = LlamaServer::new(&self.base, &self.settings);
+                self.take(Kind::LlamaServer(Box::new(server)));
+            }
+            // It may be busy. Only llama.cpp's own is known by how it says that it is well.
+            Found::Late if !is_healthy => return None,
+            Found::Late => {}
+        }
+        Some(Detected { asked, is_sure })
+    }
+
+    fn find(&self, asker: &mut Asker, place: &Place, asked: &mut Asked) -> Found {
+        for look in [Upstream::runner, Upstream::swap] {
+            let outcome = look(self, asker);
+            match outcome {
+                Outcome::Answer(kind) => {
+                    asker.forgive(HEALTH);
+                    return Found::Kind(kind);
+                }
+                _ if outcome.is_nobody() => return Found::Late,
+                _ => {}
+            }
+        }
+        let props = ask_props(asker, place);
+        let found = match self.router(&props, place.root.clone()) {
+            Some(router) => Found::Kind(router),
+            None if props.is_nobody() => Found::Late,
+            None => Found::Other,
+        };
+        asked.props = Some(props);
+        found
+    }
+
+    /// Takes what answers now. llama-swap goes on where it was left when it answered last.
+    fn take(&mut self, kind: Kind) {
+        if let Kind::LlamaSwap(before) = std::mem::replace(&mut self.kind, kind) {
+            self.last_swap = Some(before);
+        }
+        if let Kind::LlamaSwap(swap) = &mut self.kind
+            && let Some(before) = self.last_swap.take()
+        {
+            swap.go_on_from(*before);
+        }
+    }
+
+    fn runner(&self, asker: &mut Asker) -> Outcome<Kind> {
+        ModelRunner::detect(asker, &self.base).map(|runner| Kind::ModelRunner(Box::new(runner)))
+    }
+
+    fn swap(&self, asker: &mut Asker) -> Outcome<Kind> {
+        LlamaSwap::detect(asker, &self.base, &self.settings)
+            .map(|swap| Kind::LlamaSwap(Box::new(swap)))
+    }
+
+    fn router(&self, props: &Outcome<Props>, root: String) -> Option<Kind> {
+        let Outcome::Answer(props) = props else {
+            return None;
+        };
+        props
+            .is_router()
+            .then(|| Kind::Router(Router::new(root, props.build_info.clone(), &self.settings)))
+    }
+}

@@ -1,0 +1,357 @@
+//! Reading what one model's server is doing: `/metrics`, and right after it `/slots`.
+//!
+//! In that order a request that ends in between is missing from both for one
+//! poll, and none is ever counted twice. Before b10566 both wait in the
+//! server's queue until the batch at hand is done, and count as work.
+
+use std::io;
+use std::time::Instant;
+
+use crate::bounds;
+use crate::snapshot::Reason;
+use crate::upstream::api::{CountersByModel, Slots};
+use crate::upstream::http::exchange::{Asker, Endpoint, Missing};
+use crate::upstream::idle_guard::Restraint;
+use crate::upstream::reading::{CountersAt, Seen, SlotsAt};
+
+const METRICS: Endpoint = Endpoint {
+    path: "/metrics",
+    limit: 1 << 20,
+};
+/// 1.7 KB a slot in the recordings; never held as a whole.
+const SLOTS: Endpoint = Endpoint {
+    path: "/slots",
+    limit: 32 << 20,
+};
+
+/// Said where a part of `/metrics` is not understood.
+pub const LINES_PASSED_OVER: &str =
+    "/metrics has lines that are not understood: they are passed over, the others count";
+
+/// The response header that tells one life of the server from the next.
+const LIFE_HEADER: &str = "Process-Start-Time-Unix";
+
+/// Where one model's server is asked.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// What stands before an endpoint's path.
+    pub root: String,
+    /// What stands behind it: empty, or a query with its question mark.
+    pub query: String,
+    /// What its server may call its model in `/metrics`, where that says.
+    pub model_names: Vec<String>,
+}
+
+impl Place {
+    /// The URL of `endpoint` there.
+    pub fn url(&self, endpoint: Endpoint) -> String {
+        format!("{}{}{}", self.root, endpoint.path, self.query)
+    }
+}
+
+/// What must be remembered of one model's server between two polls.
+#[derive(Debug)]
+pub struct Work {
+    /// When it may be asked.
+    pub restraint: Restraint,
+    no_metrics: Option<Missing>,
+    no_slots: Option<Missing>,
+    /// Whether lines of the last `/metrics` were not understood.
+    passes_over_lines: bool,
+}
+
+/// What was read.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// `/metrics`.
+    pub counters: Seen<CountersAt>,
+    /// `/slots`.
+    pub slots: Seen<SlotsAt>,
+    /// Whether an answer is late: the server is at work.
+    pub late: bool,
+}
+
+impl Work {
+    /// Nothing is known yet.
+    pub fn new(restraint: Restraint) -> Work {
+        Work {
+            restraint,
+            no_metrics: None,
+            no_slots: None,
+            passes_over_lines: false,
+        }
+    }
+
+    /// Whether the server has said that it serves no `/metrics`.
+    pub fn lacks_metrics(&self) -> bool {
+        self.no_metrics.is_some()
+    }
+
+    /// Whether there is no `/slots`.
+    pub fn lacks_slots(&self) -> bool {
+        self.no_slots.is_some()
+    }
+
+    /// Forgets the last life of the server; keeps what is known of its sleep.
+    pub fn restarted(&mut self) {
+        self.restraint.reconnected();
+        self.no_metrics = None;
+        self.no_slots = None;
+        self.passes_over_lines = false;
+    }
+
+    /// What is to be made of both where neither is asked.
+    pub fn unread(&self, late: bool) -> Read {
+        Read {
+            counters: if self.no_metrics.is_some() {
+                Seen::Gone
+            } else {
+                Seen::Stale
+            },
+            slots: if self.no_slots.is_some() {
+                Seen::Gone
+            } else {
+                Seen::Stale
+            },
+            late,
+        }
+    }
+
+    /// Asks what may be asked now.
+    pub fn read(&mut self, asker: &mut Asker, place: &Place) -> Read {
+        let (metrics_url, slots_url) = (place.url(METRICS), place.url(SLOTS));
+        if asker.is_queue_held(METRICS, &metrics_url) {
+            self.look_whether_lost(asker, &metrics_url, &slots_url);
+            if asker.is_queue_held(METRICS, &metrics_url) {
+                return self.unread(true);
+            }
+        }
+        let mut read = Read::default();
+        if self.no_metrics.is_some() {
+            read.counters = Seen::Gone;
+        } else if self.restraint.may_ask_metrics(Instant::now()) {
+            let metrics = asker.ask(METRICS, &metrics_url, |answer| {
+                let life = answer
+                    .header(LIFE_HEADER)
+                    .map(|life| bounds::cut(life).to_owned());
+                let names: Vec<&str> = place.model_names.iter().map(String::as_str).collect();
+                let (counters, passed_over) = answer.stream(|body| {
+                    let read = CountersByModel::read(body, |_| true)?;
+                    let passed_over = read.passed_over > 0;
+                    Ok((read.of_server(&names)?, passed_over))
+                })?;
+                let counters = CountersAt {
+                    at: Instant::now(),
+                    life,
+                    counters,
+                };
+                Ok((counters, passed_over))
+            });
+            if metrics.is_late() {
+                return self.unread(true);
+            }
+            self.no_metrics = metrics.missing();
+            if let Some((counters, passed_over)) = metrics.answer() {
+                self.passes_over_lines = passed_over;
+                self.restraint.saw_metrics(counters.at, &counters.counters);
+                read.counters = Seen::Now(counters);
+            }
+        } else {
+            let asleep = self.restraint.is_asleep();
+            read.counters = if asleep { Seen::Unchanged } else { Seen::Stale };
+        }
+
+        if self.no_slots.is_some() || self.restraint.is_asleep() {
+            read.slots = Seen::Gone;
+        } else if self.restraint.may_ask_slots(Instant::now()) {
+            let slots = asker.ask(SLOTS, &slots_url, |answer| {
+                let Slots(slots) = answer.json()?;
+                Ok(SlotsAt {
+                    at: Instant::now(),
+                    slots,
+                })
+            });
+            if slots.is_late() {
+                read.slots = Seen::Stale;
+                read.late = true;
+                return read;
+            }
+            self.no_slots = slots.missing();
+            if let Some(slots) = slots.answer() {
+                let busy = slots.slots.iter().any(|slot| slot.is_processing);
+                self.restraint.saw_slots(slots.at, busy);
+                read.slots = Seen::Now(slots);
+            }
+        } else {
+            let known = matches!(read.counters, Seen::Now(_));
+            read.slots = if known { Seen::Unchanged } else { Seen::Stale };
+        }
+        read
+    }
+
+    /// Where a request waits for so long that it may have got lost, asks another endpoint of the
+    /// same queue: an answer shows that. There are never more than these two.
+    fn look_whether_lost(&self, asker: &mut Asker, metrics_url: &str, slots_url: &str) {
+        if self.restraint.is_asleep() || !asker.is_doubtful(METRICS, metrics_url) {
+            return;
+        }
+        let others = [
+            (METRICS, metrics_url, self.no_metrics),
+            (SLOTS, slots_url, self.no_slots),
+        ];
+        let other = others
+            .into_iter()
+            .find(|(_, url, missing)| missing.is_none() && !asker.is_open(url));
+        if let Some((endpoint, url, _)) = other {
+            asker.ask(endpoint, url, |answer| {
+                answer.stream(|body| {
+                    io::copy(body, &mut io::sink()).map_err(|error| error.to_string())
+                })
+            });
+        }
+    }
+
+    /// Takes it that what failed in this poll for an `is_proxys` reason is not served: a proxy has
+    /// answered in the server's place.
+    pub fn not_passed_on(&mut self, asker: &mut Asker, is_proxys: impl Fn(Reason) -> bool) {
+        let endpoints = [(METRICS, &mut self.no_metrics), (SLOTS, &mut self.no_slots)];
+        for (endpoint, missing) in endpoints {
+            if asker.forgive_where(endpoint, &is_proxys) {
+                *missing = Some(Missing::NotServed);
+            }
+        }
+    }
+
+    /// What the server cannot tell, for people.
+    pub fn notes(&self, has_stats: bool) -> Vec<&'static str> {
+        let mut notes = Vec::new();
+        match self.no_metrics {
+            Some(Missing::SwitchedOff) => notes.push(
+                "/metrics is switched off: start llama-server with --metrics to get token counters, \
+                 decode calls and waiting requests",
+            ),
+            Some(Missing::NotServed) => notes.push("/metrics is not served at this address"),
+            None if self.passes_over_lines => notes.push(LINES_PASSED_OVER),
+            None => {}
+        }
+        match self.no_slots {
+            Some(Missing::SwitchedOff) => notes.push(
+                "/slots is switched off: start llama-server with --slots to get context use and \
+                 exact live tokens",
+            ),
+            Some(Missing::NotServed) => notes.push("/slots is not served at this address"),
+            None => {}
+        }
+        match (self.no_metrics, self.no_slots) {
+            (Some(_), Some(_)) if !has_stats => notes.push(
+                "without both it cannot be told whether the model is idle or running, nor how fast",
+            ),
+            (Some(_), None) => notes.push(
+                "without /metrics, tokens per second come from /slots: requests that begin and end \
+                 between two polls are missed",
+            ),
+            (None, Some(_)) => notes.push(
+                "without /slots, tokens in flight come from the decode calls, to within a few \
+                 tokens a prompt",
+            ),
+            _ => {}
+        }
+        notes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::llama_server::{HEALTH, ask_health};
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::{Arc, Mutex};
+    use std::thread;
+    use std::time::Duration;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// The paths that a server was asked for.
+    type Asked = Arc<Mutex<Vec<String>>>;
+
+    /// A server that never answers the first request for `lost`, as if that had got lost on its
+    /// way, and answers all others as an idle llama-server does.
+    fn server(lost: &'static str) -> (String, Asked) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let asked = Asked::default();
+        let record = Arc::clone(&asked);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let record = Arc::clone(&record);
+                thread::spawn(move || serve(&stream.unwrap(), lost, &record));
+            }
+        });
+        (url, asked)
+    }
+
+    fn serve(mut stream: &TcpStream, lost: &str, asked: &Asked) {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            let Some(path) = line.strip_prefix("GET ").and_then(|l| l.split(' ').next()) else {
+                continue;
+            };
+            let is_first = {
+                let mut asked = asked.lock().unwrap();
+                asked.push(path.to_owned());
+                asked.iter().filter(|asked| *asked == path).count() == 1
+            };
+            if path == lost && is_first {
+                continue;
+            }
+            let body = match path {
+                "/metrics" => "llamacpp:requests_processing 0\n",
+                "/slots" => "[{\"id\":0,\"is_processing\":false}]",
+                _ => "{\"status\":\"ok\"}",
+            };
+            let length = body.len();
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}");
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_request_that_got_lost_is_given_up_when_another_of_the_queue_is_answered() {
+        for lost in ["/health", "/metrics", "/slots"] {
+            let (root, asked) = server(lost);
+            let arguments = ["--base-url", &root, "--timeout", "2s"];
+            let arguments = arguments.map(std::ffi::OsString::from).to_vec();
+            let (_, settings) = crate::settings::parse(arguments, |_| None).unwrap();
+            let mut asker = Asker::new(&settings.base_urls[0], &settings).unwrap();
+            let place = Place {
+                root,
+                query: String::new(),
+                model_names: Vec::new(),
+            };
+            let mut work = Work::new(Restraint::new(None));
+            let mut read = |asker: &mut Asker| {
+                asker.begin(bounds::deadline(Instant::now(), HOUR));
+                work.read(asker, &place)
+            };
+            if lost == "/health" {
+                asker.begin(bounds::deadline(Instant::now(), HOUR));
+                assert!(ask_health(&mut asker, &place.url(HEALTH)).is_late());
+            } else {
+                assert!(read(&mut asker).late, "{lost}");
+            }
+            // It may wait behind the work at hand: nothing else is asked of the queue.
+            let before = asked.lock().unwrap().len();
+            for _ in 0..3 {
+                assert!(read(&mut asker).late, "{lost}");
+            }
+            assert_eq!(asked.lock().unwrap().len(), before, "{lost}");
+
+            asker.doubt_after(Duration::ZERO);
+            let read = read(&mut asker);
+            assert!(!read.late, "{lost}");
+            assert!(matches!(read.counters, Seen::Now(_)), "{lost}");
+            assert!(matches!(read.slots, Seen::Now(_)), "{lost}");
+            assert!(!asker.is_open(&place.url(HEALTH)), "{lost}");
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! The one connection that tiny_http ever serves.
+//!
+//! tiny_http ends for good at an error of `accept`, starts a thread for each
+//! connection, believes any length that it is told and waits for ever. So it
+//! gets a listener whose queue holds a single connection, ours, and that is
+//! shut down before tiny_http sees it: what is queued is still accepted, and
+//! whoever comes later is refused. What it is asked afterwards comes from the
+//! [gate](crate::web::worker) alone, well formed and one at a time.
+
+use std::env;
+use std::fs;
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tiny_http::{Response, Server};
+
+#[cfg(target_os = "linux")]
+use crate::process::os;
+use crate::web::stream::Stream;
+
+/// An answer is a matter of microseconds. A main loop that takes this long is
+/// stuck, and the process ends rather than look alive.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The gate's end of the connection.
+#[derive(Debug)]
+pub struct Sealed(Mutex<BufReader<Stream>>);
+
+impl Sealed {
+    /// Starts tiny_http behind a sealed connection. The server lives as long as
+    /// the process: dropping it makes it connect to itself.
+    ///
+    /// # Errors
+    /// What the system says: out of descriptors, for instance.
+    pub fn new() -> io::Result<(&'static Server, Self)> {
+        Self::over(Pair::in_no_file().or_else(|_| Pair::in_private_folder())?)
+    }
+
+    fn over(pair: Pair) -> io::Result<(&'static Server, Self)> {
+        let Pair {
+            listener,
+            connection,
+            is_shut_down,
+        } = pair;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.set_write_timeout(Some(PATIENCE))?;
+        let mut connection = BufReader::new(Stream::Unix(connection));
+        let server = Server::from_listener(listener, None).map_err(io::Error::other)?;
+        let server: &Server = Box::leak(Box::new(server));
+
+        if is_shut_down {
+            // Once ours is accepted, the next accept fails and ends the accept loop.
+            match server.recv_timeout(PATIENCE) {
+                Err(_) => {}
+                Ok(None) => return Err(io::Error::other("it still accepts connections")),
+                Ok(Some(_)) => return Err(io::Error::other("a stranger came in at the start")),
+            }
+        }
+        // Only what has been accepted can be answered.
+        write_request(connection.get_ref(), "HEAD", "/")?;
+        server.recv()?.respond(Response::empty(200))?;
+        read_answer(&mut connection, false)?;
+        Ok((server, Self(Mutex::new(connection))))
+    }
+
+    /// Asks tiny_http, and gives the whole answer, ready to be sent on to a
+    /// client. `method` is `GET` or `HEAD`, `target` printable ASCII without
+    /// spaces. Others may be asking: `is_wanted` is looked at when it is our
+    /// turn, and `None` is what comes of it when it says no.
+    ///
+    /// # Errors
+    /// The connection is of no more use after any error.
+    pub fn ask(
+        &self,
+        method: &str,
+        target: &str,
+        is_wanted: impl FnOnce() -> bool,
+    ) -> io::Result<Option<Vec<u8>>> {
+        let mut connection = self.0.lock().map_err(|_| ErrorKind::BrokenPipe)?;
+        if !is_wanted() {
+            return Ok(None);
+        }
+        write_request(connection.get_ref(), method, target)?;
+        read_answer(&mut *connection, method != "HEAD").map(Some)
+    }
+}
+
+fn write_request(mut connection: &Stream, method: &str, target: &str) -> io::Result<()> {
+    connection.write_all(format!("{method} {target} HTTP/1.1\r\n\r\n").as_bytes())
+}
+
+/// Reads one answer and adds the header that tiny_http does not let us set.
+fn read_answer(connection: &mut impl BufRead, has_body: bool) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    let mut length = None;
+    loop {
+        let start = answer.len();
+        connection.read_until(b'\n', &mut answer)?;
+        match &answer[start..] {
+            b"" => return Err(ErrorKind::UnexpectedEof.into()),
+            b"\r\n" => break answer.truncate(start),
+            line => length = length.or(content_length(line)),
+        }
+    }
+    answer.extend_from_slice(b"Connection: close\r\n\r\n");
+    if has_body {
+        let length = length.ok_or_else(|| io::Error::other("an answer without a length"))?;
+        let start = answer.len();
+        answer.resize(start.saturating_add(length), 0);
+        connection.read_exact(&mut answer[start..])?;
+    }
+    Ok(answer)
+}
+
+fn content_length(line: &[u8]) -> Option<usize> {
+    let (name, value) = str::from_utf8(line).ok()?.split_once(':')?;
+    name.eq_ignore_ascii_case("Content-Length")
+        .then(|| value.trim().parse().ok())?
+}
+
+/// A listener that accepts one connection, ours, and never another one.
+struct Pair {
+    listener: UnixListener,
+    connection: UnixStream,
+    /// Whether the next `accept` fails; else it waits for ever.
+    is_shut_down: bool,
+}
+
+impl Pair {
+    /// Over an abstract socket, which needs no file system, and which every
+    /// process in the network namespace can see and connect to. So its queue has
+    /// room for one, we must be the first there, and then it is shut down.
+    #[cfg(target_os = "linux")]
+    fn in_no_file() -> io::Result<Pair> {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::net::SocketAddr;
+
+        /// Each is a race that a stranger must win within microseconds.
+        const TRIES: usize = 100;
+        let mut result = Err(ErrorKind::AddrInUse.into());
+        for _ in 0..TRIES {
+            let name = random_name();
+            let address = SocketAddr::from_abstract_name(&name)?;
+            let listener = UnixListener::bind_addr(&address)?;
+            os::set_backlog(&listener, 0)?;
+            match os::connect_at_once(name.as_bytes()) {
+                Ok(connection) => {
+                    os::refuse_connections(&listener)?;
+                    return Ok(Pair {
+                        listener,
+                        connection,
+                        is_shut_down: true,
+                    });
+                }
+                // A stranger was first, and is dropped with this listener.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => result = Err(error),
+                Err(error) => return Err(error),
+            }
+        }
+        result
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn in_no_file() -> io::Result<Pair> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Over a socket in a folder that only this user may enter. Both are gone
+    /// before tiny_http gets the listener, so nobody can connect to it.
+    fn in_private_folder() -> io::Result<Pair> {
+        let mut result = Err(ErrorKind::NotFound.into());
+        for parent in [env::temp_dir(), "/dev/shm".into(), "/run".into()] {
+            let folder = parent.join(format!("llamacpp-exporter-{}", random_name()));
+            // Fails where there is anything by that name.
+            result = fs::DirBuilder::new().mode(0o700).create(&folder);
+            if result.is_err() {
+                continue;
+            }
+            let path = folder.join("socket");
+            let pair = UnixListener::bind(&path).and_then(|listener| {
+                Ok(Pair {
+                    listener,
+                    connection: UnixStream::connect(&path)?,
+                    is_shut_down: false,
+                })
+            });
+            let _ = fs::remove_file(&path);
+            fs::remove_dir(&folder)?;
+            return pair;
+        }
+        Err(result.err().unwrap_or(ErrorKind::NotFound.into()))
+    }
+}
+
+fn random_name() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    // The keys of a new `RandomState` come from the system's random numbers.
+    format!("{:016x}", RandomState::new().hash_one(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(answers: &str, has_body: bool) -> (io::Result<String>, String) {
+        let mut rest = answers.as_bytes();
+        let answer = read_answer(&mut rest, has_body);
+        let answer = answer.map(|bytes| String::from_utf8(bytes).unwrap());
+        (answer, String::from_utf8(rest.to_vec()).unwrap())
+    }
+
+    #[test]
+    fn an_answer_ends_where_its_length_says() {
+        let (answer, rest) = read(
+            "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nX: y\r\n\r\nhelloHTTP/1.1",
+            true,
+        );
+        assert_eq!(
+            answer.unwrap(),
+            "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nX: y\r\nConnection: close\r\n\r\nhello"
+        );
+        assert_eq!(rest, "HTTP/1.1");
+    }
+
+    #[test]
+    fn an_answer_to_head_has_a_length_and_no_body() {
+        let (answer, rest) = read(
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nHTTP/1.1",
+            false,
+        );
+        assert_eq!(
+            answer.unwrap(),
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n"
+        );
+        assert_eq!(rest, "HTTP/1.1");
+    }
+
+    #[test]
+    fn an_answer_cut_short_or_without_a_length_is_an_error() {
+        for broken in [
+            "",
+            "HTTP/1.1 200 OK\r\n",
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell",
+        ] {
+            assert!(read(broken, true).0.is_err(), "{broken:?}");
+        }
+    }
+
+    /// Both kinds of pair, since a system has only one of them in use.
+    #[test]
+    fn tiny_http_answers_over_the_sealed_connection_alone() {
+        let kinds = [Pair::in_no_file(), Pair::in_private_folder()];
+        for pair in kinds.into_iter().flatten() {
+            let address = pair.listener.local_addr().unwrap();
+            let (server, sealed) = Sealed::over(pair).unwrap();
+            assert!(UnixStream::connect_addr(&address).is_err());
+            std::thread::scope(|scope| {
+                for number in 0..3 {
+                    let asking = scope.spawn(|| sealed.ask("GET", "/x?y", || true));
+                    let request = server.recv().unwrap();
+                    assert_eq!((request.url(), request.headers().len()), ("/x?y", 0));
+                    request
+                        .respond(Response::from_string(format!("body {number}")))
+                        .unwrap();
+                    let answer = asking.join().unwrap().unwrap().unwrap();
+                    let answer = String::from_utf8(answer).unwrap();
+                    assert!(answer.ends_with(&format!("close\r\n\r\nbody {number}")));
+                }
+            });
+            assert!(sealed.ask("GET", "/", || false).unwrap().is_none());
+            assert!(server.try_recv().unwrap().is_none());
+        }
+    }
+
+    /// The listener's own handle shows what a stranger meets while it is open.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_pair_refuses_everybody_else() {
+        let pair = Pair::in_no_file().unwrap();
+        let address = pair.listener.local_addr().unwrap();
+        for _ in 0..3 {
+            let stranger = UnixStream::connect_addr(&address);
+            assert_eq!(stranger.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        }
+        let (accepted, _) = pair.listener.accept().unwrap();
+        (&accepted).write_all(b"ours").unwrap();
+        let mut start = [0; 4];
+        io::Read::read_exact(&mut &pair.connection, &mut start).unwrap();
+        assert_eq!(&start, b"ours");
+        assert!(pair.listener.accept().is_err());
+    }
+}

@@ -1,0 +1,295 @@
+//! The head of a request: read within limits, and vetted.
+
+use std::io::{self, ErrorKind, Read};
+
+use crate::web::host::AllowedHosts;
+
+/// The most bytes of a head.
+pub const HEAD_LIMIT: usize = 8 << 10;
+
+/// What is passed on of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// `GET` or `HEAD`.
+    pub method: &'a str,
+    /// The path, and the query if there is one: printable ASCII.
+    pub target: &'a str,
+}
+
+/// Why a request is not passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Not HTTP, a version that we do not speak, or a target that is no path.
+    Malformed,
+    /// Any method but `GET` and `HEAD`.
+    Method,
+    /// No end of the head within [`HEAD_LIMIT`].
+    TooLarge,
+    /// No end of the head in time.
+    TooSlow,
+    /// A `Host` that is not allowed.
+    Host,
+}
+
+impl Refusal {
+    /// The whole answer that says so.
+    pub fn answer(self) -> Vec<u8> {
+        let (status, header, text) = match self {
+            Self::Malformed => ("400 Bad Request", "", "not an HTTP/1.1 request"),
+            Self::Method => (
+                "405 Method Not Allowed",
+                "Allow: GET, HEAD\r\n",
+                "only GET and HEAD are allowed",
+            ),
+            Self::TooLarge => (
+                "431 Request Header Fields Too Large",
+                "",
+                "the head of the request is larger than 8 KB",
+            ),
+            Self::TooSlow => (
+                "408 Request Timeout",
+                "",
+                "the head of the request took longer than 5 s",
+            ),
+            Self::Host => (
+                "421 Misdirected Request",
+                "",
+                "this Host is not among --allowed-hosts",
+            ),
+        };
+        let body = format!("{text}\n");
+        let length = body.len();
+        format!(
+            "HTTP/1.1 {status}\r\n{header}Content-Type: text/plain; charset=utf-8\r\n\
+             Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        )
+        .into_bytes()
+    }
+}
+
+/// Reads up to the end of the head. Header lines count for nothing but the
+/// `Host`, since none is passed on, and what comes behind the head is nobody's
+/// business. `buffer` has [`HEAD_LIMIT`] bytes.
+///
+/// # Errors
+/// The client has gone, or the connection has been cut.
+pub fn read_head<'a>(
+    mut stream: impl Read,
+    buffer: &'a mut [u8],
+    hosts: &AllowedHosts,
+) -> io::Result<Result<Request<'a>, Refusal>> {
+    let mut first_line = None;
+    let mut length = 0;
+    while length < buffer.len() {
+        let start = length;
+        let count = match stream.read(&mut buffer[start..]) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::TimedOut => return Ok(Err(Refusal::TooSlow)),
+            Err(error) => return Err(error),
+        };
+        length = start.saturating_add(count);
+        // Each byte is looked at once, however small the pieces are.
+        for end in start.saturating_add(1)..=length {
+            match &buffer[..end] {
+                [.., b'\n', b'\n'] | [.., b'\n', b'\r', b'\n'] | [b'\n'] | [b'\r', b'\n'] => {
+                    let request = vet(&buffer[..first_line.unwrap_or_default()]);
+                    let is_allowed = hosts.allow(&buffer[..end]);
+                    return Ok(request
+                        .and_then(|request| is_allowed.then_some(request).ok_or(Refusal::Host)));
+                }
+                [line @ .., b'\n'] if first_line.is_none() => first_line = Some(line.len()),
+                [.., byte] if first_line.is_none() && !is_text(*byte) && *byte != b'\r' => {
+                    // It may be all that comes: a TLS client waits for an answer.
+                    return Ok(Err(Refusal::Malformed));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(Err(Refusal::TooLarge))
+}
+
+fn is_text(byte: u8) -> bool {
+    (b' '..=b'~').contains(&byte)
+}
+
+/// Judges the first line of a head.
+fn vet(line: &[u8]) -> Result<Request<'_>, Refusal> {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let line = str::from_utf8(line).unwrap_or_default();
+    if !line.bytes().all(is_text) {
+        return Err(Refusal::Malformed);
+    }
+    let mut parts = line.split(' ');
+    let (Some(method), Some(target), Some("HTTP/1.0" | "HTTP/1.1"), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(Refusal::Malformed);
+    };
+    match method {
+        "" => Err(Refusal::Malformed),
+        "GET" | "HEAD" if target.starts_with('/') => Ok(Request { method, target }),
+        "GET" | "HEAD" => Err(Refusal::Malformed),
+        _ => Err(Refusal::Method),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANY: AllowedHosts = AllowedHosts(Vec::new());
+
+    /// What becomes of a head that comes at once; an error if it has no end.
+    fn read(head: &[u8]) -> io::Result<Result<Request<'static>, Refusal>> {
+        read_head(head, vec![0; HEAD_LIMIT].leak(), &ANY)
+    }
+
+    #[track_caller]
+    fn passes(head: &str, method: &str, target: &str) {
+        let expected = Ok(Request { method, target });
+        assert_eq!(read(head.as_bytes()).unwrap(), expected, "{head:?}");
+    }
+
+    #[track_caller]
+    fn is_refused(head: impl AsRef<[u8]>, refusal: Refusal) {
+        let head = head.as_ref();
+        let text = String::from_utf8_lossy(head);
+        assert_eq!(read(head).unwrap(), Err(refusal), "{text:?}");
+    }
+
+    #[test]
+    fn requests_of_scrapers_browsers_and_people_pass() {
+        passes("GET / HTTP/1.0\r\n\r\n", "GET", "/");
+        passes(
+            "HEAD /metrics HTTP/1.1\r\nHost: a\r\n\r\n",
+            "HEAD",
+            "/metrics",
+        );
+        passes(
+            "GET /metrics?a=b&c[]=%20 HTTP/1.1\nHost: a\n\n",
+            "GET",
+            "/metrics?a=b&c[]=%20",
+        );
+        passes("GET / HTTP/1.1\r\nCookie: a=\u{e9}\r\n\r\n", "GET", "/");
+        passes("GET / HTTP/1.1\r\n\r\nGET /next HTTP/1.1\r\n", "GET", "/");
+        // A body is not read, so its length, however large, does not matter.
+        passes(
+            "GET / HTTP/1.1\r\nContent-Length: 18446744073709551615\r\n\r\n",
+            "GET",
+            "/",
+        );
+    }
+
+    #[test]
+    fn every_beginning_of_a_head_waits_for_the_rest() {
+        let head = b"GET /metrics HTTP/1.1\r\nHost: exporter:9100\r\nAccept: */*\r\n\r\n";
+        for length in 0..head.len() {
+            assert!(read(&head[..length]).is_err(), "{length}");
+        }
+        assert!(read(head).unwrap().is_ok());
+    }
+
+    #[test]
+    fn other_methods_are_refused_by_name() {
+        for method in ["POST", "PUT", "OPTIONS", "get", "BREW", "GETT"] {
+            is_refused(format!("{method} / HTTP/1.1\r\n\r\n"), Refusal::Method);
+        }
+        is_refused("OPTIONS * HTTP/1.1\r\n\r\n", Refusal::Method);
+        let answer = String::from_utf8(Refusal::Method.answer()).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 405 "));
+        assert!(answer.contains("\r\nAllow: GET, HEAD\r\n"));
+    }
+
+    #[test]
+    fn what_is_not_http_is_refused() {
+        for line in [
+            "GET",
+            "GET /",
+            "GET / HTTP/1.1 ",
+            "GET  / HTTP/1.1",
+            " GET / HTTP/1.1",
+            " / HTTP/1.1",
+            "GET / HTTP/2.0",
+            "GET / HTTP/0.9",
+            "GET / HTTP/1.10",
+            "GET / http/1.1",
+            "GET metrics HTTP/1.1",
+            "GET http://host/metrics HTTP/1.1",
+            "GET /a b HTTP/1.1",
+            "PRI * HTTP/2.0",
+        ] {
+            is_refused(format!("{line}\r\n\r\n"), Refusal::Malformed);
+        }
+    }
+
+    #[test]
+    fn what_can_never_become_http_is_refused_before_its_end() {
+        is_refused(b"\x16\x03\x01\x02\x00\x01", Refusal::Malformed); // TLS
+        is_refused("GET /\t", Refusal::Malformed);
+        is_refused("GET /\0", Refusal::Malformed);
+        is_refused("GET /\u{e9}", Refusal::Malformed);
+        is_refused("GET /\rX HTTP/1.1\r\n\r\n", Refusal::Malformed);
+        is_refused("\r\n", Refusal::Malformed);
+        is_refused("\n", Refusal::Malformed);
+    }
+
+    #[test]
+    fn a_head_is_read_in_any_pieces_and_up_to_its_limit() {
+        fn head_of(length: usize) -> String {
+            let start = "GET / HTTP/1.1\r\nX: ";
+            start.to_owned() + &"x".repeat(length - start.len() - 4) + "\r\n\r\n"
+        }
+        /// Gives one byte at a time.
+        struct Drip<'a>(&'a [u8]);
+        impl Read for Drip<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                self.0.read(&mut buffer[..1])
+            }
+        }
+        // Not on the stack, whose pages each keeper would hold for good.
+        let mut buffer = vec![0; HEAD_LIMIT];
+        let request = Request {
+            method: "GET",
+            target: "/",
+        };
+        for length in [23, 1000, HEAD_LIMIT] {
+            let head = head_of(length);
+            assert_eq!(head.len(), length);
+            assert_eq!(
+                read_head(head.as_bytes(), &mut buffer, &ANY).unwrap(),
+                Ok(request)
+            );
+            assert_eq!(
+                read_head(Drip(head.as_bytes()), &mut buffer, &ANY).unwrap(),
+                Ok(request)
+            );
+        }
+        let head = head_of(HEAD_LIMIT + 1);
+        assert_eq!(
+            read_head(head.as_bytes(), &mut buffer, &ANY).unwrap(),
+            Err(Refusal::TooLarge)
+        );
+        assert!(read_head(&b"GET / HTTP/1.1\r\n"[..], &mut buffer, &ANY).is_err());
+    }
+
+    #[test]
+    fn refusals_have_the_length_that_they_say() {
+        for refusal in [
+            Refusal::Malformed,
+            Refusal::Method,
+            Refusal::TooLarge,
+            Refusal::TooSlow,
+            Refusal::Host,
+        ] {
+            let answer = String::from_utf8(refusal.answer()).unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            assert!(
+                head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())),
+                "{head}"
+            );
+            assert!(head.ends_with("\r\nConnection: close"), "{head}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Routes and answers.
+
+use std::io;
+
+use tiny_http::{Header, Request, Response, Server};
+
+use crate::metrics::exposition;
+
+/// What there is to serve. Called between two requests, so a slow method
+/// delays every client.
+pub trait Site {
+    /// The exposition, for `/metrics`.
+    fn metrics(&self) -> String;
+    /// The page for people, as HTML, for `/`.
+    fn page(&self) -> String;
+    /// Whether the exporter is in order, for `/healthz`, or why it is not.
+    ///
+    /// # Errors
+    /// The reason, in one line.
+    fn health(&self) -> Result<(), String>;
+    /// Whether there is something to scrape yet, for `/readyz`, or why not.
+    ///
+    /// # Errors
+    /// The reason, in one line.
+    fn ready(&self) -> Result<(), String>;
+}
+
+/// Answers requests until the server fails, and says why it did.
+pub fn run(server: &Server, site: &dyn Site) -> io::Error {
+    loop {
+        match server.recv() {
+            Ok(request) => {
+                let answer = answer(site, request.url());
+                if let Err(error) = respond(request, answer) {
+                    return error;
+                }
+            }
+            Err(error) => return error,
+        }
+    }
+}
+
+const HTML: &str = "text/html; charset=utf-8";
+const TEXT: &str = "text/plain; charset=utf-8";
+
+struct Answer {
+    status: u16,
+    content_type: &'static str,
+    body: String,
+}
+
+fn answer(site: &dyn Site, target: &str) -> Answer {
+    let path = target.split('?').next().unwrap_or(target);
+    let (status, content_type, body) = match path {
+        "/" => (200, HTML, site.page()),
+        "/metrics" => (200, exposition::CONTENT_TYPE, site.metrics()),
+        "/healthz" => state(site.health()),
+        "/readyz" => state(site.ready()),
+        _ => (404, TEXT, "not found: try /metrics\n".to_owned()),
+    };
+    Answer {
+        status,
+        content_type,
+        body,
+    }
+}
+
+fn state(state: Result<(), String>) -> (u16, &'static str, String) {
+    match state {
+        Ok(()) => (200, TEXT, "ok\n".to_owned()),
+        Err(reason) => (503, TEXT, reason + "\n"),
+    }
+}
+
+fn respond(request: Request, answer: Answer) -> io::Result<()> {
+    let content_type = Header::from_bytes("Content-Type", answer.content_type)
+        .map_err(|()| io::Error::other("a content type that is not ASCII"))?;
+    let response = Response::from_data(answer.body)
+        .with_status_code(answer.status)
+        .with_header(content_type)
+        // The gate reads answers by their length.
+        .with_chunked_threshold(usize::MAX);
+    request.respond(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixed(Result<(), String>);
+
+    impl Site for Fixed {
+        fn metrics(&self) -> String {
+            "up 1\n".into()
+        }
+        fn page(&self) -> String {
+            "<p>".into()
+        }
+        fn health(&self) -> Result<(), String> {
+            self.0.clone()
+        }
+        fn ready(&self) -> Result<(), String> {
+            self.0.clone()
+        }
+    }
+
+    fn get(state: Result<(), String>, target: &str) -> (u16, &'static str, String) {
+        let answer = answer(&Fixed(state), target);
+        (answer.status, answer.content_type, answer.body)
+    }
+
+    #[test]
+    fn routes() {
+        assert_eq!(
+            get(Ok(()), "/metrics"),
+            (200, exposition::CONTENT_TYPE, "up 1\n".to_owned())
+        );
+        assert_eq!(get(Ok(()), "/"), (200, HTML, "<p>".to_owned()));
+        for path in ["/metric", "/metrics/", "//", "/METRICS", "/healthz/x"] {
+            assert_eq!(get(Ok(()), path).0, 404, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_query_does_not_matter() {
+        assert_eq!(get(Ok(()), "/metrics?name[]=a").0, 200);
+        assert_eq!(get(Ok(()), "/?").0, 200);
+        assert_eq!(get(Ok(()), "/?/metrics").1, HTML);
+    }
+
+    #[test]
+    fn health_and_readiness_tell_the_reason() {
+        for path in ["/healthz", "/readyz"] {
+            assert_eq!(get(Ok(()), path), (200, TEXT, "ok\n".to_owned()));
+            let (status, _, body) = get(Err("no poll for 60 s".into()), path);
+            assert_eq!((status, body.as_str()), (503, "no poll for 60 s\n"));
+        }
+    }
+}
