@@ -1,10 +1,8 @@
 //! The `/stats` document: served by forks and adapters of llama.cpp, all of its fields optional.
 
-mod support;
-
+use crate::support::recordings::{MIDDLE, Stage};
+use crate::support::{Answer, Exporter, Scrape, Server, all_at_once};
 use serde_json::{Value, json};
-use support::recordings::{MIDDLE, Stage};
-use support::{Answer, Exporter, Scrape, Server, all_at_once};
 
 fn document() -> Value {
     json!({

@@ -1,16 +1,14 @@
 //! Docker Model Runner's records of requests: counted once each, and never shown.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
 
+use crate::support::{Answer, Exporter, Server};
 use llamacpp_exporter::requests::Requests;
 use llamacpp_exporter::requests::records::Records;
 use llamacpp_exporter::snapshot::RequestFigures;
 use serde_json::{Value, json};
-use support::{Answer, Exporter, Server};
 
 /// In every prompt and answer; in nothing that the exporter says.
 const MARKER: &str = "XqzzyMarkerOfTheText";

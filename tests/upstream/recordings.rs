@@ -1,11 +1,9 @@
 //! The recorded answers of 21 builds of llama-server, December 2025 to October 2026, through the
 //! whole program: nothing in them is an error, and what is exported is what they say.
 
-mod support;
-
+use crate::support::recordings::{BUILDS, MIDDLE, NEW, OLD, Stage};
+use crate::support::{Exporter, Scrape, Server};
 use std::sync::Mutex;
-use support::recordings::{BUILDS, MIDDLE, NEW, OLD, Stage};
-use support::{Exporter, Scrape, Server};
 
 /// What a scrape must say: `None` is a series that must not be there.
 type Expected<'a> = &'a [(&'a str, &'a [(&'a str, &'a str)], Option<f64>)];
@@ -342,7 +340,7 @@ fn without_slots_what_is_in_flight_comes_from_the_decode_calls() {
     let server = Server::recorded(OLD, Stage::Idle);
     server.answer(
         "/slots",
-        support::Answer::error(501, "This server does not support slots endpoint."),
+        crate::support::Answer::error(501, "This server does not support slots endpoint."),
     );
     let exporter = Exporter::watching(&server).start();
     exporter.after_polls(2);
@@ -364,8 +362,8 @@ fn without_slots_what_is_in_flight_comes_from_the_decode_calls() {
     assert_eq!(after.errors(), 0, "{after:?}");
 }
 
-fn recorded_metrics(build: &str, stage: Stage) -> support::Answer {
-    support::Answer::exposition(support::recordings::metrics(build, stage))
+fn recorded_metrics(build: &str, stage: Stage) -> crate::support::Answer {
+    crate::support::Answer::exposition(crate::support::recordings::metrics(build, stage))
 }
 
 #[test]

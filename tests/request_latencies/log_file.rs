@@ -1,8 +1,6 @@
 //! Logs that the program is given in other ways than as one file: a pipe, its standard input,
 //! and one for each of several servers.
 
-mod support;
-
 use std::fs;
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -10,9 +8,9 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{self, Command, Stdio};
 
-use support::exporter::program;
-use support::recordings::{Stage, file};
-use support::{Answer, Exporter, Scrape, Server};
+use crate::support::exporter::program;
+use crate::support::recordings::{Stage, file};
+use crate::support::{Answer, Exporter, Scrape, Server};
 
 const BUILD: &str = "b10068";
 /// In the log of that build.

@@ -1,9 +1,7 @@
 //! Upstreams that speak `https`, with certificates made on the spot.
 
-#![cfg(feature = "tls")]
-
-mod support;
-
+use crate::support::recordings::{NEW, Stage};
+use crate::support::{Answer, Exporter, Scrape, Server};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -12,8 +10,6 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
-use support::recordings::{NEW, Stage};
-use support::{Answer, Exporter, Scrape, Server};
 
 /// A certificate authority of our own.
 struct Authority {

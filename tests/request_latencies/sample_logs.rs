@@ -1,14 +1,12 @@
 //! Logs that people have sent in, whole or in part, with what was around them: each is written
 //! while the program follows it.
 
-mod support;
-
 use std::fs;
 use std::path::PathBuf;
 use std::process;
 
-use support::recordings::Stage;
-use support::{Answer, Exporter, Scrape, Server, all_at_once};
+use crate::support::recordings::Stage;
+use crate::support::{Answer, Exporter, Scrape, Server, all_at_once};
 
 /// What a log tells of one model: finished requests and the sum of their seconds, embeddings
 /// and the sum of all prompt tokens, cancellations.

@@ -1,11 +1,9 @@
 //! The probe beside a scripted server: what is a token, what is a failure, and how often it asks.
 
-mod support;
-
 use std::time::Duration;
 
-use support::recordings::Stage;
-use support::{Answer, Exporter, Scrape, Server};
+use crate::support::recordings::Stage;
+use crate::support::{Answer, Exporter, Scrape, Server};
 
 const BUILD: &str = "b10068";
 const COMPLETIONS: &str = "/v1/completions";

@@ -2,16 +2,14 @@
 //! asked. The scripted ones answer as genuine ones were recorded, with other names, addresses and
 //! numbers.
 
-mod support;
-
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
+use crate::json_case;
+use crate::support::recordings::{MIDDLE, NEW, OLD, Stage};
+use crate::support::{Answer, ENDLESS, Exporter, Scrape, Server};
 use serde_json::{Value, json};
-use support::recordings::{MIDDLE, NEW, OLD, Stage};
-use support::{Answer, ENDLESS, Exporter, Scrape, Server};
 
 const GENERATED: &str = "llamacpp_generated_tokens_total";
 const ACTIVITY: &str = "/api/metrics/activity";
@@ -99,8 +97,7 @@ fn on_the_way(exporter: &Exporter, tokens: f64) -> Vec<Option<f64>> {
 }
 
 fn case(folder: &str, file: &str) -> Answer {
-    let root = env!("CARGO_MANIFEST_DIR");
-    Answer::json(fs::read(format!("{root}/tests/cases/{folder}/{file}")).unwrap())
+    json_case(&format!("{folder}/{file}"))
 }
 
 // The activity.

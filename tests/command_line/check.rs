@@ -1,0 +1,110 @@
+//! `--check`: the report and its exit code.
+
+use std::net::TcpListener;
+
+use crate::called;
+use crate::support::recordings::{NEW, Stage};
+use crate::support::{Answer, Server};
+
+#[test]
+fn check_reports_the_server_and_its_metrics() {
+    let server = Server::recorded(NEW, Stage::After);
+    let ended = called(&["--check", "--base-url", &server.url()], &[]);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    for word in [
+        server.url().as_str(),
+        "llama-server",
+        "/models/gemma-3-270m-it-Q4_K_M.gguf",
+        "idle",
+        "llamacpp_generated_tokens_total",
+        "120",
+        "llamacpp_prompt_tokens_total",
+        "122",
+        "llamacpp_model_parameters",
+    ] {
+        assert!(
+            ended.stdout.contains(word),
+            "{word} is not in\n{}",
+            ended.stdout
+        );
+    }
+    // It polls once, and serves nothing.
+    assert_eq!(server.count("/health"), 1);
+    assert_eq!(server.count("/metrics"), 1);
+}
+
+#[test]
+fn check_names_the_flag_of_a_disabled_endpoint() {
+    let server = Server::recorded(NEW, Stage::After);
+    server.answer(
+        "/metrics",
+        Answer::error(501, "This server does not support metrics endpoint."),
+    );
+    let ended = called(&["--check", "--base-url", &server.url()], &[]);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains("--metrics"), "{}", ended.stdout);
+    let server = Server::recorded(NEW, Stage::After);
+    server.answer(
+        "/slots",
+        Answer::error(501, "This server does not support slots endpoint."),
+    );
+    let ended = called(&["--check", "--base-url", &server.url()], &[]);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains("--slots"), "{}", ended.stdout);
+}
+
+#[test]
+fn check_reports_a_missing_key() {
+    let server = Server::recorded(NEW, Stage::After);
+    for path in ["/props", "/metrics", "/slots"] {
+        server.answer(path, Answer::error(401, "Invalid API Key"));
+    }
+    let ended = called(&["--check", "--base-url", &server.url()], &[]);
+    assert_eq!(
+        ended.status.code(),
+        Some(0),
+        "it answered: {}",
+        ended.stderr
+    );
+    assert!(
+        ended.stdout.contains("LLAMACPP_API_KEY"),
+        "{}",
+        ended.stdout
+    );
+}
+
+#[test]
+fn check_fails_when_no_server_answers() {
+    let nobody = Server::nobody();
+    let ended = called(&["--check", "--base-url", &nobody.url()], &[]);
+    assert_eq!(ended.status.code(), Some(1));
+    let report = ended.stdout + &ended.stderr;
+    assert!(report.contains(&nobody.url()), "{report}");
+    assert!(report.contains("refused"), "it says why: {report}");
+}
+
+#[test]
+fn check_ends_although_an_endpoint_never_answers() {
+    for path in ["/metrics", "/slots", "/props"] {
+        let server = Server::recorded(NEW, Stage::Busy);
+        server.answer(path, Answer::never());
+        let ended = called(
+            &["--check", "--base-url", &server.url(), "--timeout", "300ms"],
+            &[],
+        );
+        assert_eq!(server.count(path), 1, "{path}: it is not asked again");
+        assert_eq!(ended.status.code(), Some(0), "{path}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn check_does_not_bind_the_address() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let server = Server::recorded(NEW, Stage::After);
+    let ended = called(
+        &["--check", "--base-url", &server.url(), "--addr", &address],
+        &[],
+    );
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+}

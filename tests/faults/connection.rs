@@ -1,0 +1,149 @@
+//! Faults of the connection: refused, reset, lost, slow.
+
+use std::time::Duration;
+
+use crate::support::all_at_once;
+use crate::support::{self, Answer, ENDLESS, Exporter};
+use crate::{ENDPOINTS, HEALTH, Monitored, assert_fault, assert_fault_at, assert_healthy, server};
+
+#[test]
+fn every_endpoint_and_reason_has_an_error_counter() {
+    let server = server();
+    let exporter = Exporter::watching(&server).start();
+    let scrape = exporter.after_polls(1);
+    let reasons = [
+        "connect",
+        "timeout",
+        "status",
+        "too_large",
+        "parse",
+        "unauthorized",
+    ];
+    for (endpoint, reason) in ENDPOINTS.iter().flat_map(|e| reasons.map(|r| (*e, r))) {
+        let labels = [("endpoint", endpoint), ("reason", reason)];
+        let errors = scrape.sample("llamacpp_exporter_poll_errors_total", &labels);
+        let errors = errors.map(|sample| sample.value);
+        assert_eq!(errors, Some(0.0), "{endpoint} {reason} in\n{scrape:?}");
+    }
+}
+
+#[test]
+fn a_server_that_refuses_connections_is_down() {
+    let server = server();
+    let monitored = Monitored::watching(&server);
+    assert_healthy(&monitored.exporter.after_polls(1));
+    server.stop();
+    monitored.exporter.until("down", |scrape| scrape.down());
+    let scrape = monitored.exporter.after_polls(3);
+    assert!(scrape.errors_of(HEALTH)["connect"] >= 3, "{scrape:?}");
+    monitored.has_said_once(&["endpoint=/health", "reason=connect"]);
+    for family in &scrape.families {
+        let of_the_exporter = ["llamacpp_up", "llamacpp_exporter_", "process_"];
+        let expected = of_the_exporter
+            .iter()
+            .any(|start| family.0.starts_with(start));
+        assert!(
+            expected,
+            "{} of a server that is gone:\n{scrape:?}",
+            family.0
+        );
+    }
+    server.start_again();
+    monitored.recovers();
+}
+
+#[test]
+fn a_server_started_after_the_exporter_is_found() {
+    let server = server();
+    server.stop();
+    let monitored = Monitored::watching(&server);
+    let scrape = monitored.exporter.after_polls(3);
+    assert!(scrape.down() && scrape.status().is_none(), "{scrape:?}");
+    monitored.has_said_once(&["endpoint=/health", "reason=connect"]);
+    server.start_again();
+    monitored.recovers();
+}
+
+#[test]
+fn each_failure_of_a_server_is_logged_once() {
+    let server = server();
+    let monitored = Monitored::watching(&server);
+    for times in 1..=3 {
+        assert_healthy(&monitored.exporter.after_polls(1));
+        server.stop();
+        monitored.exporter.after_polls(3);
+        assert_eq!(
+            monitored
+                .exporter
+                .logged(&["endpoint=/health", "reason=connect"])
+                .len(),
+            times
+        );
+        server.start_again();
+    }
+    monitored.recovers();
+}
+
+#[test]
+fn a_host_name_that_does_not_resolve_is_down() {
+    let monitored = Monitored::of(Exporter::of("http://no-such-host.invalid:8080"));
+    let scrape = monitored
+        .exporter
+        .until("an error", |scrape| scrape.errors() > 0);
+    assert!(scrape.down(), "{scrape:?}");
+    // A resolver that finds nobody to ask takes its time.
+    let errors = scrape.errors_of(HEALTH);
+    assert!(
+        errors.contains_key("connect") || errors.contains_key("timeout"),
+        "{scrape:?}"
+    );
+    monitored.stays_well();
+}
+
+#[test]
+fn a_reset_in_place_of_an_answer() {
+    assert_fault_at(&ENDPOINTS, Answer::reset(), "connect");
+}
+
+#[test]
+fn a_connection_closed_within_the_body() {
+    all_at_once(
+        ENDPOINTS.map(|endpoint| (endpoint, endpoint)).into(),
+        |endpoint| {
+            let answer = server().script(endpoint).cut_after(10);
+            assert_fault(endpoint, answer, "connect");
+        },
+    );
+}
+
+#[test]
+fn a_scrape_does_not_wait_for_a_poll() {
+    for endpoint in ENDPOINTS {
+        let server = server();
+        server.answer(endpoint, Answer::never());
+        let exporter = Exporter::watching(&server).timeout(ENDLESS).start();
+        support::eventually("the poll waits for its answer", || {
+            server.count(endpoint) == 1
+        });
+        for _ in 0..20 {
+            exporter.scrape();
+        }
+        assert!(server.requests_to(endpoint)[0].is_waiting(), "{endpoint}");
+    }
+}
+
+#[test]
+fn no_answer() {
+    assert_fault_at(&ENDPOINTS, Answer::never(), "timeout");
+}
+
+#[test]
+fn one_byte_per_second() {
+    all_at_once(
+        ENDPOINTS.map(|endpoint| (endpoint, endpoint)).into(),
+        |endpoint| {
+            let answer = server().script(endpoint).dripping(Duration::from_secs(1));
+            assert_fault(endpoint, answer, "timeout");
+        },
+    );
+}

@@ -1,0 +1,169 @@
+//! Faults of a llama-server.
+//!
+//! A server that answers as a recorded, busy llama-server fails in one way at one endpoint and is
+//! repaired later. The exporter keeps running, answers its own scrapes at once, stays small, counts
+//! the error under the right reason, logs it once, exports no unknown value, and is correct again
+//! at the first poll after the repair.
+
+mod answers;
+mod connection;
+mod documents;
+mod restarts;
+#[path = "../support/mod.rs"]
+mod support;
+use support::exporter::{Scraping, Start};
+use support::recordings::{OLD, Stage};
+use support::{Answer, Exporter, Scrape, Server, all_at_once};
+
+const HEALTH: &str = "/health";
+const PROPS: &str = "/props";
+const MODELS: &str = "/v1/models";
+const METRICS: &str = "/metrics";
+const SLOTS: &str = "/slots";
+
+/// What a llama-server answers on.
+const ENDPOINTS: [&str; 5] = [HEALTH, PROPS, MODELS, METRICS, SLOTS];
+const MEMORY_LIMIT: u64 = 32 << 20;
+
+/// A busy llama-server of December 2025.
+fn server() -> Server {
+    Server::recorded(OLD, Stage::Busy)
+}
+
+/// What the exporter has to say about that server while nothing is wrong.
+fn assert_healthy(scrape: &Scrape) {
+    assert!(scrape.up(), "{scrape:?}");
+    assert_eq!(scrape.status(), Some("running"), "{scrape:?}");
+    for (metric, value) in [
+        ("llamacpp_generated_tokens_total", 2.0),
+        ("llamacpp_prompt_tokens_total", 122.0),
+        ("llamacpp_decode_calls_total", 2.0),
+        ("llamacpp_requests_processing", 1.0),
+        ("llamacpp_slots", 2.0),
+        ("llamacpp_slots_busy", 1.0),
+        ("llamacpp_max_context_size_tokens", 2048.0),
+        ("llamacpp_model_size_bytes", 246_587_904.0),
+    ] {
+        assert_eq!(scrape.value(metric), Some(value), "{metric} in\n{scrape:?}");
+    }
+}
+
+/// The exporter under observation while something is wrong.
+struct Monitored {
+    // Dropped in this order: the scrapes end before the exporter does.
+    scraping: Scraping,
+    exporter: Exporter,
+}
+
+impl Monitored {
+    fn watching(server: &Server) -> Self {
+        Self::of(Exporter::watching(server))
+    }
+    fn of(start: Start) -> Self {
+        let exporter = start.start();
+        let scraping = exporter.keep_scraping();
+        Monitored { scraping, exporter }
+    }
+    /// Waits for the fault to be noticed and to last, and asserts that it is counted under
+    /// `reason` alone, that no other endpoint is blamed, and that one line of the log tells of it.
+    fn suffers(&self, endpoint: &str, reason: &str) -> Scrape {
+        self.exporter
+            .until(&format!("{reason} counted at {endpoint}"), |scrape| {
+                scrape.errors_of(endpoint).contains_key(reason)
+            });
+        let scrape = self.exporter.after_polls(1);
+        let errors = scrape.errors_of(endpoint);
+        assert_eq!(errors.keys().collect::<Vec<_>>(), [reason], "{scrape:?}");
+        assert_eq!(
+            errors[reason],
+            scrape.errors(),
+            "another endpoint is blamed: {scrape:?}"
+        );
+        self.has_said_once(&[&format!("endpoint={endpoint}"), &format!("reason={reason}")]);
+        scrape
+    }
+    fn has_said_once(&self, words: &[&str]) {
+        let lines = self.exporter.logged(words);
+        assert_eq!(
+            lines.len(),
+            1,
+            "lines with {words:?} in the log:\n{}",
+            self.exporter.output()
+        );
+    }
+    /// Everything is right by the end of the next poll, stays so, and was served throughout.
+    fn recovers(self) {
+        // One poll may have begun before the mending; the next one has not.
+        let scrape = self.exporter.after_polls(1);
+        assert_healthy(&scrape);
+        let later = self.exporter.after_polls(1);
+        assert_healthy(&later);
+        assert_eq!(scrape.errors(), later.errors(), "errors go on: {later:?}");
+        self.stays_well();
+    }
+    /// It lives, it is small, and it answered every scrape.
+    fn stays_well(mut self) {
+        assert!(self.exporter.is_alive());
+        if let Some(memory) = self.exporter.most_memory() {
+            assert!(memory < MEMORY_LIMIT, "{memory} bytes of memory");
+        }
+        self.scraping.all_were_answered();
+    }
+}
+
+/// The course of a fault: `endpoint` answers so for a while, and then as before.
+fn assert_fault(endpoint: &str, answer: Answer, reason: &str) {
+    let server = server();
+    let healthy = server.script(endpoint);
+    // What a server calls its model is asked until it is known: it has to break before.
+    let at_once = endpoint == MODELS;
+    if at_once {
+        server.answer(endpoint, answer.clone());
+    }
+    let timeout = if reason == "timeout" { "1s" } else { "10s" };
+    let monitored = Monitored::of(Exporter::watching(&server).timeout(timeout));
+    if !at_once {
+        assert_healthy(&monitored.exporter.after_polls(1));
+        server.answer(endpoint, answer);
+    }
+    let scrape = monitored.suffers(endpoint, reason);
+    if endpoint == METRICS && reason != "timeout" {
+        // Nobody knows these any longer. (A time-out means busy: then they stand.)
+        assert_eq!(
+            scrape.value("llamacpp_decode_calls_total"),
+            None,
+            "{scrape:?}"
+        );
+        assert_eq!(
+            scrape.value("llamacpp_generated_tokens_total"),
+            None,
+            "{scrape:?}"
+        );
+    }
+    server.answer(endpoint, healthy);
+    monitored.recovers();
+}
+
+fn assert_fault_at(endpoints: &[&str], answer: Answer, reason: &str) {
+    let cases = endpoints
+        .iter()
+        .map(|endpoint| (*endpoint, *endpoint))
+        .collect();
+    all_at_once(cases, |endpoint| {
+        assert_fault(endpoint, answer.clone(), reason)
+    });
+}
+
+/// What the exporter shows of a server in which nothing is to be counted as an error.
+fn scrape_without_errors(server: &Server) -> Scrape {
+    let monitored = Monitored::watching(server);
+    let scrape = monitored.exporter.after_polls(2);
+    assert_eq!(
+        scrape.errors(),
+        0,
+        "{scrape:?}\n{}",
+        monitored.exporter.output()
+    );
+    monitored.stays_well();
+    scrape
+}

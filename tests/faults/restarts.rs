@@ -1,0 +1,150 @@
+//! Restarts of the server, loading, and endpoints that are disabled.
+
+use crate::support::recordings::{self, NEW, OLD, Stage, with_values};
+use crate::support::{Answer, Scrape, Server};
+use crate::{ENDPOINTS, HEALTH, METRICS, MODELS, Monitored, PROPS, SLOTS, server};
+
+#[test]
+fn a_server_that_loads_its_model_is_up() {
+    let server = server();
+    let loading = Answer::error(503, "Loading model");
+    for endpoint in ENDPOINTS {
+        server.answer(endpoint, loading.clone());
+    }
+    let monitored = Monitored::watching(&server);
+    let scrape = monitored.exporter.after_polls(2);
+    assert!(scrape.up(), "{scrape:?}");
+    assert_eq!(scrape.status(), Some("loading"), "{scrape:?}");
+    assert_eq!(scrape.errors(), 0, "{scrape:?}");
+    server.answer(HEALTH, Answer::json(r#"{"status":"ok"}"#));
+    server.answer(PROPS, Answer::json(recordings::file(OLD, "props.json")));
+    server.answer(MODELS, Answer::json(recordings::file(OLD, "models.json")));
+    server.replay(OLD, Stage::Busy);
+    monitored.recovers();
+}
+
+#[test]
+fn disabled_metrics_are_no_error_and_the_log_names_the_flag() {
+    let server = server();
+    server.answer(
+        METRICS,
+        Answer::error(501, "This server does not support metrics endpoint."),
+    );
+    let monitored = Monitored::watching(&server);
+    let scrape = monitored.exporter.after_polls(3);
+    assert_eq!(scrape.errors(), 0, "{scrape:?}");
+    assert_eq!(scrape.status(), Some("running"), "{scrape:?}");
+    assert_eq!(scrape.value("llamacpp_slots_busy"), Some(1.0), "{scrape:?}");
+    assert_eq!(
+        scrape.value("llamacpp_generated_tokens_total"),
+        None,
+        "{scrape:?}"
+    );
+    assert_eq!(
+        scrape.value("llamacpp_decode_calls_total"),
+        None,
+        "{scrape:?}"
+    );
+    monitored.has_said_once(&["--metrics"]);
+    monitored.stays_well();
+}
+
+#[test]
+fn disabled_slots_are_no_error() {
+    let server = server();
+    server.answer(
+        SLOTS,
+        Answer::error(501, "This server does not support slots endpoint."),
+    );
+    let monitored = Monitored::watching(&server);
+    let scrape = monitored.exporter.after_polls(3);
+    assert_eq!(scrape.errors(), 0, "{scrape:?}");
+    assert_eq!(scrape.status(), Some("running"), "{scrape:?}");
+    assert_eq!(
+        scrape.value("llamacpp_decode_calls_total"),
+        Some(2.0),
+        "{scrape:?}"
+    );
+    monitored.has_said_once(&["--slots"]);
+    monitored.stays_well();
+}
+
+#[test]
+fn a_restart_resets_the_counters_and_the_rates() {
+    let server = Server::recorded(NEW, Stage::After);
+    let monitored = Monitored::watching(&server);
+    let scrape = monitored.exporter.after_polls(2);
+    assert_eq!(
+        scrape.value("llamacpp_generated_tokens_total"),
+        Some(120.0),
+        "{scrape:?}"
+    );
+    server.stop();
+    monitored.exporter.until("down", |scrape| scrape.down());
+    let young = with_values(
+        &recordings::metrics(NEW, Stage::After),
+        &[
+            ("tokens_predicted_total", "7"),
+            ("prompt_tokens_total", "9"),
+            ("n_decode_total", "8"),
+        ],
+    );
+    let life = Answer::new(200, "text/plain", young).header("Process-Start-Time-Unix", "99999");
+    server.answer(METRICS, life);
+    server.start_again();
+    let scrape = monitored.exporter.until("up again", Scrape::up);
+    for rate in [
+        "llamacpp_tokens_per_second",
+        "llamacpp_prompt_tokens_per_second",
+    ] {
+        assert!(
+            scrape.value(rate).is_none_or(|rate| rate == 0.0),
+            "invented: {scrape:?}"
+        );
+    }
+    let scrape = monitored.exporter.after_polls(1);
+    assert_eq!(
+        scrape.value("llamacpp_generated_tokens_total"),
+        Some(7.0),
+        "{scrape:?}"
+    );
+    assert_eq!(
+        scrape.value("llamacpp_prompt_tokens_total"),
+        Some(9.0),
+        "{scrape:?}"
+    );
+    assert_eq!(
+        scrape.value("llamacpp_decode_calls_total"),
+        Some(8.0),
+        "{scrape:?}"
+    );
+    assert_eq!(
+        scrape.value("llamacpp_tokens_per_second"),
+        Some(0.0),
+        "{scrape:?}"
+    );
+    monitored.stays_well();
+}
+
+#[test]
+fn a_restart_between_two_polls_is_detected() {
+    let server = Server::recorded(NEW, Stage::After);
+    let monitored = Monitored::watching(&server);
+    monitored.exporter.after_polls(2);
+    // The new life has done more than the old one; only its identity tells.
+    let more = with_values(
+        &recordings::metrics(NEW, Stage::After),
+        &[
+            ("tokens_predicted_total", "100000"),
+            ("n_decode_total", "100000"),
+        ],
+    );
+    let life = Answer::new(200, "text/plain", more).header("Process-Start-Time-Unix", "99999");
+    server.answer(METRICS, life);
+    let scrape = monitored.exporter.until("the new life is read", |scrape| {
+        scrape.value("llamacpp_generated_tokens_total") == Some(100_000.0)
+    });
+    let rate = scrape.value("llamacpp_tokens_per_second");
+    assert!(rate.is_none_or(|rate| rate == 0.0), "invented: {scrape:?}");
+    monitored.stays_well();
+}

@@ -1,0 +1,11 @@
+//! Latencies of single requests: from llama-server's log, Docker Model Runner's records, and the
+//! probe.
+
+mod changed_logs;
+mod log_file;
+mod model_runner_records;
+mod probe;
+mod recorded_logs;
+mod sample_logs;
+#[path = "../support/mod.rs"]
+mod support;
