@@ -4,7 +4,7 @@ use std::env;
 use std::process::ExitCode;
 
 use llamacpp_exporter::app;
-use llamacpp_exporter::process::{log, os, own_metrics};
+use llamacpp_exporter::process::{build_info, log, os};
 use llamacpp_exporter::settings::{self, Command};
 
 fn main() -> ExitCode {
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     log::set_level(settings.log_level);
     match command {
         Command::Help => app::print(&settings::help(), true),
-        Command::Version => app::print(&own_metrics::version(), true),
+        Command::Version => app::print(&build_info::version_text(), true),
         Command::Healthcheck => app::healthcheck(&settings),
         Command::Check => app::check(&settings),
         Command::Serve => app::serve(&settings),

@@ -10,8 +10,7 @@ use crate::bounds::escape::Escaped;
 use crate::collector::{self, Poller, Watch};
 use crate::machine::{self, gpus::Gpus};
 use crate::metrics::exposition;
-use crate::process::own_metrics::{self, Itself};
-use crate::process::{log, os};
+use crate::process::{build_info, log, os, own_metrics};
 use crate::settings::Settings;
 use crate::web::routes::{self, Site};
 use crate::web::worker::{self, AllowedHosts};
@@ -58,7 +57,7 @@ pub fn serve(settings: &Settings) -> ExitCode {
         "serving",
         &[
             ("addr", &served.join(",")),
-            ("version", &own_metrics::VERSION),
+            ("version", &build_info::VERSION),
             ("watching", &watching(settings)),
         ],
     );
@@ -152,11 +151,7 @@ struct Watched {
 impl Site for Watched {
     fn metrics(&self) -> String {
         let servers: Vec<_> = self.servers.iter().map(Watch::snapshot).collect();
-        let itself = Itself {
-            gpus: self.gpus.known(),
-            ..Itself::read()
-        };
-        exposition::render(&servers, &itself)
+        exposition::render(&servers, &self.gpus.known(), &own_metrics::read())
     }
 
     fn page(&self) -> String {
@@ -165,7 +160,7 @@ impl Site for Watched {
              <body><h1>llamacpp-exporter {}</h1>\n\
              <ul>\n<li><a href=\"/metrics\">metrics</a></li>\n<li><a href=\"/healthz\">health</a></li>\n\
              <li><a href=\"/readyz\">readiness</a></li>\n</ul></body></html>\n",
-            own_metrics::VERSION
+            build_info::VERSION
         )
     }
 

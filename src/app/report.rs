@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use crate::bounds::escape::Escaped;
 use crate::metrics::exposition;
-use crate::process::own_metrics::Itself;
 use crate::settings::BaseUrl;
-use crate::snapshot::{Gpu, Snapshot, Status};
+use crate::snapshot::{Gpu, OwnMetrics, Snapshot, Status};
 
 /// The most lines of values that a report lists.
 const MOST_VALUES: usize = 200;
@@ -40,7 +39,8 @@ pub fn report(base: &BaseUrl, snapshot: &Snapshot) -> String {
     }
     if up {
         lines.push("  values (rates need a second poll):".to_owned());
-        let exposition = exposition::render(&[Arc::new(snapshot.clone())], &Itself::default());
+        let exposition =
+            exposition::render(&[Arc::new(snapshot.clone())], &[], &OwnMetrics::default());
         let values = exposition
             .lines()
             .filter(|line| line.starts_with("llamacpp_") && !is_about_itself(line));
@@ -53,13 +53,9 @@ pub fn report(base: &BaseUrl, snapshot: &Snapshot) -> String {
 
 /// What the GPUs of this machine tell, and `notes` on those that do not.
 pub fn gpus(gpus: &[Gpu], notes: &[String]) -> String {
-    let itself = Itself {
-        gpus: gpus.to_vec(),
-        ..Itself::default()
-    };
     let none = if gpus.is_empty() { " none" } else { "" };
     let mut lines = vec![format!("this machine's GPUs:{none}")];
-    let exposition = exposition::render(&[], &itself);
+    let exposition = exposition::render(&[], gpus, &OwnMetrics::default());
     let values = exposition.lines().filter(|line| line.contains("gpu=\""));
     for line in values.take(MOST_VALUES) {
         lines.push(format!("    {line}"));

@@ -34,10 +34,11 @@ use crate::machine::gpus::Gpus;
 use crate::machine::local_addresses::Addresses;
 use crate::machine::model_file::ModelFile;
 use crate::machine::process_lookup::{Connect, Outcome, Search};
-use crate::machine::procfs::{Process, Procfs, Status, TICKS_PER_SECOND, socket_at};
+use crate::machine::procfs::{Process, Procfs, Status, socket_at};
 use crate::machine::server_arguments::Arguments;
 use crate::process::file;
 use crate::process::log;
+use crate::process::procfs_stat::TICKS_PER_SECOND;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Model, Status as ModelStatus};
 

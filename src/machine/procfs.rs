@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::process::file;
+use crate::process::procfs_stat::ProcessStat;
 
 /// A process, and when it started: its number alone may be given to another one later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,8 +19,6 @@ pub struct Process {
     pub started: u64,
 }
 
-/// `USER_HZ`: what Linux counts processor time in, 100 on every architecture that Rust has.
-pub const TICKS_PER_SECOND: f64 = 100.0;
 /// The most bytes of a command line or an environment that are looked at.
 const LONGEST_CALL: u64 = 1 << 20;
 /// The most bytes of a list of what is mapped that are looked at.
@@ -58,8 +57,8 @@ impl Procfs {
     }
 
     /// `/proc/PID/stat`; `None` once the process is gone, or dead and not yet buried.
-    pub fn stat(&self, pid: u32) -> Option<Stat> {
-        Stat::parse(&read_text(&self.of(pid, "stat"), 4096).ok()?)
+    pub fn stat(&self, pid: u32) -> Option<ProcessStat> {
+        ProcessStat::parse(&read_text(&self.of(pid, "stat"), 4096).ok()?)
     }
 
     /// `/proc/PID/status`.
@@ -191,36 +190,6 @@ pub fn is_in_initial_namespace() -> bool {
     fs::read_link("/proc/self/ns/pid").is_ok_and(|own| own.as_os_str() == INITIAL)
 }
 
-/// What `/proc/PID/stat` says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stat {
-    /// User and system time, in ticks.
-    pub cpu_ticks: u64,
-    /// When the process started, in ticks since boot.
-    pub started: u64,
-}
-
-impl Stat {
-    /// Reads it; `None` also for a process that has ended and waits to be asked how.
-    pub fn parse(text: &str) -> Option<Stat> {
-        if matches!(stat_field(text, 3)?, "Z" | "X" | "x") {
-            return None;
-        }
-        let field = |number: usize| stat_field(text, number)?.parse::<u64>().ok();
-        Some(Stat {
-            cpu_ticks: field(14)?.checked_add(field(15)?)?,
-            started: field(22)?,
-        })
-    }
-}
-
-/// The field with this number in proc(5), of those after the program's name: 3 or more.
-fn stat_field(text: &str, number: usize) -> Option<&str> {
-    // The program's name, in parentheses, may itself hold spaces and parentheses.
-    let (_, fields) = text.rsplit_once(") ")?;
-    fields.split_whitespace().nth(number.checked_sub(3)?)
-}
-
 /// What `/proc/PID/status` says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Status {
@@ -312,15 +281,6 @@ pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
 mod tests {
     use super::*;
     use crate::machine::test_files::Tree;
-
-    #[test]
-    fn a_process_is_told_by_its_start_too_and_a_dead_one_is_gone() {
-        let text = "7 (a) b (c)) S 1 7 7 0 -1 4194304 100 0 0 0 12 30 0 0 20 0 3 0 500 1000 200";
-        let stat = Stat::parse(text).unwrap();
-        assert_eq!((stat.cpu_ticks, stat.started), (42, 500));
-        assert_eq!(Stat::parse(&text.replace(") S", ") Z")), None);
-        assert_eq!(Stat::parse("7 (a"), None);
-    }
 
     #[test]
     fn a_status_tells_memory_threads_user_and_processors() {

@@ -7,9 +7,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::process::own_metrics::Itself;
 use crate::snapshot::histogram::Histogram;
-use crate::snapshot::{Gpu, GpuMemory, Model, RequestFigures, Snapshot, Status};
+use crate::snapshot::{Gpu, GpuMemory, Model, OwnMetrics, RequestFigures, Snapshot, Status};
 
 /// What Prometheus calls the type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,9 +64,9 @@ pub enum Read {
     /// Several series a GPU of this machine: label `gpu` and those it adds.
     GpuSeries(fn(&Gpu, &mut Sink)),
     /// One value of this program.
-    Exporter(fn(&Itself) -> Option<f64>),
+    Exporter(fn(&OwnMetrics) -> Option<f64>),
     /// Several series of this program.
-    ExporterSeries(fn(&Itself, &mut Sink)),
+    ExporterSeries(fn(&OwnMetrics, &mut Sink)),
     /// How many series this scrape leaves out.
     SeriesDropped,
 }
@@ -377,8 +376,8 @@ pub const FAMILIES: &[Family] = &[
         Read::SeriesDropped),
     row("llamacpp_exporter_build_info", Gauge, &["revision", "version"],
         "1; its labels say which build of the exporter this is.",
-        Read::ExporterSeries(|_, sink| {
-            sink(&[("revision", crate::process::own_metrics::REVISION), ("version", crate::process::own_metrics::VERSION)], 1.0);
+        Read::ExporterSeries(|e, sink| {
+            sink(&[("revision", e.revision), ("version", e.version)], 1.0);
         })),
     row("process_cpu_seconds_total", Counter, &[],
         "User and system CPU time of the exporter.",

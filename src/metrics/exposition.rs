@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use crate::bounds;
 use crate::metrics::catalogue::{FAMILIES, Family, Read};
-use crate::process::own_metrics::Itself;
 use crate::snapshot::histogram::Histogram;
-use crate::snapshot::{Gpu, Model, RequestsOf, Snapshot};
+use crate::snapshot::{Gpu, Model, OwnMetrics, RequestsOf, Snapshot};
 
 /// The media type of what [`render`] writes.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -33,10 +32,10 @@ const GROWTH: usize = 1 << 20;
 /// The same snapshots give the same bytes. With more than one server, every
 /// series about one has the label `server`. What would exceed [`MAX_BYTES`] or [`MAX_SERIES`]
 /// is left out and counted: first of all what is about single models.
-pub fn render(servers: &[Arc<Snapshot>], itself: &Itself) -> String {
+pub fn render(servers: &[Arc<Snapshot>], gpus: &[Gpu], own: &OwnMetrics) -> String {
     let mut output = Output::default();
     let several = servers.len() > 1;
-    let gpus = first_of_each(&itself.gpus);
+    let gpus = first_of_each(gpus);
     for family in FAMILIES {
         let mut writer = Writer {
             output: &mut output,
@@ -44,9 +43,11 @@ pub fn render(servers: &[Arc<Snapshot>], itself: &Itself) -> String {
             begun: false,
         };
         match family.read {
-            Read::Exporter(read) => writer.value(&[], read(itself)),
+            Read::Exporter(read) => writer.value(&[], read(own)),
             Read::ExporterSeries(read) => {
-                read(itself, &mut |own, value| writer.sample("", &[], own, value));
+                read(own, &mut |labels, value| {
+                    writer.sample("", &[], labels, value)
+                });
             }
             Read::SeriesDropped => {
                 let dropped = writer.output.dropped as f64;
@@ -311,6 +312,14 @@ mod tests {
         text
     }
 
+    fn own_metrics() -> OwnMetrics {
+        OwnMetrics {
+            resident_bytes: Some(4_194_304.0),
+            cpu_seconds: Some(1.5),
+            ..OwnMetrics::default()
+        }
+    }
+
     fn snapshot(server: &str, model: Model) -> Arc<Snapshot> {
         Arc::new(Snapshot {
             server: server.to_owned(),
@@ -347,7 +356,11 @@ mod tests {
 
     #[test]
     fn a_family_without_series_leaves_no_trace() {
-        let text = render(&[snapshot("h:1", Model::default())], &Itself::default());
+        let text = render(
+            &[snapshot("h:1", Model::default())],
+            &[],
+            &OwnMetrics::default(),
+        );
         assert!(!text.contains("llamacpp_tokens_per_second"), "{text}");
         assert!(
             text.contains("# TYPE llamacpp_up gauge\nllamacpp_up 1\n"),
@@ -362,7 +375,7 @@ mod tests {
             slots: Some(2.0),
             ..Model::default()
         };
-        let text = render(&[snapshot("h:1", model)], &Itself::default());
+        let text = render(&[snapshot("h:1", model)], &[], &OwnMetrics::default());
         assert!(
             text.contains(r#"llamacpp_slots{model="a\"b\\c\nd"} 2"#),
             "{text}"
@@ -377,9 +390,9 @@ mod tests {
             ..Model::default()
         };
         let two = [snapshot("a:1", model()), snapshot("b:1", model())];
-        let text = render(&two, &Itself::default());
+        let text = render(&two, &[], &OwnMetrics::default());
         assert!(text.contains("llamacpp_slots{model=\"m\",server=\"a:1\"} 1\nllamacpp_slots{model=\"m\",server=\"b:1\"} 1\n"));
-        assert!(!render(&two[..1], &Itself::default()).contains("server=\"a:1\""));
+        assert!(!render(&two[..1], &[], &OwnMetrics::default()).contains("server=\"a:1\""));
     }
 
     #[test]
@@ -391,7 +404,7 @@ mod tests {
             batch_latency: Some(histogram),
             ..Model::default()
         };
-        let text = render(&[snapshot("h:1", model)], &Itself::default());
+        let text = render(&[snapshot("h:1", model)], &[], &OwnMetrics::default());
         assert!(
             text.contains("llamacpp_batch_latency_seconds_bucket{le=\"0.01\",model=\"m\"} 0\n"),
             "{text}"
@@ -413,7 +426,7 @@ mod tests {
             status: Some(Status::Running),
             ..Model::default()
         };
-        let text = render(&[snapshot("h:1", model)], &Itself::default());
+        let text = render(&[snapshot("h:1", model)], &[], &OwnMetrics::default());
         assert_eq!(text.matches("llamacpp_status{").count(), 7);
         assert!(text.contains("llamacpp_status{model=\"m\",status=\"running\"} 1\n"));
     }
@@ -425,17 +438,13 @@ mod tests {
             utilization: Some(40.0),
             ..crate::snapshot::Gpu::default()
         };
-        let itself = Itself {
-            gpus: vec![gpu("0"), gpu("1")],
-            ..Itself::default()
-        };
         let model = Model {
             name: "m".to_owned(),
             gpu_utilization: Some(7.0),
             ..Model::default()
         };
         let servers = [snapshot("a:1", model), snapshot("b:1", Model::default())];
-        let text = render(&servers, &itself);
+        let text = render(&servers, &[gpu("0"), gpu("1")], &own_metrics());
         let series: Vec<_> = text
             .lines()
             .filter(|line| line.starts_with("llamacpp_gpu_utilization_percent"))
@@ -461,8 +470,8 @@ mod tests {
                 ..Model::default()
             },
         )];
-        let itself = Itself::read();
-        assert_eq!(render(&servers, &itself), render(&servers, &itself));
+        let rendered = || render(&servers, &[], &own_metrics());
+        assert_eq!(rendered(), rendered());
     }
 
     /// A loaded model with every value and histogram, and a name of so many bytes.
@@ -563,7 +572,7 @@ mod tests {
     #[test]
     fn five_hundred_loaded_models_with_every_histogram_fit() {
         let servers = [full_server(500, 40), full_server(0, 0)];
-        let text = render(&servers, &Itself::default());
+        let text = render(&servers, &[], &OwnMetrics::default());
         assert_eq!(dropped(&text), 0, "{} bytes", text.len());
         println!("{} series, {} bytes", series(&text), text.len());
     }
@@ -573,14 +582,15 @@ mod tests {
         for name_bytes in [512, 40] {
             let whole: usize = 1500 / if name_bytes == 512 { 3 } else { 1 };
             let servers = [full_server(whole, name_bytes), full_server(0, 0)];
-            let text = render(&servers, &Itself::read());
+            let text = render(&servers, &[], &own_metrics());
             assert!(text.len() <= MAX_BYTES && series(&text) <= MAX_SERIES);
             assert!(text.capacity() < MAX_BYTES + 2 * GROWTH);
             let one = render(
                 &[full_server(1, name_bytes), full_server(0, 0)],
-                &Itself::read(),
+                &[],
+                &own_metrics(),
             );
-            let none = render(&[full_server(0, 0), full_server(0, 0)], &Itself::read());
+            let none = render(&[full_server(0, 0), full_server(0, 0)], &[], &own_metrics());
             let of_each = series(&one) - series(&none);
             let all = series(&none) + whole * of_each;
             assert_eq!(series(&text) + dropped(&text), all, "every series counts");
@@ -644,11 +654,8 @@ mod tests {
             utilization: Some(1.0),
             ..Gpu::default()
         };
-        let itself = Itself {
-            gpus: vec![gpu("first"), gpu("second")],
-            ..Itself::default()
-        };
-        let text = render(&[cell.load()], &itself);
+        let gpus = [gpu("first"), gpu("second")];
+        let text = render(&[cell.load()], &gpus, &OwnMetrics::default());
         let labels = |line: &str| line.rsplit_once(' ').unwrap().0.to_owned();
         let all: Vec<_> = text
             .lines()

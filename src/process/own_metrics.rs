@@ -1,131 +1,82 @@
-//! The exporter as a process: what every Prometheus client tells of itself;
-//! and the GPUs of the machine that it runs on.
-//!
-//! Read from `/proc/self`; elsewhere, or where that is not mounted, nothing is told.
+//! The exporter's metrics about itself, read from `/proc/self`. Absent on other systems than
+//! Linux and where `/proc` is not mounted.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
-use crate::machine::procfs::{Stat, TICKS_PER_SECOND};
+use crate::process::build_info::{REVISION, VERSION};
 use crate::process::os;
-use crate::snapshot::Gpu;
+use crate::process::procfs_stat::{ProcessStat, TICKS_PER_SECOND};
+use crate::snapshot::OwnMetrics;
 
-/// The version of this program.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The commit that it was built from, or `unknown`.
-pub const REVISION: &str = env!("EXPORTER_REVISION");
-/// The target triple that it was built for.
-pub const TARGET: &str = env!("EXPORTER_TARGET");
-
-/// What `--version` prints.
-pub fn version() -> String {
-    let features = if cfg!(feature = "tls") { "tls" } else { "none" };
-    format!(
-        "llamacpp-exporter {VERSION}\nrevision: {REVISION}\ntarget: {TARGET}\nfeatures: {features}\n"
-    )
-}
-
-/// What this process uses now.
-#[derive(Clone, Debug, Default)]
-pub struct Itself {
-    /// User and system time, in seconds.
-    pub cpu_seconds: Option<f64>,
-    /// Bytes resident.
-    pub resident_bytes: Option<f64>,
-    /// Open file descriptors.
-    pub open_fds: Option<f64>,
-    /// The limit of open file descriptors.
-    pub max_fds: Option<f64>,
-    /// When it started, in seconds since 1970.
-    pub start_time: Option<f64>,
-    /// The GPUs of this machine, which belong to no one server.
-    pub gpus: Vec<Gpu>,
-}
-
-impl Itself {
-    /// Reads `/proc/self`.
-    pub fn read() -> Itself {
-        static CONSTANT: OnceLock<Constant> = OnceLock::new();
-        let constant = CONSTANT.get_or_init(Constant::read);
-        let stat = constant.stat.as_ref().and_then(Kept::read);
-        let stat = stat.and_then(|text| Stat::parse(&text));
-        // Not from stat, whose number of pages is a rough one: see proc(5).
-        let pages = constant.statm.as_ref().and_then(Kept::read);
-        let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<f64>().ok());
-        // The directory that is being listed is one of its own entries. Its size, which some
-        // kernels give as the number of descriptors, was seen to be 64 too high.
-        let open_fds = fs::read_dir("/proc/self/fd")
-            .ok()
-            .map(|fds| fds.count().saturating_sub(1));
-        Itself {
-            cpu_seconds: stat.map(|stat| stat.cpu_ticks as f64 / TICKS_PER_SECOND),
-            resident_bytes: pages
-                .zip(constant.page_bytes)
-                .map(|(pages, bytes)| pages * bytes),
-            open_fds: open_fds.map(|count| count as f64),
-            max_fds: constant.max_fds,
-            start_time: constant
-                .booted
-                .zip(stat)
-                .map(|(booted, stat)| booted + stat.started as f64 / TICKS_PER_SECOND),
-            gpus: Vec::new(),
-        }
+/// Reads what the process uses now.
+pub fn read() -> OwnMetrics {
+    static CONSTANTS: OnceLock<ProcessConstants> = OnceLock::new();
+    let constants = CONSTANTS.get_or_init(ProcessConstants::read);
+    let stat = constants.stat.as_ref().and_then(read_line);
+    let stat = stat.and_then(|text| ProcessStat::parse(&text));
+    // Not from stat: its resident pages are inaccurate, see proc(5).
+    let pages = constants.statm.as_ref().and_then(read_line);
+    let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<f64>().ok());
+    // One of the entries is the open directory itself. Its size, which is the number of
+    // descriptors on some kernels, was 64 too high on others.
+    let fds = fs::read_dir("/proc/self/fd");
+    let open_fds = fds.ok().map(|fds| fds.count().saturating_sub(1) as f64);
+    let started = stat.map(|stat| stat.started as f64 / TICKS_PER_SECOND);
+    OwnMetrics {
+        version: VERSION,
+        revision: REVISION,
+        cpu_seconds: stat.map(|stat| stat.cpu_ticks as f64 / TICKS_PER_SECOND),
+        resident_bytes: pages.zip(constants.page_bytes).map(|(n, bytes)| n * bytes),
+        open_fds,
+        max_fds: constants.max_fds,
+        start_time: constants.boot_time.zip(started).map(|(at, s)| at + s),
     }
 }
 
-/// A file of one line that says something else each time. It stays open: every scrape reads it,
-/// and to open and close it takes the system much longer than to read it.
-struct Kept(File);
-
-impl Kept {
-    fn open(path: &str) -> Option<Kept> {
-        File::open(path).ok().map(Kept)
-    }
-
-    fn read(&self) -> Option<String> {
-        let mut line = [0; 1024];
-        let length = self.0.read_at(&mut line, 0).ok()?;
-        Some(String::from_utf8_lossy(&line[..length]).into_owned())
-    }
-}
-
-/// How many descriptors this process may have open, where that is told and limited.
-pub fn most_descriptors() -> Option<usize> {
+/// The limit of open file descriptors of this process; `None` if unlimited or unknown.
+pub fn max_fds() -> Option<usize> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let mut lines = limits.lines();
     let limit = lines.find_map(|line| line.strip_prefix("Max open files"))?;
     limit.split_whitespace().next()?.parse().ok()
 }
 
-/// What does not change while the process lives.
-struct Constant {
-    stat: Option<Kept>,
-    statm: Option<Kept>,
+/// What does not change while the process lives. The two files are read at every scrape and stay
+/// open: opening and closing one takes much longer than reading it.
+struct ProcessConstants {
+    stat: Option<File>,
+    statm: Option<File>,
     page_bytes: Option<f64>,
     max_fds: Option<f64>,
-    /// When the machine started, in seconds since 1970.
-    booted: Option<f64>,
+    /// When the machine booted, in seconds since 1970.
+    boot_time: Option<f64>,
 }
 
-impl Constant {
-    fn read() -> Constant {
-        let booted = fs::read_to_string("/proc/stat").ok().and_then(|text| {
-            text.lines()
-                .find_map(|line| line.strip_prefix("btime "))?
-                .trim()
-                .parse::<f64>()
-                .ok()
-        });
-        Constant {
-            stat: Kept::open("/proc/self/stat"),
-            statm: Kept::open("/proc/self/statm"),
-            // Not from /proc/self/auxv, which a process without dumps may not read.
+impl ProcessConstants {
+    fn read() -> ProcessConstants {
+        let boot_time = |text: String| {
+            let mut lines = text.lines();
+            let btime = lines.find_map(|line| line.strip_prefix("btime "))?;
+            btime.trim().parse::<f64>().ok()
+        };
+        ProcessConstants {
+            stat: File::open("/proc/self/stat").ok(),
+            statm: File::open("/proc/self/statm").ok(),
+            // Not from /proc/self/auxv, which an undumpable process may not read.
             page_bytes: os::page_bytes().map(|bytes| bytes as f64),
-            max_fds: most_descriptors().map(|count| count as f64),
-            booted,
+            max_fds: max_fds().map(|count| count as f64),
+            boot_time: fs::read_to_string("/proc/stat").ok().and_then(boot_time),
         }
     }
+}
+
+/// Reads a file of one line from its start.
+fn read_line(file: &File) -> Option<String> {
+    let mut line = [0; 1024];
+    let length = file.read_at(&mut line, 0).ok()?;
+    Some(String::from_utf8_lossy(&line[..length]).into_owned())
 }
 
 #[cfg(test)]
@@ -134,16 +85,16 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn this_process_has_all_of_it() {
-        let itself = Itself::read();
+    fn every_metric_is_known_on_linux() {
+        let own = read();
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap();
-        let age = now.as_secs_f64() - itself.start_time.unwrap();
+        let age = now.as_secs_f64() - own.start_time.unwrap();
         assert!((-2.0..3600.0).contains(&age), "{age}");
-        assert!(itself.resident_bytes.unwrap() > 100_000.0);
-        assert!(itself.open_fds.unwrap() >= 3.0 && itself.max_fds.unwrap() >= 3.0);
-        assert!(itself.cpu_seconds.unwrap() >= 0.0);
-        assert!(most_descriptors().unwrap() > 10);
+        assert!(own.resident_bytes.unwrap() > 100_000.0);
+        assert!(own.open_fds.unwrap() >= 3.0 && own.max_fds.unwrap() >= 3.0);
+        assert!(own.cpu_seconds.unwrap() >= 0.0);
+        assert!(max_fds().unwrap() > 10);
     }
 }

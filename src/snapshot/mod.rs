@@ -3,6 +3,7 @@
 //! A value that is not known, or not fresh, is `None`, and is then not exported.
 
 pub mod histogram;
+mod own_metrics;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use crate::bounds;
 use crate::snapshot::histogram::Histogram;
+pub use crate::snapshot::own_metrics::OwnMetrics;
 
 /// What the last poll of one base URL left behind.
 #[derive(Clone, Debug, Default)]

@@ -86,7 +86,7 @@ pub fn open(listeners: Vec<Listener>, hosts: AllowedHosts) -> io::Result<&'stati
 }
 
 fn affordable_keepers() -> io::Result<usize> {
-    let descriptors = own_metrics::most_descriptors().unwrap_or(usize::MAX);
+    let descriptors = own_metrics::max_fds().unwrap_or(usize::MAX);
     let descriptors = descriptors.saturating_sub(SPARE_DESCRIPTORS);
     let mut result = Err(ErrorKind::OutOfMemory.into());
     for keepers in KEEPERS {
