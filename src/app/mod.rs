@@ -4,10 +4,11 @@ pub mod report;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::bounds::escape::Escaped;
-use crate::collector::{self, Poller, Watch};
+use crate::collector::clock::SystemClock;
+use crate::collector::{self, MonitoredServer, Poller};
 use crate::machine::{self, gpus::Gpus};
 use crate::metrics::exposition;
 use crate::process::{build_info, log, os, own_metrics};
@@ -44,14 +45,14 @@ pub fn serve(settings: &Settings) -> ExitCode {
         gpus,
     };
     for poller in pollers {
-        let watch = Watch::new(poller.unpolled());
-        if let Err(error) = poller.watch_requests(settings, &watch.cell) {
+        let server = poller.monitored_server(Instant::now());
+        if let Err(error) = poller.watch_requests(settings, &server.cell) {
             return fail(1, &error);
         }
-        if let Err(error) = poller.start(watch.clone()) {
+        if let Err(error) = poller.start(server.clone()) {
             return fail(1, &format!("cannot start the poll thread: {error}"));
         }
-        watched.servers.push(watch);
+        watched.servers.push(server);
     }
     log::info(
         "serving",
@@ -107,7 +108,7 @@ pub fn check(settings: &Settings) -> ExitCode {
     let mut all_up = true;
     let mut report = String::new();
     for (base, mut poller) in settings.base_urls.iter().zip(pollers) {
-        let snapshot = poller.poll();
+        let snapshot = poller.poll(&SystemClock);
         all_up &= snapshot.up == Some(true);
         report += &report::report(base, &snapshot);
     }
@@ -144,13 +145,15 @@ pub fn fail(status: u8, why: &str) -> ExitCode {
 
 /// All that is watched, as it is served.
 struct Watched {
-    servers: Vec<Watch>,
+    servers: Vec<MonitoredServer>,
     gpus: Arc<Gpus>,
 }
 
 impl Site for Watched {
     fn metrics(&self) -> String {
-        let servers: Vec<_> = self.servers.iter().map(Watch::snapshot).collect();
+        let now = Instant::now();
+        let servers = self.servers.iter().map(|server| server.snapshot(now));
+        let servers: Vec<_> = servers.collect();
         exposition::render(&servers, &self.gpus.known(), &own_metrics::read())
     }
 
@@ -165,7 +168,7 @@ impl Site for Watched {
     }
 
     fn health(&self) -> Result<(), String> {
-        collector::health(&self.servers)
+        collector::health(&self.servers, Instant::now())
     }
 
     fn ready(&self) -> Result<(), String> {

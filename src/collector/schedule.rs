@@ -1,7 +1,5 @@
 //! When a server is polled, and by when a poll must have ended. The time is passed in.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::bounds;
@@ -13,8 +11,6 @@ const REQUESTS_A_POLL: u32 = 8;
 const LONGEST_POLL: Duration = Duration::from_secs(60);
 /// How soon after a poll the next one may be worth a look, where the interval is longer.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
-/// How much later than due a poll may end: for what it reads of the machine, on a busy one.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// How long one poll may take, everything included: as long as all of its requests when each is
 /// answered just in time, or the interval, up to a minute.
@@ -54,45 +50,6 @@ impl Schedule {
             .filter(|look| *look > now)
             .map_or(self.due, |look| look.max(soonest).min(self.due));
         next.saturating_duration_since(now)
-    }
-}
-
-/// By when a poll thread must show again that it is alive.
-#[derive(Debug, Default)]
-pub struct Heart {
-    /// Milliseconds after the process began to count.
-    due: AtomicU64,
-}
-
-impl Heart {
-    /// The next poll ends within `interval` and `limit`.
-    pub(super) fn beat(&self, interval: Duration, limit: Duration) {
-        let within = interval.saturating_add(limit).saturating_add(GRACE);
-        let due = Self::clock().saturating_add(within).as_millis();
-        let due = u64::try_from(due).unwrap_or(u64::MAX);
-        self.due.store(due, Ordering::Relaxed);
-    }
-
-    /// As if the time for the next poll had passed.
-    #[cfg(test)]
-    pub(super) fn set_overdue(&self) {
-        self.due.store(0, Ordering::Relaxed);
-        while self.overdue().is_none() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// How long it is overdue, if it is.
-    pub fn overdue(&self) -> Option<Duration> {
-        let due = Duration::from_millis(self.due.load(Ordering::Relaxed));
-        Self::clock()
-            .checked_sub(due)
-            .filter(|late| !late.is_zero())
-    }
-
-    fn clock() -> Duration {
-        static START: OnceLock<Instant> = OnceLock::new();
-        START.get_or_init(Instant::now).elapsed()
     }
 }
 
@@ -171,14 +128,5 @@ mod tests {
         assert_eq!(poll_limit(5 * SECOND, 3 * SECOND), 24 * SECOND);
         assert_eq!(poll_limit(30 * SECOND, SECOND), 30 * SECOND);
         assert_eq!(poll_limit(3600 * SECOND, SECOND), 60 * SECOND);
-    }
-
-    #[test]
-    fn a_thread_that_has_not_shown_itself_in_time_is_overdue() {
-        let heart = Heart::default();
-        heart.beat(60 * SECOND, SECOND);
-        assert_eq!(heart.overdue(), None);
-        heart.set_overdue();
-        assert!(heart.overdue().is_some());
     }
 }

@@ -1,0 +1,151 @@
+//! One base URL as the web server sees it: its newest snapshot, while its poll thread is on time.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::collector::watchdog::Watchdog;
+use crate::snapshot::{Cell, Snapshot};
+
+/// One base URL as it is served.
+#[derive(Clone, Debug)]
+pub struct MonitoredServer {
+    /// Where its poll thread publishes.
+    pub cell: Arc<Cell>,
+    /// Whether that thread is on time.
+    pub(super) watchdog: Arc<Watchdog>,
+}
+
+impl MonitoredServer {
+    /// A base URL whose first poll begins at `now`; polls begin every `interval`, and each takes
+    /// `limit` at most.
+    pub fn new(
+        unpolled: Snapshot,
+        now: Instant,
+        interval: Duration,
+        limit: Duration,
+    ) -> MonitoredServer {
+        MonitoredServer {
+            cell: Arc::new(Cell::new(unpolled)),
+            watchdog: Arc::new(Watchdog::new(now, interval, limit)),
+        }
+    }
+
+    /// The newest snapshot. Of a server whose poll is overdue at `now` it says only that, and
+    /// what the exporter itself has counted.
+    pub fn snapshot(&self, now: Instant) -> Arc<Snapshot> {
+        let newest = self.cell.load();
+        match self.watchdog.overdue(now) {
+            Some(_) => Arc::new(newest.without_values()),
+            None => newest,
+        }
+    }
+}
+
+/// Whether polls are on time at `now`: one stuck poll does not stop the others.
+///
+/// # Errors
+/// Every poll is overdue; the text names the first server.
+pub fn health(servers: &[MonitoredServer], now: Instant) -> Result<(), String> {
+    let overdue = servers.iter().map(|server| server.watchdog.overdue(now));
+    let Some(overdue) = overdue.collect::<Option<Vec<_>>>() else {
+        return Ok(());
+    };
+    match (overdue.first(), servers.first()) {
+        (Some(late), Some(first)) => Err(format!(
+            "no poll is on time: that of {} is {} s overdue",
+            first.cell.load().server,
+            late.as_secs()
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether every base URL has been polled.
+///
+/// # Errors
+/// The first poll of one has not ended; the text names it.
+pub fn readiness(servers: &[MonitoredServer]) -> Result<(), String> {
+    let mut snapshots = servers.iter().map(|server| server.cell.load());
+    match snapshots.find(|snapshot| snapshot.up.is_none()) {
+        Some(snapshot) => Err(format!(
+            "the first poll of {} has not ended yet",
+            snapshot.server
+        )),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{Model, Polls, Status};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// A server that was polled once, with a running model, and whose next poll is due within
+    /// two hours and a little; and the time at which it is asked for.
+    fn server(name: &str, is_overdue: bool, now: Instant) -> MonitoredServer {
+        let model = Model {
+            name: "m".to_owned(),
+            status: Some(Status::Running),
+            generated_tokens: Some(7.0),
+            ..Model::default()
+        };
+        let snapshot = Snapshot {
+            server: name.to_owned(),
+            up: Some(true),
+            models: vec![model],
+            models_disk_usage: Some(1.0),
+            polls: Polls {
+                total: 1,
+                ..Polls::default()
+            },
+            ..Snapshot::default()
+        };
+        let start = if is_overdue { now - 3 * HOUR } else { now };
+        MonitoredServer::new(snapshot, start, HOUR, HOUR)
+    }
+
+    /// A time that has hours before it.
+    fn now() -> Instant {
+        Instant::now() + 4 * HOUR
+    }
+
+    #[test]
+    fn a_server_whose_poll_is_overdue_is_down_and_has_no_values() {
+        let now = now();
+        assert_eq!(server("a:1", false, now).snapshot(now).models.len(), 1);
+        let stale = server("a:1", true, now).snapshot(now);
+        assert_eq!((stale.up, stale.models.len()), (Some(false), 0));
+        assert_eq!((stale.server.as_str(), stale.polls.total), ("a:1", 1));
+        assert!(stale.info.is_none() && stale.models_disk_usage.is_none());
+    }
+
+    #[test]
+    fn one_stuck_poll_does_not_make_the_exporter_unhealthy() {
+        let now = now();
+        let server = |name, is_overdue| server(name, is_overdue, now);
+        let health = |servers: &[MonitoredServer]| health(servers, now);
+        assert_eq!(health(&[server("a:1", true), server("b:2", false)]), Ok(()));
+        assert_eq!(health(&[server("a:1", false)]), Ok(()));
+        let error = health(&[server("a:1", true), server("b:2", true)]).unwrap_err();
+        assert!(
+            error.starts_with("no poll is on time: that of a:1 is "),
+            "{error}"
+        );
+        assert_eq!(health(&[]), Ok(()), "nothing to poll");
+    }
+
+    #[test]
+    fn the_exporter_is_ready_when_every_server_was_polled() {
+        let now = now();
+        let unpolled = Snapshot {
+            server: "b:2".to_owned(),
+            ..Snapshot::default()
+        };
+        let unpolled = MonitoredServer::new(unpolled, now, HOUR, HOUR);
+        assert_eq!(readiness(&[server("a:1", false, now)]), Ok(()));
+        let error = readiness(&[server("a:1", false, now), unpolled]).unwrap_err();
+        assert_eq!(error, "the first poll of b:2 has not ended yet");
+    }
+}

@@ -1,0 +1,102 @@
+//! The loop of a poll thread: poll, publish, reset the watchdog, wait for the next tick.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::collector::clock::{Clock, SystemClock};
+use crate::collector::monitored_server::MonitoredServer;
+use crate::collector::schedule::Schedule;
+use crate::snapshot::Snapshot;
+
+/// What a poll gives: its snapshot, and when the server is worth another look before the next tick.
+pub(super) type Polled = (Snapshot, Option<Instant>);
+
+/// Starts the thread that calls `poll` every `interval`. One poll takes `limit` at most.
+///
+/// # Errors
+/// The system has no thread to give.
+pub(super) fn start(
+    server: MonitoredServer,
+    interval: Duration,
+    limit: Duration,
+    poll: impl FnMut(&SystemClock) -> Polled + Send + 'static,
+) -> io::Result<()> {
+    thread::Builder::new()
+        .name("poll".to_owned())
+        .spawn(move || run(&server, interval, limit, &SystemClock, poll))
+        .map(drop)
+}
+
+fn run<C: Clock>(
+    server: &MonitoredServer,
+    interval: Duration,
+    limit: Duration,
+    clock: &C,
+    mut poll: impl FnMut(&C) -> Polled,
+) {
+    let mut schedule = Schedule::new(interval, clock.now());
+    loop {
+        let (snapshot, next_look) = poll(clock);
+        server.cell.publish(Arc::new(snapshot));
+        server.watchdog.reset(clock.now(), interval, limit);
+        if !clock.sleep(schedule.pause(clock.now(), next_look)) {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A clock that moves only when it is waited for, and ends the loop after `sleeps`.
+    struct SimulatedClock {
+        now: Cell<Instant>,
+        sleeps: Cell<u32>,
+    }
+
+    impl Clock for SimulatedClock {
+        fn now(&self) -> Instant {
+            self.now.get()
+        }
+
+        fn sleep(&self, time: Duration) -> bool {
+            self.now.set(self.now.get() + time);
+            self.sleeps.set(self.sleeps.get() - 1);
+            self.sleeps.get() > 0
+        }
+    }
+
+    #[test]
+    fn every_poll_is_published_and_resets_the_watchdog() {
+        let start = Instant::now();
+        let clock = SimulatedClock {
+            now: Cell::new(start),
+            sleeps: Cell::new(4),
+        };
+        let server = MonitoredServer::new(Snapshot::default(), start, 10 * SECOND, 2 * SECOND);
+        let mut polled = Vec::new();
+        run(&server, 10 * SECOND, 2 * SECOND, &clock, |clock| {
+            // What the poll before has published, and whether the thread was on time.
+            polled.push((
+                (clock.now() - start).as_secs(),
+                server.snapshot(clock.now()).polls.total,
+            ));
+            let mut snapshot = Snapshot::default();
+            snapshot.polls.total = polled.len() as u64;
+            // The second poll is slow: 23 s pass, two ticks are missed and not made up for.
+            if polled.len() == 2 {
+                clock.now.set(clock.now() + 23 * SECOND);
+            }
+            (snapshot, None)
+        });
+        assert_eq!(polled, [(0, 0), (10, 1), (40, 2), (50, 3)]);
+        assert_eq!(server.watchdog.overdue(start + 60 * SECOND), None);
+        assert!(server.watchdog.overdue(start + 80 * SECOND).is_some());
+    }
+}
