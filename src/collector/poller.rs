@@ -20,7 +20,7 @@ use crate::snapshot::{Cell, Failed, Model, Polls, Reason, Snapshot};
 use crate::upstream::advice::Advice;
 use crate::upstream::completion::Completions;
 use crate::upstream::detection::Upstream;
-use crate::upstream::http::exchange::Asker;
+use crate::upstream::http::exchange::Exchange;
 use crate::upstream::reading::{FailedRequest, ModelReading, Reading};
 
 /// A log that is followed in vain.
@@ -35,7 +35,7 @@ pub struct Poller {
     interval: Duration,
     /// How long one poll may take.
     limit: Duration,
-    asker: Asker,
+    exchange: Exchange,
     upstream: Upstream,
     /// What is remembered of each model, by name and mode.
     models: BTreeMap<(String, Option<String>), ModelState>,
@@ -61,7 +61,7 @@ impl Poller {
             base: base.clone(),
             interval: settings.interval,
             limit: schedule::poll_limit(settings.interval, settings.timeout),
-            asker: Asker::new(base, settings)?,
+            exchange: Exchange::new(base, settings)?,
             upstream: Upstream::new(base, settings),
             models: BTreeMap::new(),
             machine: Machine::new(base, settings),
@@ -97,11 +97,11 @@ impl Poller {
             self.upstream.may_sleep_after(timeout);
         }
         let deadline = bounds::deadline(started, self.limit);
-        self.asker.begin(deadline);
-        self.upstream.read(&mut self.asker, &mut reading);
+        self.exchange.begin_poll(deadline);
+        self.upstream.read(&mut self.exchange, &mut reading);
         reading.keep_first_of_each();
         self.read_records();
-        self.asker.finish(&mut reading);
+        self.exchange.finish_poll(&mut reading);
         let kind = reading.info.as_ref().map(|info| info.kind);
         if self.has_log && matches!(kind, Some("model-runner" | "llama-swap")) {
             reading.notes.push(LOG_OF_NOBODY);
@@ -221,7 +221,7 @@ impl Poller {
         if let Some(records) = &mut self.records {
             let requests = &self.requests;
             self.upstream
-                .read_records(&mut self.asker, &mut |answer, label| {
+                .read_records(&mut self.exchange, &mut |answer, label| {
                     records.take(answer, requests, |name| Some(label(name)))
                 });
         }

@@ -88,7 +88,7 @@ impl StateLog {
             ];
             if self.failing.insert(target.clone(), reason) == Some(reason) {
                 log_target(log::debug, "a request still fails", target, &pairs);
-            } else if failed.is_open {
+            } else if failed.is_pending {
                 log_target(
                     log::warn,
                     "no answer in time; it is not asked again before this request has ended",

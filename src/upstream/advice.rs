@@ -131,7 +131,7 @@ mod tests {
         let failed = |failure| FailedRequest {
             target: target.clone(),
             failure,
-            is_open: false,
+            is_pending: false,
         };
         let reading = Reading {
             failures: failures.into_iter().map(failed).collect(),

@@ -9,14 +9,14 @@ use crate::bounds::BoundedDuration;
 use crate::settings::{BaseUrl, Settings};
 use crate::upstream::api::Props;
 use crate::upstream::http::client::Answer;
-use crate::upstream::http::exchange::{Asker, Endpoint, Outcome};
+use crate::upstream::http::exchange::{Endpoint, Exchange, Outcome};
 use crate::upstream::identification::{Product, ask_models};
 use crate::upstream::llama_server::{Asked, HEALTH, LlamaServer, PROPS, ask_health, ask_props};
 use crate::upstream::llama_swap::LlamaSwap;
 use crate::upstream::model_runner::{ModelRunner, TakeRecords};
 use crate::upstream::reading::Reading;
 use crate::upstream::router::Router;
-use crate::upstream::workload::Place;
+use crate::upstream::telemetry::ServerUrl;
 
 /// What stands before every other path.
 const ROOT: Endpoint = Endpoint {
@@ -96,29 +96,29 @@ impl Upstream {
     }
 
     /// Asks all that may be asked now.
-    pub fn read(&mut self, asker: &mut Asker, reading: &mut Reading) {
+    pub fn read(&mut self, exchange: &mut Exchange, reading: &mut Reading) {
         let mut asked = Asked::default();
         let mut is_sure = true;
         if !self.connected {
-            if self.is_still_product(asker, reading) {
+            if self.is_still_product(exchange, reading) {
                 return;
             }
-            match self.detect(asker) {
+            match self.detect(exchange) {
                 Some(detected) => (asked, is_sure) = (detected.asked, detected.is_sure),
                 None => return,
             }
         }
-        let is_late = asked.health.as_ref().is_some_and(Outcome::is_late);
+        let is_late = asked.health.as_ref().is_some_and(Outcome::timed_out);
         match &mut self.kind {
-            Kind::LlamaServer(server) => server.read(asker, asked, reading),
-            Kind::Router(router) => router.read(asker, reading),
-            Kind::ModelRunner(runner) => runner.read(asker, reading),
-            Kind::LlamaSwap(swap) => swap.read(asker, reading),
+            Kind::LlamaServer(server) => server.read(exchange, asked, reading),
+            Kind::Router(router) => router.read(exchange, reading),
+            Kind::ModelRunner(runner) => runner.read(exchange, reading),
+            Kind::LlamaSwap(swap) => swap.read(exchange, reading),
         }
         if reading.up {
             self.product = None;
         } else if !self.connected && !is_late {
-            self.name_product(asker, reading);
+            self.name_product(exchange, reading);
         }
         // What is loading has not shown yet what it is, nor has a router without its models.
         let is_told = !reading.loading && (self.is_of_many() || !reading.models.is_empty());
@@ -131,14 +131,14 @@ impl Upstream {
     }
 
     /// Asks a product that has named itself whether it is still there.
-    fn is_still_product(&self, asker: &mut Asker, reading: &mut Reading) -> bool {
+    fn is_still_product(&self, exchange: &mut Exchange, reading: &mut Reading) -> bool {
         let Some((product, since)) = &self.product else {
             return false;
         };
         if !product.is_certain || since.elapsed() >= PRODUCT_AGE {
             return false;
         }
-        let models = ask_models(asker, &self.place());
+        let models = ask_models(exchange, &self.place());
         let is_still = |named: &Product| named.is_certain;
         reading.product = models
             .answer()
@@ -149,22 +149,22 @@ impl Upstream {
     }
 
     /// Finds out what answers that is no known server, where `/v1/models` has not told.
-    fn name_product(&mut self, asker: &mut Asker, reading: &mut Reading) {
+    fn name_product(&mut self, exchange: &mut Exchange, reading: &mut Reading) {
         let is_named = |product: &Product| product.is_certain;
         if !reading.product.as_ref().is_some_and(is_named) {
             let url = format!("{}{}", self.base.root(), ROOT.path);
-            let text = asker.probe(ROOT, &url, Answer::text).answer();
+            let text = exchange.get_optional(ROOT, &url, Answer::text).answer();
             let product = text.and_then(|text| Product::of_root(&text));
             reading.product = product.or(reading.product.take());
         }
         if let Some(product) = &reading.product {
-            asker.forgive_all();
+            exchange.discard_all_failures();
             self.product = Some((product.clone(), Instant::now()));
         }
     }
 
-    fn place(&self) -> Place {
-        Place {
+    fn place(&self) -> ServerUrl {
+        ServerUrl {
             root: self.base.root(),
             query: String::new(),
             model_names: Vec::new(),
@@ -173,26 +173,26 @@ impl Upstream {
 
     /// Asks for the server's records of the last requests, where it keeps any, and has them
     /// read by `take`, which is given the label of a model by any of its names.
-    pub fn read_records(&mut self, asker: &mut Asker, take: &mut TakeRecords) {
+    pub fn read_records(&mut self, exchange: &mut Exchange, take: &mut TakeRecords) {
         if let Kind::ModelRunner(runner) = &self.kind
             && self.connected
         {
-            runner.read_records(asker, take);
+            runner.read_records(exchange, take);
         }
     }
 
     /// Asks for what only one kind of server answers. Gives what was asked on the way, or
     /// none where nobody is there who could be any of them.
-    fn detect(&mut self, asker: &mut Asker) -> Option<Detected> {
+    fn detect(&mut self, exchange: &mut Exchange) -> Option<Detected> {
         let place = self.place();
         let url = place.url(HEALTH);
-        let health = ask_health(asker, &url);
+        let health = ask_health(exchange, &url);
         // In ik_llama.cpp it waits behind a prompt: the others tell whether the server is there.
-        if health.is_nobody() && !asker.is_open(&url) {
+        if health.is_unanswered() && !exchange.is_pending(&url) {
             return None;
         }
         // Where neither is answered the server hangs: it is asked nothing else.
-        if health.is_late() && asker.is_open(&place.url(PROPS)) {
+        if health.timed_out() && exchange.is_pending(&place.url(PROPS)) {
             return None;
         }
         let is_healthy = matches!(health, Outcome::Answer(_));
@@ -205,7 +205,7 @@ impl Upstream {
         let found = if is_loading {
             Found::Other
         } else {
-            self.find(asker, &place, &mut asked)
+            self.find(exchange, &place, &mut asked)
         };
         let is_sure = !matches!(found, Found::Late);
         match found {
@@ -222,22 +222,22 @@ impl Upstream {
         Some(Detected { asked, is_sure })
     }
 
-    fn find(&self, asker: &mut Asker, place: &Place, asked: &mut Asked) -> Found {
+    fn find(&self, exchange: &mut Exchange, place: &ServerUrl, asked: &mut Asked) -> Found {
         for look in [Upstream::runner, Upstream::swap] {
-            let outcome = look(self, asker);
+            let outcome = look(self, exchange);
             match outcome {
                 Outcome::Answer(kind) => {
-                    asker.forgive(HEALTH);
+                    exchange.discard_failures(HEALTH);
                     return Found::Kind(kind);
                 }
-                _ if outcome.is_nobody() => return Found::Late,
+                _ if outcome.is_unanswered() => return Found::Late,
                 _ => {}
             }
         }
-        let props = ask_props(asker, place);
+        let props = ask_props(exchange, place);
         let found = match self.router(&props, place.root.clone()) {
             Some(router) => Found::Kind(router),
-            None if props.is_nobody() => Found::Late,
+            None if props.is_unanswered() => Found::Late,
             None => Found::Other,
         };
         asked.props = Some(props);
@@ -256,12 +256,12 @@ impl Upstream {
         }
     }
 
-    fn runner(&self, asker: &mut Asker) -> Outcome<Kind> {
-        ModelRunner::detect(asker, &self.base).map(|runner| Kind::ModelRunner(Box::new(runner)))
+    fn runner(&self, exchange: &mut Exchange) -> Outcome<Kind> {
+        ModelRunner::detect(exchange, &self.base).map(|runner| Kind::ModelRunner(Box::new(runner)))
     }
 
-    fn swap(&self, asker: &mut Asker) -> Outcome<Kind> {
-        LlamaSwap::detect(asker, &self.base, &self.settings)
+    fn swap(&self, exchange: &mut Exchange) -> Outcome<Kind> {
+        LlamaSwap::detect(exchange, &self.base, &self.settings)
             .map(|swap| Kind::LlamaSwap(Box::new(swap)))
     }
 

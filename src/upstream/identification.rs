@@ -5,8 +5,8 @@
 //! unless `/v1/models` shows that another product answers.
 
 use crate::upstream::api::{Health, ModelEntry, Props};
-use crate::upstream::http::exchange::{Asker, Endpoint, Outcome};
-use crate::upstream::workload::Place;
+use crate::upstream::http::exchange::{Endpoint, Exchange, Outcome};
+use crate::upstream::telemetry::ServerUrl;
 
 /// `GET /v1/models`.
 pub const MODELS: Endpoint = Endpoint {
@@ -193,8 +193,8 @@ impl ModelEntry {
 }
 
 /// Asks for `/v1/models` at `place`.
-pub fn ask_models(asker: &mut Asker, place: &Place) -> Outcome<ModelList> {
-    asker.ask(MODELS, &place.url(MODELS), |answer| {
+pub fn ask_models(exchange: &mut Exchange, place: &ServerUrl) -> Outcome<ModelList> {
+    exchange.get(MODELS, &place.url(MODELS), |answer| {
         let mut list = ModelList::default();
         answer.each_in("data", |entry| list.take(entry))?;
         Ok(list)
@@ -203,7 +203,7 @@ pub fn ask_models(asker: &mut Asker, place: &Place) -> Outcome<ModelList> {
 
 /// Who answers, by the answers of one poll.
 #[derive(Debug, Default)]
-pub struct Signs {
+pub struct Evidence {
     /// Something answered as only llama.cpp and its forks do.
     is_own: bool,
     /// Something answered as llama.cpp does, and others do too.
@@ -214,7 +214,7 @@ pub struct Signs {
     product: Option<Product>,
 }
 
-impl Signs {
+impl Evidence {
     /// Takes that something answered as only llama.cpp does.
     pub fn saw_own(&mut self, is_own: bool) {
         self.is_own |= is_own;
@@ -230,7 +230,7 @@ impl Signs {
 
     /// Takes what `/props` answered.
     pub fn saw_props(&mut self, props: &Outcome<Props>) {
-        self.is_doubtful = matches!(props, Outcome::Foreign);
+        self.is_doubtful = matches!(props, Outcome::Unrecognized);
         if let Outcome::Answer(props) = props {
             self.is_likely = true;
             // KoboldCpp has `total_slots` and `default_generation_settings`, and none of these.
@@ -293,13 +293,13 @@ mod tests {
             ("openai", "LiteLLM or another gateway"),
             ("acme", "an OpenAI-compatible server (owned_by \"acme\")"),
         ] {
-            let mut signs = Signs::default();
-            signs.saw_health(&health(r#"{"status":"ok"}"#));
-            assert!(signs.are_enough());
-            signs.saw_models(&list(&format!(r#"[{{"id":"m","owned_by":"{owner}"}}]"#)));
-            assert!(!signs.are_enough(), "{owner}");
+            let mut evidence = Evidence::default();
+            evidence.saw_health(&health(r#"{"status":"ok"}"#));
+            assert!(evidence.are_enough());
+            evidence.saw_models(&list(&format!(r#"[{{"id":"m","owned_by":"{owner}"}}]"#)));
+            assert!(!evidence.are_enough(), "{owner}");
             assert_eq!(
-                signs.product().map(|product| product.name).as_deref(),
+                evidence.product().map(|product| product.name).as_deref(),
                 Some(name)
             );
         }
@@ -322,19 +322,19 @@ mod tests {
     #[test]
     fn one_answer_of_llama_cpp_is_enough_whatever_the_owner() {
         let foreign = || list(r#"[{"id":"m","owned_by":"a-fork"}]"#);
-        let mut by_props = Signs::default();
+        let mut by_props = Evidence::default();
         by_props.saw_props(&props(r#"{"build_info":"b1-x","total_slots":1}"#));
         by_props.saw_models(&foreign());
         assert!(by_props.are_enough() && by_props.product().is_none());
 
-        let mut by_ik_health = Signs::default();
+        let mut by_ik_health = Evidence::default();
         by_ik_health.saw_health(&health(
             r#"{"slots_idle":4,"slots_processing":0,"status":"ok"}"#,
         ));
         by_ik_health.saw_models(&foreign());
         assert!(by_ik_health.are_enough());
 
-        let mut by_metrics = Signs::default();
+        let mut by_metrics = Evidence::default();
         by_metrics.saw_models(&foreign());
         assert!(!by_metrics.are_enough());
         by_metrics.saw_own(true);
@@ -352,12 +352,12 @@ mod tests {
 
     #[test]
     fn what_kobold_cpp_imitates_is_not_enough() {
-        let mut signs = Signs::default();
-        signs.saw_props(&props(
+        let mut evidence = Evidence::default();
+        evidence.saw_props(&props(
             r#"{"total_slots":1,"default_generation_settings":{"n_ctx":8192}}"#,
         ));
-        signs.saw_models(&list(r#"[{"id":"koboldcpp/m","owned_by":"koboldcpp"}]"#));
-        assert!(!signs.are_enough());
+        evidence.saw_models(&list(r#"[{"id":"koboldcpp/m","owned_by":"koboldcpp"}]"#));
+        assert!(!evidence.are_enough());
     }
 
     #[test]
@@ -367,10 +367,10 @@ mod tests {
             r#"[{"id":"m","meta":{"n_params":7}}]"#,
             r#"[{"id":"x","owned_by":"library"},{"id":"m","owned_by":"llamacpp"}]"#,
         ] {
-            let mut signs = Signs::default();
+            let mut evidence = Evidence::default();
             let models = list(json);
-            signs.saw_models(&models);
-            assert!(signs.are_enough(), "{json}");
+            evidence.saw_models(&models);
+            assert!(evidence.are_enough(), "{json}");
             let first = models.answer().and_then(|list| list.first?.id);
             assert_eq!(first.as_deref(), Some("m"), "{json}");
         }
@@ -378,17 +378,17 @@ mod tests {
 
     #[test]
     fn a_document_of_another_kind_at_props_makes_health_doubtful() {
-        let mut signs = Signs::default();
-        signs.saw_health(&health(r#"{"status":"ok"}"#));
-        signs.saw_props(&Outcome::Foreign);
-        assert!(!signs.are_enough());
-        signs.saw_models(&list(r#"[{"id":"m","owned_by":"llamacpp"}]"#));
-        assert!(signs.are_enough());
+        let mut evidence = Evidence::default();
+        evidence.saw_health(&health(r#"{"status":"ok"}"#));
+        evidence.saw_props(&Outcome::Unrecognized);
+        assert!(!evidence.are_enough());
+        evidence.saw_models(&list(r#"[{"id":"m","owned_by":"llamacpp"}]"#));
+        assert!(evidence.are_enough());
     }
 
     #[test]
     fn nothing_is_not_enough() {
-        assert!(!Signs::default().are_enough());
-        assert_eq!(Signs::default().product(), None);
+        assert!(!Evidence::default().are_enough());
+        assert_eq!(Evidence::default().product(), None);
     }
 }

@@ -23,7 +23,7 @@ const LONGEST_PATIENCE: BoundedDuration = BoundedDuration::from_secs(3600);
 
 /// What is known of one server's sleep, and of what went on when it was last read.
 #[derive(Debug)]
-pub struct Restraint {
+pub struct IdleGuard {
     /// The number of the build, where the server tells it.
     build: Option<u32>,
     /// Whether its `/metrics` has what only builds from [`METRICS_ARE_HARMLESS`] on have.
@@ -43,10 +43,10 @@ pub struct Restraint {
     slots_read: bool,
 }
 
-impl Restraint {
+impl IdleGuard {
     /// Nothing is known yet but, where the user said so, how long the server takes to fall asleep.
-    pub fn new(sleep_idle: Option<BoundedDuration>) -> Restraint {
-        Restraint {
+    pub fn new(sleep_idle: Option<BoundedDuration>) -> IdleGuard {
+        IdleGuard {
             build: None,
             has_new_metrics: false,
             patience: sleep_idle,
@@ -67,7 +67,7 @@ impl Restraint {
 
     /// Forgets what the last life of the server was doing; keeps what is known of its sleep.
     pub fn reconnected(&mut self) {
-        *self = Restraint::new(self.patience);
+        *self = IdleGuard::new(self.patience);
     }
 
     /// Takes the number of the server's build, where it tells one.
@@ -223,13 +223,13 @@ mod tests {
     }
 
     /// A server of `build` that was read twice at `start` and found idle.
-    fn idle_server(build: Option<u32>, sleep_idle: Option<Duration>, start: Instant) -> Restraint {
-        let mut restraint = Restraint::new(sleep_idle.map(BoundedDuration::from));
-        restraint.saw_build(build);
-        restraint.saw_sleep(start, false);
-        restraint.saw_metrics(start, &counters(5.0, 0.0));
-        restraint.saw_slots(start, false);
-        restraint
+    fn idle_server(build: Option<u32>, sleep_idle: Option<Duration>, start: Instant) -> IdleGuard {
+        let mut idle_guard = IdleGuard::new(sleep_idle.map(BoundedDuration::from));
+        idle_guard.saw_build(build);
+        idle_guard.saw_sleep(start, false);
+        idle_guard.saw_metrics(start, &counters(5.0, 0.0));
+        idle_guard.saw_slots(start, false);
+        idle_guard
     }
 
     #[test]
@@ -238,41 +238,41 @@ mod tests {
         for (calls, sleeps, asked) in [(5.0, false, false), (3e6, false, true), (3e6, true, false)]
         {
             let sleep_idle = sleeps.then(|| SECOND.into());
-            let mut restraint = Restraint::new(sleep_idle);
-            restraint.saw_build(Some(11_549));
-            restraint.saw_sleep(start, false);
+            let mut idle_guard = IdleGuard::new(sleep_idle);
+            idle_guard.saw_build(Some(11_549));
+            idle_guard.saw_sleep(start, false);
             for _ in 0..2 {
-                restraint.saw_metrics(start, &counters(calls, 0.0));
-                restraint.saw_slots(start, false);
+                idle_guard.saw_metrics(start, &counters(calls, 0.0));
+                idle_guard.saw_slots(start, false);
             }
-            assert_eq!(restraint.may_ask_slots(start), asked, "{calls}, {sleeps}");
+            assert_eq!(idle_guard.may_ask_slots(start), asked, "{calls}, {sleeps}");
         }
     }
 
     #[test]
     fn a_server_that_never_sleeps_is_asked_at_every_poll() {
         let start = Instant::now();
-        let restraint = idle_server(Some(7710), None, start);
-        assert!(restraint.may_ask_metrics(start + SECOND));
+        let idle_guard = idle_server(Some(7710), None, start);
+        assert!(idle_guard.may_ask_metrics(start + SECOND));
     }
 
     #[test]
     fn an_idle_server_that_may_sleep_is_left_alone_until_it_should_sleep() {
         let start = Instant::now();
-        let restraint = idle_server(Some(7710), Some(6 * SECOND), start);
-        assert!(!restraint.may_ask_metrics(start + 5 * SECOND));
-        assert!(!restraint.may_ask_slots(start + 5 * SECOND));
-        assert!(restraint.may_ask_metrics(start + 7 * SECOND));
-        assert_eq!(restraint.next_look(), Some(start + 6 * SECOND + GRACE));
+        let idle_guard = idle_server(Some(7710), Some(6 * SECOND), start);
+        assert!(!idle_guard.may_ask_metrics(start + 5 * SECOND));
+        assert!(!idle_guard.may_ask_slots(start + 5 * SECOND));
+        assert!(idle_guard.may_ask_metrics(start + 7 * SECOND));
+        assert_eq!(idle_guard.next_look(), Some(start + 6 * SECOND + GRACE));
     }
 
     #[test]
     fn a_slot_at_work_is_work_though_metrics_do_not_show_it_yet() {
         let start = Instant::now();
-        let mut restraint = idle_server(Some(7710), Some(6 * SECOND), start);
-        restraint.saw_metrics(start + 8 * SECOND, &counters(5.0, 0.0));
-        restraint.saw_slots(start + 8 * SECOND, true);
-        assert!(restraint.may_ask_metrics(start + 9 * SECOND));
+        let mut idle_guard = idle_server(Some(7710), Some(6 * SECOND), start);
+        idle_guard.saw_metrics(start + 8 * SECOND, &counters(5.0, 0.0));
+        idle_guard.saw_slots(start + 8 * SECOND, true);
+        assert!(idle_guard.may_ask_metrics(start + 9 * SECOND));
     }
 
     #[test]
@@ -290,53 +290,53 @@ mod tests {
             ..counters(5.0, 0.0)
         };
         for (build, harmless) in [(None, true), (Some(10_565), false), (Some(10_566), true)] {
-            let mut restraint = idle_server(build, Some(6 * SECOND), start);
-            restraint.saw_metrics(start, &new);
+            let mut idle_guard = idle_server(build, Some(6 * SECOND), start);
+            idle_guard.saw_metrics(start, &new);
             // Every poll takes anew what /props says, and that is nothing.
-            restraint.saw_build(build);
+            idle_guard.saw_build(build);
             assert_eq!(
-                restraint.may_ask_metrics(start + SECOND),
+                idle_guard.may_ask_metrics(start + SECOND),
                 harmless,
                 "{build:?}"
             );
         }
         // Another server at the same address may be an older one.
-        let mut restraint = idle_server(None, Some(6 * SECOND), start);
-        restraint.saw_metrics(start, &new);
-        restraint.reconnected();
-        restraint.saw_metrics(start, &counters(5.0, 0.0));
-        assert!(!restraint.may_ask_metrics(start + SECOND));
+        let mut idle_guard = idle_server(None, Some(6 * SECOND), start);
+        idle_guard.saw_metrics(start, &new);
+        idle_guard.reconnected();
+        idle_guard.saw_metrics(start, &counters(5.0, 0.0));
+        assert!(!idle_guard.may_ask_metrics(start + SECOND));
     }
 
     #[test]
     fn a_busy_server_is_asked_though_it_may_sleep() {
         let start = Instant::now();
-        let mut restraint = idle_server(Some(7710), Some(6 * SECOND), start);
-        restraint.saw_metrics(start + 8 * SECOND, &counters(9.0, 1.0));
-        assert!(restraint.may_ask_metrics(start + 9 * SECOND));
-        assert!(restraint.may_ask_slots(start + 9 * SECOND));
+        let mut idle_guard = idle_server(Some(7710), Some(6 * SECOND), start);
+        idle_guard.saw_metrics(start + 8 * SECOND, &counters(9.0, 1.0));
+        assert!(idle_guard.may_ask_metrics(start + 9 * SECOND));
+        assert!(idle_guard.may_ask_slots(start + 9 * SECOND));
     }
 
     #[test]
     fn a_sleeper_is_asked_nothing_and_a_waking_one_at_once() {
         let start = Instant::now();
-        let mut restraint = idle_server(Some(7710), Some(6 * SECOND), start);
-        restraint.saw_sleep(start + 7 * SECOND, true);
-        assert!(!restraint.may_ask_metrics(start + 3600 * SECOND));
-        assert!(!restraint.may_ask_slots(start + 3600 * SECOND));
-        restraint.saw_sleep(start + 3601 * SECOND, false);
-        assert!(restraint.may_ask_metrics(start + 3601 * SECOND));
+        let mut idle_guard = idle_server(Some(7710), Some(6 * SECOND), start);
+        idle_guard.saw_sleep(start + 7 * SECOND, true);
+        assert!(!idle_guard.may_ask_metrics(start + 3600 * SECOND));
+        assert!(!idle_guard.may_ask_slots(start + 3600 * SECOND));
+        idle_guard.saw_sleep(start + 3601 * SECOND, false);
+        assert!(idle_guard.may_ask_metrics(start + 3601 * SECOND));
     }
 
     #[test]
     fn a_server_seen_asleep_is_known_to_sleep() {
         let start = Instant::now();
-        let mut restraint = idle_server(Some(7710), None, start);
-        restraint.saw_sleep(start + 4 * SECOND, true);
-        restraint.saw_sleep(start + 9 * SECOND, false);
-        restraint.saw_metrics(start + 9 * SECOND, &counters(7.0, 0.0));
-        assert!(!restraint.may_ask_metrics(start + 13 * SECOND));
-        assert!(restraint.may_ask_metrics(start + 14 * SECOND));
+        let mut idle_guard = idle_server(Some(7710), None, start);
+        idle_guard.saw_sleep(start + 4 * SECOND, true);
+        idle_guard.saw_sleep(start + 9 * SECOND, false);
+        idle_guard.saw_metrics(start + 9 * SECOND, &counters(7.0, 0.0));
+        assert!(!idle_guard.may_ask_metrics(start + 13 * SECOND));
+        assert!(idle_guard.may_ask_metrics(start + 14 * SECOND));
     }
 
     #[test]
@@ -354,55 +354,55 @@ mod tests {
     #[test]
     fn a_server_that_woke_is_read_until_its_work_is_seen() {
         let start = Instant::now();
-        let mut restraint = idle_server(Some(7710), Some(6 * SECOND), start);
-        restraint.saw_sleep(start + 7 * SECOND, true);
-        restraint.saw_sleep(start + 20 * SECOND, false);
-        restraint.saw_metrics(start + 20 * SECOND, &counters(5.0, 0.0));
-        restraint.saw_slots(start + 20 * SECOND, false);
-        assert!(restraint.may_ask_metrics(start + 21 * SECOND));
-        restraint.saw_metrics(start + 21 * SECOND, &counters(30.0, 1.0));
-        restraint.saw_metrics(start + 22 * SECOND, &counters(50.0, 0.0));
-        assert!(!restraint.may_ask_metrics(start + 23 * SECOND));
+        let mut idle_guard = idle_server(Some(7710), Some(6 * SECOND), start);
+        idle_guard.saw_sleep(start + 7 * SECOND, true);
+        idle_guard.saw_sleep(start + 20 * SECOND, false);
+        idle_guard.saw_metrics(start + 20 * SECOND, &counters(5.0, 0.0));
+        idle_guard.saw_slots(start + 20 * SECOND, false);
+        assert!(idle_guard.may_ask_metrics(start + 21 * SECOND));
+        idle_guard.saw_metrics(start + 21 * SECOND, &counters(30.0, 1.0));
+        idle_guard.saw_metrics(start + 22 * SECOND, &counters(50.0, 0.0));
+        assert!(!idle_guard.may_ask_metrics(start + 23 * SECOND));
     }
 
     #[test]
     fn patience_grows_when_a_server_stays_awake_without_work() {
         let start = Instant::now();
-        let mut restraint = idle_server(Some(7710), Some(6 * SECOND), start);
-        restraint.saw_metrics(start + 8 * SECOND, &counters(5.0, 0.0));
-        assert!(!restraint.may_ask_metrics(start + 17 * SECOND));
-        assert!(restraint.may_ask_metrics(start + 22 * SECOND));
+        let mut idle_guard = idle_server(Some(7710), Some(6 * SECOND), start);
+        idle_guard.saw_metrics(start + 8 * SECOND, &counters(5.0, 0.0));
+        assert!(!idle_guard.may_ask_metrics(start + 17 * SECOND));
+        assert!(idle_guard.may_ask_metrics(start + 22 * SECOND));
     }
 
     #[test]
     fn slots_are_read_while_something_goes_on_and_once_more_after_it() {
         let start = Instant::now();
-        let mut restraint = idle_server(Some(11_434), None, start);
-        restraint.saw_metrics(start + SECOND, &counters(5.0, 0.0));
+        let mut idle_guard = idle_server(Some(11_434), None, start);
+        idle_guard.saw_metrics(start + SECOND, &counters(5.0, 0.0));
         assert!(
-            !restraint.may_ask_slots(start + SECOND),
+            !idle_guard.may_ask_slots(start + SECOND),
             "nothing has happened"
         );
-        restraint.saw_metrics(start + 2 * SECOND, &counters(9.0, 1.0));
+        idle_guard.saw_metrics(start + 2 * SECOND, &counters(9.0, 1.0));
         assert!(
-            restraint.may_ask_slots(start + 2 * SECOND),
+            idle_guard.may_ask_slots(start + 2 * SECOND),
             "a request is at work"
         );
-        restraint.saw_slots(start + 2 * SECOND, true);
-        restraint.saw_metrics(start + 3 * SECOND, &counters(9.0, 0.0));
+        idle_guard.saw_slots(start + 2 * SECOND, true);
+        idle_guard.saw_metrics(start + 3 * SECOND, &counters(9.0, 0.0));
         assert!(
-            restraint.may_ask_slots(start + 3 * SECOND),
+            idle_guard.may_ask_slots(start + 3 * SECOND),
             "it has ended since"
         );
-        restraint.saw_slots(start + 3 * SECOND, false);
-        restraint.saw_metrics(start + 4 * SECOND, &counters(9.0, 0.0));
+        idle_guard.saw_slots(start + 3 * SECOND, false);
+        idle_guard.saw_metrics(start + 4 * SECOND, &counters(9.0, 0.0));
         assert!(
-            !restraint.may_ask_slots(start + 4 * SECOND),
+            !idle_guard.may_ask_slots(start + 4 * SECOND),
             "that was read"
         );
-        restraint.saw_metrics(start + 5 * SECOND, &counters(20.0, 0.0));
+        idle_guard.saw_metrics(start + 5 * SECOND, &counters(20.0, 0.0));
         assert!(
-            restraint.may_ask_slots(start + 5 * SECOND),
+            idle_guard.may_ask_slots(start + 5 * SECOND),
             "one came and went between two polls"
         );
     }
@@ -410,17 +410,17 @@ mod tests {
     #[test]
     fn without_metrics_slots_are_read_at_every_poll_unless_that_keeps_the_server_awake() {
         let start = Instant::now();
-        let mut restraint = Restraint::new(None);
-        restraint.saw_build(Some(11_434));
-        restraint.saw_slots(start, false);
-        assert!(restraint.may_ask_slots(start + SECOND));
-        restraint.saw_sleep(start + 4 * SECOND, true);
-        restraint.saw_sleep(start + 9 * SECOND, false);
+        let mut idle_guard = IdleGuard::new(None);
+        idle_guard.saw_build(Some(11_434));
+        idle_guard.saw_slots(start, false);
+        assert!(idle_guard.may_ask_slots(start + SECOND));
+        idle_guard.saw_sleep(start + 4 * SECOND, true);
+        idle_guard.saw_sleep(start + 9 * SECOND, false);
         // It is believed to have nothing to do when that was seen three times.
         for second in 9..12 {
-            assert!(restraint.may_ask_slots(start + second * SECOND));
-            restraint.saw_slots(start + second * SECOND, false);
+            assert!(idle_guard.may_ask_slots(start + second * SECOND));
+            idle_guard.saw_slots(start + second * SECOND, false);
         }
-        assert!(!restraint.may_ask_slots(start + 12 * SECOND));
+        assert!(!idle_guard.may_ask_slots(start + 12 * SECOND));
     }
 }

@@ -12,11 +12,11 @@ use crate::bounds::BoundedDuration;
 use crate::settings::{BaseUrl, DEFAULT_MODEL, Settings};
 use crate::snapshot::{Reason, ServerInfo};
 use crate::upstream::api::{Health, ModelEntry, Object, Props, Stats};
-use crate::upstream::http::exchange::{Asker, Endpoint, Outcome, recognized};
-use crate::upstream::identification::{Product, Signs, ask_models};
-use crate::upstream::idle_guard::Restraint;
+use crate::upstream::http::exchange::{Endpoint, Exchange, Outcome, recognized};
+use crate::upstream::identification::{Evidence, Product, ask_models};
+use crate::upstream::idle_guard::IdleGuard;
 use crate::upstream::reading::{Facts, ModelReading, Reading, Seen, State};
-use crate::upstream::workload::{Place, Read, Work};
+use crate::upstream::telemetry::{Read, ServerUrl, TelemetryReader};
 
 /// `GET /health`.
 pub const HEALTH: Endpoint = Endpoint {
@@ -35,11 +35,11 @@ const STATS: Endpoint = Endpoint {
 
 /// A llama-server, and what must be remembered of it between two polls.
 pub struct LlamaServer {
-    place: Place,
+    place: ServerUrl,
     /// Where `/stats` may be: below the URL as given, and below its `/v1`.
     stats_candidates: Vec<String>,
     stats_url: Option<String>,
-    work: Work,
+    work: TelemetryReader,
     connected: bool,
     asked_stats: bool,
     /// What to say where little but `/v1` is passed on to it.
@@ -105,14 +105,14 @@ impl LlamaServer {
             stats_candidates.insert(0, below_v1);
         }
         LlamaServer {
-            place: Place {
+            place: ServerUrl {
                 root,
                 query: String::new(),
                 model_names: Vec::new(),
             },
             stats_candidates,
             stats_url: None,
-            work: Work::new(Restraint::new(settings.sleep_idle)),
+            work: TelemetryReader::new(IdleGuard::new(settings.sleep_idle)),
             connected: false,
             asked_stats: false,
             only_passed_on: None,
@@ -135,20 +135,20 @@ impl LlamaServer {
         self.work.lacks_metrics()
     }
 
-    /// When it is worth a look though no poll is due: see [`Restraint::next_look`].
+    /// When it is worth a look though no poll is due: see [`IdleGuard::next_look`].
     pub fn next_look(&self) -> Option<Instant> {
-        self.work.restraint.next_look()
+        self.work.idle_guard.next_look()
     }
 
     /// Takes from elsewhere than the server itself that it falls asleep after so long without work.
     pub fn may_sleep_after(&mut self, idle: BoundedDuration) {
-        self.work.restraint.told(idle);
+        self.work.idle_guard.told(idle);
     }
 
     /// Asks all that may be asked now.
-    pub fn read(&mut self, asker: &mut Asker, asked: Asked, reading: &mut Reading) {
+    pub fn read(&mut self, exchange: &mut Exchange, asked: Asked, reading: &mut Reading) {
         let mut model = ModelReading::default();
-        let state = match self.ask_all(asker, asked, &mut model) {
+        let state = match self.ask_all(exchange, asked, &mut model) {
             Answered::As(state) => state,
             Answered::AsRouter { is_only_a_list } => {
                 reading.up = true;
@@ -188,30 +188,37 @@ impl LlamaServer {
         reading.models.push(model);
     }
 
-    fn ask_all(&mut self, asker: &mut Asker, asked: Asked, model: &mut ModelReading) -> Answered {
-        let mut signs = Signs::default();
+    fn ask_all(
+        &mut self,
+        exchange: &mut Exchange,
+        asked: Asked,
+        model: &mut ModelReading,
+    ) -> Answered {
+        let mut evidence = Evidence::default();
         let url = self.place.url(HEALTH);
-        let health = asked.health.unwrap_or_else(|| ask_health(asker, &url));
+        let health = asked.health.unwrap_or_else(|| ask_health(exchange, &url));
         match health {
             Outcome::NotLoaded => return Answered::As(State::Loading),
             // In ik_llama.cpp it waits behind a prompt: the others tell whether the server is there.
-            _ if health.is_nobody() && !asker.is_open(&url) => return Answered::Nobody,
-            _ => signs.saw_health(&health),
+            _ if health.is_unanswered() && !exchange.is_pending(&url) => return Answered::Nobody,
+            _ => evidence.saw_health(&health),
         }
 
-        let busy = if self.work.restraint.is_asleep() {
+        let busy = if self.work.idle_guard.is_asleep() {
             State::Waking
         } else {
             State::Busy
         };
-        let props = asked.props.unwrap_or_else(|| ask_props(asker, &self.place));
+        let props = asked
+            .props
+            .unwrap_or_else(|| ask_props(exchange, &self.place));
         if matches!(props, Outcome::NotLoaded) {
             return Answered::As(State::Loading);
         }
-        if props.is_late() {
+        if props.timed_out() {
             // It reloads after a sleep, or has no thread left: more questions would take more of them.
             self.take(model, self.work.unread(true));
-            return Answered::busy_if(signs.are_enough(), busy);
+            return Answered::busy_if(evidence.are_enough(), busy);
         }
         // Before, one model's server was at this address.
         if matches!(&props, Outcome::Answer(props) if props.is_router()) {
@@ -219,14 +226,14 @@ impl LlamaServer {
                 is_only_a_list: false,
             };
         }
-        signs.saw_props(&props);
-        let is_told = signs.are_enough();
-        let is_unreachable = matches!(props, Outcome::Unreachable);
+        evidence.saw_props(&props);
+        let is_told = evidence.are_enough();
+        let is_unreachable = matches!(props, Outcome::BadGateway);
         let tells_its_role = matches!(props, Outcome::Answer(_));
         // A refused key is not among these: the server itself may refuse it.
         let is_proxys_page = matches!(
             props,
-            Outcome::Foreign
+            Outcome::Unrecognized
                 | Outcome::Missing(_)
                 | Outcome::Failed(Reason::Status | Reason::TooLarge | Reason::Parse)
         );
@@ -234,25 +241,25 @@ impl LlamaServer {
         let is_unknown = self.entry.as_ref().is_none_or(|entry| entry.meta.is_none());
         let mut is_list_own = false;
         // Whose models they are tells who answers where nothing else has.
-        if new_facts || is_unknown || !signs.are_own() {
-            let models = ask_models(asker, &self.place);
+        if new_facts || is_unknown || !evidence.are_own() {
+            let models = ask_models(exchange, &self.place);
             if matches!(models, Outcome::NotLoaded) {
                 return Answered::As(State::Loading);
             }
-            if models.is_late() {
+            if models.timed_out() {
                 self.take(model, self.work.unread(true));
-                return Answered::busy_if(signs.are_enough(), busy);
+                return Answered::busy_if(evidence.are_enough(), busy);
             }
-            if is_unreachable && matches!(models, Outcome::Unreachable) {
+            if is_unreachable && matches!(models, Outcome::BadGateway) {
                 // Whatever else is answered, /health too, is the proxy's own.
                 return Answered::Nobody;
             }
-            signs.saw_models(&models);
+            evidence.saw_models(&models);
             if let Outcome::Answer(list) = models {
                 is_list_own = list.is_own;
                 if list.is_router && !tells_its_role {
                     if !is_told {
-                        self.forgive_proxy(asker, &health);
+                        self.forgive_proxy(exchange, &health);
                     }
                     return Answered::AsRouter {
                         is_only_a_list: true,
@@ -264,9 +271,9 @@ impl LlamaServer {
         self.place.model_names = self.model_names();
         let has_health = matches!(health, Outcome::Answer(_));
         let only_passed_on = match () {
-            () if health.is_late() => None,
+            () if health.timed_out() => None,
             () if has_health && is_proxys_page && is_list_own => Some(ONLY_V1_AND_HEALTH),
-            () if !is_told && signs.are_own() => Some(ONLY_V1),
+            () if !is_told && evidence.are_own() => Some(ONLY_V1),
             () => None,
         };
         if self.only_passed_on.is_some() && only_passed_on.is_none() {
@@ -275,36 +282,38 @@ impl LlamaServer {
         }
         self.only_passed_on = only_passed_on;
 
-        let read = self.work.read(asker, &self.place);
+        let read = self.work.read(exchange, &self.place);
         let late = read.late;
         let rest_is_gone =
             !late && matches!((&read.counters, &read.slots), (Seen::Gone, Seen::Gone));
         // Where the rest is passed on, /props is broken, and not the way to it.
         if only_passed_on == Some(ONLY_V1) || (only_passed_on.is_some() && rest_is_gone) {
-            self.forgive_proxy(asker, &health);
+            self.forgive_proxy(exchange, &health);
         }
         self.take(model, read);
         if !late {
-            model.stats = self.ask_stats(asker);
+            model.stats = self.ask_stats(exchange);
         }
-        signs.saw_own(
+        evidence.saw_own(
             model.stats.is_some()
                 || matches!(model.counters, Seen::Now(_))
                 || matches!(&model.slots, Seen::Now(read) if !read.slots.is_empty()),
         );
-        if !signs.are_enough() {
-            return signs.product().map_or(Answered::Nobody, Answered::AsOther);
+        if !evidence.are_enough() {
+            return evidence
+                .product()
+                .map_or(Answered::Nobody, Answered::AsOther);
         }
         self.connected = true;
         Answered::As(match () {
             () if late => State::Busy,
-            () if self.work.restraint.is_asleep() => State::Asleep(Instant::now()),
+            () if self.work.idle_guard.is_asleep() => State::Asleep(Instant::now()),
             () => State::Ready,
         })
     }
 
     /// Takes back what failed in this poll because a proxy passes on nothing but `/v1`.
-    fn forgive_proxy(&mut self, asker: &mut Asker, health: &Outcome<Health>) {
+    fn forgive_proxy(&mut self, exchange: &mut Exchange, health: &Outcome<Health>) {
         // llama-server refuses nobody at /health: where that is refused, the proxy refuses the others.
         let proxy_refuses = matches!(health, Outcome::Failed(Reason::Unauthorized));
         let is_proxys = |reason| match reason {
@@ -312,9 +321,9 @@ impl LlamaServer {
             Reason::Unauthorized => proxy_refuses,
             Reason::Status | Reason::TooLarge | Reason::Parse => true,
         };
-        asker.forgive_where(HEALTH, |_| true);
-        asker.forgive_where(PROPS, is_proxys);
-        self.work.not_passed_on(asker, is_proxys);
+        exchange.discard_failures_where(HEALTH, |_| true);
+        exchange.discard_failures_where(PROPS, is_proxys);
+        self.work.not_passed_on(exchange, is_proxys);
     }
 
     fn take(&self, model: &mut ModelReading, read: Read) {
@@ -322,7 +331,7 @@ impl LlamaServer {
         model.slots = read.slots;
     }
 
-    fn ask_stats(&mut self, asker: &mut Asker) -> Option<Stats> {
+    fn ask_stats(&mut self, exchange: &mut Exchange) -> Option<Stats> {
         let parse = |answer: crate::upstream::http::client::Answer| {
             let Object(stats): Object<Stats> = answer.json()?;
             recognized(
@@ -332,7 +341,7 @@ impl LlamaServer {
             )
         };
         if let Some(url) = self.stats_url.clone() {
-            let stats = asker.ask(STATS, &url, parse);
+            let stats = exchange.get(STATS, &url, parse);
             if stats.missing().is_some() {
                 self.stats_url = None;
             }
@@ -345,7 +354,7 @@ impl LlamaServer {
         self.asked_stats = true;
         for url in self.stats_candidates.clone() {
             // That a server has no such document is no failure, however it says so.
-            if let Some(stats) = asker.probe(STATS, &url, parse).answer() {
+            if let Some(stats) = exchange.get_optional(STATS, &url, parse).answer() {
                 self.stats_url = Some(url);
                 return Some(stats);
             }
@@ -358,9 +367,9 @@ impl LlamaServer {
         let Some(props) = props else {
             return !self.connected;
         };
-        self.work.restraint.saw_build(props.build());
+        self.work.idle_guard.saw_build(props.build());
         self.work
-            .restraint
+            .idle_guard
             .saw_sleep(Instant::now(), props.is_sleeping == Some(true));
         let facts = |props: &Props| Props {
             is_sleeping: None,
@@ -414,8 +423,8 @@ impl LlamaServer {
 }
 
 /// Asks for `/health`.
-pub fn ask_health(asker: &mut Asker, url: &str) -> Outcome<Health> {
-    asker.ask(HEALTH, url, |answer| {
+pub fn ask_health(exchange: &mut Exchange, url: &str) -> Outcome<Health> {
+    exchange.get(HEALTH, url, |answer| {
         let Object(health): Object<Health> = answer.json()?;
         recognized(
             health.is_recognizable(),
@@ -426,8 +435,8 @@ pub fn ask_health(asker: &mut Asker, url: &str) -> Outcome<Health> {
 }
 
 /// Asks for `/props` at `place`.
-pub fn ask_props(asker: &mut Asker, place: &Place) -> Outcome<Props> {
-    asker.ask(PROPS, &place.url(PROPS), |answer| {
+pub fn ask_props(exchange: &mut Exchange, place: &ServerUrl) -> Outcome<Props> {
+    exchange.get(PROPS, &place.url(PROPS), |answer| {
         let Object(props): Object<Props> = answer.json()?;
         recognized(
             props.is_recognizable(),

@@ -15,4 +15,4 @@ pub mod model_runner;
 pub mod reading;
 pub mod rotation;
 pub mod router;
-pub mod workload;
+pub mod telemetry;

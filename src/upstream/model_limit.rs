@@ -6,15 +6,15 @@ pub const MOST_MODELS: usize = 500;
 /// Takes models one by one and holds no more than are shown, so that a list of any length
 /// can be read without holding it.
 #[derive(Debug)]
-pub struct Shown<T> {
+pub struct LimitedModels<T> {
     loaded: Vec<T>,
     others: Vec<T>,
     left_out: bool,
 }
 
-impl<T> Default for Shown<T> {
-    fn default() -> Shown<T> {
-        Shown {
+impl<T> Default for LimitedModels<T> {
+    fn default() -> LimitedModels<T> {
+        LimitedModels {
             loaded: Vec::new(),
             others: Vec::new(),
             left_out: false,
@@ -22,7 +22,7 @@ impl<T> Default for Shown<T> {
     }
 }
 
-impl<T> Shown<T> {
+impl<T> LimitedModels<T> {
     /// Takes one more model; where there is no room left, a loaded one takes the place of one
     /// that is not.
     pub fn take(&mut self, model: T, is_loaded: bool) {
@@ -51,7 +51,7 @@ mod tests {
 
     /// The numbers that are shown of `models`, of which those below zero are loaded.
     fn shown(models: impl Iterator<Item = i32>) -> (Vec<i32>, bool) {
-        let mut shown = Shown::default();
+        let mut shown = LimitedModels::default();
         for model in models {
             shown.take(model, model < 0);
         }

@@ -20,11 +20,11 @@ use crate::upstream::api::{
     Counters, CountersByModel, Object, count, flag, keep, object, text, text_map, texts,
 };
 use crate::upstream::http::client::{Answer, Failure};
-use crate::upstream::http::exchange::{Asker, Endpoint, Missing, Outcome, recognized};
-use crate::upstream::model_limit::Shown;
+use crate::upstream::http::exchange::{Endpoint, Exchange, Missing, Outcome, recognized};
+use crate::upstream::model_limit::LimitedModels;
 use crate::upstream::model_names::{NameIndex, Spellings, canonical, told_id};
 use crate::upstream::reading::{CountersAt, Facts, Host, ModelReading, Reading, Seen, State};
-use crate::upstream::workload::LINES_PASSED_OVER;
+use crate::upstream::telemetry::LINES_PASSED_OVER;
 
 const PS: Endpoint = Endpoint {
     path: "/engines/ps",
@@ -210,14 +210,15 @@ type ByRunner = BTreeMap<(String, Option<String>), Counters>;
 impl ModelRunner {
     /// Looks whether Docker Model Runner answers at `base`, or at what stands before its
     /// `/engines`.
-    pub fn detect(asker: &mut Asker, base: &BaseUrl) -> Outcome<ModelRunner> {
+    pub fn detect(exchange: &mut Exchange, base: &BaseUrl) -> Outcome<ModelRunner> {
         let root = base.before_engines();
-        let ps = asker.probe(PS, &format!("{root}{}", PS.path), runners);
+        let ps = exchange.get_optional(PS, &format!("{root}{}", PS.path), runners);
         ps.map(|_| {
-            let version = asker.probe(VERSION, &format!("{root}{}", VERSION.path), |answer| {
-                let Object(version): Object<Version> = answer.json()?;
-                Ok(version.version)
-            });
+            let version =
+                exchange.get_optional(VERSION, &format!("{root}{}", VERSION.path), |answer| {
+                    let Object(version): Object<Version> = answer.json()?;
+                    Ok(version.version)
+                });
             ModelRunner {
                 root,
                 version: version.answer().flatten(),
@@ -237,8 +238,8 @@ impl ModelRunner {
     }
 
     /// Asks all that may be asked now.
-    pub fn read(&mut self, asker: &mut Asker, reading: &mut Reading) {
-        let runners = asker.ask(PS, &self.url(PS), runners);
+    pub fn read(&mut self, exchange: &mut Exchange, reading: &mut Reading) {
+        let runners = exchange.get(PS, &self.url(PS), runners);
         let Some(runners) = runners.answer() else {
             return;
         };
@@ -250,13 +251,15 @@ impl ModelRunner {
         let old = self
             .listed
             .is_none_or(|listed| listed.elapsed() >= LIST_AGE);
-        let late = (old || names.iter().any(is_news)) && self.list(asker, &names);
+        let late = (old || names.iter().any(is_news)) && self.list(exchange, &names);
         let counters = if late {
             Seen::Stale
         } else {
-            self.counters(asker)
+            self.counters(exchange)
         };
-        if runners.is_empty() && self.metrics_are_foreign && self.answers_a_list_to_anything(asker)
+        if runners.is_empty()
+            && self.metrics_are_foreign
+            && self.answers_a_list_to_anything(exchange)
         {
             return;
         }
@@ -269,17 +272,17 @@ impl ModelRunner {
     }
 
     /// Whether an empty list of runners shows nothing: something answers a list to any question.
-    fn answers_a_list_to_anything(&self, asker: &mut Asker) -> bool {
-        let list = asker.probe(VERSION, &self.url(VERSION), |answer| {
+    fn answers_a_list_to_anything(&self, exchange: &mut Exchange) -> bool {
+        let list = exchange.get_optional(VERSION, &self.url(VERSION), |answer| {
             answer.each(|_: IgnoredAny| {})
         });
         matches!(list, Outcome::Answer(_))
     }
 
     /// Asks for the last requests of every model, and has them read by `take`.
-    pub fn read_records(&self, asker: &mut Asker, take: &mut TakeRecords) {
+    pub fn read_records(&self, exchange: &mut Exchange, take: &mut TakeRecords) {
         let label = |name: &str| self.label(name);
-        let records = asker.ask(REQUESTS, &self.url(REQUESTS), |answer| {
+        let records = exchange.get(REQUESTS, &self.url(REQUESTS), |answer| {
             answer.stream(|body| take(body, &label))
         });
         if records.missing() == Some(Missing::NotServed) {
@@ -290,10 +293,10 @@ impl ModelRunner {
 
     /// Asks what models there are, besides those that run; gives whether an answer is late,
     /// and no more should be asked.
-    fn list(&mut self, asker: &mut Asker, running: &[&str]) -> bool {
+    fn list(&mut self, exchange: &mut Exchange, running: &[&str]) -> bool {
         let running_names = Spellings::of(running);
-        let listed = asker.ask(MODELS, &self.url(MODELS), |answer| {
-            let mut models = Shown::default();
+        let listed = exchange.get(MODELS, &self.url(MODELS), |answer| {
+            let mut models = LimitedModels::default();
             answer.each(|stored: Stored| {
                 if let Some(model) = known(stored) {
                     let runs = running_names.mean(&model.id, &model.names);
@@ -302,7 +305,7 @@ impl ModelRunner {
             })?;
             Ok(models.finish())
         });
-        if listed.is_late() {
+        if listed.timed_out() {
             return true;
         }
         if let Some((models, left_out)) = listed.answer() {
@@ -315,14 +318,14 @@ impl ModelRunner {
             let unlisted = running.iter().filter(|name| self.find(name).is_none());
             self.unlisted = unlisted.map(|name| (*name).to_owned()).collect();
         }
-        let configured = asker.ask(CONFIGURE, &self.url(CONFIGURE), |answer| {
+        let configured = exchange.get(CONFIGURE, &self.url(CONFIGURE), |answer| {
             let configured: Vec<Configured> = answer.list()?;
             Ok(configured.iter().flat_map(contexts).collect())
         });
         if let Some(contexts) = configured.answer() {
             self.contexts = contexts;
         }
-        let disk = asker.ask(DISK, &self.url(DISK), |answer| {
+        let disk = exchange.get(DISK, &self.url(DISK), |answer| {
             let Object(disk): Object<Disk> = answer.json()?;
             Ok(disk)
         });
@@ -331,16 +334,16 @@ impl ModelRunner {
     }
 
     /// `/metrics` by runner, and when it was read.
-    fn counters(&mut self, asker: &mut Asker) -> Seen<(Instant, ByRunner)> {
+    fn counters(&mut self, exchange: &mut Exchange) -> Seen<(Instant, ByRunner)> {
         if self.no_metrics.is_some() {
             return Seen::Gone;
         }
-        let counters = asker.ask(METRICS, &self.url(METRICS), |answer| {
+        let counters = exchange.get(METRICS, &self.url(METRICS), |answer| {
             answer.stream(|body| {
                 CountersByModel::read(body, |sample| sample.label("backend") == Some(LLAMA_CPP))
             })
         });
-        if counters.is_late() {
+        if counters.timed_out() {
             // A runner is busy, and with it the runner of runners: what it counted stands.
             return Seen::Stale;
         }
@@ -439,7 +442,7 @@ impl ModelRunner {
             }
         }
         let running: BTreeSet<String> = models.keys().map(|(name, _)| name.clone()).collect();
-        let mut shown = Shown::default();
+        let mut shown = LimitedModels::default();
         for model in models.into_values() {
             shown.take(model, true);
         }

@@ -51,7 +51,7 @@ pub struct FailedRequest {
     /// Why it failed.
     pub failure: Failure,
     /// Whether it was sent and still waits for its answer.
-    pub is_open: bool,
+    pub is_pending: bool,
 }
 
 impl Reading {
@@ -73,7 +73,7 @@ impl Reading {
             self.failures.push(FailedRequest {
                 target,
                 failure,
-                is_open: false,
+                is_pending: false,
             });
         }
         self.models.push(model);

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use crate::bounds;
 use crate::settings::Settings;
 
-/// Turns of the models whose own servers are asked. The polls go on where the last one had no
+/// Rotation of the models whose own servers are asked. The polls go on where the last one had no
 /// time left, and each asks one model at least: so every model is asked within as many polls as
 /// there are models.
 #[derive(Debug)]
-pub struct Turns {
+pub struct Rotation {
     /// How long one poll goes on asking.
     time: Duration,
     /// How long the last of them may take.
@@ -24,10 +24,10 @@ pub struct Turns {
 /// The most requests of one poll to one model's server.
 const REQUESTS_A_MODEL: u32 = 4;
 
-impl Turns {
-    /// Turns that go on for the interval, or for two time-outs where that is longer.
-    pub fn new(settings: &Settings) -> Turns {
-        Turns {
+impl Rotation {
+    /// Rotation that go on for the interval, or for two time-outs where that is longer.
+    pub fn new(settings: &Settings) -> Rotation {
+        Rotation {
             time: settings.interval.max(settings.timeout.saturating_mul(2)),
             reserve: settings.timeout.saturating_mul(REQUESTS_A_MODEL),
             next: None,
@@ -36,7 +36,7 @@ impl Turns {
         }
     }
 
-    /// Begins at `now` the turns of one poll that must have ended by `deadline`, and puts `models`
+    /// Begins at `now` the rotation of one poll that must have ended by `deadline`, and puts `models`
     /// in their order.
     pub fn begin<T>(
         &mut self,
@@ -74,13 +74,13 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// Asks `models` in turn, each of which takes so long, and gives those that were asked.
-    fn poll<'a>(turns: &mut Turns, models: &[&'a str], each: Duration) -> Vec<&'a str> {
+    fn poll<'a>(rotation: &mut Rotation, models: &[&'a str], each: Duration) -> Vec<&'a str> {
         let mut models = models.to_vec();
         let mut now = Instant::now();
-        turns.begin(&mut models, |model| model, now, now + 24 * SECOND);
+        rotation.begin(&mut models, |model| model, now, now + 24 * SECOND);
         let mut asked = Vec::new();
         for model in models {
-            if turns.may_ask(model, now) {
+            if rotation.may_ask(model, now) {
                 asked.push(model);
                 now += each;
             }
@@ -88,8 +88,8 @@ mod tests {
         asked
     }
 
-    fn turns(time: Duration) -> Turns {
-        Turns {
+    fn rotation(time: Duration) -> Rotation {
+        Rotation {
             time,
             reserve: 12 * SECOND,
             next: None,
@@ -100,37 +100,40 @@ mod tests {
 
     #[test]
     fn all_are_asked_in_every_poll_that_has_the_time() {
-        let mut turns = turns(6 * SECOND);
+        let mut rotation = rotation(6 * SECOND);
         for _ in 0..3 {
-            assert_eq!(poll(&mut turns, &["c", "a", "b"], SECOND), ["a", "b", "c"]);
+            assert_eq!(
+                poll(&mut rotation, &["c", "a", "b"], SECOND),
+                ["a", "b", "c"]
+            );
         }
     }
 
     #[test]
     fn a_poll_goes_on_where_the_last_one_had_no_time_left() {
-        let mut turns = turns(6 * SECOND);
+        let mut rotation = rotation(6 * SECOND);
         let models = ["a", "b", "c", "d", "e", "f"];
         let slow = 4 * SECOND;
-        assert_eq!(poll(&mut turns, &models, slow), ["a", "b"]);
-        assert_eq!(poll(&mut turns, &models, slow), ["c", "d"]);
+        assert_eq!(poll(&mut rotation, &models, slow), ["a", "b"]);
+        assert_eq!(poll(&mut rotation, &models, slow), ["c", "d"]);
         // The one that was next is gone: whoever comes after it is next.
-        assert_eq!(poll(&mut turns, &["a", "b", "f"], slow), ["f", "a"]);
-        assert_eq!(poll(&mut turns, &models, slow), ["b", "c"]);
+        assert_eq!(poll(&mut rotation, &["a", "b", "f"], slow), ["f", "a"]);
+        assert_eq!(poll(&mut rotation, &models, slow), ["b", "c"]);
     }
 
     #[test]
     fn the_last_one_has_its_time_before_the_poll_must_end() {
-        let mut turns = turns(3600 * SECOND);
+        let mut rotation = rotation(3600 * SECOND);
         let models = ["a", "b", "c", "d"];
-        assert_eq!(poll(&mut turns, &models, 5 * SECOND), ["a", "b", "c"]);
+        assert_eq!(poll(&mut rotation, &models, 5 * SECOND), ["a", "b", "c"]);
     }
 
     #[test]
     fn one_is_asked_however_slow_they_are() {
-        let mut turns = turns(SECOND);
+        let mut rotation = rotation(SECOND);
         let mut asked = Vec::new();
         for _ in 0..4 {
-            asked.extend(poll(&mut turns, &["a", "b", "c"], 60 * SECOND));
+            asked.extend(poll(&mut rotation, &["a", "b", "c"], 60 * SECOND));
         }
         assert_eq!(asked, ["a", "b", "c", "a"]);
     }

@@ -11,13 +11,13 @@ use crate::bounds::BoundedDuration;
 use crate::settings::Settings;
 use crate::snapshot::{ServerInfo, Status};
 use crate::upstream::api::{ModelEntry, Props, RouterStatus};
-use crate::upstream::http::exchange::{Asker, Endpoint};
-use crate::upstream::idle_guard::Restraint;
+use crate::upstream::http::exchange::{Endpoint, Exchange};
+use crate::upstream::idle_guard::IdleGuard;
 use crate::upstream::llama_server::{ask_props, facts};
-use crate::upstream::model_limit::Shown;
+use crate::upstream::model_limit::LimitedModels;
 use crate::upstream::reading::{Host, ModelReading, Reading, State};
-use crate::upstream::rotation::Turns;
-use crate::upstream::workload::{Place, Work};
+use crate::upstream::rotation::Rotation;
+use crate::upstream::telemetry::{ServerUrl, TelemetryReader};
 
 /// A router may list thousands of models with the command line of each.
 const MODELS: Endpoint = Endpoint {
@@ -31,13 +31,13 @@ pub struct Router {
     version: Option<String>,
     sleep_idle: Option<BoundedDuration>,
     children: BTreeMap<String, Child>,
-    turns: Turns,
+    rotation: Rotation,
 }
 
 /// The server of one loaded model.
 struct Child {
-    place: Place,
-    work: Work,
+    place: ServerUrl,
+    work: TelemetryReader,
     props: Option<Props>,
 }
 
@@ -88,7 +88,7 @@ impl Router {
             version,
             sleep_idle: settings.sleep_idle,
             children: BTreeMap::new(),
-            turns: Turns::new(settings),
+            rotation: Rotation::new(settings),
         }
     }
 
@@ -96,15 +96,15 @@ impl Router {
     pub fn next_look(&self) -> Option<Instant> {
         self.children
             .values()
-            .filter_map(|child| child.work.restraint.next_look())
+            .filter_map(|child| child.work.idle_guard.next_look())
             .min()
     }
 
     /// Asks all that may be asked now.
-    pub fn read(&mut self, asker: &mut Asker, reading: &mut Reading) {
+    pub fn read(&mut self, exchange: &mut Exchange, reading: &mut Reading) {
         let url = format!("{}{}", self.root, MODELS.path);
-        let models = asker.ask(MODELS, &url, |answer| {
-            let mut models = Shown::default();
+        let models = exchange.get(MODELS, &url, |answer| {
+            let mut models = LimitedModels::default();
             answer.each_in("data", |entry: ModelEntry| {
                 let status = entry.status.as_ref();
                 let unloaded = status.is_none_or(RouterStatus::is_unloaded);
@@ -144,16 +144,17 @@ impl Router {
             .filter(loaded)
             .filter_map(|entry| Some((entry.id.as_deref()?, entry)))
             .collect();
-        let (now, deadline) = (Instant::now(), asker.deadline());
-        self.turns.begin(&mut children, |(id, _)| id, now, deadline);
+        let (now, deadline) = (Instant::now(), exchange.deadline());
+        self.rotation
+            .begin(&mut children, |(id, _)| id, now, deadline);
         for (id, entry) in children {
-            let may_ask = self.turns.may_ask(id, Instant::now());
-            asker.set_model(Some(id));
-            if let Some(model) = self.read_child(asker, entry, may_ask) {
+            let may_ask = self.rotation.may_ask(id, Instant::now());
+            exchange.set_model(Some(id));
+            if let Some(model) = self.read_child(exchange, entry, may_ask) {
                 reading.add(model);
             }
         }
-        asker.set_model(None);
+        exchange.set_model(None);
     }
 
     /// A model of which the router's own word is all there is to know.
@@ -171,7 +172,7 @@ impl Router {
             .filter(|_| status == Some(Status::Sleeping))
         {
             let now = Instant::now();
-            child.work.restraint.saw_sleep(now, true);
+            child.work.idle_guard.saw_sleep(now, true);
             model.state = State::Asleep(now);
             model.facts = facts(child.props.as_ref(), Some(entry));
             model.counters = child.work.unread(false).counters;
@@ -182,43 +183,43 @@ impl Router {
 
     fn read_child(
         &mut self,
-        asker: &mut Asker,
+        exchange: &mut Exchange,
         entry: &ModelEntry,
         may_ask: bool,
     ) -> Option<ModelReading> {
         let (id, status) = (entry.id.as_ref()?, entry.status.as_ref()?);
         let child = self.children.entry(id.clone()).or_insert_with(|| Child {
-            place: Place {
+            place: ServerUrl {
                 root: self.root.clone(),
                 query: format!("?model={}&autoload=false", percent_encoded(id)),
                 model_names: vec![id.clone()],
             },
-            work: Work::new(Restraint::new(status.sleep_idle().or(self.sleep_idle))),
+            work: TelemetryReader::new(IdleGuard::new(status.sleep_idle().or(self.sleep_idle))),
             props: None,
         });
-        child.work.restraint.saw_sleep(Instant::now(), false);
+        child.work.idle_guard.saw_sleep(Instant::now(), false);
         let mut model = ModelReading {
             name: id.clone(),
             ..ModelReading::default()
         };
         let mut late = !may_ask;
         if child.props.is_none() && !late {
-            let props = ask_props(asker, &child.place);
-            late = props.is_late();
+            let props = ask_props(exchange, &child.place);
+            late = props.timed_out();
             child.props = props.answer();
             child
                 .work
-                .restraint
+                .idle_guard
                 .saw_build(child.props.as_ref().and_then(Props::build));
         }
         let read = if late {
             child.work.unread(true)
         } else {
-            child.work.read(asker, &child.place)
+            child.work.read(exchange, &child.place)
         };
         model.state = match read.late {
             // Nothing was seen of it in this poll.
-            true if !may_ask || asker.is_out_of_time() => State::Unknown,
+            true if !may_ask || exchange.is_out_of_time() => State::Unknown,
             true => State::Busy,
             false => State::Ready,
         };

@@ -37,7 +37,7 @@ pub struct Failure {
     /// Whether a proxy says that it cannot reach the server behind it.
     pub is_proxys: bool,
     /// Whether it is a document of another kind than the endpoint answers.
-    pub is_foreign: bool,
+    pub is_unrecognized: bool,
 }
 
 impl Failure {
@@ -49,7 +49,7 @@ impl Failure {
             reason,
             detail,
             is_proxys: false,
-            is_foreign: false,
+            is_unrecognized: false,
         }
     }
 }

@@ -33,9 +33,9 @@ pub enum Outcome<T> {
     /// The model is being loaded, or not loaded.
     NotLoaded,
     /// A proxy answered that it cannot reach the server behind it; that was counted.
-    Unreachable,
+    BadGateway,
     /// A document of another kind was answered; that was counted.
-    Foreign,
+    Unrecognized,
     /// It failed otherwise, and was counted; or it is still open from an earlier poll.
     Failed(Reason),
 }
@@ -64,8 +64,8 @@ impl<T> Outcome<T> {
             Outcome::Answer(answer) => Outcome::Answer(change(answer)),
             Outcome::Missing(missing) => Outcome::Missing(missing),
             Outcome::NotLoaded => Outcome::NotLoaded,
-            Outcome::Unreachable => Outcome::Unreachable,
-            Outcome::Foreign => Outcome::Foreign,
+            Outcome::BadGateway => Outcome::BadGateway,
+            Outcome::Unrecognized => Outcome::Unrecognized,
             Outcome::Failed(reason) => Outcome::Failed(reason),
         }
     }
@@ -79,12 +79,12 @@ impl<T> Outcome<T> {
     }
 
     /// Whether the answer has not come in time.
-    pub fn is_late(&self) -> bool {
+    pub fn timed_out(&self) -> bool {
         matches!(self, Outcome::Failed(Reason::Timeout))
     }
 
     /// Whether nobody is there who would answer.
-    pub fn is_nobody(&self) -> bool {
+    pub fn is_unanswered(&self) -> bool {
         matches!(self, Outcome::Failed(Reason::Connect | Reason::Timeout))
     }
 
@@ -94,15 +94,15 @@ impl<T> Outcome<T> {
             Outcome::Missing(Missing::SwitchedOff) => "switched_off",
             Outcome::Missing(Missing::NotServed) => "not_served",
             Outcome::NotLoaded => "not_loaded",
-            Outcome::Unreachable => "unreachable",
-            Outcome::Foreign => "foreign",
+            Outcome::BadGateway => "unreachable",
+            Outcome::Unrecognized => "foreign",
             Outcome::Failed(reason) => reason.label(),
         }
     }
 }
 
 /// A client, the questions that it has open, and what became of those of this poll.
-pub struct Asker {
+pub struct Exchange {
     client: Client,
     /// Those of earlier polls, and of this one, that were not answered in time.
     open: OpenRequests,
@@ -120,21 +120,21 @@ pub struct Asker {
     has_user: bool,
 }
 
-impl Asker {
+impl Exchange {
     /// Asks the server at `base`.
     ///
     /// # Errors
     /// As [`Client::new`].
-    pub fn new(base: &BaseUrl, settings: &Settings) -> Result<Asker, String> {
-        Asker::within(Reach::Anywhere, base, settings)
+    pub fn new(base: &BaseUrl, settings: &Settings) -> Result<Exchange, String> {
+        Exchange::within(Reach::Anywhere, base, settings)
     }
 
     /// The same, over no connection that leaves `reach`.
     ///
     /// # Errors
     /// As [`Client::new`].
-    pub fn within(reach: Reach, base: &BaseUrl, settings: &Settings) -> Result<Asker, String> {
-        Ok(Asker {
+    pub fn within(reach: Reach, base: &BaseUrl, settings: &Settings) -> Result<Exchange, String> {
+        Ok(Exchange {
             client: Client::within(reach, base, settings)?,
             open: OpenRequests::new(settings.timeout),
             failures: Vec::new(),
@@ -154,7 +154,7 @@ impl Asker {
 
     /// Begins a poll, all of whose requests must have ended by `deadline`: sees which open
     /// requests have been answered by now.
-    pub fn begin(&mut self, deadline: Instant) {
+    pub fn begin_poll(&mut self, deadline: Instant) {
         self.open.refresh(Instant::now());
         self.model = None;
         self.deadline = deadline;
@@ -162,7 +162,7 @@ impl Asker {
     }
 
     /// Ends a poll, and adds to `reading` what became of its questions.
-    pub fn finish(&mut self, reading: &mut Reading) {
+    pub fn finish_poll(&mut self, reading: &mut Reading) {
         self.client.hang_up();
         reading.failures.append(&mut self.failures);
         reading.answered.append(&mut self.answered);
@@ -185,26 +185,26 @@ impl Asker {
 
     /// Takes back what failed at `endpoint` in this poll: what answers is of a kind that
     /// answers something else there.
-    pub fn forgive(&mut self, endpoint: Endpoint) {
-        self.forgive_where(endpoint, |_| true);
+    pub fn discard_failures(&mut self, endpoint: Endpoint) {
+        self.discard_failures_where(endpoint, |_| true);
     }
 
     /// Takes back what failed at `endpoint` in this poll for such a reason; gives whether
     /// anything did.
-    pub fn forgive_where(
+    pub fn discard_failures_where(
         &mut self,
         endpoint: Endpoint,
-        is_forgiven: impl Fn(Reason) -> bool,
+        is_discarded: impl Fn(Reason) -> bool,
     ) -> bool {
         let before = self.failures.len();
         self.failures.retain(|failed| {
-            failed.target.endpoint != endpoint.path || !is_forgiven(failed.failure.reason)
+            failed.target.endpoint != endpoint.path || !is_discarded(failed.failure.reason)
         });
         self.failures.len() < before
     }
 
     /// Takes back all that failed in this poll: what answers is no server to be watched.
-    pub fn forgive_all(&mut self) {
+    pub fn discard_all_failures(&mut self) {
         self.failures.clear();
     }
 
@@ -216,7 +216,7 @@ impl Asker {
 
     /// Whether the request for `url` was sent, in this poll or before, and is still waiting for
     /// its answer.
-    pub fn is_open(&self, url: &str) -> bool {
+    pub fn is_pending(&self, url: &str) -> bool {
         self.open.contains(url)
     }
 
@@ -233,13 +233,13 @@ impl Asker {
 
     /// Asks for `url`, unless that question is still open: then it is late again, and not
     /// counted again.
-    pub fn ask<T>(
+    pub fn get<T>(
         &mut self,
         endpoint: Endpoint,
         url: &str,
         parse: impl FnOnce(Answer) -> Result<T, Failure>,
     ) -> Outcome<T> {
-        if self.is_open(url) {
+        if self.is_pending(url) {
             return Outcome::Failed(Reason::Timeout);
         }
         let target = Target {
@@ -268,16 +268,16 @@ impl Asker {
             Err(failure) => {
                 let reason = failure.reason;
                 self.keep_open(endpoint, url, asked, reason);
-                let (is_proxys, is_foreign) = (failure.is_proxys, failure.is_foreign);
+                let (is_proxys, is_unrecognized) = (failure.is_proxys, failure.is_unrecognized);
                 self.failures.push(FailedRequest {
                     target,
                     failure,
-                    is_open: self.open.contains(url),
+                    is_pending: self.open.contains(url),
                 });
                 if is_proxys {
-                    Outcome::Unreachable
-                } else if is_foreign {
-                    Outcome::Foreign
+                    Outcome::BadGateway
+                } else if is_unrecognized {
+                    Outcome::Unrecognized
                 } else {
                     Outcome::Failed(reason)
                 }
@@ -303,22 +303,22 @@ impl Asker {
             self.failures.push(FailedRequest {
                 target,
                 failure,
-                is_open: false,
+                is_pending: false,
             });
         }
         Outcome::Failed(Reason::Timeout)
     }
 
     /// Asks to see whether there is such a thing at all: any answer that says no is no failure.
-    pub fn probe<T>(
+    pub fn get_optional<T>(
         &mut self,
         endpoint: Endpoint,
         url: &str,
         parse: impl FnOnce(Answer) -> Result<T, Failure>,
     ) -> Outcome<T> {
         let (failures, answered) = (self.failures.len(), self.answered.len());
-        let outcome = self.ask(endpoint, url, parse);
-        if !outcome.is_nobody() {
+        let outcome = self.get(endpoint, url, parse);
+        if !outcome.is_unanswered() {
             self.failures.truncate(failures);
         }
         self.answered.truncate(answered);
@@ -444,7 +444,7 @@ pub fn recognized<T>(known: bool, answer: T, why: &str) -> Result<T, Failure> {
         Ok(answer)
     } else {
         Err(Failure {
-            is_foreign: true,
+            is_unrecognized: true,
             ..Failure::new(Reason::Parse, format!("is not the expected answer: {why}"))
         })
     }
@@ -461,37 +461,37 @@ mod tests {
         limit: 1 << 10,
     };
 
-    /// An asker of a server that takes connections and never answers, with a time-out of an hour.
-    fn asker() -> (Asker, TcpListener, String) {
+    /// An exchange with a server that takes connections and never answers, with a time-out of an hour.
+    fn exchange() -> (Exchange, TcpListener, String) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let arguments = ["--base-url", &url, "--timeout", "1h"];
         let arguments = arguments.map(std::ffi::OsString::from).to_vec();
         let (_, settings) = crate::settings::parse(arguments, |_| None).unwrap();
-        let asker = Asker::new(&settings.base_urls[0], &settings).unwrap();
-        (asker, listener, format!("{url}{}", PATH.path))
+        let exchange = Exchange::new(&settings.base_urls[0], &settings).unwrap();
+        (exchange, listener, format!("{url}{}", PATH.path))
     }
 
     #[test]
     fn a_request_ends_with_its_poll_and_stays_open() {
-        let (mut asker, _listener, url) = asker();
-        asker.begin(Instant::now() + Duration::from_millis(50));
-        assert!(asker.ask(PATH, &url, |_| Ok(())).is_late());
-        assert!(asker.is_open(&url));
+        let (mut exchange, _listener, url) = exchange();
+        exchange.begin_poll(Instant::now() + Duration::from_millis(50));
+        assert!(exchange.get(PATH, &url, |_| Ok(())).timed_out());
+        assert!(exchange.is_pending(&url));
     }
 
     #[test]
     fn nothing_is_asked_when_the_time_of_the_poll_is_over_and_that_is_said_once() {
-        let (mut asker, listener, url) = asker();
-        asker.begin(Instant::now());
+        let (mut exchange, listener, url) = exchange();
+        exchange.begin_poll(Instant::now());
         for _ in 0..3 {
-            assert!(asker.ask(PATH, &url, |_| Ok(())).is_late());
+            assert!(exchange.get(PATH, &url, |_| Ok(())).timed_out());
         }
-        assert!(asker.is_out_of_time() && !asker.is_open(&url));
+        assert!(exchange.is_out_of_time() && !exchange.is_pending(&url));
         listener.set_nonblocking(true).unwrap();
         assert!(listener.accept().is_err(), "it was asked");
         let mut reading = Reading::default();
-        asker.finish(&mut reading);
+        exchange.finish_poll(&mut reading);
         assert_eq!(reading.failures.len(), 1);
     }
 }

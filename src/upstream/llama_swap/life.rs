@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use crate::settings::{ApiKeys, BaseUrl, Settings};
 use crate::snapshot::Status;
-use crate::upstream::http::exchange::{Asker, Outcome};
+use crate::upstream::http::exchange::{Exchange, Outcome};
 use crate::upstream::http::reach::Reach;
 use crate::upstream::llama_server::{Asked, LlamaServer, PROPS, ask_props};
 use crate::upstream::reading::{ModelReading, Reading, Seen, State};
-use crate::upstream::workload::Place;
+use crate::upstream::telemetry::ServerUrl;
 
 /// One life of a model, and what is known of the server that runs it.
 pub struct Life {
@@ -43,8 +43,8 @@ pub enum TokenSource {
 
 /// The server of a model, at its own address.
 pub struct Direct {
-    asker: Asker,
-    place: Place,
+    exchange: Exchange,
+    place: ServerUrl,
     server: LlamaServer,
     /// Whether it has shown that it is a llama-server.
     is_known: bool,
@@ -159,8 +159,8 @@ impl Direct {
             ..settings.clone()
         };
         Some(Direct {
-            asker: Asker::within(reach, &base, &settings).ok()?,
-            place: Place {
+            exchange: Exchange::within(reach, &base, &settings).ok()?,
+            place: ServerUrl {
                 root: base.root(),
                 query: String::new(),
                 model_names: Vec::new(),
@@ -172,10 +172,10 @@ impl Direct {
 
     fn read(&mut self, name: &str, deadline: Instant, reading: &mut Reading) -> Read {
         let mut own = Reading::default();
-        self.asker.begin(deadline);
-        self.asker.set_model(Some(name));
+        self.exchange.begin_poll(deadline);
+        self.exchange.set_model(Some(name));
         let read = self.ask(&mut own);
-        self.asker.finish(&mut own);
+        self.exchange.finish_poll(&mut own);
         if let Read::Model(_) = read {
             reading.failures.append(&mut own.failures);
             reading.answered.append(&mut own.answered);
@@ -187,23 +187,23 @@ impl Direct {
     fn ask(&mut self, own: &mut Reading) -> Read {
         let mut asked = Asked::default();
         if !self.is_known {
-            let props = ask_props(&mut self.asker, &self.place);
+            let props = ask_props(&mut self.exchange, &self.place);
             match &props {
                 Outcome::Answer(_) | Outcome::NotLoaded => {}
-                _ if self.asker.is_out_of_time() => return Read::NotAsked,
-                late if late.is_late() && self.asker.is_open(&self.place.url(PROPS)) => {
+                _ if self.exchange.is_out_of_time() => return Read::NotAsked,
+                late if late.timed_out() && self.exchange.is_pending(&self.place.url(PROPS)) => {
                     return Read::Late;
                 }
-                nobody if nobody.is_nobody() => return Read::Nobody,
+                nobody if nobody.is_unanswered() => return Read::Nobody,
                 _ => return Read::Other,
             }
             self.is_known = true;
             asked.props = Some(props);
         }
-        self.server.read(&mut self.asker, asked, own);
+        self.server.read(&mut self.exchange, asked, own);
         match own.models.pop() {
             // What was not asked is no sign that it is busy.
-            _ if self.asker.is_out_of_time() => Read::NotAsked,
+            _ if self.exchange.is_out_of_time() => Read::NotAsked,
             Some(model) => Read::Model(Box::new(model)),
             None => Read::Nobody,
         }

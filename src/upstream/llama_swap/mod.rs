@@ -17,13 +17,13 @@ use serde::Deserialize;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{ServerInfo, Status};
 use crate::upstream::api::{Object, object, text};
-use crate::upstream::http::exchange::{Asker, Endpoint, Outcome};
+use crate::upstream::http::exchange::{Endpoint, Exchange, Outcome};
 use crate::upstream::http::reach::Reach;
 use crate::upstream::llama_swap::activity::{Activity, Page};
 use crate::upstream::llama_swap::life::{Access, Life, TokenSource, told, unread};
-use crate::upstream::model_limit::{MOST_MODELS, Shown};
+use crate::upstream::model_limit::{LimitedModels, MOST_MODELS};
 use crate::upstream::reading::{ModelReading, Reading};
-use crate::upstream::rotation::Turns;
+use crate::upstream::rotation::Rotation;
 
 const RUNNING: Endpoint = Endpoint {
     path: "/running",
@@ -70,7 +70,7 @@ pub struct LlamaSwap {
     lives: BTreeMap<String, Life>,
     activity: Activity,
     activity_at: ActivityAt,
-    turns: Turns,
+    rotation: Rotation,
 }
 
 /// Where the activity is served.
@@ -155,16 +155,22 @@ struct Version {
 
 impl LlamaSwap {
     /// Looks whether llama-swap answers at `base`.
-    pub fn detect(asker: &mut Asker, base: &BaseUrl, settings: &Settings) -> Outcome<LlamaSwap> {
+    pub fn detect(
+        exchange: &mut Exchange,
+        base: &BaseUrl,
+        settings: &Settings,
+    ) -> Outcome<LlamaSwap> {
         let root = base.root();
-        let running = asker.probe(RUNNING, &format!("{root}{}", RUNNING.path), |answer| {
-            answer.each_in(RUNNING_LIST, |_: Process| {})
-        });
-        running.map(|()| {
-            let version = asker.probe(VERSION, &format!("{root}{}", VERSION.path), |answer| {
-                let Object(version): Object<Version> = answer.json()?;
-                Ok(version.version)
+        let running =
+            exchange.get_optional(RUNNING, &format!("{root}{}", RUNNING.path), |answer| {
+                answer.each_in(RUNNING_LIST, |_: Process| {})
             });
+        running.map(|()| {
+            let version =
+                exchange.get_optional(VERSION, &format!("{root}{}", VERSION.path), |answer| {
+                    let Object(version): Object<Version> = answer.json()?;
+                    Ok(version.version)
+                });
             LlamaSwap {
                 root,
                 version: version.answer().flatten(),
@@ -172,7 +178,7 @@ impl LlamaSwap {
                 lives: BTreeMap::new(),
                 activity: Activity::default(),
                 activity_at: ActivityAt::Unknown,
-                turns: Turns::new(settings),
+                rotation: Rotation::new(settings),
             }
         })
     }
@@ -181,7 +187,7 @@ impl LlamaSwap {
     pub fn go_on_from(&mut self, before: LlamaSwap) {
         self.lives = before.lives;
         self.activity = before.activity;
-        self.turns = before.turns;
+        self.rotation = before.rotation;
     }
 
     /// When it is worth a look though no poll is due.
@@ -190,19 +196,19 @@ impl LlamaSwap {
     }
 
     /// Asks all that may be asked now.
-    pub fn read(&mut self, asker: &mut Asker, reading: &mut Reading) {
-        let Some(processes) = self.processes(asker) else {
+    pub fn read(&mut self, exchange: &mut Exchange, reading: &mut Reading) {
+        let Some(processes) = self.processes(exchange) else {
             return;
         };
-        let reach = asker.peer().map(Reach::of);
+        let reach = exchange.peer().map(Reach::of);
         reading.up = true;
         reading.info = Some(ServerInfo {
             kind: "llama-swap",
             version: self.version.clone(),
         });
-        let names = self.names(asker, &processes, reading);
-        let read = self.read_ready(&processes, reach, asker.deadline(), reading);
-        self.count_tokens(asker, &names, reading);
+        let names = self.names(exchange, &processes, reading);
+        let read = self.read_ready(&processes, reach, exchange.deadline(), reading);
+        self.count_tokens(exchange, &names, reading);
         for name in names.difference(&read) {
             let process = processes.get(name);
             let model = process.map_or_else(
@@ -217,8 +223,8 @@ impl LlamaSwap {
     }
 
     /// Its processes by model, as many as are shown.
-    fn processes(&self, asker: &mut Asker) -> Option<BTreeMap<String, Process>> {
-        let processes = asker.ask(RUNNING, &self.url(RUNNING), |answer| {
+    fn processes(&self, exchange: &mut Exchange) -> Option<BTreeMap<String, Process>> {
+        let processes = exchange.get(RUNNING, &self.url(RUNNING), |answer| {
             let mut processes = BTreeMap::new();
             answer.each_in(RUNNING_LIST, |process: Process| {
                 if let Some(model) = process.model.clone()
@@ -235,16 +241,16 @@ impl LlamaSwap {
     /// The names of its models, no aliases, as many as are shown: those that have a process first.
     fn names(
         &mut self,
-        asker: &mut Asker,
+        exchange: &mut Exchange,
         processes: &BTreeMap<String, Process>,
         reading: &mut Reading,
     ) -> BTreeSet<String> {
-        let mut names = Shown::default();
+        let mut names = LimitedModels::default();
         for name in processes.keys() {
             names.take(name.clone(), true);
         }
         // Where this fails, those that run are still known.
-        let listed = asker.ask(MODELS, &self.url(MODELS), |answer| {
+        let listed = exchange.get(MODELS, &self.url(MODELS), |answer| {
             answer.each_in("data", |entry: Entry| {
                 if let Some(id) = entry.own_id().filter(|id| !processes.contains_key(id)) {
                     names.take(id, false);
@@ -277,7 +283,7 @@ impl LlamaSwap {
             .iter()
             .filter(|(_, process)| process.is_ready())
             .collect();
-        self.turns
+        self.rotation
             .begin(&mut ready, |(name, _)| name, Instant::now(), deadline);
         let mut first_asked = 0;
         let mut read = BTreeSet::new();
@@ -288,7 +294,7 @@ impl LlamaSwap {
             if life.is_asked() {
                 let is_first = !life.is_known();
                 if is_first && first_asked >= MOST_FIRST_ASKED
-                    || !self.turns.may_ask(name, Instant::now())
+                    || !self.rotation.may_ask(name, Instant::now())
                 {
                     continue;
                 }
@@ -309,13 +315,18 @@ impl LlamaSwap {
     }
 
     /// Counts the tokens of ended requests for the models of which nothing else tells them.
-    fn count_tokens(&mut self, asker: &mut Asker, names: &BTreeSet<String>, reading: &mut Reading) {
+    fn count_tokens(
+        &mut self,
+        exchange: &mut Exchange,
+        names: &BTreeSet<String>,
+        reading: &mut Reading,
+    ) {
         let is_counted = |life: &Life| life.token_source() == Some(TokenSource::Activity);
         // Asked once in any case: what ends after that is new, whoever needs it first.
         if self.activity.is_read() && !self.lives.values().any(is_counted) {
             return;
         }
-        if let Some(page) = self.ask_activity(asker)
+        if let Some(page) = self.ask_activity(exchange)
             && self.activity.take(&page, names)
         {
             reading.notes.push(GAP);
@@ -337,10 +348,10 @@ impl LlamaSwap {
         reading.notes.dedup();
     }
 
-    fn ask_activity(&mut self, asker: &mut Asker) -> Option<Page> {
+    fn ask_activity(&mut self, exchange: &mut Exchange) -> Option<Page> {
         if matches!(self.activity_at, ActivityAt::Unknown | ActivityAt::New) {
             let url = format!("{}?limit=999", self.url(ACTIVITY));
-            let requests = asker.ask(ACTIVITY, &url, |answer| {
+            let requests = exchange.get(ACTIVITY, &url, |answer| {
                 let mut page = Page::default();
                 answer.each_in("data", |entry| page.add(entry))?;
                 Ok(page)
@@ -351,7 +362,7 @@ impl LlamaSwap {
             self.activity_at = ActivityAt::Old;
         }
         if self.activity_at == ActivityAt::Old {
-            let requests = asker.ask(OLD_ACTIVITY, &self.url(OLD_ACTIVITY), |answer| {
+            let requests = exchange.get(OLD_ACTIVITY, &self.url(OLD_ACTIVITY), |answer| {
                 let mut page = Page::default();
                 answer.each(|entry| page.add(entry))?;
                 Ok(page)

@@ -10,8 +10,8 @@ use std::time::Instant;
 use crate::bounds;
 use crate::snapshot::Reason;
 use crate::upstream::api::{CountersByModel, Slots};
-use crate::upstream::http::exchange::{Asker, Endpoint, Missing};
-use crate::upstream::idle_guard::Restraint;
+use crate::upstream::http::exchange::{Endpoint, Exchange, Missing};
+use crate::upstream::idle_guard::IdleGuard;
 use crate::upstream::reading::{CountersAt, Seen, SlotsAt};
 
 const METRICS: Endpoint = Endpoint {
@@ -33,7 +33,7 @@ const LIFE_HEADER: &str = "Process-Start-Time-Unix";
 
 /// Where one model's server is asked.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct ServerUrl {
     /// What stands before an endpoint's path.
     pub root: String,
     /// What stands behind it: empty, or a query with its question mark.
@@ -42,7 +42,7 @@ pub struct Place {
     pub model_names: Vec<String>,
 }
 
-impl Place {
+impl ServerUrl {
     /// The URL of `endpoint` there.
     pub fn url(&self, endpoint: Endpoint) -> String {
         format!("{}{}{}", self.root, endpoint.path, self.query)
@@ -51,9 +51,9 @@ impl Place {
 
 /// What must be remembered of one model's server between two polls.
 #[derive(Debug)]
-pub struct Work {
+pub struct TelemetryReader {
     /// When it may be asked.
-    pub restraint: Restraint,
+    pub idle_guard: IdleGuard,
     no_metrics: Option<Missing>,
     no_slots: Option<Missing>,
     /// Whether lines of the last `/metrics` were not understood.
@@ -71,11 +71,11 @@ pub struct Read {
     pub late: bool,
 }
 
-impl Work {
+impl TelemetryReader {
     /// Nothing is known yet.
-    pub fn new(restraint: Restraint) -> Work {
-        Work {
-            restraint,
+    pub fn new(idle_guard: IdleGuard) -> TelemetryReader {
+        TelemetryReader {
+            idle_guard,
             no_metrics: None,
             no_slots: None,
             passes_over_lines: false,
@@ -94,7 +94,7 @@ impl Work {
 
     /// Forgets the last life of the server; keeps what is known of its sleep.
     pub fn restarted(&mut self) {
-        self.restraint.reconnected();
+        self.idle_guard.reconnected();
         self.no_metrics = None;
         self.no_slots = None;
         self.passes_over_lines = false;
@@ -118,19 +118,19 @@ impl Work {
     }
 
     /// Asks what may be asked now.
-    pub fn read(&mut self, asker: &mut Asker, place: &Place) -> Read {
+    pub fn read(&mut self, exchange: &mut Exchange, place: &ServerUrl) -> Read {
         let (metrics_url, slots_url) = (place.url(METRICS), place.url(SLOTS));
-        if asker.is_queue_held(METRICS, &metrics_url) {
-            self.look_whether_lost(asker, &metrics_url, &slots_url);
-            if asker.is_queue_held(METRICS, &metrics_url) {
+        if exchange.is_queue_held(METRICS, &metrics_url) {
+            self.look_whether_lost(exchange, &metrics_url, &slots_url);
+            if exchange.is_queue_held(METRICS, &metrics_url) {
                 return self.unread(true);
             }
         }
         let mut read = Read::default();
         if self.no_metrics.is_some() {
             read.counters = Seen::Gone;
-        } else if self.restraint.may_ask_metrics(Instant::now()) {
-            let metrics = asker.ask(METRICS, &metrics_url, |answer| {
+        } else if self.idle_guard.may_ask_metrics(Instant::now()) {
+            let metrics = exchange.get(METRICS, &metrics_url, |answer| {
                 let life = answer
                     .header(LIFE_HEADER)
                     .map(|life| bounds::cut(life).to_owned());
@@ -147,31 +147,31 @@ impl Work {
                 };
                 Ok((counters, passed_over))
             });
-            if metrics.is_late() {
+            if metrics.timed_out() {
                 return self.unread(true);
             }
             self.no_metrics = metrics.missing();
             if let Some((counters, passed_over)) = metrics.answer() {
                 self.passes_over_lines = passed_over;
-                self.restraint.saw_metrics(counters.at, &counters.counters);
+                self.idle_guard.saw_metrics(counters.at, &counters.counters);
                 read.counters = Seen::Now(counters);
             }
         } else {
-            let asleep = self.restraint.is_asleep();
+            let asleep = self.idle_guard.is_asleep();
             read.counters = if asleep { Seen::Unchanged } else { Seen::Stale };
         }
 
-        if self.no_slots.is_some() || self.restraint.is_asleep() {
+        if self.no_slots.is_some() || self.idle_guard.is_asleep() {
             read.slots = Seen::Gone;
-        } else if self.restraint.may_ask_slots(Instant::now()) {
-            let slots = asker.ask(SLOTS, &slots_url, |answer| {
+        } else if self.idle_guard.may_ask_slots(Instant::now()) {
+            let slots = exchange.get(SLOTS, &slots_url, |answer| {
                 let Slots(slots) = answer.json()?;
                 Ok(SlotsAt {
                     at: Instant::now(),
                     slots,
                 })
             });
-            if slots.is_late() {
+            if slots.timed_out() {
                 read.slots = Seen::Stale;
                 read.late = true;
                 return read;
@@ -179,7 +179,7 @@ impl Work {
             self.no_slots = slots.missing();
             if let Some(slots) = slots.answer() {
                 let busy = slots.slots.iter().any(|slot| slot.is_processing);
-                self.restraint.saw_slots(slots.at, busy);
+                self.idle_guard.saw_slots(slots.at, busy);
                 read.slots = Seen::Now(slots);
             }
         } else {
@@ -191,8 +191,8 @@ impl Work {
 
     /// Where a request waits for so long that it may have got lost, asks another endpoint of the
     /// same queue: an answer shows that. There are never more than these two.
-    fn look_whether_lost(&self, asker: &mut Asker, metrics_url: &str, slots_url: &str) {
-        if self.restraint.is_asleep() || !asker.is_doubtful(METRICS, metrics_url) {
+    fn look_whether_lost(&self, exchange: &mut Exchange, metrics_url: &str, slots_url: &str) {
+        if self.idle_guard.is_asleep() || !exchange.is_doubtful(METRICS, metrics_url) {
             return;
         }
         let others = [
@@ -201,9 +201,9 @@ impl Work {
         ];
         let other = others
             .into_iter()
-            .find(|(_, url, missing)| missing.is_none() && !asker.is_open(url));
+            .find(|(_, url, missing)| missing.is_none() && !exchange.is_pending(url));
         if let Some((endpoint, url, _)) = other {
-            asker.ask(endpoint, url, |answer| {
+            exchange.get(endpoint, url, |answer| {
                 answer.stream(|body| {
                     io::copy(body, &mut io::sink()).map_err(|error| error.to_string())
                 })
@@ -213,10 +213,10 @@ impl Work {
 
     /// Takes it that what failed in this poll for an `is_proxys` reason is not served: a proxy has
     /// answered in the server's place.
-    pub fn not_passed_on(&mut self, asker: &mut Asker, is_proxys: impl Fn(Reason) -> bool) {
+    pub fn not_passed_on(&mut self, exchange: &mut Exchange, is_proxys: impl Fn(Reason) -> bool) {
         let endpoints = [(METRICS, &mut self.no_metrics), (SLOTS, &mut self.no_slots)];
         for (endpoint, missing) in endpoints {
-            if asker.forgive_where(endpoint, &is_proxys) {
+            if exchange.discard_failures_where(endpoint, &is_proxys) {
                 *missing = Some(Missing::NotServed);
             }
         }
@@ -322,36 +322,36 @@ mod tests {
             let arguments = ["--base-url", &root, "--timeout", "2s"];
             let arguments = arguments.map(std::ffi::OsString::from).to_vec();
             let (_, settings) = crate::settings::parse(arguments, |_| None).unwrap();
-            let mut asker = Asker::new(&settings.base_urls[0], &settings).unwrap();
-            let place = Place {
+            let mut exchange = Exchange::new(&settings.base_urls[0], &settings).unwrap();
+            let place = ServerUrl {
                 root,
                 query: String::new(),
                 model_names: Vec::new(),
             };
-            let mut work = Work::new(Restraint::new(None));
-            let mut read = |asker: &mut Asker| {
-                asker.begin(bounds::deadline(Instant::now(), HOUR));
-                work.read(asker, &place)
+            let mut work = TelemetryReader::new(IdleGuard::new(None));
+            let mut read = |exchange: &mut Exchange| {
+                exchange.begin_poll(bounds::deadline(Instant::now(), HOUR));
+                work.read(exchange, &place)
             };
             if lost == "/health" {
-                asker.begin(bounds::deadline(Instant::now(), HOUR));
-                assert!(ask_health(&mut asker, &place.url(HEALTH)).is_late());
+                exchange.begin_poll(bounds::deadline(Instant::now(), HOUR));
+                assert!(ask_health(&mut exchange, &place.url(HEALTH)).timed_out());
             } else {
-                assert!(read(&mut asker).late, "{lost}");
+                assert!(read(&mut exchange).late, "{lost}");
             }
             // It may wait behind the work at hand: nothing else is asked of the queue.
             let before = asked.lock().unwrap().len();
             for _ in 0..3 {
-                assert!(read(&mut asker).late, "{lost}");
+                assert!(read(&mut exchange).late, "{lost}");
             }
             assert_eq!(asked.lock().unwrap().len(), before, "{lost}");
 
-            asker.doubt_after(Duration::ZERO);
-            let read = read(&mut asker);
+            exchange.doubt_after(Duration::ZERO);
+            let read = read(&mut exchange);
             assert!(!read.late, "{lost}");
             assert!(matches!(read.counters, Seen::Now(_)), "{lost}");
             assert!(matches!(read.slots, Seen::Now(_)), "{lost}");
-            assert!(!asker.is_open(&place.url(HEALTH)), "{lost}");
+            assert!(!exchange.is_pending(&place.url(HEALTH)), "{lost}");
         }
     }
 }
