@@ -400,43 +400,43 @@ class one_core:  # noqa: N801
 INTRODUCTION = """\
 # Builds of llama.cpp
 
-The exporter was run against {number} builds of llama.cpp's server, from {oldest} to {newest}, each a real one with a real
-model (gemma-3-270m, Q4_K_M, on the CPU, two slots) and real requests. This file was written by
+The exporter was tested with {number} builds of llama.cpp's server, from {oldest} to {newest}, with a real model
+(gemma-3-270m, Q4_K_M, on the CPU, two slots) and real requests. This file was written by
 
     scripts/compatibility
 
-which fetches each build from PyPI's `xllamacpp` and ends with status 1 if anything is wrong. Made with
-llamacpp-exporter {version} on {machine}. The last column says when.
+which downloads each build from PyPI's `xllamacpp` and exits with status 1 if a scenario fails. Made with
+llamacpp-exporter {version} on {machine}, at the date in the last column.
 
-| scenario | ✓ says that |
+| scenario | ✓ means |
 | --- | --- |
-| idle | state, slots, context size and model are right, and all counters are 0 |
-| one stream | at each poll the counter was a number of tokens that the client had received since the poll before, the rate was within 15% of what it received, and at the end the counter was exact |
-| four on two slots | two at work, two waiting, state `running`; then `idle`, and every token counted |
-| hung up | a client that went away after 60 tokens: all that was generated is counted, and the next request exactly |
-| long prompt | 2,000 tokens, with a time-out of 1 s: up and running throughout, no poll delayed, no frozen rate, another client's `/health` answered at once, both counters exact |
-| restart | killed in mid-stream: down within an interval and a time-out and nothing told of its model, then up with the counters of its new life, and no absurd rate |
-| sleep | with `--sleep-idle-seconds {sleep}`: asleep though polled every second, left asleep, counters kept, seen to wake within two polls, every token counted. Before b10566 the exporter was told `--sleep-idle-seconds` too |
+| idle | state, slots, context size and model are correct, and all counters are 0 |
+| one stream | at each poll, the counter was between the tokens that the client had received at the previous poll and at this one; the rate was within 15% of the rate of received tokens; at the end the counter was exact |
+| four on two slots | two requests running, two waiting, state `running`; then `idle`, with every token counted |
+| hung up | a client disconnected after 60 tokens: all generated tokens were counted, and those of the next request exactly |
+| long prompt | 2,000 tokens, with a timeout of 1 s: up and `running` throughout, no poll late, no stale rate, `/health` answered to another client at once, both counters exact |
+| restart | the server was killed during a stream: down within one interval and one timeout, with no values of its model; then up with counters of the new process and no wrong rate |
+| sleep | with `--sleep-idle-seconds {sleep}`, polled every second: the server fell asleep and was left asleep, counters were kept, its wake-up was seen within two polls, every token was counted. Before b10566 the exporter had `--sleep-idle-seconds`, too |
 
-–: there is nothing to try. Until it is killed, the server has 8 HTTP threads (`--threads-http`), and afterwards as many
-as it takes by itself.
+–: not applicable. The server has 8 HTTP threads (`--threads-http`) until the scenario "restart", and its default number
+from then on.
 
-| what a build does not tell | then |
+| what a build does not report | effect |
 | --- | --- |
-| its build | the label `version` holds what it says instead; it is taken for one that a poll of `/metrics` keeps awake |
-| quantization | `llamacpp_model_info` lacks that label |
+| its build | the label `version` holds what the server reports instead; the exporter assumes that a poll of `/metrics` keeps this server awake |
+| quantization | `llamacpp_model_info` has no such label |
 | reused prompt tokens | no `llamacpp_prompt_tokens_cached_total` |
 | context in use | no `llamacpp_context_size_tokens` and no `llamacpp_context_tokens` |
-| hung-up tokens, but in its slots | its own counter loses them; the exporter takes them from the slot |
-| counters while it reads a long prompt | its answer comes more than a second late: the model is `running`, its counters stand, and rates are absent |
-| anything while requests hold all its HTTP threads | left to itself it has no more of them than the larger of slots + 2 and cores − 1; while each holds a request, not even `/health` is answered, with an exporter or without. `llamacpp_up` is 0 until one ends, and then all tokens are counted |
-| sleep | it never does |
+| hung-up tokens, but in its slots | the server's counter loses the tokens of disconnected clients; the exporter reads them from the slot |
+| counters while it reads a long prompt | `/metrics` is answered more than a second late: until then the model is `running`, its counters do not move, and rates are absent |
+| anything while requests hold all its HTTP threads | by default the server has max(slots + 2, cores − 1) HTTP threads; while each handles a request, it does not answer even `/health`, with or without the exporter. `llamacpp_up` is 0 until a request ends; then all tokens are counted |
+| sleep | the build has no sleep mode |
 
-b8400 stands for xllamacpp 0.2.14, which does not tell: it lies between b8352 and b8672.
+"b8400" is an estimate: xllamacpp 0.2.14 does not report its build, which lies between b8352 and b8672.
 
 """
 
-HEADER = ["build", "xllamacpp", *SCENARIOS, "what it does not tell", "run on"]
+HEADER = ["build", "xllamacpp", *SCENARIOS, "what it does not report", "run on"]
 
 
 def write(rows):

@@ -43,15 +43,17 @@ QUESTIONS = (
 def main():
     parser = argparse.ArgumentParser(
         prog="scripts/demo",
-        description="Starts a real llama.cpp server with a small model (270M), the exporter beside it, and a few chats,"
-        " and shows live what the exporter tells, until Ctrl-C. The first start installs what it needs under target/"
-        " (about 400 MB), the next one takes seconds.",
-        epilog="With --base-url, the exporter's other settings can be given by their variables, for instance"
+        description="Start a real llama.cpp server with a small model (270M) and the exporter, send it a few chat"
+        " requests, and print the exporter's numbers live until Ctrl-C. The first run downloads about 400 MB into"
+        " target/; later runs start in seconds.",
+        epilog="With --base-url, set the exporter's other settings by their environment variables, for example"
         " LLAMACPP_API_KEY.",
     )
-    parser.add_argument("--once", action="store_true", help="end by itself; status 0 only if tokens were counted live")
     parser.add_argument(
-        "--base-url", metavar="URL", help="watch this server of yours; nothing is installed, and nothing sent to it"
+        "--once", action="store_true", help="exit after at most 40 s; status 0 only if running requests were counted"
+    )
+    parser.add_argument(
+        "--base-url", metavar="URL", help="watch your own server; download nothing, send it no requests"
     )
     wanted = parser.parse_args()
 
@@ -92,10 +94,10 @@ def watch_theirs(processes, exporter_program, wanted):
     for models in exporter.polls(seconds=ONCE if wanted.once else None):
         table.add(models)
         if wanted.once and before and any(model.grew_since(before) for model in models):
-            print("\nLive tokens were seen.")
+            print("\nSuccess: tokens of a running request were counted.")
             return 0
         before = models
-    complain(f"no tokens were seen in {ONCE} s: send the server a request meanwhile")
+    complain(f"no tokens were counted in {ONCE} s: send the server a request while the demo runs")
     return 1
 
 
@@ -106,12 +108,12 @@ def watch_ours(processes, exporter_program, wanted):
     exporter.wait_until_serving()
     show_addresses(
         exporter,
-        f"llama-server   {server.address}/   build {server.build}; chat with it there, and watch the numbers here",
+        f"llama-server   {server.address}/   build {server.build}; chat with it in a browser, watch the numbers here",
     )
     print(f"  logs           {LOGS.relative_to(ROOT)}/")
     if not wanted.once:
-        print("  Ctrl-C         stops it all")
-    print("\n  generated: as the exporter counts; own count: as llama-server's own /metrics has it at that moment")
+        print("  Ctrl-C         stops everything")
+    print("\n  generated: the exporter's counter; own count: llama-server's own counter at the same moment")
 
     table = Table(own_counter=True)
     visitors = Visitors(server)
@@ -128,16 +130,16 @@ def watch_ours(processes, exporter_program, wanted):
             live += 1
         highest = max(highest, generated or 0)
         if wanted.once and live >= LIVE_POLLS:
-            print(f"\nLive tokens were seen: {live} times the exporter had counted tokens of running requests")
-            print("that llama-server's own counter did not have yet.")
+            print(f"\nSuccess: at {live} polls the exporter had counted tokens of running requests")
+            print("that were not yet in llama-server's own counter.")
             return 0
-    complain(f"no live tokens were seen in {ONCE} s: see {LOGS.relative_to(ROOT)}/")
+    complain(f"no tokens of running requests were counted in {ONCE} s: see {LOGS.relative_to(ROOT)}/")
     return 1
 
 
 def show_addresses(exporter, watched):
     print(f"\n  metrics        {exporter.address}/metrics")
-    print(f"  status page    {exporter.address}/")
+    print(f"  links          {exporter.address}/")
     print(f"  {watched}")
 
 
@@ -184,8 +186,8 @@ def start_server(processes):
         complain(f"llama.cpp b{build} does not run here ({server.end()}): see {server.log.relative_to(ROOT)}")
         if server.process.returncode == -signal.SIGILL:
             # No build is compiled for less.
-            fail("this processor is older than what they are compiled for; --base-url watches a server of your own")
-    fail("no llama.cpp server could be started here; --base-url watches one of your own")
+            fail("this processor is too old for the prebuilt servers; use --base-url to watch your own server")
+    fail("no llama.cpp server could be started here; use --base-url to watch your own server")
 
 
 # What runs beside the demo
