@@ -37,7 +37,7 @@ def first_token_of_a_client(server):
 
 
 def test_what_each_source_includes(start_server, watch, tmp_path, one_core):
-    """Prints the table of the README: run it with pytest -s."""
+    """Prints the table of docs/requests.md: run it with pytest -s."""
     log = tmp_path / "server.log"
     server = start_server(Program(log))
     exporter = watch(server.url, "--log-file", log, "--probe-interval", "1s")
