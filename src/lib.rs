@@ -15,6 +15,7 @@ pub mod gguf;
 pub mod machine;
 pub mod metrics;
 pub mod process;
+pub mod readings;
 pub mod requests;
 pub mod settings;
 pub mod snapshot;

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::bounds::escape::Escaped;
 use crate::metrics::exposition;
+use crate::readings::ModelStatus;
 use crate::settings::BaseUrl;
-use crate::snapshot::{Gpu, OwnMetrics, Snapshot, Status};
+use crate::snapshot::{Gpu, OwnMetrics, Snapshot};
 
 /// The most lines of values that a report lists.
 const MOST_VALUES: usize = 200;
@@ -20,7 +21,7 @@ pub fn report(base: &BaseUrl, snapshot: &Snapshot) -> String {
         lines.push(format!("  server: {} {version}", info.kind));
     }
     for model in &snapshot.models {
-        let status = model.status.map_or("unknown", Status::label);
+        let status = model.status.map_or("unknown", ModelStatus::label);
         lines.push(format!("  model: {} ({status})", model.name));
     }
     for note in &snapshot.notes {

@@ -2,6 +2,7 @@
 
 pub mod escape;
 pub mod json;
+pub mod lenient;
 
 use std::time::{Duration, Instant};
 

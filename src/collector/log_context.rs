@@ -1,9 +1,10 @@
 //! What a poll found, as far as it helps to understand the server's log.
 
+use crate::readings::{ModelReading, ModelState, SlotsReading, Update};
 use crate::requests::Speaker;
 use crate::requests::log_plausibility::ServerCounters;
 use crate::requests::server_log::{Polled, PolledCounters};
-use crate::upstream::reading::{ModelReading, Reading, Seen, SlotsAt, State};
+use crate::upstream::reading::Reading;
 
 /// What a poll found of each model.
 pub fn polled(reading: &Reading) -> Vec<Polled<'_>> {
@@ -20,7 +21,7 @@ pub fn polled(reading: &Reading) -> Vec<Polled<'_>> {
 fn slots(model: &ModelReading) -> Option<u64> {
     let told = model.facts.slots.map(|slots| slots as u64);
     let listed = match &model.slots {
-        Seen::Now(SlotsAt { slots, .. }) => u64::try_from(slots.len()).ok(),
+        Update::New(SlotsReading { slots, .. }) => u64::try_from(slots.len()).ok(),
         _ => None,
     };
     told.max(listed).filter(|slots| *slots > 0)
@@ -28,21 +29,21 @@ fn slots(model: &ModelReading) -> Option<u64> {
 
 fn counters(model: &ModelReading) -> PolledCounters {
     match &model.counters {
-        Seen::Now(read) => {
+        Update::New(read) => {
             let counters = &read.counters;
             let counters = ServerCounters {
-                life: read.life.clone(),
+                life: read.process.clone(),
                 prompt_tokens: counters.prompt_tokens,
                 cached_tokens: counters.prompt_tokens_cached,
-                generated_tokens: counters.predicted_tokens,
+                generated_tokens: counters.generated_tokens,
                 prompt_seconds: counters.prompt_seconds,
-                generation_seconds: counters.predicted_seconds,
+                generation_seconds: counters.generation_seconds,
                 decode_calls: counters.decode_calls,
             };
             PolledCounters::Read(read.at, counters)
         }
-        Seen::Unchanged | Seen::Stale => PolledCounters::Unread,
-        Seen::Gone => PolledCounters::None,
+        Update::Unchanged | Update::Stale => PolledCounters::Unread,
+        Update::Absent => PolledCounters::None,
     }
 }
 
@@ -50,10 +51,12 @@ fn counters(model: &ModelReading) -> PolledCounters {
 fn speaker(kind: &str, model: &ModelReading) -> Speaker {
     match kind {
         // While it loads, its name may still be that of the model before.
-        "llama-server" if !matches!(model.state, State::Loading | State::Waking) => Speaker::Server,
+        "llama-server" if !matches!(model.state, ModelState::Loading | ModelState::Waking) => {
+            Speaker::Server
+        }
         // What is not loaded has the port of its last child, or 0: it may be another's by now.
-        "router" if !matches!(model.state, State::Told(_) | State::Unknown) => {
-            let arguments = model.host.arguments.as_deref().unwrap_or_default();
+        "router" if !matches!(model.state, ModelState::Reported(_) | ModelState::Unknown) => {
+            let arguments = model.process.arguments.as_deref().unwrap_or_default();
             let mut after = arguments
                 .iter()
                 .skip_while(|argument| *argument != "--port");
@@ -69,28 +72,38 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::snapshot::Status;
+    use crate::readings::ModelStatus;
 
     #[test]
     fn a_log_speaks_of_a_child_as_long_as_the_child_is_there() {
-        let speaker_of = |port: &str, state: State| {
+        let speaker_of = |port: &str, state: ModelState| {
             let arguments = ["llama-server", "--host", "127.0.0.1", "--port", port];
             let mut model = ModelReading {
                 state,
                 ..ModelReading::default()
             };
-            model.host.arguments = Some(arguments.map(str::to_owned).to_vec());
+            model.process.arguments = Some(arguments.map(str::to_owned).to_vec());
             speaker("router", &model)
         };
-        for state in [State::Loading, State::Ready, State::Asleep(Instant::now())] {
+        for state in [
+            ModelState::Loading,
+            ModelState::Ready,
+            ModelState::Asleep(Instant::now()),
+        ] {
             assert_eq!(speaker_of("34541", state), Speaker::Child(34541));
         }
-        for status in [Status::Unloaded, Status::Failed] {
-            assert_eq!(speaker_of("0", State::Told(status)), Speaker::Nobody);
-            assert_eq!(speaker_of("34541", State::Told(status)), Speaker::Nobody);
+        for status in [ModelStatus::Unloaded, ModelStatus::Failed] {
+            assert_eq!(
+                speaker_of("0", ModelState::Reported(status)),
+                Speaker::Nobody
+            );
+            assert_eq!(
+                speaker_of("34541", ModelState::Reported(status)),
+                Speaker::Nobody
+            );
         }
         let single = ModelReading {
-            state: State::Loading,
+            state: ModelState::Loading,
             ..ModelReading::default()
         };
         assert_eq!(speaker("llama-server", &single), Speaker::Nobody);

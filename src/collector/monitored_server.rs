@@ -78,7 +78,8 @@ pub fn readiness(servers: &[MonitoredServer]) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::{Model, Polls, Status};
+    use crate::readings::ModelStatus;
+    use crate::snapshot::{Model, Polls};
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -87,7 +88,7 @@ mod tests {
     fn server(name: &str, is_overdue: bool, now: Instant) -> MonitoredServer {
         let model = Model {
             name: "m".to_owned(),
-            status: Some(Status::Running),
+            status: Some(ModelStatus::Running),
             generated_tokens: Some(7.0),
             ..Model::default()
         };

@@ -10,9 +10,10 @@ use crate::collector::clock::Clock;
 use crate::collector::monitored_server::MonitoredServer;
 use crate::collector::state_log::{LEFT_OUT, StateLog};
 use crate::collector::{log_context, poll_loop, probe_thread, schedule};
-use crate::counters::{ModelState, is_loaded};
+use crate::counters::{ModelTracker, is_loaded};
 use crate::machine::gpus::Gpus;
 use crate::machine::{Hints, Machine};
+use crate::readings::ModelReading;
 use crate::requests::Requests;
 use crate::requests::records::Records;
 use crate::settings::{BaseUrl, Settings};
@@ -21,7 +22,7 @@ use crate::upstream::advice::Advice;
 use crate::upstream::completion::Completions;
 use crate::upstream::detection::Upstream;
 use crate::upstream::http::exchange::Exchange;
-use crate::upstream::reading::{FailedRequest, ModelReading, Reading};
+use crate::upstream::reading::{FailedRequest, Reading};
 
 /// A log that is followed in vain.
 const LOG_OF_NOBODY: &str = "--log-file counts nothing here: only of a llama-server or its router is it known whose \
@@ -38,7 +39,7 @@ pub struct Poller {
     exchange: Exchange,
     upstream: Upstream,
     /// What is remembered of each model, by name and mode.
-    models: BTreeMap<(String, Option<String>), ModelState>,
+    models: BTreeMap<(String, Option<String>), ModelTracker>,
     machine: Machine,
     requests: Arc<Requests>,
     /// Docker Model Runner's, unless the user wants none of them.
@@ -205,7 +206,7 @@ impl Poller {
             let Some(read) = read.get(&(model.name.clone(), model.mode.clone())) else {
                 continue;
             };
-            if !read.host.is_findable() {
+            if !read.process.is_findable() {
                 continue;
             }
             if clock.now() >= deadline {
@@ -308,10 +309,10 @@ fn hints(reading: &ModelReading) -> Hints<'_> {
     Hints {
         model_path: facts.path.as_deref(),
         slots: facts.slots,
-        n_ctx: facts.max_context,
-        arguments: reading.host.arguments.as_deref(),
+        n_ctx: facts.max_context_size,
+        arguments: reading.process.arguments.as_deref(),
         mode: reading.mode.as_deref(),
-        file_part: reading.host.file_part.as_deref(),
-        header: reading.host.header.as_deref(),
+        file_part: reading.process.file_part.as_deref(),
+        header: reading.process.header.as_deref(),
     }
 }

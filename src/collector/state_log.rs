@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
 use crate::process::log;
+use crate::readings::ModelStatus;
 use crate::settings::BaseUrl;
-use crate::snapshot::{Reason, ServerInfo, Snapshot, Status};
+use crate::snapshot::{Reason, ServerInfo, Snapshot};
 use crate::upstream::advice::Advice;
 use crate::upstream::reading::{FailedRequest, Reading, Target};
 
@@ -18,7 +19,7 @@ pub(super) struct StateLog {
     server: String,
     up: Option<bool>,
     /// The status of each model, by name and mode.
-    statuses: BTreeMap<(String, Option<String>), Status>,
+    statuses: BTreeMap<(String, Option<String>), ModelStatus>,
     failing: BTreeMap<Target, Reason>,
     notes: Vec<&'static str>,
     /// Whether it was logged that models are left out: once and for all.
@@ -128,13 +129,13 @@ fn log_target(
     log(message, &[&all, pairs].concat());
 }
 
-fn log_status(server: &dyn Display, name: &str, before: Status, status: Status) {
+fn log_status(server: &dyn Display, name: &str, before: ModelStatus, status: ModelStatus) {
     let pairs: [(&str, &dyn Display); 3] = [
         ("status", &status.label()),
         ("model", &name),
         ("server", server),
     ];
-    let working = |status| matches!(status, Status::Idle | Status::Running);
+    let working = |status| matches!(status, ModelStatus::Idle | ModelStatus::Running);
     // Between idle and running a model goes all day long.
     if working(before) && working(status) {
         log::debug("the model's status has changed", &pairs);
@@ -153,7 +154,7 @@ fn log_up(server: &dyn Display, info: &Option<ServerInfo>, snapshot: &Snapshot) 
     let name = model.map_or("", |model| &model.name);
     let status = model
         .and_then(|model| model.status)
-        .map_or("unknown", Status::label);
+        .map_or("unknown", ModelStatus::label);
     log::info(
         "the server is up",
         &[

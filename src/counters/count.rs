@@ -20,7 +20,7 @@
 //! is at work on the slots (`in_flight`) comes on top.
 
 use crate::counters::history::Reach;
-use crate::upstream::api::printed_step;
+use crate::readings::counters::rounding_step;
 
 /// What became of the tokens on the slots between two readings.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -112,7 +112,7 @@ impl Count {
             // What has ended by now is in the counter.
             (step.ended, step.dropped) = (0.0, 0.0);
         }
-        let half = printed_step(printed) / 2.0;
+        let half = rounding_step(printed) / 2.0;
         let (mut low, mut high) = self.bounds.unwrap_or((printed - half, printed + half));
         if self.counts_all {
             let most = printed + half + self.dropped;
@@ -143,7 +143,7 @@ impl Count {
     /// Takes the counter alone, at a reading that the slots are late for: what they hold is
     /// what they held, or in the counter.
     pub fn read_alone(&mut self, printed: f64) {
-        let least = printed - printed_step(printed) / 2.0;
+        let least = printed - rounding_step(printed) / 2.0;
         let (low, _) = self.bounds.unwrap_or((least, least));
         let least = (least + self.dropped).max(low + self.in_flight);
         self.given = self.given.max(least);

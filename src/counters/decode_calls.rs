@@ -7,7 +7,8 @@
 //! than a token up to a hundred thousand calls, by some ten past a million.
 
 use crate::counters::count::Step;
-use crate::upstream::api::{Counters, printed_step, six_digit_step};
+use crate::readings::Counters;
+use crate::readings::counters::{rounding_step, six_digit_step};
 
 /// What the decode calls had come to when nothing was in flight.
 #[derive(Debug, Default)]
@@ -46,7 +47,7 @@ impl DecodeCalls {
     pub fn saw(&mut self, counters: &Counters) {
         let idle = counters.requests_processing == Some(0.0);
         // A server met at work has no such moment to count from: then from now on.
-        let figures = product(counters).zip(counters.predicted_tokens);
+        let figures = product(counters).zip(counters.generated_tokens);
         if let Some((product, predicted)) = figures.filter(|_| idle || self.base.is_none()) {
             self.base = Some(Base { product, predicted });
         }
@@ -58,13 +59,13 @@ impl DecodeCalls {
             let base = self.base.as_ref()?;
             let processing = counters.requests_processing.filter(|count| *count > 0.0)?;
             let product = product(counters)?;
-            let predicted = counters.predicted_tokens?;
+            let predicted = counters.generated_tokens?;
             let generated = product.value - base.product.value;
             let counted = predicted - base.predicted;
             Some(Estimate {
                 // Each request at work has had one batch of prompt, at the least.
                 value: (generated - counted - processing).max(0.0),
-                doubt: product.doubt + base.product.doubt + printed_step(predicted),
+                doubt: product.doubt + base.product.doubt + rounding_step(predicted),
             })
         };
         estimate().unwrap_or_default()
@@ -74,7 +75,7 @@ impl DecodeCalls {
 fn product(counters: &Counters) -> Option<Estimate> {
     let (slots, calls) = (counters.busy_slots_per_decode?, counters.decode_calls?);
     let slots_doubt = six_digit_step(slots) / 2.0;
-    let calls_doubt = printed_step(calls) / 2.0;
+    let calls_doubt = rounding_step(calls) / 2.0;
     Some(Estimate {
         value: slots * calls,
         doubt: slots * calls_doubt + slots_doubt * (calls + calls_doubt),
@@ -89,7 +90,7 @@ mod tests {
         Counters {
             busy_slots_per_decode: Some(per_call),
             decode_calls: Some(calls),
-            predicted_tokens: Some(predicted),
+            generated_tokens: Some(predicted),
             requests_processing: Some(processing),
             ..Counters::default()
         }

@@ -16,14 +16,17 @@ use crate::counters::decode_calls::DecodeCalls;
 use crate::counters::history::{Growth, History, Point, Reach, Window};
 use crate::counters::optimal_batch::OptimalBatch;
 use crate::counters::slots::{Slots, Steps, context_tokens};
+use crate::readings::counters::rounding_step;
+use crate::readings::{
+    Counters, CountersReading, ModelFacts, ModelReading, ModelState, ModelStatus, Slot,
+    SlotsReading, Stats, TokenTotals, Update,
+};
+use crate::snapshot::Model;
 use crate::snapshot::histogram::{Histogram, PER_TOKEN_SECONDS};
-use crate::snapshot::{Model, Status};
-use crate::upstream::api::{Counters, Slot, Stats, printed_step};
-use crate::upstream::reading::{CountersAt, Ended, Facts, ModelReading, Seen, SlotsAt, State};
 
 /// What must be remembered of one model between two readings.
 #[derive(Debug)]
-pub struct ModelState {
+pub struct ModelTracker {
     life: Life,
     batch_latency: Histogram,
 }
@@ -88,16 +91,16 @@ const PROMPTS_UNCOUNTED: &str = "/metrics counts no prompt tokens of the request
      b10566 llama-server does not count those of embeddings and reranking; they are not shown, and \
      --log-file has them";
 
-impl Default for ModelState {
-    fn default() -> ModelState {
-        ModelState {
+impl Default for ModelTracker {
+    fn default() -> ModelTracker {
+        ModelTracker {
             life: Life::default(),
             batch_latency: Histogram::new(PER_TOKEN_SECONDS),
         }
     }
 }
 
-impl ModelState {
+impl ModelTracker {
     /// Takes one reading of the model.
     pub fn update(&mut self, reading: &ModelReading) -> Model {
         let mut model = Model {
@@ -106,19 +109,19 @@ impl ModelState {
             ..Model::default()
         };
         take_facts(&mut model, &reading.facts);
-        if matches!(&reading.counters, Seen::Now(read) if self.life.is_over(read)) {
+        if matches!(&reading.counters, Update::New(read) if self.life.is_over(read)) {
             self.life = Life::default();
         }
         let told = self.life.look_at_slots(reading);
         match &reading.counters {
-            Seen::Now(read) => self.take_counters(&mut model, read, &told),
-            Seen::Unchanged | Seen::Stale => {
+            Update::New(read) => self.take_counters(&mut model, read, &told),
+            Update::Unchanged | Update::Stale => {
                 self.life.step(&told);
                 self.life.hold(&mut model);
             }
-            Seen::Gone => {
+            Update::Absent => {
                 self.life.step(&told);
-                if let (Told::Steps(steps, seconds), Seen::Now(_)) = (&told, &reading.slots) {
+                if let (Told::Steps(steps, seconds), Update::New(_)) = (&told, &reading.slots) {
                     // Requests that came and went between two polls are missing.
                     let rate = steps.generated.known / seconds;
                     model.tokens_per_second = Some(rate).filter(|rate| rate.is_finite());
@@ -126,10 +129,10 @@ impl ModelState {
             }
         }
         self.take_slots(&mut model, reading);
-        if let Some(ended) = &reading.ended {
+        if let Some(ended) = &reading.token_totals {
             take_ended(&mut model, ended);
         }
-        if let State::Asleep(at) = reading.state {
+        if let ModelState::Asleep(at) = reading.state {
             asleep(&mut model);
             self.life.rested(at);
         }
@@ -150,9 +153,9 @@ impl ModelState {
         model
     }
 
-    fn take_counters(&mut self, model: &mut Model, read: &CountersAt, told: &Told) {
+    fn take_counters(&mut self, model: &mut Model, read: &CountersReading, told: &Told) {
         let life = &mut self.life;
-        life.identity.clone_from(&read.life);
+        life.identity.clone_from(&read.process);
         model.requests_processing = read.counters.requests_processing;
         model.requests_deferred = read.counters.requests_deferred;
         model.slots_busy = read.counters.requests_processing;
@@ -180,16 +183,16 @@ impl ModelState {
     fn take_slots(&mut self, model: &mut Model, reading: &ModelReading) {
         let life = &mut self.life;
         match &reading.slots {
-            Seen::Now(SlotsAt { slots, .. }) => {
+            Update::New(SlotsReading { slots, .. }) => {
                 let busy = slots.iter().filter(|slot| slot.is_processing).count();
                 model.slots_busy = Some(busy as f64);
-                if matches!(reading.counters, Seen::Gone) {
+                if matches!(reading.counters, Update::Absent) {
                     model.requests_processing = Some(busy as f64);
                 }
                 life.shown.clone_from(slots);
             }
-            Seen::Unchanged => {}
-            Seen::Stale | Seen::Gone => return,
+            Update::Unchanged => {}
+            Update::Stale | Update::Absent => return,
         }
         let slots = &life.shown;
         if !slots.is_empty() {
@@ -202,18 +205,18 @@ impl ModelState {
         model.context_size = largest(&mut model.context_tokens.iter().map(|(_, tokens)| *tokens));
     }
 
-    fn status(&self, reading: &ModelReading, model: &Model) -> Option<Status> {
+    fn status(&self, reading: &ModelReading, model: &Model) -> Option<ModelStatus> {
         let busy = |value: Option<f64>| value.map(|value| value > 0.0);
         match reading.state {
-            State::Loading | State::Waking => Some(Status::Loading),
-            State::Asleep(_) => Some(Status::Sleeping),
-            State::Busy => Some(Status::Running),
-            State::Told(status) => Some(status),
-            State::Unknown => None,
-            State::Ready => {
+            ModelState::Loading | ModelState::Waking => Some(ModelStatus::Loading),
+            ModelState::Asleep(_) => Some(ModelStatus::Sleeping),
+            ModelState::Busy => Some(ModelStatus::Running),
+            ModelState::Reported(status) => Some(status),
+            ModelState::Unknown => None,
+            ModelState::Ready => {
                 // A server that is left alone was idle when it was read last.
-                let left_alone =
-                    matches!(reading.counters, Seen::Stale) || matches!(reading.slots, Seen::Stale);
+                let left_alone = matches!(reading.counters, Update::Stale)
+                    || matches!(reading.slots, Update::Stale);
                 let signs = [
                     busy(model.requests_processing),
                     busy(model.requests_deferred),
@@ -221,7 +224,11 @@ impl ModelState {
                     left_alone.then_some(false),
                 ];
                 let busy = signs.into_iter().flatten().reduce(|a, b| a || b)?;
-                Some(if busy { Status::Running } else { Status::Idle })
+                Some(if busy {
+                    ModelStatus::Running
+                } else {
+                    ModelStatus::Idle
+                })
             }
         }
     }
@@ -261,9 +268,9 @@ impl ModelState {
         if let Some(system) = &stats.system {
             fill(&mut model.threads, system.threads);
             let status = match system.status.as_deref() {
-                Some("idle") => Some(Status::Idle),
-                Some("loading") => Some(Status::Loading),
-                Some("running") => Some(Status::Running),
+                Some("idle") => Some(ModelStatus::Idle),
+                Some("loading") => Some(ModelStatus::Loading),
+                Some("running") => Some(ModelStatus::Running),
                 _ => None,
             };
             fill(&mut model.status, status);
@@ -273,8 +280,8 @@ impl ModelState {
 
 impl Life {
     /// Whether `read` comes from a later life of the server than what was read before.
-    fn is_over(&self, read: &CountersAt) -> bool {
-        let named = self.identity.as_ref().zip(read.life.as_ref());
+    fn is_over(&self, read: &CountersReading) -> bool {
+        let named = self.identity.as_ref().zip(read.process.as_ref());
         if named.is_some_and(|(then, now)| then != now) {
             return true;
         }
@@ -284,9 +291,9 @@ impl Life {
         let now = &read.counters;
         let fell = |then: Option<f64>, now: Option<f64>| {
             then.zip(now)
-                .is_some_and(|(then, now)| now + printed_step(then) < then)
+                .is_some_and(|(then, now)| now + rounding_step(then) < then)
         };
-        fell(then.predicted_tokens, now.predicted_tokens)
+        fell(then.generated_tokens, now.generated_tokens)
             || fell(then.prompt_tokens, now.prompt_tokens)
             || fell(then.decode_calls, now.decode_calls)
     }
@@ -295,17 +302,19 @@ impl Life {
     fn look_at_slots(&mut self, reading: &ModelReading) -> Told {
         let before = self.slots.read_at();
         let resting_at = match (&reading.counters, reading.state) {
-            (Seen::Now(read), _) => Some(read.at),
-            (_, State::Asleep(at)) => Some(at),
+            (Update::New(read), _) => Some(read.at),
+            (_, ModelState::Asleep(at)) => Some(at),
             _ => None,
         };
         let (at, steps) = match (&reading.slots, reading.state, resting_at) {
-            (Seen::Now(read), ..) => (read.at, self.slots.read(read.at, &read.slots)),
-            (Seen::Stale, ..) => return Told::Late,
+            (Update::New(read), ..) => (read.at, self.slots.read(read.at, &read.slots)),
+            (Update::Stale, ..) => return Told::Late,
             _ if before.is_none() => return Told::Nothing,
-            (Seen::Unchanged, _, Some(at)) => (at, self.slots.rest(at)),
+            (Update::Unchanged, _, Some(at)) => (at, self.slots.rest(at)),
             // What it did before it fell asleep was not seen.
-            (Seen::Gone, State::Asleep(_), Some(at)) => (at, self.slots.rest(at).with_more()),
+            (Update::Absent, ModelState::Asleep(_), Some(at)) => {
+                (at, self.slots.rest(at).with_more())
+            }
             _ => return Told::Late,
         };
         let seconds = before.map_or(0.0, |before| at.duration_since(before).as_secs_f64());
@@ -323,7 +332,7 @@ impl Life {
 
     /// Takes `/metrics` and what the slots told right after it; gives the counts, if they
     /// can be compared with those of other readings.
-    fn count(&mut self, read: &CountersAt, told: &Told) -> Option<Point> {
+    fn count(&mut self, read: &CountersReading, told: &Told) -> Option<Point> {
         let counters = &read.counters;
         self.decode_calls.saw(counters);
         let in_flight = self.decode_calls.in_flight(counters);
@@ -339,7 +348,7 @@ impl Life {
             Told::Nothing => untold,
             Told::Late => {
                 let counted = [
-                    (counters.predicted_tokens, &mut self.generated),
+                    (counters.generated_tokens, &mut self.generated),
                     (counters.prompt_tokens, &mut self.prompt),
                     (counters.decode_calls, &mut self.calls),
                 ];
@@ -353,17 +362,17 @@ impl Life {
         };
         let calls_are_exact = counters
             .decode_calls
-            .is_some_and(|calls| printed_step(calls) == 0.0);
+            .is_some_and(|calls| rounding_step(calls) == 0.0);
         let calls = if calls_are_exact {
             untold.calls
         } else {
             steps.calls
         };
         let generated = counters
-            .predicted_tokens
+            .generated_tokens
             .map(|printed| self.generated.read(printed, &steps.generated));
         let product = counters
-            .predicted_tokens
+            .generated_tokens
             .map(|printed| Reach::around(printed + in_flight.value.round(), in_flight.doubt));
         let at = self.slots.read_at().unwrap_or(read.at);
         Some(Point {
@@ -387,7 +396,7 @@ impl Life {
         self.counters_then.as_ref().is_some_and(|then| {
             idle(then)
                 && idle(now)
-                && then.predicted_tokens == now.predicted_tokens
+                && then.generated_tokens == now.generated_tokens
                 && then.prompt_tokens == now.prompt_tokens
                 && then.decode_calls == now.decode_calls
         })
@@ -403,10 +412,10 @@ impl Life {
         let processing = |counters: &Counters| counters.requests_processing.unwrap_or(0.0) > 0.0;
         // Nothing has ended, and something was and is at work: it is the same.
         let none_ended = no_slots
-            && then.predicted_tokens == now.predicted_tokens
+            && then.generated_tokens == now.generated_tokens
             && now
-                .predicted_tokens
-                .is_none_or(|tokens| printed_step(tokens) == 0.0);
+                .generated_tokens
+                .is_none_or(|tokens| rounding_step(tokens) == 0.0);
         processing(then)
             && processing(now)
             && (steps.same_task || none_ended || (waiting(then) && waiting(now)))
@@ -473,7 +482,7 @@ impl Life {
     fn prompts_are_uncounted(&self, now: &Counters) -> bool {
         let none = |counted: Option<f64>| counted == Some(0.0);
         none(now.prompt_tokens)
-            && none(now.predicted_tokens)
+            && none(now.generated_tokens)
             && now.decode_calls.is_some_and(|calls| calls > 0.0)
             && (self.prompts_uncounted || !now.is_busy() || self.slots.had_any_ended())
     }
@@ -489,7 +498,7 @@ impl Life {
             return;
         };
         let counted = |printed: Option<f64>, count: &Count| printed.map(|_| count.given());
-        model.generated_tokens = counted(counters.predicted_tokens, &self.generated);
+        model.generated_tokens = counted(counters.generated_tokens, &self.generated);
         model.prompt_tokens_cached = counters.prompt_tokens_cached;
         if self.prompts_uncounted {
             model.notes.push(PROMPTS_UNCOUNTED);
@@ -497,11 +506,11 @@ impl Life {
             model.prompt_tokens = counted(counters.prompt_tokens, &self.prompt);
             model.prompt_seconds = counters.prompt_seconds;
         }
-        model.generation_seconds = counters.predicted_seconds;
+        model.generation_seconds = counters.generation_seconds;
         model.decode_calls = counted(counters.decode_calls, &self.calls);
         model.draft_tokens = counters.draft_tokens;
         model.draft_tokens_accepted = counters.draft_tokens_accepted;
-        model.max_sequence_tokens = counters.tokens_max;
+        model.max_sequence_tokens = counters.max_sequence_tokens;
         model.batch_size = self.batch_size;
     }
 }
@@ -510,9 +519,9 @@ fn same_load(then: &Counters, now: &Counters) -> bool {
     then.requests_processing == now.requests_processing
 }
 
-fn take_facts(model: &mut Model, facts: &Facts) {
+fn take_facts(model: &mut Model, facts: &ModelFacts) {
     model.slots = facts.slots;
-    model.max_context_size = facts.max_context;
+    model.max_context_size = facts.max_context_size;
     model.size = facts.size;
     model.parameters = facts.parameters;
     model.quantization.clone_from(&facts.quantization);
@@ -521,17 +530,19 @@ fn take_facts(model: &mut Model, facts: &Facts) {
 }
 
 /// Where nothing but a list of ended requests tells, that is what the counters count.
-fn take_ended(model: &mut Model, ended: &Ended) {
+fn take_ended(model: &mut Model, ended: &TokenTotals) {
     model.prompt_tokens = model.prompt_tokens.or(Some(ended.prompt_tokens));
-    model.prompt_tokens_cached = model.prompt_tokens_cached.or(Some(ended.cached_tokens));
+    model.prompt_tokens_cached = model
+        .prompt_tokens_cached
+        .or(Some(ended.prompt_tokens_cached));
     model.generated_tokens = model.generated_tokens.or(Some(ended.generated_tokens));
 }
 
 /// Whether there is anything to see of a model besides its state.
-pub fn is_loaded(status: Option<Status>) -> bool {
+pub fn is_loaded(status: Option<ModelStatus>) -> bool {
     !matches!(
         status,
-        Some(Status::Unloaded | Status::Downloading | Status::Failed)
+        Some(ModelStatus::Unloaded | ModelStatus::Downloading | ModelStatus::Failed)
     )
 }
 

@@ -14,10 +14,12 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::ModelState;
+use super::ModelTracker;
+use crate::readings::{
+    Counters, CountersReading, ModelReading, ModelState, Slots, SlotsReading, Update,
+};
 use crate::snapshot::Model;
-use crate::upstream::api::{Counters, CountersByModel, Slots};
-use crate::upstream::reading::{CountersAt, ModelReading, Seen, SlotsAt, State};
+use crate::upstream::api::counters_by_model::CountersByModel;
 
 /// Prompt tokens that one call takes.
 const BATCH: u64 = 512;
@@ -311,7 +313,7 @@ impl Server {
         }
     }
 
-    fn slots(&mut self) -> Vec<crate::upstream::api::Slot> {
+    fn slots(&mut self) -> Vec<crate::readings::Slot> {
         let build = self.setup.build;
         self.lost = (0.0, 0.0);
         let slots = self.slots.iter_mut().enumerate();
@@ -405,7 +407,7 @@ fn half_step(count: f64) -> f64 {
 
 /// The exporter, and what it has said in this life of the server.
 struct Watcher {
-    state: ModelState,
+    state: ModelTracker,
     model: Model,
     life: u32,
     /// When and of what it was told, at each whole poll.
@@ -417,7 +419,7 @@ struct Watcher {
 impl Watcher {
     fn new() -> Watcher {
         Watcher {
-            state: ModelState::default(),
+            state: ModelTracker::default(),
             model: Model::default(),
             life: 0,
             told: Vec::new(),
@@ -438,7 +440,7 @@ impl Watcher {
         }
         let setup = server.setup.clone();
         let mut reading = ModelReading {
-            state: State::Ready,
+            state: ModelState::Ready,
             ..ModelReading::default()
         };
         let before = server.truth();
@@ -463,19 +465,19 @@ impl Watcher {
         });
         let late_slots = how == How::LateSlots && setup.has_slots;
         reading.counters = match how {
-            _ if !setup.has_metrics => Seen::Gone,
-            How::LateMetrics => Seen::Stale,
-            _ => Seen::Now(CountersAt {
+            _ if !setup.has_metrics => Update::Absent,
+            How::LateMetrics => Update::Stale,
+            _ => Update::New(CountersReading {
                 at: counters_at,
-                life: Some(server.life.to_string()),
+                process: Some(server.life.to_string()),
                 counters: counters.clone(),
             }),
         };
         reading.slots = match how {
-            _ if !setup.has_slots => Seen::Gone,
-            How::LateMetrics | How::LateSlots => Seen::Stale,
-            _ if unchanged && setup.has_metrics => Seen::Unchanged,
-            _ => Seen::Now(SlotsAt {
+            _ if !setup.has_slots => Update::Absent,
+            How::LateMetrics | How::LateSlots => Update::Stale,
+            _ if unchanged && setup.has_metrics => Update::Unchanged,
+            _ => Update::New(SlotsReading {
                 at: server.now,
                 slots: server.slots(),
             }),
@@ -524,17 +526,17 @@ impl Watcher {
             return;
         }
         let mut reading = ModelReading {
-            state: State::Asleep(server.now),
+            state: ModelState::Asleep(server.now),
             ..ModelReading::default()
         };
         reading.counters = match server.setup.build {
-            _ if !server.setup.has_metrics => Seen::Gone,
-            Build::From10566 => Seen::Now(CountersAt {
+            _ if !server.setup.has_metrics => Update::Absent,
+            Build::From10566 => Update::New(CountersReading {
                 at: server.now,
-                life: Some(server.life.to_string()),
+                process: Some(server.life.to_string()),
                 counters: server.metrics(),
             }),
-            _ => Seen::Unchanged,
+            _ => Update::Unchanged,
         };
         let model = self.state.update(&reading);
         let name = format!("asleep, {:?}, {model:?}", server.truth());

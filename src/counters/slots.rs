@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use crate::counters::count::Step;
-use crate::upstream::api::Slot;
+use crate::readings::Slot;
 
 /// What came between two readings.
 #[derive(Clone, Copy, Debug, Default)]

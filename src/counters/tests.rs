@@ -2,25 +2,26 @@
 
 use std::time::{Duration, Instant};
 
-use super::{ModelState, PROMPTS_UNCOUNTED};
+use super::{ModelTracker, PROMPTS_UNCOUNTED};
+use crate::readings::{
+    Counters, CountersReading, ModelReading, ModelState, Slots, SlotsReading, Update,
+};
 use crate::snapshot::Model;
-use crate::upstream::api::{Counters, Slots};
-use crate::upstream::reading::{CountersAt, ModelReading, Seen, SlotsAt, State};
 
 fn reading(second: u64, counters: Counters, slots: Option<&str>) -> ModelReading {
     // The same start for all readings of a test.
     thread_local!(static START: Instant = Instant::now());
     let at = START.with(|start| *start) + Duration::from_secs(second);
     ModelReading {
-        state: State::Ready,
-        counters: Seen::Now(CountersAt {
+        state: ModelState::Ready,
+        counters: Update::New(CountersReading {
             at,
-            life: None,
+            process: None,
             counters,
         }),
-        slots: slots.map_or(Seen::Gone, |json| {
+        slots: slots.map_or(Update::Absent, |json| {
             let Slots(slots) = serde_json::from_str(json).unwrap();
-            Seen::Now(SlotsAt { at, slots })
+            Update::New(SlotsReading { at, slots })
         }),
         ..ModelReading::default()
     }
@@ -31,7 +32,7 @@ fn calls(calls: f64, processing: f64) -> Counters {
     Counters {
         prompt_tokens: Some(0.0),
         prompt_seconds: Some(0.0),
-        predicted_tokens: Some(0.0),
+        generated_tokens: Some(0.0),
         decode_calls: Some(calls),
         requests_processing: Some(processing),
         requests_deferred: Some(0.0),
@@ -52,7 +53,7 @@ fn shows_prompts(model: &Model) -> bool {
 #[test]
 fn prompts_that_the_server_does_not_count_are_not_shown() {
     // Six embeddings, as b10068 tells of them.
-    let mut state = ModelState::default();
+    let mut state = ModelTracker::default();
     let before = state.update(&reading(0, calls(0.0, 0.0), None));
     assert_eq!(before.prompt_tokens, Some(0.0));
     let after = state.update(&reading(1, calls(6.0, 0.0), None));
@@ -79,7 +80,7 @@ fn prompts_that_are_not_counted_show_under_unbroken_load_too() {
             r#"[{{"id":0,"is_processing":true,"id_task":{task},"next_token":[{{"n_decoded":0}}]}}]"#
         )
     };
-    let mut state = ModelState::default();
+    let mut state = ModelTracker::default();
     let mut see = |second: u64, task| {
         let counters = calls(second as f64 * 9.0, 1.0);
         state.update(&reading(second, counters, Some(&slots(task))))
@@ -96,14 +97,14 @@ fn prompts_that_are_not_counted_show_under_unbroken_load_too() {
 fn no_number_from_outside_ends_the_process_or_comes_out_as_no_number() {
     let large = 9_007_199_254_740_992.0;
     let values = [None, Some(0.0), Some(1.0), Some(1e6), Some(large)];
-    let mut state = ModelState::default();
+    let mut state = ModelTracker::default();
     let mut second = 0;
     for a in values {
         for b in values {
             for c in values {
                 let counters = Counters {
                     prompt_tokens: a,
-                    predicted_tokens: b,
+                    generated_tokens: b,
                     decode_calls: c,
                     requests_processing: a,
                     requests_deferred: c,

@@ -39,8 +39,9 @@ use crate::machine::server_arguments::Arguments;
 use crate::process::file;
 use crate::process::log;
 use crate::process::procfs_stat::TICKS_PER_SECOND;
+use crate::readings::ModelStatus;
 use crate::settings::{BaseUrl, Settings};
-use crate::snapshot::{Model, Status as ModelStatus};
+use crate::snapshot::Model;
 
 /// How long to wait before a process that was not found is looked for again.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);

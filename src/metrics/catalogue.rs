@@ -7,8 +7,9 @@
 
 use std::collections::BTreeSet;
 
+use crate::readings::ModelStatus;
 use crate::snapshot::histogram::Histogram;
-use crate::snapshot::{Gpu, GpuMemory, Model, OwnMetrics, RequestFigures, Snapshot, Status};
+use crate::snapshot::{Gpu, GpuMemory, Model, OwnMetrics, RequestFigures, Snapshot};
 
 /// What Prometheus calls the type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,7 +182,7 @@ pub const FAMILIES: &[Family] = &[
         "1 for the state that the model is in, 0 for the others.",
         Read::ModelSeries(|m, sink| {
             if let Some(now) = m.status {
-                for status in Status::ALL {
+                for status in ModelStatus::ALL {
                     sink(&[("status", status.label())], f64::from(status == now));
                 }
             }

@@ -303,8 +303,9 @@ fn push_escaped(text: &mut String, value: &str, special: &[char]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::readings::ModelStatus;
     use crate::snapshot::histogram::{LATENCY_SECONDS, PER_TOKEN_SECONDS, TOKENS};
-    use crate::snapshot::{GpuMemory, Model, RequestFigures, RequestSource, Status};
+    use crate::snapshot::{GpuMemory, Model, RequestFigures, RequestSource};
 
     fn number(value: f64) -> String {
         let mut text = String::new();
@@ -423,7 +424,7 @@ mod tests {
     fn a_state_set_has_one_one() {
         let model = Model {
             name: "m".to_owned(),
-            status: Some(Status::Running),
+            status: Some(ModelStatus::Running),
             ..Model::default()
         };
         let text = render(&[snapshot("h:1", model)], &[], &OwnMetrics::default());
@@ -485,7 +486,7 @@ mod tests {
         };
         Model {
             name: format!("{number:03}{}", "n".repeat(name_bytes.saturating_sub(3))),
-            status: Some(Status::Running),
+            status: Some(ModelStatus::Running),
             quantization: Some("Q4_K - Medium".to_owned()),
             tokens_per_second: some,
             prompt_tokens_per_second: some,
@@ -625,7 +626,7 @@ mod tests {
             name: name.to_owned(),
             mode: mode.map(str::to_owned),
             mode_tells: tells,
-            status: Some(Status::Idle),
+            status: Some(ModelStatus::Idle),
             context_tokens: vec![(3, 1.0), (3, 2.0)],
             process_gpu_memory: vec![("0".to_owned(), memory), ("0".to_owned(), memory)],
             ..Model::default()

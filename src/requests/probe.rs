@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::snapshot::{Model, Snapshot, Status};
+use crate::readings::ModelStatus;
+use crate::snapshot::{Model, Snapshot};
 
 /// What a probe was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +75,7 @@ impl Traffic {
         let kind = snapshot.info.as_ref().map(|info| info.kind);
         // Of other servers it is not certain that a request loads nothing.
         matches!(kind, Some("llama-server" | "router"))
-            && matches!(model.status, Some(Status::Idle | Status::Running))
+            && matches!(model.status, Some(ModelStatus::Idle | ModelStatus::Running))
             && self
                 .probed
                 .get(&model.name)
@@ -149,7 +150,7 @@ mod tests {
         generated: 1,
     };
 
-    fn snapshot(poll: u64, status: Status, tokens: Option<f64>) -> Snapshot {
+    fn snapshot(poll: u64, status: ModelStatus, tokens: Option<f64>) -> Snapshot {
         let mut snapshot = Snapshot {
             up: Some(true),
             info: Some(ServerInfo {
@@ -175,15 +176,15 @@ mod tests {
 
     #[test]
     fn only_a_model_that_is_loaded_and_awake_is_probed() {
-        for status in Status::ALL {
-            let loaded = matches!(status, Status::Idle | Status::Running);
+        for status in ModelStatus::ALL {
+            let loaded = matches!(status, ModelStatus::Idle | ModelStatus::Running);
             assert_eq!(
                 may(&mut Traffic::default(), &snapshot(1, status, None)),
                 loaded,
                 "{status:?}"
             );
         }
-        let mut runner = snapshot(1, Status::Idle, None);
+        let mut runner = snapshot(1, ModelStatus::Idle, None);
         runner.info = None;
         assert!(!may(&mut Traffic::default(), &runner));
     }
@@ -191,33 +192,48 @@ mod tests {
     #[test]
     fn after_a_probe_nothing_but_real_traffic_allows_the_next() {
         let mut traffic = Traffic::default();
-        let first = snapshot(1, Status::Idle, Some(100.0));
+        let first = snapshot(1, ModelStatus::Idle, Some(100.0));
         assert!(may(&mut traffic, &first));
         traffic.probed(&first.models[0], Some(&ANSWER), 1);
         // The probe itself is counted whenever the counters are read again.
         for (poll, tokens) in [(2, 100.0), (3, 100.0), (4, 100.0), (5, 101.0)] {
             assert!(
-                !may(&mut traffic, &snapshot(poll, Status::Idle, Some(tokens))),
+                !may(
+                    &mut traffic,
+                    &snapshot(poll, ModelStatus::Idle, Some(tokens))
+                ),
                 "{poll}"
             );
         }
-        assert!(!may(&mut traffic, &snapshot(6, Status::Sleeping, None)));
-        assert!(!may(&mut traffic, &snapshot(7, Status::Idle, Some(101.0))));
-        assert!(may(&mut traffic, &snapshot(8, Status::Idle, Some(140.0))));
+        assert!(!may(
+            &mut traffic,
+            &snapshot(6, ModelStatus::Sleeping, None)
+        ));
+        assert!(!may(
+            &mut traffic,
+            &snapshot(7, ModelStatus::Idle, Some(101.0))
+        ));
+        assert!(may(
+            &mut traffic,
+            &snapshot(8, ModelStatus::Idle, Some(140.0))
+        ));
         // It stays so until the probe is sent.
-        let now = snapshot(9, Status::Idle, Some(140.0));
+        let now = snapshot(9, ModelStatus::Idle, Some(140.0));
         assert!(may(&mut traffic, &now));
         traffic.probed(&now.models[0], Some(&ANSWER), 9);
-        assert!(!may(&mut traffic, &snapshot(10, Status::Idle, Some(141.0))));
+        assert!(!may(
+            &mut traffic,
+            &snapshot(10, ModelStatus::Idle, Some(141.0))
+        ));
     }
 
     #[test]
     fn a_request_at_work_is_traffic() {
         let mut traffic = Traffic::default();
-        let first = snapshot(1, Status::Idle, None);
+        let first = snapshot(1, ModelStatus::Idle, None);
         traffic.saw(&first);
         traffic.probed(&first.models[0], Some(&ANSWER), 1);
-        let mut busy = snapshot(3, Status::Running, None);
+        let mut busy = snapshot(3, ModelStatus::Running, None);
         busy.models[0].requests_processing = Some(1.0);
         assert!(may(&mut traffic, &busy));
     }
@@ -225,12 +241,21 @@ mod tests {
     #[test]
     fn a_restart_of_the_server_is_no_traffic() {
         let mut traffic = Traffic::default();
-        let first = snapshot(1, Status::Idle, Some(500.0));
+        let first = snapshot(1, ModelStatus::Idle, Some(500.0));
         traffic.saw(&first);
         traffic.probed(&first.models[0], Some(&ANSWER), 1);
-        assert!(!may(&mut traffic, &snapshot(3, Status::Idle, Some(501.0))));
-        assert!(!may(&mut traffic, &snapshot(4, Status::Loading, None)));
-        assert!(!may(&mut traffic, &snapshot(5, Status::Idle, Some(0.0))));
-        assert!(may(&mut traffic, &snapshot(6, Status::Idle, Some(20.0))));
+        assert!(!may(
+            &mut traffic,
+            &snapshot(3, ModelStatus::Idle, Some(501.0))
+        ));
+        assert!(!may(&mut traffic, &snapshot(4, ModelStatus::Loading, None)));
+        assert!(!may(
+            &mut traffic,
+            &snapshot(5, ModelStatus::Idle, Some(0.0))
+        ));
+        assert!(may(
+            &mut traffic,
+            &snapshot(6, ModelStatus::Idle, Some(20.0))
+        ));
     }
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::bounds;
+use crate::readings::ModelStatus;
 use crate::snapshot::histogram::Histogram;
 pub use crate::snapshot::own_metrics::OwnMetrics;
 
@@ -188,51 +189,6 @@ impl Rejection {
     }
 }
 
-/// The state that a model is in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
-    /// Loaded, with nothing to do.
-    Idle,
-    /// Being loaded.
-    Loading,
-    /// At work on a request.
-    Running,
-    /// Put to sleep by `--sleep-idle-seconds`: the next request loads it again.
-    Sleeping,
-    /// Known and not loaded.
-    Unloaded,
-    /// Being fetched.
-    Downloading,
-    /// Ended by an error.
-    Failed,
-}
-
-impl Status {
-    /// Every state, in the order of the exposition.
-    pub const ALL: [Status; 7] = [
-        Status::Idle,
-        Status::Loading,
-        Status::Running,
-        Status::Sleeping,
-        Status::Unloaded,
-        Status::Downloading,
-        Status::Failed,
-    ];
-
-    /// The value of the label `status`.
-    pub fn label(self) -> &'static str {
-        match self {
-            Status::Idle => "idle",
-            Status::Loading => "loading",
-            Status::Running => "running",
-            Status::Sleeping => "sleeping",
-            Status::Unloaded => "unloaded",
-            Status::Downloading => "downloading",
-            Status::Failed => "failed",
-        }
-    }
-}
-
 /// What is known of one model. The catalogue says what each value means.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
@@ -243,7 +199,7 @@ pub struct Model {
     /// Whether the label `mode` must tell it from the same model in another mode.
     pub mode_tells: bool,
     /// The state it is in.
-    pub status: Option<Status>,
+    pub status: Option<ModelStatus>,
     /// The architecture, as GGUF names it.
     pub architecture: Option<String>,
     /// The engine that runs it, where the server has several.

@@ -9,7 +9,8 @@
 use std::time::{Duration, Instant};
 
 use crate::bounds::{BoundedDuration, deadline};
-use crate::upstream::api::{Counters, printed_step};
+use crate::readings::Counters;
+use crate::readings::counters::rounding_step;
 
 /// From this build on `/metrics` neither wakes a sleeper nor resets its timer.
 const METRICS_ARE_HARMLESS: u32 = 10_566;
@@ -194,17 +195,17 @@ impl IdleGuard {
 
 /// Whether a count that moves with every request is printed in steps of more than one.
 fn is_rounded(counters: &Counters) -> bool {
-    let counts = [counters.decode_calls, counters.predicted_tokens];
+    let counts = [counters.decode_calls, counters.generated_tokens];
     counts
         .into_iter()
         .flatten()
-        .any(|count| printed_step(count) > 0.0)
+        .any(|count| rounding_step(count) > 0.0)
 }
 
 fn work_differs(a: &Counters, b: &Counters) -> bool {
     a.decode_calls != b.decode_calls
         || a.prompt_tokens != b.prompt_tokens
-        || a.predicted_tokens != b.predicted_tokens
+        || a.generated_tokens != b.generated_tokens
         || a.prompt_seconds != b.prompt_seconds
 }
 

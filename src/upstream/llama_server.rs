@@ -9,13 +9,15 @@
 use std::time::Instant;
 
 use crate::bounds::BoundedDuration;
+use crate::bounds::lenient::Object;
+use crate::readings::{ModelFacts, ModelReading, ModelState, Stats, Update};
 use crate::settings::{BaseUrl, DEFAULT_MODEL, Settings};
 use crate::snapshot::{Reason, ServerInfo};
-use crate::upstream::api::{Health, ModelEntry, Object, Props, Stats};
+use crate::upstream::api::{Health, ModelEntry, Props};
 use crate::upstream::http::exchange::{Endpoint, Exchange, Outcome, recognized};
 use crate::upstream::identification::{Evidence, Product, ask_models};
 use crate::upstream::idle_guard::IdleGuard;
-use crate::upstream::reading::{Facts, ModelReading, Reading, Seen, State};
+use crate::upstream::reading::Reading;
 use crate::upstream::telemetry::{Read, ServerUrl, TelemetryReader};
 
 /// `GET /health`.
@@ -65,7 +67,7 @@ const ONLY_A_LIST: &str = "a router answers, but not at /props: have the proxy b
 /// Who answered, by the answers of one poll.
 enum Answered {
     /// A llama-server, whose model is in this state.
-    As(State),
+    As(ModelState),
     /// A router: one that tells nothing but its list of models, or one that is to be read as such
     /// from the next poll on.
     AsRouter { is_only_a_list: bool },
@@ -77,7 +79,7 @@ enum Answered {
 
 impl Answered {
     /// A server that leaves a question for later, if it is known to be llama.cpp.
-    fn busy_if(is_known: bool, busy: State) -> Answered {
+    fn busy_if(is_known: bool, busy: ModelState) -> Answered {
         if is_known {
             Answered::As(busy)
         } else {
@@ -167,7 +169,7 @@ impl LlamaServer {
         };
         reading.up = true;
         model.state = state;
-        reading.loading = state == State::Loading;
+        reading.loading = state == ModelState::Loading;
         if reading.loading {
             self.disconnect();
         }
@@ -198,22 +200,22 @@ impl LlamaServer {
         let url = self.place.url(HEALTH);
         let health = asked.health.unwrap_or_else(|| ask_health(exchange, &url));
         match health {
-            Outcome::NotLoaded => return Answered::As(State::Loading),
+            Outcome::NotLoaded => return Answered::As(ModelState::Loading),
             // In ik_llama.cpp it waits behind a prompt: the others tell whether the server is there.
             _ if health.is_unanswered() && !exchange.is_pending(&url) => return Answered::Nobody,
             _ => evidence.saw_health(&health),
         }
 
         let busy = if self.work.idle_guard.is_asleep() {
-            State::Waking
+            ModelState::Waking
         } else {
-            State::Busy
+            ModelState::Busy
         };
         let props = asked
             .props
             .unwrap_or_else(|| ask_props(exchange, &self.place));
         if matches!(props, Outcome::NotLoaded) {
-            return Answered::As(State::Loading);
+            return Answered::As(ModelState::Loading);
         }
         if props.timed_out() {
             // It reloads after a sleep, or has no thread left: more questions would take more of them.
@@ -244,7 +246,7 @@ impl LlamaServer {
         if new_facts || is_unknown || !evidence.are_own() {
             let models = ask_models(exchange, &self.place);
             if matches!(models, Outcome::NotLoaded) {
-                return Answered::As(State::Loading);
+                return Answered::As(ModelState::Loading);
             }
             if models.timed_out() {
                 self.take(model, self.work.unread(true));
@@ -284,8 +286,11 @@ impl LlamaServer {
 
         let read = self.work.read(exchange, &self.place);
         let late = read.late;
-        let rest_is_gone =
-            !late && matches!((&read.counters, &read.slots), (Seen::Gone, Seen::Gone));
+        let rest_is_gone = !late
+            && matches!(
+                (&read.counters, &read.slots),
+                (Update::Absent, Update::Absent)
+            );
         // Where the rest is passed on, /props is broken, and not the way to it.
         if only_passed_on == Some(ONLY_V1) || (only_passed_on.is_some() && rest_is_gone) {
             self.forgive_proxy(exchange, &health);
@@ -296,8 +301,8 @@ impl LlamaServer {
         }
         evidence.saw_own(
             model.stats.is_some()
-                || matches!(model.counters, Seen::Now(_))
-                || matches!(&model.slots, Seen::Now(read) if !read.slots.is_empty()),
+                || matches!(model.counters, Update::New(_))
+                || matches!(&model.slots, Update::New(read) if !read.slots.is_empty()),
         );
         if !evidence.are_enough() {
             return evidence
@@ -306,9 +311,9 @@ impl LlamaServer {
         }
         self.connected = true;
         Answered::As(match () {
-            () if late => State::Busy,
-            () if self.work.idle_guard.is_asleep() => State::Asleep(Instant::now()),
-            () => State::Ready,
+            () if late => ModelState::Busy,
+            () if self.work.idle_guard.is_asleep() => ModelState::Asleep(Instant::now()),
+            () => ModelState::Ready,
         })
     }
 
@@ -407,7 +412,7 @@ impl LlamaServer {
         name.map_or(DEFAULT_MODEL, String::as_str).to_owned()
     }
 
-    fn facts(&self) -> Facts {
+    fn facts(&self) -> ModelFacts {
         facts(self.props.as_ref(), self.entry.as_ref())
     }
 
@@ -447,18 +452,18 @@ pub fn ask_props(exchange: &mut Exchange, place: &ServerUrl) -> Outcome<Props> {
 }
 
 /// What `/props` and an entry of `/v1/models` tell of a model.
-pub fn facts(props: Option<&Props>, entry: Option<&ModelEntry>) -> Facts {
+pub fn facts(props: Option<&Props>, entry: Option<&ModelEntry>) -> ModelFacts {
     let meta = entry.and_then(|entry| entry.meta.as_ref());
     let settings = props.and_then(|props| props.default_generation_settings.as_ref());
-    Facts {
+    ModelFacts {
         slots: props.and_then(|props| props.total_slots),
-        max_context: settings.and_then(|settings| settings.n_ctx),
+        max_context_size: settings.and_then(|settings| settings.n_ctx),
         size: meta.and_then(|meta| meta.size),
         parameters: meta.and_then(|meta| meta.n_params),
         quantization: props
             .and_then(|props| props.model_ftype.clone())
             .or_else(|| meta.and_then(|meta| meta.ftype.clone())),
         path: props.and_then(|props| props.model_path.clone()),
-        ..Facts::default()
+        ..ModelFacts::default()
     }
 }

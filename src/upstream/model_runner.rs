@@ -14,16 +14,20 @@ use std::time::{Duration, Instant};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
-use crate::settings::BaseUrl;
-use crate::snapshot::{Reason, ServerInfo, Status};
-use crate::upstream::api::{
-    Counters, CountersByModel, Object, count, flag, keep, object, text, text_map, texts,
+use crate::bounds::lenient::{Object, count, flag, object, text, text_map, texts};
+use crate::readings::{
+    Counters, CountersReading, ModelFacts, ModelReading, ModelState, ModelStatus, ProcessHints,
+    Update,
 };
+use crate::settings::BaseUrl;
+use crate::snapshot::{Reason, ServerInfo};
+use crate::upstream::api::counters_by_model::CountersByModel;
+use crate::upstream::api::list::keep;
 use crate::upstream::http::client::{Answer, Failure};
 use crate::upstream::http::exchange::{Endpoint, Exchange, Missing, Outcome, recognized};
 use crate::upstream::model_limit::LimitedModels;
 use crate::upstream::model_names::{NameIndex, Spellings, canonical, told_id};
-use crate::upstream::reading::{CountersAt, Facts, Host, ModelReading, Reading, Seen, State};
+use crate::upstream::reading::Reading;
 use crate::upstream::telemetry::LINES_PASSED_OVER;
 
 const PS: Endpoint = Endpoint {
@@ -101,7 +105,7 @@ struct Known {
     label: String,
     id: String,
     names: Vec<String>,
-    facts: Facts,
+    facts: ModelFacts,
     header: Option<Arc<BTreeMap<String, String>>>,
 }
 
@@ -253,7 +257,7 @@ impl ModelRunner {
             .is_none_or(|listed| listed.elapsed() >= LIST_AGE);
         let late = (old || names.iter().any(is_news)) && self.list(exchange, &names);
         let counters = if late {
-            Seen::Stale
+            Update::Stale
         } else {
             self.counters(exchange)
         };
@@ -334,9 +338,9 @@ impl ModelRunner {
     }
 
     /// `/metrics` by runner, and when it was read.
-    fn counters(&mut self, exchange: &mut Exchange) -> Seen<(Instant, ByRunner)> {
+    fn counters(&mut self, exchange: &mut Exchange) -> Update<(Instant, ByRunner)> {
         if self.no_metrics.is_some() {
-            return Seen::Gone;
+            return Update::Absent;
         }
         let counters = exchange.get(METRICS, &self.url(METRICS), |answer| {
             answer.stream(|body| {
@@ -345,12 +349,12 @@ impl ModelRunner {
         });
         if counters.timed_out() {
             // A runner is busy, and with it the runner of runners: what it counted stands.
-            return Seen::Stale;
+            return Update::Stale;
         }
         self.no_metrics = counters.missing();
         self.metrics_are_foreign = matches!(counters, Outcome::Failed(Reason::Parse));
         let Some(counters) = counters.answer() else {
-            return Seen::Gone;
+            return Update::Absent;
         };
         self.passes_over_lines = counters.passed_over > 0;
         let at = Instant::now();
@@ -368,14 +372,14 @@ impl ModelRunner {
                 }
             }
         }
-        Seen::Now((at, by_runner))
+        Update::New((at, by_runner))
     }
 
     fn tell(
         &self,
         reading: &mut Reading,
         runners: &[Runner],
-        counters: &Seen<(Instant, ByRunner)>,
+        counters: &Update<(Instant, ByRunner)>,
     ) {
         reading.disk_usage = self.disk_usage;
         let mut untold = false;
@@ -388,32 +392,32 @@ impl ModelRunner {
             let mode = runner.mode.clone();
             let is_llama_cpp = runner.backend_name.as_deref() == Some(LLAMA_CPP);
             let status = match (runner.loading, runner.in_use) {
-                (Some(true), _) => Status::Loading,
-                (_, Some(true)) => Status::Running,
-                _ => Status::Idle,
+                (Some(true), _) => ModelStatus::Loading,
+                (_, Some(true)) => ModelStatus::Running,
+                _ => ModelStatus::Idle,
             };
             // Of other engines' runners nothing but their state is claimed.
             let known = self.find(name).filter(|_| is_llama_cpp);
             let mut facts = known.map(|known| self.facts(known)).unwrap_or_default();
             facts.backend.clone_from(&runner.backend_name);
             let counters = match counters {
-                _ if !is_llama_cpp => Seen::Gone,
-                Seen::Now((at, by_runner)) => {
+                _ if !is_llama_cpp => Update::Absent,
+                Update::New((at, by_runner)) => {
                     let counters = by_runner.get(&(label.clone(), mode.clone()));
-                    untold |= counters.is_none() && status != Status::Loading;
-                    counters.map_or(Seen::Gone, |counters| {
-                        Seen::Now(CountersAt {
+                    untold |= counters.is_none() && status != ModelStatus::Loading;
+                    counters.map_or(Update::Absent, |counters| {
+                        Update::New(CountersReading {
                             at: *at,
-                            life: None,
+                            process: None,
                             counters: counters.clone(),
                         })
                     })
                 }
-                Seen::Unchanged | Seen::Stale => Seen::Stale,
-                Seen::Gone => Seen::Gone,
+                Update::Unchanged | Update::Stale => Update::Stale,
+                Update::Absent => Update::Absent,
             };
-            let state = State::Told(status);
-            let host = Host {
+            let state = ModelState::Reported(status);
+            let process = ProcessHints {
                 behind_proxy: true,
                 // Its llama-servers listen on nothing that could be found; their files are named
                 // after the model's digest.
@@ -421,20 +425,22 @@ impl ModelRunner {
                     .and_then(|known| told_id(&known.id))
                     .map(str::to_owned),
                 header: known.and_then(|known| known.header.clone()),
-                ..Host::default()
+                ..ProcessHints::default()
             };
             let told = ModelReading {
                 name: label,
                 mode,
                 state,
                 facts,
-                host,
+                process,
                 counters,
                 ..ModelReading::default()
             };
             // Two spellings of one model in one mode are one runner to the eye.
             match models.entry((told.name.clone(), told.mode.clone())) {
-                Entry::Occupied(mut same) if same.get().state == State::Told(Status::Idle) => {
+                Entry::Occupied(mut same)
+                    if same.get().state == ModelState::Reported(ModelStatus::Idle) =>
+                {
                     same.insert(told);
                 }
                 Entry::Occupied(_) => {}
@@ -453,7 +459,7 @@ impl ModelRunner {
         {
             let unloaded = ModelReading {
                 name: known.label.clone(),
-                state: State::Told(Status::Unloaded),
+                state: ModelState::Reported(ModelStatus::Unloaded),
                 facts: self.facts(known),
                 ..ModelReading::default()
             };
@@ -498,14 +504,14 @@ impl ModelRunner {
             .map_or_else(|| name.to_owned(), |known| known.label.clone())
     }
 
-    fn facts(&self, known: &Known) -> Facts {
+    fn facts(&self, known: &Known) -> ModelFacts {
         let configured = known
             .names
             .iter()
             .chain([&known.id])
             .find_map(|name| self.contexts.get(name));
-        Facts {
-            max_context: configured.copied().or(known.facts.max_context),
+        ModelFacts {
+            max_context_size: configured.copied().or(known.facts.max_context_size),
             ..known.facts.clone()
         }
     }
@@ -539,14 +545,14 @@ fn known(stored: Stored) -> Option<Known> {
             .map(|tag| canonical(tag))
             .collect(),
         id,
-        facts: Facts {
+        facts: ModelFacts {
             size: config.size.as_deref().and_then(bytes),
             parameters: config.parameters.as_deref().and_then(parameters),
             quantization,
             architecture: config.architecture,
             backend: None,
-            max_context: config.context_size.filter(|size| *size > 0.0),
-            ..Facts::default()
+            max_context_size: config.context_size.filter(|size| *size > 0.0),
+            ..ModelFacts::default()
         },
     })
 }

@@ -8,14 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use crate::bounds::BoundedDuration;
+use crate::readings::{ModelReading, ModelState, ModelStatus, ProcessHints};
 use crate::settings::Settings;
-use crate::snapshot::{ServerInfo, Status};
+use crate::snapshot::ServerInfo;
 use crate::upstream::api::{ModelEntry, Props, RouterStatus};
 use crate::upstream::http::exchange::{Endpoint, Exchange};
 use crate::upstream::idle_guard::IdleGuard;
 use crate::upstream::llama_server::{ask_props, facts};
 use crate::upstream::model_limit::LimitedModels;
-use crate::upstream::reading::{Host, ModelReading, Reading, State};
+use crate::upstream::reading::Reading;
 use crate::upstream::rotation::Rotation;
 use crate::upstream::telemetry::{ServerUrl, TelemetryReader};
 
@@ -56,14 +57,14 @@ impl RouterStatus {
             .map(BoundedDuration::from_secs)
     }
 
-    fn status(&self) -> Option<Status> {
+    fn status(&self) -> Option<ModelStatus> {
         match self.value.as_deref()? {
-            _ if self.failed == Some(true) => Some(Status::Failed),
+            _ if self.failed == Some(true) => Some(ModelStatus::Failed),
             // It was downloaded, and not loaded since.
-            "unloaded" | "downloaded" => Some(Status::Unloaded),
-            "loading" => Some(Status::Loading),
-            "sleeping" => Some(Status::Sleeping),
-            "downloading" => Some(Status::Downloading),
+            "unloaded" | "downloaded" => Some(ModelStatus::Unloaded),
+            "loading" => Some(ModelStatus::Loading),
+            "sleeping" => Some(ModelStatus::Sleeping),
+            "downloading" => Some(ModelStatus::Downloading),
             _ => None,
         }
     }
@@ -163,21 +164,21 @@ impl Router {
         let status = entry.status.as_ref()?.status();
         let mut model = ModelReading {
             name: id.clone(),
-            state: status.map_or(State::Unknown, State::Told),
+            state: status.map_or(ModelState::Unknown, ModelState::Reported),
             ..ModelReading::default()
         };
         if let Some(child) = self
             .children
             .get_mut(id)
-            .filter(|_| status == Some(Status::Sleeping))
+            .filter(|_| status == Some(ModelStatus::Sleeping))
         {
             let now = Instant::now();
             child.work.idle_guard.saw_sleep(now, true);
-            model.state = State::Asleep(now);
+            model.state = ModelState::Asleep(now);
             model.facts = facts(child.props.as_ref(), Some(entry));
             model.counters = child.work.unread(false).counters;
         }
-        model.host = host(entry);
+        model.process = host(entry);
         Some(model)
     }
 
@@ -219,24 +220,24 @@ impl Router {
         };
         model.state = match read.late {
             // Nothing was seen of it in this poll.
-            true if !may_ask || exchange.is_out_of_time() => State::Unknown,
-            true => State::Busy,
-            false => State::Ready,
+            true if !may_ask || exchange.is_out_of_time() => ModelState::Unknown,
+            true => ModelState::Busy,
+            false => ModelState::Ready,
         };
         model.counters = read.counters;
         model.slots = read.slots;
         model.facts = facts(child.props.as_ref(), Some(entry));
-        model.host = host(entry);
+        model.process = host(entry);
         Some(model)
     }
 }
 
 /// A child's own command line tells its process; the port of the base URL is the router's.
-fn host(entry: &ModelEntry) -> Host {
-    Host {
+fn host(entry: &ModelEntry) -> ProcessHints {
+    ProcessHints {
         behind_proxy: true,
         arguments: entry.status.as_ref().map(|status| status.args.clone()),
-        ..Host::default()
+        ..ProcessHints::default()
     }
 }
 

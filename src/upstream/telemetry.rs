@@ -8,11 +8,11 @@ use std::io;
 use std::time::Instant;
 
 use crate::bounds;
+use crate::readings::{CountersReading, Slots, SlotsReading, Update};
 use crate::snapshot::Reason;
-use crate::upstream::api::{CountersByModel, Slots};
+use crate::upstream::api::counters_by_model::CountersByModel;
 use crate::upstream::http::exchange::{Endpoint, Exchange, Missing};
 use crate::upstream::idle_guard::IdleGuard;
-use crate::upstream::reading::{CountersAt, Seen, SlotsAt};
 
 const METRICS: Endpoint = Endpoint {
     path: "/metrics",
@@ -64,9 +64,9 @@ pub struct TelemetryReader {
 #[derive(Debug, Default)]
 pub struct Read {
     /// `/metrics`.
-    pub counters: Seen<CountersAt>,
+    pub counters: Update<CountersReading>,
     /// `/slots`.
-    pub slots: Seen<SlotsAt>,
+    pub slots: Update<SlotsReading>,
     /// Whether an answer is late: the server is at work.
     pub late: bool,
 }
@@ -104,14 +104,14 @@ impl TelemetryReader {
     pub fn unread(&self, late: bool) -> Read {
         Read {
             counters: if self.no_metrics.is_some() {
-                Seen::Gone
+                Update::Absent
             } else {
-                Seen::Stale
+                Update::Stale
             },
             slots: if self.no_slots.is_some() {
-                Seen::Gone
+                Update::Absent
             } else {
-                Seen::Stale
+                Update::Stale
             },
             late,
         }
@@ -128,21 +128,21 @@ impl TelemetryReader {
         }
         let mut read = Read::default();
         if self.no_metrics.is_some() {
-            read.counters = Seen::Gone;
+            read.counters = Update::Absent;
         } else if self.idle_guard.may_ask_metrics(Instant::now()) {
             let metrics = exchange.get(METRICS, &metrics_url, |answer| {
-                let life = answer
+                let process = answer
                     .header(LIFE_HEADER)
-                    .map(|life| bounds::cut(life).to_owned());
+                    .map(|process| bounds::cut(process).to_owned());
                 let names: Vec<&str> = place.model_names.iter().map(String::as_str).collect();
                 let (counters, passed_over) = answer.stream(|body| {
                     let read = CountersByModel::read(body, |_| true)?;
                     let passed_over = read.passed_over > 0;
                     Ok((read.of_server(&names)?, passed_over))
                 })?;
-                let counters = CountersAt {
+                let counters = CountersReading {
                     at: Instant::now(),
-                    life,
+                    process,
                     counters,
                 };
                 Ok((counters, passed_over))
@@ -154,25 +154,29 @@ impl TelemetryReader {
             if let Some((counters, passed_over)) = metrics.answer() {
                 self.passes_over_lines = passed_over;
                 self.idle_guard.saw_metrics(counters.at, &counters.counters);
-                read.counters = Seen::Now(counters);
+                read.counters = Update::New(counters);
             }
         } else {
             let asleep = self.idle_guard.is_asleep();
-            read.counters = if asleep { Seen::Unchanged } else { Seen::Stale };
+            read.counters = if asleep {
+                Update::Unchanged
+            } else {
+                Update::Stale
+            };
         }
 
         if self.no_slots.is_some() || self.idle_guard.is_asleep() {
-            read.slots = Seen::Gone;
+            read.slots = Update::Absent;
         } else if self.idle_guard.may_ask_slots(Instant::now()) {
             let slots = exchange.get(SLOTS, &slots_url, |answer| {
                 let Slots(slots) = answer.json()?;
-                Ok(SlotsAt {
+                Ok(SlotsReading {
                     at: Instant::now(),
                     slots,
                 })
             });
             if slots.timed_out() {
-                read.slots = Seen::Stale;
+                read.slots = Update::Stale;
                 read.late = true;
                 return read;
             }
@@ -180,11 +184,15 @@ impl TelemetryReader {
             if let Some(slots) = slots.answer() {
                 let busy = slots.slots.iter().any(|slot| slot.is_processing);
                 self.idle_guard.saw_slots(slots.at, busy);
-                read.slots = Seen::Now(slots);
+                read.slots = Update::New(slots);
             }
         } else {
-            let known = matches!(read.counters, Seen::Now(_));
-            read.slots = if known { Seen::Unchanged } else { Seen::Stale };
+            let known = matches!(read.counters, Update::New(_));
+            read.slots = if known {
+                Update::Unchanged
+            } else {
+                Update::Stale
+            };
         }
         read
     }
@@ -349,8 +357,8 @@ mod tests {
             exchange.doubt_after(Duration::ZERO);
             let read = read(&mut exchange);
             assert!(!read.late, "{lost}");
-            assert!(matches!(read.counters, Seen::Now(_)), "{lost}");
-            assert!(matches!(read.slots, Seen::Now(_)), "{lost}");
+            assert!(matches!(read.counters, Update::New(_)), "{lost}");
+            assert!(matches!(read.slots, Update::New(_)), "{lost}");
             assert!(!exchange.is_pending(&place.url(HEALTH)), "{lost}");
         }
     }

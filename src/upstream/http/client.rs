@@ -21,7 +21,7 @@ use crate::bounds;
 use crate::bounds::json::{LimitedJson, StringLimits};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
-use crate::upstream::api::{Each, EachIn, keep};
+use crate::upstream::api::list::{Each, EachIn, keep};
 use crate::upstream::http::reach::Reach;
 use crate::upstream::http::resolver::Resolve;
 pub use crate::upstream::http::transport::Waiting;

@@ -11,9 +11,9 @@ use std::hash::{Hash, Hasher};
 
 use serde::Deserialize;
 
-use crate::upstream::api::{count, object, text};
+use crate::bounds::lenient::{count, object, text};
+use crate::readings::TokenTotals;
 use crate::upstream::llama_swap::timestamp::seconds;
-use crate::upstream::reading::Ended;
 
 /// The most requests of one answer that are taken, the youngest of them: a page has at most 999,
 /// the ring 1,000 unless it was told otherwise.
@@ -63,7 +63,7 @@ pub struct Page(BTreeMap<u64, Request>);
 #[derive(Debug)]
 struct Request {
     model: String,
-    tokens: Ended,
+    tokens: TokenTotals,
     /// Seconds since 1970, where they are told.
     ended: Option<f64>,
     /// Tells it from another one of the same identifier.
@@ -91,9 +91,9 @@ struct Known {
 /// The tokens of one model.
 #[derive(Debug, Default)]
 struct Counted {
-    total: Ended,
+    total: TokenTotals,
     /// What of it was told by the model's own server.
-    told_before: Ended,
+    told_before: TokenTotals,
     told: Told,
 }
 
@@ -121,9 +121,9 @@ impl Page {
             output_tokens: entry.output_tokens,
         });
         let number = |tokens: Option<f64>| tokens.filter(|n| *n < MOST_TOKENS).unwrap_or(0.0);
-        let tokens = Ended {
+        let tokens = TokenTotals {
             prompt_tokens: number(tokens.input_tokens),
-            cached_tokens: number(tokens.cache_tokens),
+            prompt_tokens_cached: number(tokens.cache_tokens),
             generated_tokens: number(tokens.output_tokens),
         };
         let mut hasher = DefaultHasher::new();
@@ -201,12 +201,12 @@ impl Activity {
     }
 
     /// The tokens of a model that are told here alone; none before the first answer.
-    pub fn of(&self, model: &str) -> Option<Ended> {
+    pub fn of(&self, model: &str) -> Option<TokenTotals> {
         self.known.as_ref()?;
         match self.models.get(model) {
-            None => Some(Ended::default()),
+            None => Some(TokenTotals::default()),
             Some(counted) if counted.told == Told::HereFromNow => None,
-            Some(counted) => Some(counted.total.less(&counted.told_before)),
+            Some(counted) => Some(counted.total.without(&counted.told_before)),
         }
     }
 
@@ -356,7 +356,7 @@ mod tests {
         activity.told_here(MODEL);
         assert_eq!(activity.of(MODEL), None, "how much was told is not known");
         activity.take(&page(&all[..6]), &models());
-        assert_eq!(activity.of(MODEL), Some(Ended::default()));
+        assert_eq!(activity.of(MODEL), Some(TokenTotals::default()));
         activity.told_here(MODEL);
         activity.take(&page(&all), &models());
         assert_eq!(activity.of(MODEL).unwrap().generated_tokens, 100.0);
@@ -402,7 +402,7 @@ mod tests {
         let ended = activity.of(MODEL).unwrap();
         assert_eq!(
             (
-                ended.cached_tokens,
+                ended.prompt_tokens_cached,
                 ended.prompt_tokens,
                 ended.generated_tokens
             ),

@@ -3,12 +3,12 @@
 
 use std::time::Instant;
 
+use crate::readings::{ModelReading, ModelState, ModelStatus, Update};
 use crate::settings::{ApiKeys, BaseUrl, Settings};
-use crate::snapshot::Status;
 use crate::upstream::http::exchange::{Exchange, Outcome};
 use crate::upstream::http::reach::Reach;
 use crate::upstream::llama_server::{Asked, LlamaServer, PROPS, ask_props};
-use crate::upstream::reading::{ModelReading, Reading, Seen, State};
+use crate::upstream::reading::Reading;
 use crate::upstream::telemetry::ServerUrl;
 
 /// One life of a model, and what is known of the server that runs it.
@@ -118,7 +118,7 @@ impl Life {
     /// Asks the server what may be asked now, until `deadline`; adds to `reading` what became of that.
     pub fn read(&mut self, name: &str, deadline: Instant, reading: &mut Reading) -> ModelReading {
         let mut model = match &mut self.access {
-            Access::OtherEngine | Access::OutOfReach => told(name, Status::Idle),
+            Access::OtherEngine | Access::OutOfReach => told(name, ModelStatus::Idle),
             Access::Server(direct) => match direct.read(name, deadline, reading) {
                 Read::Model(model) => *model,
                 Read::Late => busy(name),
@@ -126,24 +126,24 @@ impl Life {
                 Read::Nobody if direct.is_known => unread(name),
                 Read::Nobody => {
                     self.access = Access::OutOfReach;
-                    told(name, Status::Idle)
+                    told(name, ModelStatus::Idle)
                 }
                 Read::Other => {
                     self.access = Access::OtherEngine;
-                    told(name, Status::Idle)
+                    told(name, ModelStatus::Idle)
                 }
             },
         };
         self.tokens = self.tokens.or_else(|| match &self.access {
             Access::OtherEngine | Access::OutOfReach => Some(TokenSource::Activity),
-            Access::Server(_) if matches!(model.counters, Seen::Now(_)) => {
+            Access::Server(_) if matches!(model.counters, Update::New(_)) => {
                 Some(TokenSource::Server)
             }
             Access::Server(direct) if direct.server.lacks_metrics() => Some(TokenSource::Activity),
             Access::Server(_) => None,
         });
         if self.tokens == Some(TokenSource::Activity) {
-            model.counters = Seen::Gone;
+            model.counters = Update::Absent;
         }
         model
     }
@@ -211,20 +211,20 @@ impl Direct {
 }
 
 /// A model in a state that llama-swap tells.
-pub fn told(name: &str, status: Status) -> ModelReading {
-    of(name, State::Told(status))
+pub fn told(name: &str, status: ModelStatus) -> ModelReading {
+    of(name, ModelState::Reported(status))
 }
 
 /// A model that is loaded, and of which no more is known.
 pub fn unread(name: &str) -> ModelReading {
-    of(name, State::Unknown)
+    of(name, ModelState::Unknown)
 }
 
 fn busy(name: &str) -> ModelReading {
-    of(name, State::Busy)
+    of(name, ModelState::Busy)
 }
 
-fn of(name: &str, state: State) -> ModelReading {
+fn of(name: &str, state: ModelState) -> ModelReading {
     ModelReading {
         name: name.to_owned(),
         state,

@@ -14,15 +14,16 @@ use std::time::Instant;
 
 use serde::Deserialize;
 
+use crate::bounds::lenient::{Object, object, text};
+use crate::readings::{ModelReading, ModelStatus};
 use crate::settings::{BaseUrl, Settings};
-use crate::snapshot::{ServerInfo, Status};
-use crate::upstream::api::{Object, object, text};
+use crate::snapshot::ServerInfo;
 use crate::upstream::http::exchange::{Endpoint, Exchange, Outcome};
 use crate::upstream::http::reach::Reach;
 use crate::upstream::llama_swap::activity::{Activity, Page};
 use crate::upstream::llama_swap::life::{Access, Life, TokenSource, told, unread};
 use crate::upstream::model_limit::{LimitedModels, MOST_MODELS};
-use crate::upstream::reading::{ModelReading, Reading};
+use crate::upstream::reading::Reading;
 use crate::upstream::rotation::Rotation;
 
 const RUNNING: Endpoint = Endpoint {
@@ -103,8 +104,8 @@ impl Process {
     fn told(&self, name: &str) -> ModelReading {
         match self.state.as_deref() {
             Some("ready") => unread(name),
-            Some("starting") => told(name, Status::Loading),
-            Some("stopping" | "stopped" | "shutdown") => told(name, Status::Unloaded),
+            Some("starting") => told(name, ModelStatus::Loading),
+            Some("stopping" | "stopped" | "shutdown") => told(name, ModelStatus::Unloaded),
             // Of a later version: neither loaded nor unloaded is known.
             _ => unread(name),
         }
@@ -212,13 +213,13 @@ impl LlamaSwap {
         for name in names.difference(&read) {
             let process = processes.get(name);
             let model = process.map_or_else(
-                || told(name, Status::Unloaded),
+                || told(name, ModelStatus::Unloaded),
                 |process| process.told(name),
             );
             reading.add(model);
         }
         for model in &mut reading.models {
-            model.host.behind_proxy = true;
+            model.process.behind_proxy = true;
         }
     }
 
@@ -336,7 +337,7 @@ impl LlamaSwap {
             let Some(life) = life.filter(|life| is_counted(life)) else {
                 continue;
             };
-            model.ended = self.activity.of(&model.name);
+            model.token_totals = self.activity.of(&model.name);
             match life.access() {
                 Access::OutOfReach => reading.notes.push(OUT_OF_REACH),
                 Access::OtherEngine => reading.notes.push(OTHER_ENGINE),

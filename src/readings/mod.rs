@@ -1,0 +1,165 @@
+//! What one poll read of one model, as plain data, whatever kind of server it runs on.
+//!
+//! Knows neither how it was read nor what is computed from it.
+
+pub mod counters;
+pub mod slots;
+pub mod stats;
+mod status;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use counters::Counters;
+pub use slots::{Slot, Slots};
+pub use stats::Stats;
+pub use status::ModelStatus;
+
+/// What one poll read of one model.
+#[derive(Debug, Default)]
+pub struct ModelReading {
+    /// The label `model`.
+    pub name: String,
+    /// What it is run for (`completion`, `embedding`), where the server says so.
+    pub mode: Option<String>,
+    /// The state that it is in.
+    pub state: ModelState,
+    /// What does not change while it is loaded.
+    pub facts: ModelFacts,
+    /// What helps to find its process and its file.
+    pub process: ProcessHints,
+    /// `/metrics`.
+    pub counters: Update<CountersReading>,
+    /// `/slots`.
+    pub slots: Update<SlotsReading>,
+    /// The tokens of ended requests, where only a list of requests has them.
+    pub token_totals: Option<TokenTotals>,
+    /// `/stats`, where it is served.
+    pub stats: Option<Stats>,
+}
+
+/// What does not change while a model is loaded.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModelFacts {
+    /// Number of slots.
+    pub slots: Option<f64>,
+    /// The context size of one slot, in tokens.
+    pub max_context_size: Option<f64>,
+    /// Bytes of weights.
+    pub size: Option<f64>,
+    /// Number of parameters.
+    pub parameters: Option<f64>,
+    /// The quantization of the weights in the server's words (`Q4_K - Medium`).
+    pub quantization: Option<String>,
+    /// The architecture, as GGUF names it.
+    pub architecture: Option<String>,
+    /// The engine that runs it, where the server has several.
+    pub backend: Option<String>,
+    /// The model's file, as the server names it.
+    pub path: Option<String>,
+}
+
+/// What a server of many models reports about the process and the file of one.
+#[derive(Clone, Debug, Default)]
+pub struct ProcessHints {
+    /// Whether a proxy listens on the base URL's port, and not the model's own server.
+    pub behind_proxy: bool,
+    /// The command line of the model's own server.
+    pub arguments: Option<Vec<String>>,
+    /// A part of its file's path that no other model's has.
+    pub file_part: Option<String>,
+    /// The scalars of its file's GGUF header, as text.
+    pub header: Option<Arc<BTreeMap<String, String>>>,
+}
+
+impl ProcessHints {
+    /// Whether anything identifies the model's own process.
+    pub fn is_findable(&self) -> bool {
+        !self.behind_proxy || self.arguments.is_some() || self.file_part.is_some()
+    }
+}
+
+/// Token counts of requests that have ended, added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TokenTotals {
+    /// Prompt tokens computed.
+    pub prompt_tokens: f64,
+    /// Prompt tokens taken from the cache.
+    pub prompt_tokens_cached: f64,
+    /// Tokens generated.
+    pub generated_tokens: f64,
+}
+
+impl TokenTotals {
+    /// Adds the tokens of one more request.
+    pub fn add(&mut self, more: &TokenTotals) {
+        self.prompt_tokens += more.prompt_tokens;
+        self.prompt_tokens_cached += more.prompt_tokens_cached;
+        self.generated_tokens += more.generated_tokens;
+    }
+
+    /// The totals without those in `part`.
+    #[must_use]
+    pub fn without(&self, part: &TokenTotals) -> TokenTotals {
+        TokenTotals {
+            prompt_tokens: self.prompt_tokens - part.prompt_tokens,
+            prompt_tokens_cached: self.prompt_tokens_cached - part.prompt_tokens_cached,
+            generated_tokens: self.generated_tokens - part.generated_tokens,
+        }
+    }
+}
+
+/// The state of a model at one poll.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModelState {
+    /// The server is loading it.
+    #[default]
+    Loading,
+    /// It was asleep, and is being loaded again or already at work.
+    Waking,
+    /// It is asleep until the next request; the poll found that at this time.
+    Asleep(Instant),
+    /// Its server defers answers: it is at work.
+    Busy,
+    /// Its server answers; counters and slots tell whether it is at work.
+    Ready,
+    /// The status that its server reports.
+    Reported(ModelStatus),
+    /// The poll had no time to ask, or the server reports an unknown state.
+    Unknown,
+}
+
+/// What one poll brought from one endpoint.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Update<T> {
+    /// It was read.
+    New(T),
+    /// It was not read, and cannot have changed since it was.
+    Unchanged,
+    /// It was not read, and may have changed: only counters keep their values.
+    Stale,
+    /// It is not served, or could not be read: its values are unknown.
+    #[default]
+    Absent,
+}
+
+/// `/metrics`, and when and from which process it was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CountersReading {
+    /// When the response was read.
+    pub at: Instant,
+    /// Identifies the server's process where the response does: another one means a restart.
+    pub process: Option<String>,
+    /// The values.
+    pub counters: Counters,
+}
+
+/// `/slots`, and when it was read.
+#[derive(Clone, Debug)]
+pub struct SlotsReading {
+    /// When the response was read.
+    pub at: Instant,
+    /// The slots.
+    pub slots: Vec<Slot>,
+}
