@@ -14,7 +14,7 @@ use crate::metrics::exposition;
 use crate::process::{build_info, log, os, own_metrics};
 use crate::settings::Settings;
 use crate::web::routes::{self, Site};
-use crate::web::worker::{self, AllowedHosts};
+use crate::web::{healthcheck as health_request, listener, worker};
 
 /// How long `--healthcheck` waits for an answer.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -31,12 +31,12 @@ pub fn serve(settings: &Settings) -> ExitCode {
         Err(error) => return fail(2, &error),
     };
     warn_of_exposed_secrets(settings);
-    let listeners = match settings.addr.bind() {
+    let listeners = match listener::bind(&settings.addr) {
         Ok(listeners) => listeners,
         Err(error) => return fail(1, &format!("--addr: {error}")),
     };
     let served: Vec<_> = listeners.iter().map(ToString::to_string).collect();
-    let server = match worker::open(listeners, AllowedHosts(settings.allowed_hosts.clone())) {
+    let server = match worker::start(listeners, settings.allowed_hosts.clone()) {
         Ok(server) => server,
         Err(error) => return fail(1, &format!("cannot serve: {error}")),
     };
@@ -121,7 +121,7 @@ pub fn check(settings: &Settings) -> ExitCode {
 
 /// Asks the running exporter for its health.
 pub fn healthcheck(settings: &Settings) -> ExitCode {
-    match settings.addr.get("/healthz", HEALTHCHECK_TIMEOUT) {
+    match health_request::get(&settings.addr, "/healthz", HEALTHCHECK_TIMEOUT) {
         Ok(answer) => print(
             &format!("{}\n", Escaped(&answer.line)),
             answer.status == 200,

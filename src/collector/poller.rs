@@ -67,7 +67,7 @@ impl Poller {
             models: BTreeMap::new(),
             machine: Machine::new(base, settings),
             requests: Arc::default(),
-            records: settings.request_records.then(Records::default),
+            records: (!settings.no_request_records).then(Records::default),
             has_log: settings.log_file_of(base).is_some(),
             polls: Polls::default(),
             server: settings.server_label(base),

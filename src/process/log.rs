@@ -14,8 +14,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::bounds::escape::{Escaped, write_escaped};
 
-/// How much is said, least first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// How much is logged, least first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Level {
     /// The program cannot go on.
@@ -23,8 +23,9 @@ pub enum Level {
     /// Something is not as it should be; the program goes on.
     Warn,
     /// A state has changed.
+    #[default]
     Info,
-    /// Every question and what came of it.
+    /// Every request and its outcome.
     Debug,
 }
 

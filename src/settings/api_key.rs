@@ -1,7 +1,8 @@
 //! The keys of upstreams, and which of them each upstream is sent.
 
+use crate::settings::Secret;
 use crate::settings::base_url::{self, BaseUrl};
-use crate::settings::{Secret, read};
+use crate::settings::table::read_file;
 
 /// The keys that were given.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +22,7 @@ impl ApiKeys {
     pub fn take_file(&mut self, text: &str) -> Result<(), String> {
         const FORMS: &str = "give the path of a file that holds nothing but the key, or URL=PATH";
         let (base, path) = base_url::split(text)?;
-        let key = read(path)
+        let key = read_file(path)
             .and_then(|bytes| Secret::new(&String::from_utf8_lossy(&bytes)))
             .map_err(|error| format!("{error}; {FORMS}"))?;
         match base {

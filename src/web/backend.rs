@@ -1,11 +1,10 @@
-//! The one connection that tiny_http ever serves.
+//! tiny_http behind the one connection that it ever serves.
 //!
-//! tiny_http ends for good at an error of `accept`, starts a thread for each
-//! connection, believes any length that it is told and waits for ever. So it
-//! gets a listener whose queue holds a single connection, ours, and that is
-//! shut down before tiny_http sees it: what is queued is still accepted, and
-//! whoever comes later is refused. What it is asked afterwards comes from the
-//! [gate](crate::web::worker) alone, well formed and one at a time.
+//! tiny_http stops for good at an error of `accept`, starts a thread for each connection, believes
+//! any length that it is given and waits without a time-out. So it gets a listener whose queue
+//! holds a single connection, the exporter's own, and that is shut down before tiny_http sees it:
+//! what is queued is still accepted, later connections are refused. Its requests come from the
+//! [workers](crate::web::worker) alone, well formed and one at a time.
 
 use std::env;
 use std::fs;
@@ -21,21 +20,20 @@ use tiny_http::{Response, Server};
 use crate::process::os;
 use crate::web::stream::Stream;
 
-/// An answer is a matter of microseconds. A main loop that takes this long is
-/// stuck, and the process ends rather than look alive.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// A response takes microseconds. A main loop that takes this long is stuck, and the process ends.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The gate's end of the connection.
+/// The workers' end of the connection.
 #[derive(Debug)]
-pub struct Sealed(Mutex<BufReader<Stream>>);
+pub struct Backend(Mutex<BufReader<Stream>>);
 
-impl Sealed {
-    /// Starts tiny_http behind a sealed connection. The server lives as long as
+impl Backend {
+    /// Starts tiny_http behind its one connection. The server lives as long as
     /// the process: dropping it makes it connect to itself.
     ///
     /// # Errors
-    /// What the system says: out of descriptors, for instance.
-    pub fn new() -> io::Result<(&'static Server, Self)> {
+    /// The system's: out of file descriptors, for instance.
+    pub fn start() -> io::Result<(&'static Server, Self)> {
         Self::over(Pair::in_no_file().or_else(|_| Pair::in_private_folder())?)
     }
 
@@ -45,35 +43,34 @@ impl Sealed {
             connection,
             is_shut_down,
         } = pair;
-        connection.set_read_timeout(Some(PATIENCE))?;
-        connection.set_write_timeout(Some(PATIENCE))?;
+        connection.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
+        connection.set_write_timeout(Some(RESPONSE_TIMEOUT))?;
         let mut connection = BufReader::new(Stream::Unix(connection));
         let server = Server::from_listener(listener, None).map_err(io::Error::other)?;
         let server: &Server = Box::leak(Box::new(server));
 
         if is_shut_down {
             // Once ours is accepted, the next accept fails and ends the accept loop.
-            match server.recv_timeout(PATIENCE) {
+            match server.recv_timeout(RESPONSE_TIMEOUT) {
                 Err(_) => {}
                 Ok(None) => return Err(io::Error::other("it still accepts connections")),
-                Ok(Some(_)) => return Err(io::Error::other("a stranger came in at the start")),
+                Ok(Some(_)) => return Err(io::Error::other("another process connected first")),
             }
         }
-        // Only what has been accepted can be answered.
+        // Only an accepted connection gets a response.
         write_request(connection.get_ref(), "HEAD", "/")?;
         server.recv()?.respond(Response::empty(200))?;
-        read_answer(&mut connection, false)?;
+        read_response(&mut connection, false)?;
         Ok((server, Self(Mutex::new(connection))))
     }
 
-    /// Asks tiny_http, and gives the whole answer, ready to be sent on to a
-    /// client. `method` is `GET` or `HEAD`, `target` printable ASCII without
-    /// spaces. Others may be asking: `is_wanted` is looked at when it is our
-    /// turn, and `None` is what comes of it when it says no.
+    /// Sends a request to tiny_http, and gives the whole response, ready to be sent to a client.
+    /// `method` is `GET` or `HEAD`, `target` printable ASCII without spaces. Workers take turns:
+    /// when it is this one's, `is_wanted` says whether the response is still wanted; if not, `None`.
     ///
     /// # Errors
-    /// The connection is of no more use after any error.
-    pub fn ask(
+    /// The connection cannot be used after an error.
+    pub fn request(
         &self,
         method: &str,
         target: &str,
@@ -84,7 +81,7 @@ impl Sealed {
             return Ok(None);
         }
         write_request(connection.get_ref(), method, target)?;
-        read_answer(&mut *connection, method != "HEAD").map(Some)
+        read_response(&mut *connection, method != "HEAD").map(Some)
     }
 }
 
@@ -92,27 +89,27 @@ fn write_request(mut connection: &Stream, method: &str, target: &str) -> io::Res
     connection.write_all(format!("{method} {target} HTTP/1.1\r\n\r\n").as_bytes())
 }
 
-/// Reads one answer and adds the header that tiny_http does not let us set.
-fn read_answer(connection: &mut impl BufRead, has_body: bool) -> io::Result<Vec<u8>> {
-    let mut answer = Vec::new();
+/// Reads one response and adds the header that tiny_http does not let its users set.
+fn read_response(connection: &mut impl BufRead, has_body: bool) -> io::Result<Vec<u8>> {
+    let mut response = Vec::new();
     let mut length = None;
     loop {
-        let start = answer.len();
-        connection.read_until(b'\n', &mut answer)?;
-        match &answer[start..] {
+        let start = response.len();
+        connection.read_until(b'\n', &mut response)?;
+        match &response[start..] {
             b"" => return Err(ErrorKind::UnexpectedEof.into()),
-            b"\r\n" => break answer.truncate(start),
+            b"\r\n" => break response.truncate(start),
             line => length = length.or(content_length(line)),
         }
     }
-    answer.extend_from_slice(b"Connection: close\r\n\r\n");
+    response.extend_from_slice(b"Connection: close\r\n\r\n");
     if has_body {
-        let length = length.ok_or_else(|| io::Error::other("an answer without a length"))?;
-        let start = answer.len();
-        answer.resize(start.saturating_add(length), 0);
-        connection.read_exact(&mut answer[start..])?;
+        let length = length.ok_or_else(|| io::Error::other("a response without a length"))?;
+        let start = response.len();
+        response.resize(start.saturating_add(length), 0);
+        connection.read_exact(&mut response[start..])?;
     }
-    Ok(answer)
+    Ok(response)
 }
 
 fn content_length(line: &[u8]) -> Option<usize> {
@@ -121,7 +118,7 @@ fn content_length(line: &[u8]) -> Option<usize> {
         .then(|| value.trim().parse().ok())?
 }
 
-/// A listener that accepts one connection, ours, and never another one.
+/// A listener that accepts one connection, the exporter's own, and never another.
 struct Pair {
     listener: UnixListener,
     connection: UnixStream,
@@ -131,14 +128,14 @@ struct Pair {
 
 impl Pair {
     /// Over an abstract socket, which needs no file system, and which every
-    /// process in the network namespace can see and connect to. So its queue has
-    /// room for one, we must be the first there, and then it is shut down.
+    /// process in the network namespace can see and connect to. So its queue holds one
+    /// connection, which must be the exporter's own, and then it is shut down.
     #[cfg(target_os = "linux")]
     fn in_no_file() -> io::Result<Pair> {
         use std::os::linux::net::SocketAddrExt;
         use std::os::unix::net::SocketAddr;
 
-        /// Each is a race that a stranger must win within microseconds.
+        /// In each, another process would have to connect within microseconds.
         const TRIES: usize = 100;
         let mut result = Err(ErrorKind::AddrInUse.into());
         for _ in 0..TRIES {
@@ -155,7 +152,7 @@ impl Pair {
                         is_shut_down: true,
                     });
                 }
-                // A stranger was first, and is dropped with this listener.
+                // Another process was first; its connection is dropped with this listener.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => result = Err(error),
                 Err(error) => return Err(error),
             }
@@ -205,41 +202,41 @@ fn random_name() -> String {
 mod tests {
     use super::*;
 
-    fn read(answers: &str, has_body: bool) -> (io::Result<String>, String) {
-        let mut rest = answers.as_bytes();
-        let answer = read_answer(&mut rest, has_body);
-        let answer = answer.map(|bytes| String::from_utf8(bytes).unwrap());
-        (answer, String::from_utf8(rest.to_vec()).unwrap())
+    fn read(responses: &str, has_body: bool) -> (io::Result<String>, String) {
+        let mut rest = responses.as_bytes();
+        let response = read_response(&mut rest, has_body);
+        let response = response.map(|bytes| String::from_utf8(bytes).unwrap());
+        (response, String::from_utf8(rest.to_vec()).unwrap())
     }
 
     #[test]
-    fn an_answer_ends_where_its_length_says() {
-        let (answer, rest) = read(
+    fn a_response_ends_where_its_length_says() {
+        let (response, rest) = read(
             "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nX: y\r\n\r\nhelloHTTP/1.1",
             true,
         );
         assert_eq!(
-            answer.unwrap(),
+            response.unwrap(),
             "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nX: y\r\nConnection: close\r\n\r\nhello"
         );
         assert_eq!(rest, "HTTP/1.1");
     }
 
     #[test]
-    fn an_answer_to_head_has_a_length_and_no_body() {
-        let (answer, rest) = read(
+    fn a_response_to_head_has_a_length_and_no_body() {
+        let (response, rest) = read(
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nHTTP/1.1",
             false,
         );
         assert_eq!(
-            answer.unwrap(),
+            response.unwrap(),
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n"
         );
         assert_eq!(rest, "HTTP/1.1");
     }
 
     #[test]
-    fn an_answer_cut_short_or_without_a_length_is_an_error() {
+    fn a_response_cut_short_or_without_a_length_is_an_error() {
         for broken in [
             "",
             "HTTP/1.1 200 OK\r\n",
@@ -253,39 +250,39 @@ mod tests {
 
     /// Both kinds of pair, since a system has only one of them in use.
     #[test]
-    fn tiny_http_answers_over_the_sealed_connection_alone() {
+    fn tiny_http_serves_one_connection_alone() {
         let kinds = [Pair::in_no_file(), Pair::in_private_folder()];
         for pair in kinds.into_iter().flatten() {
             let address = pair.listener.local_addr().unwrap();
-            let (server, sealed) = Sealed::over(pair).unwrap();
+            let (server, backend) = Backend::over(pair).unwrap();
             assert!(UnixStream::connect_addr(&address).is_err());
             std::thread::scope(|scope| {
                 for number in 0..3 {
-                    let asking = scope.spawn(|| sealed.ask("GET", "/x?y", || true));
+                    let requesting = scope.spawn(|| backend.request("GET", "/x?y", || true));
                     let request = server.recv().unwrap();
                     assert_eq!((request.url(), request.headers().len()), ("/x?y", 0));
                     request
                         .respond(Response::from_string(format!("body {number}")))
                         .unwrap();
-                    let answer = asking.join().unwrap().unwrap().unwrap();
-                    let answer = String::from_utf8(answer).unwrap();
-                    assert!(answer.ends_with(&format!("close\r\n\r\nbody {number}")));
+                    let response = requesting.join().unwrap().unwrap().unwrap();
+                    let response = String::from_utf8(response).unwrap();
+                    assert!(response.ends_with(&format!("close\r\n\r\nbody {number}")));
                 }
             });
-            assert!(sealed.ask("GET", "/", || false).unwrap().is_none());
+            assert!(backend.request("GET", "/", || false).unwrap().is_none());
             assert!(server.try_recv().unwrap().is_none());
         }
     }
 
-    /// The listener's own handle shows what a stranger meets while it is open.
+    /// The listener's own handle shows what another process gets while it is open.
     #[test]
     #[cfg(target_os = "linux")]
     fn a_pair_refuses_everybody_else() {
         let pair = Pair::in_no_file().unwrap();
         let address = pair.listener.local_addr().unwrap();
         for _ in 0..3 {
-            let stranger = UnixStream::connect_addr(&address);
-            assert_eq!(stranger.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            let other = UnixStream::connect_addr(&address);
+            assert_eq!(other.unwrap_err().kind(), ErrorKind::ConnectionRefused);
         }
         let (accepted, _) = pair.listener.accept().unwrap();
         (&accepted).write_all(b"ours").unwrap();

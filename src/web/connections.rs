@@ -1,4 +1,4 @@
-//! Who is with which keeper, and who has to go when it gets crowded.
+//! The open connections of a listener, and which one is closed when workers get scarce.
 
 use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,122 +7,126 @@ use std::time::{Duration, Instant};
 
 use crate::web::stream::Stream;
 
-/// No visit is cut that is younger: on a busy machine even a client in a hurry
-/// may need this long between connecting and asking. With 64 keepers it still
-/// lets 1,000 connections that never ask pass in less than 100 ms.
+/// No younger connection is closed: on a busy machine even a client in a hurry may need this
+/// long between connecting and sending. With 64 workers, 1,000 connections that never send a
+/// request still pass in less than 100 ms.
 const GRACE: Duration = Duration::from_millis(4);
 
-/// Where a visit is, in the order in which visits are cut.
+/// The phase of a connection, in the order in which connections are closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// Answered; the client has yet to close.
-    Leaving,
-    /// The head of the request comes in.
+    /// The response is sent; the client has yet to close.
+    Closing,
+    /// The head of the request is read.
     Reading,
-    /// The answer goes out.
+    /// The response is sent.
     Writing,
-    /// The answer is being made. The client cannot be blamed for that and is
-    /// never cut: it takes as long as it takes us, and the next ones queue.
-    Answering,
+    /// The response is made. That takes as long as it takes the exporter, so the connection is
+    /// never closed for it.
+    Waiting,
 }
 
 #[derive(Clone, Debug)]
-struct Visit {
+struct Connection {
     phase: Phase,
     since: Instant,
     stream: Arc<Stream>,
 }
 
-/// The visits, by the number of the keeper.
+/// The connection of each worker, by the worker's number.
 #[derive(Debug)]
-pub struct Visits(Mutex<Vec<Option<Visit>>>);
+pub struct Connections(Mutex<Vec<Option<Connection>>>);
 
-impl Visits {
-    /// None yet, with so many keepers.
-    pub fn new(keepers: usize) -> Self {
-        Self(Mutex::new(vec![None; keepers]))
+impl Connections {
+    /// No connections yet, of so many workers.
+    pub fn new(workers: usize) -> Self {
+        Self(Mutex::new(vec![None; workers]))
     }
 
-    /// Begins a visit, which reads first. Waits for room where it is crowded.
-    pub fn begin(&self, keeper: usize, stream: &Arc<Stream>) {
-        self.room()[keeper] = Some(Visit {
+    /// A worker has accepted a connection, and reads first. Waits until a worker can be spared.
+    pub fn open(&self, worker: usize, stream: &Arc<Stream>) {
+        self.room()[worker] = Some(Connection {
             phase: Phase::Reading,
             since: Instant::now(),
             stream: Arc::clone(stream),
         });
     }
 
-    /// The visit goes on to another phase, unless it has been cut.
-    pub fn enter(&self, keeper: usize, phase: Phase) {
-        let mut visits = match phase {
+    /// The connection is in another phase now, unless it has been closed.
+    pub fn set_phase(&self, worker: usize, phase: Phase) {
+        let mut connections = match phase {
             Phase::Writing => self.room(),
-            Phase::Leaving | Phase::Reading | Phase::Answering => self.lock(),
+            Phase::Closing | Phase::Reading | Phase::Waiting => self.lock(),
         };
-        if let Some(visit) = &mut visits[keeper] {
-            visit.phase = phase;
+        if let Some(connection) = &mut connections[worker] {
+            connection.phase = phase;
         }
     }
 
-    /// The visit is over.
-    pub fn end(&self, keeper: usize) {
-        self.lock()[keeper] = None;
+    /// The worker is done with its connection.
+    pub fn remove(&self, worker: usize) {
+        self.lock()[worker] = None;
     }
 
-    /// Cuts the visit that can best be done without, if there is one.
-    pub fn cut_one(&self) {
-        cut_one(&mut self.lock(), Instant::now());
+    /// Closes one slow connection, if there is one.
+    pub fn close_one(&self) {
+        close_one(&mut self.lock(), Instant::now());
     }
 
-    /// Waits until there is room for one more slow visit.
-    fn room(&self) -> MutexGuard<'_, Vec<Option<Visit>>> {
+    /// Waits until one more slow connection may be open.
+    fn room(&self) -> MutexGuard<'_, Vec<Option<Connection>>> {
         loop {
-            let mut visits = self.lock();
-            let Some(wait) = make_room(&mut visits, Instant::now()) else {
-                return visits;
+            let mut connections = self.lock();
+            let Some(wait) = wait_for_worker(&mut connections, Instant::now()) else {
+                return connections;
             };
-            drop(visits);
+            drop(connections);
             thread::sleep(wait);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Option<Visit>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Connection>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The visits that hold a keeper for as long as the client likes.
-fn slow(visits: &[Option<Visit>]) -> impl Iterator<Item = &Visit> {
-    let visits = visits.iter().flatten();
-    visits.filter(|visit| visit.phase != Phase::Answering)
+/// The connections that hold a worker for as long as the client likes.
+fn slow(connections: &[Option<Connection>]) -> impl Iterator<Item = &Connection> {
+    let connections = connections.iter().flatten();
+    connections.filter(|connection| connection.phase != Phase::Waiting)
 }
 
-/// `None` when there is room, made or found; else how long to wait for it. An
-/// eighth of the keepers never has a slow visit, so that somebody is always
-/// there to let the next one in.
-fn make_room(visits: &mut [Option<Visit>], now: Instant) -> Option<Duration> {
-    let limit = visits.len().saturating_sub((visits.len() / 8).max(1));
-    if slow(visits).count() < limit || cut_one(visits, now) {
+/// `None` when one more may be open; else how long to wait for that. An eighth of the workers
+/// never has a slow connection, so that one is always free to accept the next.
+fn wait_for_worker(connections: &mut [Option<Connection>], now: Instant) -> Option<Duration> {
+    let limit = connections
+        .len()
+        .saturating_sub((connections.len() / 8).max(1));
+    if slow(connections).count() < limit || close_one(connections, now) {
         return None;
     }
-    let oldest = slow(visits).map(|visit| visit.since).min()?;
+    let oldest = slow(connections).map(|connection| connection.since).min()?;
     Some(GRACE.saturating_sub(now.saturating_duration_since(oldest)))
 }
 
-/// Ends the connection of one visit, the oldest of the first phase that there
-/// is. Its keeper notices at once.
-fn cut_one(visits: &mut [Option<Visit>], now: Instant) -> bool {
-    let may_be_cut = |visit: &Visit| match visit.phase {
-        Phase::Leaving => true,
-        Phase::Reading | Phase::Writing => now.saturating_duration_since(visit.since) >= GRACE,
-        Phase::Answering => false,
+/// Closes the oldest connection of the first phase that there is. Its worker notices at once.
+fn close_one(connections: &mut [Option<Connection>], now: Instant) -> bool {
+    let may_be_closed = |connection: &Connection| match connection.phase {
+        Phase::Closing => true,
+        Phase::Reading | Phase::Writing => now.saturating_duration_since(connection.since) >= GRACE,
+        Phase::Waiting => false,
     };
-    let victim = visits
+    let closed = connections
         .iter_mut()
-        .filter(|visit| visit.as_ref().is_some_and(may_be_cut))
-        .min_by_key(|visit| visit.as_ref().map(|visit| (visit.phase, visit.since)));
-    match victim.and_then(Option::take) {
-        Some(visit) => {
-            visit.stream.shutdown(Shutdown::Both);
+        .filter(|connection| connection.as_ref().is_some_and(may_be_closed))
+        .min_by_key(|connection| {
+            connection
+                .as_ref()
+                .map(|connection| (connection.phase, connection.since))
+        });
+    match closed.and_then(Option::take) {
+        Some(connection) => {
+            connection.stream.shutdown(Shutdown::Both);
             true
         }
         None => false,
@@ -137,82 +141,86 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// A visit with these phase and age, and the client's end of it.
-    fn visit(phase: Phase, age: Duration, now: Instant) -> (Option<Visit>, UnixStream) {
+    /// A connection with these phase and age, and the client's end of it.
+    fn connection(phase: Phase, age: Duration, now: Instant) -> (Option<Connection>, UnixStream) {
         let (client, ours) = UnixStream::pair().unwrap();
         client.set_nonblocking(true).unwrap();
-        let visit = Visit {
+        let connection = Connection {
             phase,
             since: now.checked_sub(age).unwrap(),
             stream: Arc::new(Stream::Unix(ours)),
         };
-        (Some(visit), client)
+        (Some(connection), client)
     }
 
-    /// Eight keepers, of whom the last is free, as one always should be.
-    fn eight(of: [(Phase, u32); 7], now: Instant) -> (Vec<Option<Visit>>, Vec<UnixStream>) {
-        let visits = of.map(|(phase, age)| visit(phase, Duration::from_millis(age.into()), now));
-        let (mut visits, clients): (Vec<_>, _) = visits.into_iter().unzip();
-        visits.push(None);
-        (visits, clients)
+    /// Eight workers, of whom the last is free, as one always should be.
+    fn eight(of: [(Phase, u32); 7], now: Instant) -> (Vec<Option<Connection>>, Vec<UnixStream>) {
+        let connections =
+            of.map(|(phase, age)| connection(phase, Duration::from_millis(age.into()), now));
+        let (mut connections, clients): (Vec<_>, _) = connections.into_iter().unzip();
+        connections.push(None);
+        (connections, clients)
     }
 
-    fn cut(clients: &[UnixStream]) -> Vec<usize> {
-        let is_cut = |mut client: &UnixStream| matches!(client.read(&mut [0]), Ok(0));
+    fn closed(clients: &[UnixStream]) -> Vec<usize> {
+        let is_closed = |mut client: &UnixStream| matches!(client.read(&mut [0]), Ok(0));
         (0..clients.len())
-            .filter(|number| is_cut(&clients[*number]))
+            .filter(|number| is_closed(&clients[*number]))
             .collect()
     }
 
     #[test]
-    fn the_oldest_of_the_first_phase_has_to_go() {
+    fn the_oldest_connection_of_the_first_phase_is_closed() {
         let now = Instant::now();
         let phases = [
             (Phase::Writing, 900),
             (Phase::Reading, 300),
-            (Phase::Leaving, 1),
+            (Phase::Closing, 1),
             (Phase::Reading, 400),
-            (Phase::Leaving, 2),
+            (Phase::Closing, 2),
             (Phase::Writing, 800),
-            (Phase::Answering, 999),
+            (Phase::Waiting, 999),
         ];
-        let (mut visits, clients) = eight(phases, now);
+        let (mut connections, clients) = eight(phases, now);
         let mut gone = Vec::new();
-        for victim in [4, 2, 3, 1, 0, 5] {
-            assert!(cut_one(&mut visits, now));
-            gone.push(victim);
+        for next in [4, 2, 3, 1, 0, 5] {
+            assert!(close_one(&mut connections, now));
+            gone.push(next);
             gone.sort_unstable();
-            assert_eq!(cut(&clients), gone);
+            assert_eq!(closed(&clients), gone);
         }
-        assert!(!cut_one(&mut visits, now), "the answer is on its way");
-        assert!(visits[6].is_some());
+        assert!(
+            !close_one(&mut connections, now),
+            "it waits for its response"
+        );
+        assert!(connections[6].is_some());
     }
 
     #[test]
-    fn nobody_is_cut_while_there_is_room() {
+    fn no_connection_is_closed_while_a_worker_is_free() {
         let now = Instant::now();
-        let (mut visits, clients) = eight([(Phase::Reading, 100); 7], now);
-        visits[3] = None;
-        assert_eq!(make_room(&mut visits, now), None);
-        assert_eq!(cut(&clients), [3]); // That one left by itself.
+        let (mut connections, clients) = eight([(Phase::Reading, 100); 7], now);
+        connections[3] = None;
+        assert_eq!(wait_for_worker(&mut connections, now), None);
+        assert_eq!(closed(&clients), [3]); // That client closed it.
 
-        let (mut visits, clients) = eight([(Phase::Reading, 100); 7], now);
-        assert_eq!(make_room(&mut visits, now), None);
-        assert_eq!(cut(&clients), [0]);
+        let (mut connections, clients) = eight([(Phase::Reading, 100); 7], now);
+        assert_eq!(wait_for_worker(&mut connections, now), None);
+        assert_eq!(closed(&clients), [0]);
     }
 
     #[test]
-    fn those_who_wait_for_us_do_not_make_a_crowd() {
+    fn connections_that_wait_for_a_response_are_not_slow() {
         let now = Instant::now();
-        let mut phases = [(Phase::Answering, 100); 7];
+        let mut phases = [(Phase::Waiting, 100); 7];
         phases[0].0 = Phase::Reading;
-        let (mut visits, clients) = eight(phases, now);
-        assert_eq!(make_room(&mut visits, now), None);
-        assert!(cut(&clients).is_empty());
+        let (mut connections, clients) = eight(phases, now);
+        assert_eq!(wait_for_worker(&mut connections, now), None);
+        assert!(closed(&clients).is_empty());
     }
 
     #[test]
-    fn the_young_have_their_time() {
+    fn a_young_connection_is_not_closed() {
         let now = Instant::now();
         let mut phases = [
             (Phase::Reading, 1),
@@ -221,22 +229,22 @@ mod tests {
         ]
         .into_iter()
         .cycle();
-        let (mut visits, clients) = eight([(); 7].map(|()| phases.next().unwrap()), now);
-        let wait = make_room(&mut visits, now).unwrap();
+        let (mut connections, clients) = eight([(); 7].map(|()| phases.next().unwrap()), now);
+        let wait = wait_for_worker(&mut connections, now).unwrap();
         assert_eq!(wait, GRACE - 3 * MS);
-        assert!(cut(&clients).is_empty());
-        assert_eq!(make_room(&mut visits, now + wait), None);
-        assert_eq!(cut(&clients), [1]);
+        assert!(closed(&clients).is_empty());
+        assert_eq!(wait_for_worker(&mut connections, now + wait), None);
+        assert_eq!(closed(&clients), [1]);
     }
 
     #[test]
-    fn a_visit_that_was_cut_does_not_come_back() {
-        let visits = Visits::new(2);
+    fn a_closed_connection_stays_closed() {
+        let connections = Connections::new(2);
         let (_client, ours) = UnixStream::pair().unwrap();
-        visits.begin(0, &Arc::new(Stream::Unix(ours)));
-        visits.enter(0, Phase::Leaving);
-        visits.cut_one();
-        visits.enter(0, Phase::Writing);
-        assert!(visits.lock()[0].is_none());
+        connections.open(0, &Arc::new(Stream::Unix(ours)));
+        connections.set_phase(0, Phase::Closing);
+        connections.close_one();
+        connections.set_phase(0, Phase::Writing);
+        assert!(connections.lock()[0].is_none());
     }
 }

@@ -1,8 +1,8 @@
 //! The web server: listeners, worker threads that bound every connection, and tiny_http behind them.
 
-pub(crate) mod backend;
+mod backend;
 mod connections;
-mod host;
+pub mod healthcheck;
 pub mod listener;
 mod request_head;
 pub mod routes;

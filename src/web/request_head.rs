@@ -1,15 +1,15 @@
-//! The head of a request: read within limits, and vetted.
+//! The head of a request: read within limits, and checked.
 
 use std::io::{self, ErrorKind, Read};
 
-use crate::web::host::AllowedHosts;
+use crate::settings::AllowedHosts;
 
 /// The most bytes of a head.
 pub const HEAD_LIMIT: usize = 8 << 10;
 
 /// What is passed on of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Request<'a> {
+pub struct RequestLine<'a> {
     /// `GET` or `HEAD`.
     pub method: &'a str,
     /// The path, and the query if there is one: printable ASCII.
@@ -32,8 +32,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The whole answer that says so.
-    pub fn answer(self) -> Vec<u8> {
+    /// The whole response that says so.
+    pub fn response(self) -> Vec<u8> {
         let (status, header, text) = match self {
             Self::Malformed => ("400 Bad Request", "", "not an HTTP/1.1 request"),
             Self::Method => (
@@ -67,17 +67,16 @@ impl Refusal {
     }
 }
 
-/// Reads up to the end of the head. Header lines count for nothing but the
-/// `Host`, since none is passed on, and what comes behind the head is nobody's
-/// business. `buffer` has [`HEAD_LIMIT`] bytes.
+/// Reads up to the end of the head. Of the header only `Host` is looked at, since nothing of it is
+/// passed on, and what follows the head is ignored. `buffer` has [`HEAD_LIMIT`] bytes.
 ///
 /// # Errors
-/// The client has gone, or the connection has been cut.
+/// The client has gone, or the connection was closed.
 pub fn read_head<'a>(
     mut stream: impl Read,
     buffer: &'a mut [u8],
     hosts: &AllowedHosts,
-) -> io::Result<Result<Request<'a>, Refusal>> {
+) -> io::Result<Result<RequestLine<'a>, Refusal>> {
     let mut first_line = None;
     let mut length = 0;
     while length < buffer.len() {
@@ -93,7 +92,7 @@ pub fn read_head<'a>(
         for end in start.saturating_add(1)..=length {
             match &buffer[..end] {
                 [.., b'\n', b'\n'] | [.., b'\n', b'\r', b'\n'] | [b'\n'] | [b'\r', b'\n'] => {
-                    let request = vet(&buffer[..first_line.unwrap_or_default()]);
+                    let request = check_request_line(&buffer[..first_line.unwrap_or_default()]);
                     let is_allowed = hosts.allow(&buffer[..end]);
                     return Ok(request
                         .and_then(|request| is_allowed.then_some(request).ok_or(Refusal::Host)));
@@ -114,8 +113,8 @@ fn is_text(byte: u8) -> bool {
     (b' '..=b'~').contains(&byte)
 }
 
-/// Judges the first line of a head.
-fn vet(line: &[u8]) -> Result<Request<'_>, Refusal> {
+/// Checks the first line of a head.
+fn check_request_line(line: &[u8]) -> Result<RequestLine<'_>, Refusal> {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let line = str::from_utf8(line).unwrap_or_default();
     if !line.bytes().all(is_text) {
@@ -129,7 +128,7 @@ fn vet(line: &[u8]) -> Result<Request<'_>, Refusal> {
     };
     match method {
         "" => Err(Refusal::Malformed),
-        "GET" | "HEAD" if target.starts_with('/') => Ok(Request { method, target }),
+        "GET" | "HEAD" if target.starts_with('/') => Ok(RequestLine { method, target }),
         "GET" | "HEAD" => Err(Refusal::Malformed),
         _ => Err(Refusal::Method),
     }
@@ -139,16 +138,14 @@ fn vet(line: &[u8]) -> Result<Request<'_>, Refusal> {
 mod tests {
     use super::*;
 
-    const ANY: AllowedHosts = AllowedHosts(Vec::new());
-
     /// What becomes of a head that comes at once; an error if it has no end.
-    fn read(head: &[u8]) -> io::Result<Result<Request<'static>, Refusal>> {
-        read_head(head, vec![0; HEAD_LIMIT].leak(), &ANY)
+    fn read(head: &[u8]) -> io::Result<Result<RequestLine<'static>, Refusal>> {
+        read_head(head, vec![0; HEAD_LIMIT].leak(), &AllowedHosts::default())
     }
 
     #[track_caller]
     fn passes(head: &str, method: &str, target: &str) {
-        let expected = Ok(Request { method, target });
+        let expected = Ok(RequestLine { method, target });
         assert_eq!(read(head.as_bytes()).unwrap(), expected, "{head:?}");
     }
 
@@ -197,9 +194,9 @@ mod tests {
             is_refused(format!("{method} / HTTP/1.1\r\n\r\n"), Refusal::Method);
         }
         is_refused("OPTIONS * HTTP/1.1\r\n\r\n", Refusal::Method);
-        let answer = String::from_utf8(Refusal::Method.answer()).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 405 "));
-        assert!(answer.contains("\r\nAllow: GET, HEAD\r\n"));
+        let response = String::from_utf8(Refusal::Method.response()).unwrap();
+        assert!(response.starts_with("HTTP/1.1 405 "));
+        assert!(response.contains("\r\nAllow: GET, HEAD\r\n"));
     }
 
     #[test]
@@ -248,9 +245,9 @@ mod tests {
                 self.0.read(&mut buffer[..1])
             }
         }
-        // Not on the stack, whose pages each keeper would hold for good.
+        // Not on the stack, whose pages each worker would hold for good.
         let mut buffer = vec![0; HEAD_LIMIT];
-        let request = Request {
+        let request = RequestLine {
             method: "GET",
             target: "/",
         };
@@ -258,20 +255,27 @@ mod tests {
             let head = head_of(length);
             assert_eq!(head.len(), length);
             assert_eq!(
-                read_head(head.as_bytes(), &mut buffer, &ANY).unwrap(),
+                read_head(head.as_bytes(), &mut buffer, &AllowedHosts::default()).unwrap(),
                 Ok(request)
             );
             assert_eq!(
-                read_head(Drip(head.as_bytes()), &mut buffer, &ANY).unwrap(),
+                read_head(Drip(head.as_bytes()), &mut buffer, &AllowedHosts::default()).unwrap(),
                 Ok(request)
             );
         }
         let head = head_of(HEAD_LIMIT + 1);
         assert_eq!(
-            read_head(head.as_bytes(), &mut buffer, &ANY).unwrap(),
+            read_head(head.as_bytes(), &mut buffer, &AllowedHosts::default()).unwrap(),
             Err(Refusal::TooLarge)
         );
-        assert!(read_head(&b"GET / HTTP/1.1\r\n"[..], &mut buffer, &ANY).is_err());
+        assert!(
+            read_head(
+                &b"GET / HTTP/1.1\r\n"[..],
+                &mut buffer,
+                &AllowedHosts::default()
+            )
+            .is_err()
+        );
     }
 
     #[test]
@@ -283,8 +287,8 @@ mod tests {
             Refusal::TooSlow,
             Refusal::Host,
         ] {
-            let answer = String::from_utf8(refusal.answer()).unwrap();
-            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            let response = String::from_utf8(refusal.response()).unwrap();
+            let (head, body) = response.split_once("\r\n\r\n").unwrap();
             assert!(
                 head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())),
                 "{head}"

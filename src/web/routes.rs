@@ -1,4 +1,4 @@
-//! Routes and answers.
+//! Routes and responses.
 
 use std::io;
 
@@ -6,19 +6,18 @@ use tiny_http::{Header, Request, Response, Server};
 
 use crate::metrics::exposition;
 
-/// What there is to serve. Called between two requests, so a slow method
-/// delays every client.
+/// What is served. Called between two requests, so a slow method delays every client.
 pub trait Site {
     /// The exposition, for `/metrics`.
     fn metrics(&self) -> String;
-    /// The page for people, as HTML, for `/`.
+    /// The status page, as HTML, for `/`.
     fn page(&self) -> String;
-    /// Whether the exporter is in order, for `/healthz`, or why it is not.
+    /// Whether the exporter works, for `/healthz`, or why not.
     ///
     /// # Errors
     /// The reason, in one line.
     fn health(&self) -> Result<(), String>;
-    /// Whether there is something to scrape yet, for `/readyz`, or why not.
+    /// Whether the first poll has ended, for `/readyz`, or why not.
     ///
     /// # Errors
     /// The reason, in one line.
@@ -30,8 +29,8 @@ pub fn run(server: &Server, site: &dyn Site) -> io::Error {
     loop {
         match server.recv() {
             Ok(request) => {
-                let answer = answer(site, request.url());
-                if let Err(error) = respond(request, answer) {
+                let page = route(site, request.url());
+                if let Err(error) = respond(request, page) {
                     return error;
                 }
             }
@@ -43,13 +42,13 @@ pub fn run(server: &Server, site: &dyn Site) -> io::Error {
 const HTML: &str = "text/html; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-struct Answer {
+struct Page {
     status: u16,
     content_type: &'static str,
     body: String,
 }
 
-fn answer(site: &dyn Site, target: &str) -> Answer {
+fn route(site: &dyn Site, target: &str) -> Page {
     let path = target.split('?').next().unwrap_or(target);
     let (status, content_type, body) = match path {
         "/" => (200, HTML, site.page()),
@@ -58,7 +57,7 @@ fn answer(site: &dyn Site, target: &str) -> Answer {
         "/readyz" => state(site.ready()),
         _ => (404, TEXT, "not found: try /metrics\n".to_owned()),
     };
-    Answer {
+    Page {
         status,
         content_type,
         body,
@@ -72,13 +71,13 @@ fn state(state: Result<(), String>) -> (u16, &'static str, String) {
     }
 }
 
-fn respond(request: Request, answer: Answer) -> io::Result<()> {
-    let content_type = Header::from_bytes("Content-Type", answer.content_type)
+fn respond(request: Request, page: Page) -> io::Result<()> {
+    let content_type = Header::from_bytes("Content-Type", page.content_type)
         .map_err(|()| io::Error::other("a content type that is not ASCII"))?;
-    let response = Response::from_data(answer.body)
-        .with_status_code(answer.status)
+    let response = Response::from_data(page.body)
+        .with_status_code(page.status)
         .with_header(content_type)
-        // The gate reads answers by their length.
+        // The workers read responses by their length.
         .with_chunked_threshold(usize::MAX);
     request.respond(response)
 }
@@ -105,8 +104,8 @@ mod tests {
     }
 
     fn get(state: Result<(), String>, target: &str) -> (u16, &'static str, String) {
-        let answer = answer(&Fixed(state), target);
-        (answer.status, answer.content_type, answer.body)
+        let page = route(&Fixed(state), target);
+        (page.status, page.content_type, page.body)
     }
 
     #[test]

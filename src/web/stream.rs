@@ -20,8 +20,8 @@ pub enum Stream {
 impl Stream {
     /// The same connection for no longer than `time`, counted from now and over
     /// all reads and writes together.
-    pub fn within(&self, time: Duration) -> Within<'_> {
-        Within {
+    pub fn within(&self, time: Duration) -> TimeLimited<'_> {
+        TimeLimited {
             stream: self,
             end: deadline(Instant::now(), time),
         }
@@ -100,12 +100,12 @@ impl Write for &Stream {
 /// so a peer that drips byte by byte gains nothing; after it every call fails
 /// with [`ErrorKind::TimedOut`].
 #[derive(Debug)]
-pub struct Within<'a> {
+pub struct TimeLimited<'a> {
     stream: &'a Stream,
     end: Instant,
 }
 
-impl Within<'_> {
+impl TimeLimited<'_> {
     fn left(&self) -> io::Result<Option<Duration>> {
         match self.end.saturating_duration_since(Instant::now()) {
             Duration::ZERO => Err(ErrorKind::TimedOut.into()),
@@ -122,7 +122,7 @@ fn timed_out(error: io::Error) -> io::Error {
     }
 }
 
-impl Read for Within<'_> {
+impl Read for TimeLimited<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.stream.set_read_timeout(self.left()?)?;
         let mut stream = self.stream;
@@ -130,7 +130,7 @@ impl Read for Within<'_> {
     }
 }
 
-impl Write for Within<'_> {
+impl Write for TimeLimited<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         self.stream.set_write_timeout(self.left()?)?;
         let mut stream = self.stream;

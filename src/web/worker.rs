@@ -1,10 +1,9 @@
-//! The door before tiny_http: who may come in, how long, how much.
+//! Worker threads before tiny_http, which bound every connection.
 //!
-//! A fixed number of threads, the keepers, stand at each listener. A keeper
-//! takes one visitor at a time: it reads the head of one request, has it
-//! answered over the [sealed connection](crate::web::backend), hands the answer over
-//! and says goodbye. When nearly all keepers are taken, the visitor who has
-//! been slow for longest has to go.
+//! A fixed number of workers accepts at each listener. A worker takes one connection at a time: it
+//! reads the head of one request, gets the response from the [`Backend`], writes it and closes the
+//! connection. When nearly all workers are busy, the connection that has been slow for longest is
+//! closed.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -17,84 +16,82 @@ use tiny_http::Server;
 
 use crate::process::log;
 use crate::process::own_metrics;
-use crate::web::backend::Sealed;
-use crate::web::connections::{Phase, Visits};
-pub use crate::web::host::{AllowedHost, AllowedHosts};
+use crate::settings::AllowedHosts;
+use crate::web::backend::Backend;
+use crate::web::connections::{Connections, Phase};
 use crate::web::listener::Listener;
 use crate::web::request_head::{HEAD_LIMIT, read_head};
 use crate::web::stream::Stream;
 
-/// How long the head of a request may take to come.
+/// How long a client may take to send the head of its request.
 const READ_TIME: Duration = Duration::from_secs(5);
 
-/// How long a client may take to receive its answer.
+/// How long a client may take to receive its response.
 const WRITE_TIME: Duration = Duration::from_secs(5);
 
-/// How long, and for how many bytes more, an answered client may go on
-/// sending. To close at once would destroy an answer that is still on its way.
-const LEAVE_TIME: Duration = Duration::from_secs(1);
-const LEAVE_LIMIT: u64 = 64 << 10;
+/// How long, and how many bytes more, a client may go on sending after its response. To close at
+/// once would discard a response that is still on its way.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+const CLOSE_LIMIT: u64 = 64 << 10;
 
-/// How many keepers there may be; fewer where threads or descriptors are scarce.
-const KEEPERS: [usize; 5] = [64, 32, 16, 8, FEWEST_KEEPERS];
-const FEWEST_KEEPERS: usize = 4;
-const KEEPER_STACK: usize = 128 << 10;
+/// How many workers there may be; fewer where threads or file descriptors are scarce.
+const WORKERS: [usize; 5] = [64, 32, 16, 8, FEWEST_WORKERS];
+const FEWEST_WORKERS: usize = 4;
+const WORKER_STACK: usize = 128 << 10;
 
-/// What the keepers leave to the rest of the process.
+/// What the workers leave to the rest of the process.
 const SPARE_THREADS: usize = 16;
 const SPARE_DESCRIPTORS: usize = 32;
 
-/// The wait after a failed accept, which comes from a lack of descriptors or
-/// memory on the whole machine.
+/// The wait after a failed accept: the machine lacks file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(5);
 
-/// Opens the listeners to the world, for requests to the allowed hosts, and gives the server whose `recv` brings
-/// the vetted requests. Answers to it must have a known length and must not be
-/// chunked. `recv` never fails while the process is in order.
+/// Starts the workers of `listeners`, which pass on requests to `hosts` alone. `recv` of the server
+/// that it gives brings the checked requests, and never fails while the process is in order.
+/// Responses to it must have a known length and must not be chunked.
 ///
 /// # Errors
-/// A sentence for people: threads or descriptors are so scarce that not even a
-/// few keepers can be had.
-pub fn open(listeners: Vec<Listener>, hosts: AllowedHosts) -> io::Result<&'static Server> {
-    let keepers = affordable_keepers()?;
-    let (server, sealed) = Sealed::new().map_err(|error| {
+/// A sentence for people: there are too few threads or file descriptors even for a few workers.
+pub fn start(listeners: Vec<Listener>, hosts: AllowedHosts) -> io::Result<&'static Server> {
+    let workers = possible_workers()?;
+    let (server, backend) = Backend::start().map_err(|error| {
         let text = format!("cannot start the HTTP server inside the process: {error}");
         io::Error::new(error.kind(), text)
     })?;
-    let (sealed, hosts) = (Arc::new(sealed), Arc::new(hosts));
-    let keepers = keepers
+    let (backend, hosts) = (Arc::new(backend), Arc::new(hosts));
+    let workers = workers
         .checked_div(listeners.len())
-        .unwrap_or(keepers)
+        .unwrap_or(workers)
         .max(2);
     for listener in listeners {
-        let door = Arc::new(Door {
+        let acceptor = Arc::new(Acceptor {
             listener,
-            sealed: Arc::clone(&sealed),
+            backend: Arc::clone(&backend),
             hosts: Arc::clone(&hosts),
-            visits: Visits::new(keepers),
+            connections: Connections::new(workers),
             pausing: Mutex::new(()),
         });
-        for keeper in 0..keepers {
-            let door = Arc::clone(&door);
+        for worker in 0..workers {
+            let acceptor = Arc::clone(&acceptor);
             thread::Builder::new()
-                .name("gate".into())
-                .stack_size(KEEPER_STACK)
-                .spawn(move || door.keep(keeper))?;
+                .name("web".into())
+                .stack_size(WORKER_STACK)
+                .spawn(move || acceptor.run(worker))?;
         }
     }
     Ok(server)
 }
 
-fn affordable_keepers() -> io::Result<usize> {
+fn possible_workers() -> io::Result<usize> {
     let descriptors = own_metrics::max_fds().unwrap_or(usize::MAX);
     let descriptors = descriptors.saturating_sub(SPARE_DESCRIPTORS);
     let mut result = Err(ErrorKind::OutOfMemory.into());
-    for keepers in KEEPERS {
-        if keepers > descriptors.max(FEWEST_KEEPERS) {
+    for workers in WORKERS {
+        if workers > descriptors.max(FEWEST_WORKERS) {
             continue;
         }
-        // tiny_http panics where it cannot have a thread: see first.
-        result = rehearse(keepers.saturating_add(SPARE_THREADS)).map(|()| keepers);
+        // tiny_http panics where it cannot start a thread: try first.
+        result = try_threads(workers.saturating_add(SPARE_THREADS)).map(|()| workers);
         if result.is_ok() {
             break;
         }
@@ -106,80 +103,83 @@ fn affordable_keepers() -> io::Result<usize> {
     })
 }
 
-/// Has that many threads at the same time, and ends them.
-fn rehearse(threads: usize) -> io::Result<()> {
-    let door = Mutex::new(());
+/// Starts that many threads at the same time, and ends them.
+fn try_threads(threads: usize) -> io::Result<()> {
+    let barrier = Mutex::new(());
     thread::scope(|scope| {
-        let _closed = door.lock();
+        let _closed = barrier.lock();
         for _ in 0..threads {
             thread::Builder::new()
-                .stack_size(KEEPER_STACK)
-                .spawn_scoped(scope, || drop(door.lock()))?;
+                .stack_size(WORKER_STACK)
+                .spawn_scoped(scope, || drop(barrier.lock()))?;
         }
         Ok(())
     })
 }
 
-/// A listener with its keepers.
-struct Door {
+/// A listener, and what its workers share.
+struct Acceptor {
     listener: Listener,
-    sealed: Arc<Sealed>,
+    backend: Arc<Backend>,
     hosts: Arc<AllowedHosts>,
-    visits: Visits,
+    connections: Connections,
     pausing: Mutex<()>,
 }
 
-impl Door {
-    fn keep(&self, keeper: usize) {
+impl Acceptor {
+    fn run(&self, worker: usize) {
         loop {
             match self.listener.accept() {
                 Ok(stream) => {
                     let stream = Arc::new(stream);
-                    self.visits.begin(keeper, &stream);
-                    self.attend(keeper, &stream);
-                    self.visits.end(keeper);
+                    self.connections.open(worker, &stream);
+                    self.handle(worker, &stream);
+                    self.connections.remove(worker);
                 }
                 Err(_) => {
-                    // One keeper at a time, or each would cut a visitor.
+                    // One worker at a time, or each would close a connection.
                     let _pausing = self.pausing.lock();
-                    self.visits.cut_one();
+                    self.connections.close_one();
                     thread::sleep(ACCEPT_PAUSE);
                 }
             }
         }
     }
 
-    fn attend(&self, keeper: usize, stream: &Stream) {
-        // Not on the stack, whose pages each keeper would hold for good.
+    fn handle(&self, worker: usize, stream: &Stream) {
+        // Not on the stack, whose pages each worker would hold for good.
         let mut buffer = vec![0; HEAD_LIMIT];
-        let Ok(verdict) = read_head(stream.within(READ_TIME), &mut buffer, &self.hosts) else {
-            return; // Gone, or cut to make room.
+        let Ok(request) = read_head(stream.within(READ_TIME), &mut buffer, &self.hosts) else {
+            return; // The client has gone, or the connection was closed for another.
         };
-        self.visits.enter(keeper, Phase::Answering);
-        let answer = match verdict {
-            Err(refusal) => refusal.answer(),
+        self.connections.set_phase(worker, Phase::Waiting);
+        let response = match request {
+            Err(refusal) => refusal.response(),
             Ok(request) => {
-                // What a client that has gone asked for would delay the others.
-                let is_there = || !stream.is_reset();
-                match self.sealed.ask(request.method, request.target, is_there) {
-                    Ok(Some(answer)) => answer,
+                // The request of a client that has gone would delay the others.
+                let is_wanted = || !stream.is_reset();
+                match self
+                    .backend
+                    .request(request.method, request.target, is_wanted)
+                {
+                    Ok(Some(response)) => response,
                     Ok(None) => return,
                     Err(error) => fail(&error),
                 }
             }
         };
-        self.visits.enter(keeper, Phase::Writing);
-        if stream.within(WRITE_TIME).write_all(&answer).is_ok() {
-            drop(answer);
-            self.visits.enter(keeper, Phase::Leaving);
+        self.connections.set_phase(worker, Phase::Writing);
+        if stream.within(WRITE_TIME).write_all(&response).is_ok() {
+            drop(response);
+            self.connections.set_phase(worker, Phase::Closing);
             stream.shutdown(Shutdown::Write);
-            let mut rest = stream.within(LEAVE_TIME).take(LEAVE_LIMIT);
+            let mut rest = stream.within(CLOSE_TIME).take(CLOSE_LIMIT);
             while rest.read(&mut buffer).is_ok_and(|count| count > 0) {}
         }
     }
 }
 
-/// Nothing could be answered from now on, so the supervisor is to start anew.
+/// Nothing can be served any longer: the process ends, for its supervisor to start it again.
 fn fail(error: &io::Error) -> ! {
     log::error(
         "the connection to the HTTP server inside the process failed",
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_few_keepers_can_be_had() {
-        assert!(affordable_keepers().unwrap() >= 4);
+    fn a_few_workers_can_be_started() {
+        assert!(possible_workers().unwrap() >= 4);
     }
 }

@@ -1,30 +1,26 @@
-//! By which names the exporter may be asked.
+//! The names that may stand in the `Host` header of a request.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::str::FromStr;
 
-/// One name of this machine, as clients put it into their `Host` header.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AllowedHost(String);
+/// Names of this machine, as clients put them into `Host`, in small letters; none: any.
+#[derive(Clone, Debug, Default)]
+pub struct AllowedHosts(Vec<String>);
 
-impl FromStr for AllowedHost {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
+impl AllowedHosts {
+    /// Allows one more name.
+    ///
+    /// # Errors
+    /// It is no name; says what is accepted.
+    pub fn add(&mut self, text: &str) -> Result<(), String> {
         let name = text.strip_suffix('.').unwrap_or(text);
         let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
         if name.is_empty() || !name.bytes().all(is_of_name) {
             return Err("use a name without a port, like exporter.example.org".to_owned());
         }
-        Ok(Self(name.to_ascii_lowercase()))
+        self.0.push(name.to_ascii_lowercase());
+        Ok(())
     }
-}
 
-/// The names that may be asked for; empty: any.
-#[derive(Debug)]
-pub struct AllowedHosts(pub Vec<AllowedHost>);
-
-impl AllowedHosts {
     /// Whether a request with this head may be answered. A page of somebody else's can have its
     /// own name lead here and then read what is answered (DNS rebinding): it cannot do that with
     /// an address, nor with `localhost`, so those are always allowed.
@@ -48,9 +44,7 @@ impl AllowedHosts {
             return address.parse::<Ipv6Addr>().is_ok();
         }
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-        name == "localhost"
-            || name.parse::<Ipv4Addr>().is_ok()
-            || self.0.iter().any(|allowed| allowed.0 == name)
+        name == "localhost" || name.parse::<Ipv4Addr>().is_ok() || self.0.contains(&name)
     }
 }
 
@@ -81,8 +75,9 @@ mod tests {
     use super::*;
 
     fn allows(names: &[&str], head: &str) -> bool {
-        let names = names.iter().map(|name| name.parse().unwrap());
-        AllowedHosts(names.collect()).allow(head.as_bytes())
+        let mut hosts = AllowedHosts::default();
+        names.iter().for_each(|name| hosts.add(name).unwrap());
+        hosts.allow(head.as_bytes())
     }
 
     fn allows_host(host: &str) -> bool {
@@ -145,7 +140,7 @@ mod tests {
     #[test]
     fn a_name_is_no_more_than_a_name() {
         for text in ["", ".", "nas:9100", "http://nas", "[::1]", "a b", "*"] {
-            assert!(text.parse::<AllowedHost>().is_err(), "{text}");
+            assert!(AllowedHosts::default().add(text).is_err(), "{text}");
         }
     }
 }

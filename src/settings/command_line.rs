@@ -1,0 +1,422 @@
+//! Reads the command line and the environment by the [table](super::table) of settings.
+
+use std::ffi::OsString;
+
+use crate::settings::table::{COMMANDS, Row, TABLE};
+use crate::settings::{BaseUrl, Command, Settings};
+
+/// Reads the command line (without the program's name) and the environment variables.
+///
+/// # Errors
+/// One line that names the flag or variable, its value and what would be accepted.
+pub fn parse(
+    arguments: Vec<OsString>,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<(Command, Settings), String> {
+    let arguments = arguments.into_iter().filter(|text| !is_empty(text));
+    let mut arguments = pico_args::Arguments::from_vec(arguments.collect());
+    let mut command = Command::Serve;
+    for (flag, wanted, _) in COMMANDS {
+        // The later rows, --help and --version, win over the earlier ones.
+        if arguments.contains(*flag) {
+            command = *wanted;
+        }
+    }
+    if arguments.contains("-h") {
+        command = Command::Help;
+    }
+    let mut settings = Settings::default();
+    if matches!(command, Command::Help | Command::Version) {
+        return Ok((command, settings));
+    }
+    for row in TABLE {
+        let given = flag_values(&mut arguments, row)?;
+        for value in &given {
+            apply_all(row, &mut settings, row.flag, value)?;
+        }
+        if given.is_empty() {
+            apply_variable_or_default(row, &mut settings, &variable)?;
+        }
+    }
+    if let Some(unknown) = arguments.finish().first() {
+        return Err(unknown_argument(&unknown.to_string_lossy()));
+    }
+    settings.check()?;
+    Ok((command, settings))
+}
+
+/// Applies the first variable of `row` that is set, else its default.
+fn apply_variable_or_default(
+    row: &Row,
+    settings: &mut Settings,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<(), String> {
+    for name in row.variables {
+        // An empty variable is what `NAME=` in a compose file means: not set.
+        if let Some(value) = variable(name).filter(|value| !value.is_empty()) {
+            let value = value
+                .into_string()
+                .map_err(|_| format!("{name}: is not valid UTF-8"))?;
+            return apply_all(row, settings, name, &value);
+        }
+    }
+    match row.default {
+        "" => Ok(()),
+        default => apply_all(row, settings, row.flag, default),
+    }
+}
+
+/// The values that the command line gives the flag of `row`.
+fn flag_values(arguments: &mut pico_args::Arguments, row: &Row) -> Result<Vec<String>, String> {
+    let mut values = Vec::new();
+    let names = [row.flag, row.alias].into_iter();
+    for flag in names.filter(|flag| !flag.is_empty()) {
+        if row.argument.is_empty() {
+            values.extend(arguments.contains(flag).then(|| "true".to_owned()));
+            continue;
+        }
+        let given: Vec<String> = arguments
+            .values_from_str(flag)
+            .map_err(|error| format!("{flag} {}: {error}; {}", row.argument, row.help))?;
+        values.extend(given);
+    }
+    if values.len() > 1 && !row.repeatable {
+        return Err(format!(
+            "{}: given {} times; give it once",
+            row.flag,
+            values.len()
+        ));
+    }
+    values.retain(|value| !(value.is_empty() && row.may_be_empty));
+    Ok(values)
+}
+
+/// Applies a value, or the several that are separated by commas.
+fn apply_all(row: &Row, settings: &mut Settings, name: &str, value: &str) -> Result<(), String> {
+    if !row.repeatable {
+        return apply(row, settings, name, value, value);
+    }
+    let parts = value.split(',').map(str::trim);
+    let mut parts = parts.filter(|part| !part.is_empty()).peekable();
+    if parts.peek().is_none() {
+        // Nothing named is not the same as nothing said: that may mean anything, as for a Host.
+        return Err(format!("{name}: is empty"));
+    }
+    for part in parts {
+        // A comma may be one of a password: then it is all of one value, up to its `@`.
+        let shown = if value.contains('@') { value } else { part };
+        apply(row, settings, name, part, shown)?;
+    }
+    Ok(())
+}
+
+/// Applies one value; an error tells `shown`, as far as that is no secret.
+fn apply(
+    row: &Row,
+    settings: &mut Settings,
+    name: &str,
+    value: &str,
+    shown: &str,
+) -> Result<(), String> {
+    (row.set)(settings, value).map_err(|why| {
+        if row.secret {
+            format!("{name} (value not shown): {why}")
+        } else {
+            format!("{name} {:?}: {why}", BaseUrl::without_secrets(shown))
+        }
+    })
+}
+
+/// Whether this is `--flag=` of a flag that may be empty, which `pico_args` refuses.
+fn is_empty(argument: &OsString) -> bool {
+    let flag = argument.to_str().and_then(|text| text.strip_suffix('='));
+    let mut rows = TABLE.iter();
+    flag.is_some_and(|flag| rows.any(|row| row.may_be_empty && row.flag == flag))
+}
+
+/// What is said of an argument that belongs to no flag. It may be a secret that was meant for one,
+/// so nothing is repeated but what looks like a flag or a URL.
+fn unknown_argument(text: &str) -> String {
+    const HELP: &str = "unknown argument; see llamacpp-exporter --help";
+    let flag = text.split('=').next().unwrap_or_default();
+    let is_of_flag = |byte: u8| byte.is_ascii_lowercase() || b"-_".contains(&byte);
+    if flag.starts_with('-') && flag.len() <= LONGEST_FLAG && flag.bytes().all(is_of_flag) {
+        return match similar_flag(flag) {
+            Some(similar) => format!("{flag}: unknown flag; did you mean {similar}?"),
+            None => format!("{flag}: {HELP}"),
+        };
+    }
+    if text.contains("://") {
+        let url = BaseUrl::without_secrets(text);
+        return format!("{url:?}: {HELP}; a URL belongs behind --base-url");
+    }
+    format!("(not shown): {HELP}; each value belongs behind a flag")
+}
+
+/// Longer than any flag.
+const LONGEST_FLAG: usize = 40;
+
+/// The flag that `text` was probably meant to be.
+fn similar_flag(text: &str) -> Option<&'static str> {
+    let settings = TABLE.iter().flat_map(|row| [row.flag, row.alias]);
+    let commands = COMMANDS.iter().map(|(flag, ..)| *flag);
+    let flags = settings.chain(commands).filter(|flag| !flag.is_empty());
+    flags
+        .map(|flag| {
+            // A beginning is as near as a slip of one key.
+            let is_beginning = text.len() > "--".len() && flag.starts_with(text);
+            let distance = if is_beginning { 1 } else { edits(text, flag) };
+            (distance, flag)
+        })
+        .filter(|(distance, _)| *distance <= 2)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, flag)| flag)
+}
+
+/// How many letters must be changed, added or taken away to make `a` into `b`.
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (above, x) in a.bytes().enumerate() {
+        let mut diagonal = above;
+        let mut left = above.saturating_add(1);
+        row[0] = left;
+        for (y, cell) in b.bytes().zip(&mut row[1..]) {
+            let changed = diagonal.saturating_add(usize::from(x != y));
+            diagonal = *cell;
+            left = changed.min(diagonal.min(left).saturating_add(1));
+            *cell = left;
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn parse_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Settings, String> {
+        let arguments = arguments.iter().map(OsString::from).collect();
+        let variable = |name: &str| {
+            variables
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| OsString::from(value))
+        };
+        parse(arguments, variable).map(|(_, settings)| settings)
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_table() {
+        let settings = parse_with(&[], &[]).unwrap();
+        assert_eq!(
+            settings.base_urls[0].to_string(),
+            "http://model-runner.docker.internal/engines/llama.cpp/v1"
+        );
+        assert_eq!(settings.interval, Duration::from_secs(5));
+        assert_eq!(settings.timeout, Duration::from_secs(3));
+        assert_eq!(settings.addr.to_string(), ":9100");
+        assert!(settings.model.is_none() && settings.api_key_of(&settings.base_urls[0]).is_none());
+    }
+
+    #[test]
+    fn a_flag_wins_over_its_variable_and_that_over_the_default() {
+        let variables = [
+            ("LLAMACPP_SCRAPE_INTERVAL", "7s"),
+            ("LLAMACPP_CLIENT_TIMEOUT", "1.5"),
+        ];
+        let settings = parse_with(&["--interval", "2"], &variables).unwrap();
+        assert_eq!(settings.interval, Duration::from_secs(2));
+        assert_eq!(settings.timeout, Duration::from_millis(1500));
+    }
+
+    #[test]
+    fn the_model_comes_from_the_exporters_variable_before_the_runners() {
+        let both = [("LLM_MODEL_NAME", "ai/b"), ("LLAMACPP_MODEL", "ai/a")];
+        assert_eq!(
+            parse_with(&[], &both).unwrap().model.as_deref(),
+            Some("ai/a")
+        );
+        assert_eq!(
+            parse_with(&[], &both[..1]).unwrap().model.as_deref(),
+            Some("ai/b")
+        );
+        assert_eq!(
+            parse_with(&[], &[("LLAMACPP_MODEL", "")]).unwrap().model,
+            None
+        );
+    }
+
+    #[test]
+    fn an_error_names_what_was_set_and_never_a_secret() {
+        let error = parse_with(&["--interval", "0s"], &[]).unwrap_err();
+        assert!(error.starts_with("--interval \"0s\": "), "{error}");
+        let error = parse_with(&[], &[("LLAMACPP_CLIENT_TIMEOUT", "soon")]).unwrap_err();
+        assert!(
+            error.starts_with("LLAMACPP_CLIENT_TIMEOUT \"soon\": "),
+            "{error}"
+        );
+        let error = parse_with(&[], &[("LLAMACPP_API_KEY", "sec\nret")]).unwrap_err();
+        assert!(
+            error.starts_with("LLAMACPP_API_KEY") && !error.contains("sec"),
+            "{error}"
+        );
+        let error = parse_with(&["--base-url", "ftp://me:hidden@x"], &[]).unwrap_err();
+        assert!(
+            error.contains("--base-url") && !error.contains("hidden"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_flag_is_given_once_and_known() {
+        let twice = ["--addr", ":1", "--addr", ":2"];
+        assert!(
+            parse_with(&twice, &[])
+                .unwrap_err()
+                .contains("given 2 times")
+        );
+        assert!(
+            parse_with(&["--bogus"], &[])
+                .unwrap_err()
+                .contains("--bogus")
+        );
+        assert!(parse_with(&["--addr"], &[]).unwrap_err().contains("--addr"));
+    }
+
+    #[test]
+    fn two_names_of_a_flag_are_one_flag() {
+        let settings = parse_with(&["--scrape-interval", "2", "--client-timeout=1"], &[]).unwrap();
+        assert_eq!(settings.interval, Duration::from_secs(2));
+        assert_eq!(settings.timeout, Duration::from_secs(1));
+        let both = ["--scrape-interval", "2", "--interval", "2"];
+        assert!(
+            parse_with(&both, &[])
+                .unwrap_err()
+                .contains("given 2 times")
+        );
+    }
+
+    #[test]
+    fn an_empty_model_is_not_set() {
+        let variable = [("LLAMACPP_MODEL", "ai/a")];
+        assert_eq!(parse_with(&["--model", ""], &[]).unwrap().model, None);
+        assert_eq!(parse_with(&["--model="], &[]).unwrap().model, None);
+        let settings = parse_with(&["--model", ""], &variable).unwrap();
+        assert_eq!(settings.model.as_deref(), Some("ai/a"));
+        assert!(parse_with(&["--interval", ""], &[]).is_err());
+    }
+
+    #[test]
+    fn an_empty_list_is_refused() {
+        // `--allowed-hosts "$HOSTS"` with nothing in it must not mean any Host.
+        for row in TABLE.iter().filter(|row| row.repeatable) {
+            for value in ["", " ", ", ,"] {
+                let error = parse_with(&[row.flag, value], &[]).unwrap_err();
+                assert_eq!(error, format!("{}: is empty", row.flag));
+            }
+            let variable = row.variables[0];
+            assert!(parse_with(&[], &[(variable, ",")]).is_err());
+            assert!(parse_with(&[], &[(variable, "")]).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_mistyped_flag_is_answered_with_the_one_that_was_meant() {
+        for (typed, meant) in [
+            ("--intervall", "--interval"),
+            ("--base_url", "--base-url"),
+            ("--baseurl=http://h:1", "--base-url"),
+            ("--clienttimeout", "--client-timeout"),
+            ("--api-key", "--api-key-file"),
+            ("--healtcheck", "--healthcheck"),
+            ("-help", "--help"),
+        ] {
+            let error = parse_with(&[typed], &[]).unwrap_err();
+            assert!(
+                error.ends_with(&format!("did you mean {meant}?")),
+                "{error}"
+            );
+        }
+        for typed in ["--bogus", "-x", "--", "-"] {
+            let error = parse_with(&[typed], &[]).unwrap_err();
+            assert!(!error.contains("did you mean"), "{typed}: {error}");
+        }
+    }
+
+    #[test]
+    fn edits_are_counted_letter_by_letter() {
+        for (a, b, count) in [
+            ("", "", 0),
+            ("", "abc", 3),
+            ("abc", "", 3),
+            ("abc", "abc", 0),
+            ("abc", "axc", 1),
+            ("abc", "abxc", 1),
+            ("kitten", "sitting", 3),
+        ] {
+            assert_eq!(edits(a, b), count, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn a_secret_over_http_to_another_host_is_exposed() {
+        let exposed = |arguments: &[&str]| {
+            let settings = parse_with(arguments, &[("LLAMACPP_API_KEY", "k")]).unwrap();
+            settings.exposed().map(BaseUrl::server).collect::<Vec<_>>()
+        };
+        assert_eq!(exposed(&["--base-url", "http://h:1"]), ["h:1"]);
+        assert!(exposed(&["--base-url", "http://localhost:1"]).is_empty());
+        assert!(exposed(&["--base-url", "http://[::1]:1,http://127.0.0.1:2"]).is_empty());
+        if cfg!(feature = "tls") {
+            assert!(exposed(&["--base-url", "https://h:1"]).is_empty());
+        }
+        let password = parse_with(&["--base-url", "http://me:pw@h:1"], &[]).unwrap();
+        assert_eq!(password.exposed().count(), 1);
+        let none = parse_with(&["--base-url", "http://h:1"], &[]).unwrap();
+        assert_eq!(none.exposed().count(), 0);
+    }
+
+    #[test]
+    fn servers_are_told_apart_by_as_much_of_the_url_as_it_takes() {
+        let urls = [
+            "http://h:80/a",
+            "http://h/b/v1",
+            "http://other/a",
+            "https://i:443",
+            "http://i:443",
+        ];
+        let arguments = urls.map(|url| ["--base-url", url]).concat();
+        let settings = parse_with(&arguments, &[]).unwrap();
+        let urls = settings.base_urls.iter();
+        let labels: Vec<_> = urls.map(|url| settings.server_label(url)).collect();
+        assert_eq!(
+            labels,
+            [
+                "h:80/a",
+                "h:80/b/v1",
+                "other:80",
+                "https://i:443",
+                "http://i:443"
+            ]
+        );
+        let twice = [
+            "--base-url",
+            "http://a@h/v1/",
+            "--base-url",
+            "http://b@h/v1",
+        ];
+        assert!(parse_with(&twice, &[]).is_err());
+        let long = format!("http://h/{}", "a".repeat(512));
+        assert!(parse_with(&["--base-url", &long], &[]).is_err());
+    }
+
+    #[test]
+    fn a_pid_file_is_of_one_server() {
+        let one = ["--pid-file", "/run/a.pid", "--base-url", "http://a:1"];
+        assert!(parse_with(&one, &[]).unwrap().pid_file.is_some());
+        let two = [&one[..], &["--base-url", "http://b:1"]].concat();
+        let error = parse_with(&two, &[]).unwrap_err();
+        assert!(error.starts_with("--pid-file \"/run/a.pid\": "), "{error}");
+    }
+}

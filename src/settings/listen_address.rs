@@ -1,0 +1,150 @@
+//! The address that the exporter serves at.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::os::unix::net::SocketAddr as UnixSocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// `:9100`: every address of the machine, IPv6 and IPv4.
+    Any(u16),
+    /// `127.0.0.1:9100`, `[::1]:9100`.
+    Ip(SocketAddr),
+    /// `localhost:9100`: all addresses that the name has when it is needed.
+    Name(String, u16),
+    /// `unix:/run/x.sock`: a socket in the file system, by its absolute path.
+    Unix(PathBuf),
+}
+
+impl Default for ListenAddress {
+    /// Any free port of every address: what stands in [settings](super::Settings) until the
+    /// default of their table is applied.
+    fn default() -> ListenAddress {
+        ListenAddress::Any(0)
+    }
+}
+
+const FORMS: &str = "expected :PORT (every address), IP:PORT, [IPV6]:PORT, NAME:PORT or unix:/PATH, \
+     like :9100, 127.0.0.1:9100, [::1]:9100, localhost:9100 or unix:/run/exporter.sock";
+
+impl FromStr for ListenAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return unix_path(path).map(Self::Unix);
+        }
+        let (host, port) = text.rsplit_once(':').ok_or(FORMS)?;
+        if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(FORMS.to_owned()); // `parse` would take a sign.
+        }
+        let port = port.parse().map_err(|_| FORMS)?;
+        if host.is_empty() {
+            return Ok(Self::Any(port));
+        }
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Ip(address));
+        }
+        let of_a_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        // A name has a letter; 1.2.3 and 300.1.1.1 are addresses gone wrong.
+        if host.bytes().all(of_a_name) && host.bytes().any(|byte| byte.is_ascii_alphabetic()) {
+            return Ok(Self::Name(host.to_owned(), port));
+        }
+        Err(FORMS.to_owned())
+    }
+}
+
+fn unix_path(path: &str) -> Result<PathBuf, String> {
+    if !path.starts_with('/') {
+        // A relative path would be another file to a process elsewhere.
+        return Err(
+            "expected an absolute path after unix:, like unix:/run/exporter.sock".to_owned(),
+        );
+    }
+    if UnixSocketAddr::from_pathname(path).is_err() {
+        return Err(
+            "the path after unix: is too long for a socket: at most 107 bytes on Linux, \
+                    103 elsewhere"
+                .to_owned(),
+        );
+    }
+    Ok(PathBuf::from(path))
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any(port) => write!(out, ":{port}"),
+            Self::Ip(address) => write!(out, "{address}"),
+            Self::Name(name, port) => write!(out, "{name}:{port}"),
+            Self::Unix(path) => write!(out, "unix:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_written_alike() {
+        let ip = |text: &str| ListenAddress::Ip(text.parse().unwrap());
+        let name = |name: &str, port| ListenAddress::Name(name.into(), port);
+        for (text, address) in [
+            (":9100", ListenAddress::Any(9100)),
+            (":0", ListenAddress::Any(0)),
+            ("127.0.0.1:9100", ip("127.0.0.1:9100")),
+            ("0.0.0.0:65535", ip("0.0.0.0:65535")),
+            ("[::1]:9100", ip("[::1]:9100")),
+            ("[::]:9100", ip("[::]:9100")),
+            ("localhost:9100", name("localhost", 9100)),
+            ("my-host.example_1:80", name("my-host.example_1", 80)),
+            (
+                "unix:/run/x.sock",
+                ListenAddress::Unix("/run/x.sock".into()),
+            ),
+            ("unix:/a:1/b c", ListenAddress::Unix("/a:1/b c".into())),
+        ] {
+            assert_eq!(text.parse(), Ok(address.clone()), "{text}");
+            assert_eq!(address.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_told_the_forms() {
+        for text in [
+            "",
+            ":",
+            "9100",
+            ":65536",
+            ":-1",
+            ":+1",
+            ":9100x",
+            "localhost",
+            "localhost:",
+            "127.0.0.1",
+            "127.0.0.256:9100",
+            "1.2.3:9100",
+            "::1:9100",
+            "[::1]",
+            "[::g]:9100",
+            "http://localhost:9100",
+            "a b:9100",
+            "*:9100",
+        ] {
+            let error = text.parse::<ListenAddress>().unwrap_err();
+            assert!(error.contains("expected :PORT"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn paths_that_cannot_be_sockets_are_told_apart() {
+        let error = |text: &str| text.parse::<ListenAddress>().unwrap_err();
+        assert!(error("unix:").contains("absolute path"));
+        assert!(error("unix:run/x.sock").contains("absolute path"));
+        assert!(error(&format!("unix:/{}", "x".repeat(200))).contains("too long"));
+    }
+}

@@ -1,0 +1,149 @@
+//! Asking the running exporter for its health, for `--healthcheck`.
+
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use crate::settings::ListenAddress;
+use crate::web::stream::Stream;
+
+/// The most bytes that are read of an answer.
+const ANSWER_LIMIT: u64 = 64 << 10;
+
+/// Asks the exporter that serves at `address`, on this machine, for `path`, within `time`. `:9100`
+/// is asked over loopback, with IPv6 and then with IPv4.
+///
+/// # Errors
+/// Nobody listens, no answer in time, or an answer that is not HTTP.
+pub fn get(address: &ListenAddress, path: &str, time: Duration) -> io::Result<HealthAnswer> {
+    let (sender, receiver) = mpsc::channel();
+    let (address, path) = (address.clone(), path.to_owned());
+    // Resolving a name and connecting a Unix socket have no time-out: the thread's result has.
+    thread::Builder::new().spawn(move || {
+        let stream = connect(&address, time);
+        let answer = stream.and_then(|stream| ask(&stream, &path, time));
+        let _nobody_waits = sender.send(answer);
+    })?;
+    let answer = receiver.recv_timeout(time);
+    answer.unwrap_or_else(|_| Err(io::Error::new(ErrorKind::TimedOut, "no answer in time")))
+}
+
+fn connect(address: &ListenAddress, time: Duration) -> io::Result<Stream> {
+    let v6 = |port| SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+    let v4 = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let candidates = match address {
+        ListenAddress::Unix(path) => return UnixStream::connect(path).map(Stream::Unix),
+        ListenAddress::Any(port) => vec![v6(*port), v4(*port)],
+        ListenAddress::Ip(address) => match address.ip() {
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => vec![v6(address.port()), v4(address.port())],
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => vec![v4(address.port())],
+            _ => vec![*address],
+        },
+        ListenAddress::Name(name, port) => (name.as_str(), *port).to_socket_addrs()?.collect(),
+    };
+    let mut result = Err(ErrorKind::AddrNotAvailable.into());
+    for address in candidates {
+        result = TcpStream::connect_timeout(&address, time).map(Stream::Tcp);
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+/// What the exporter answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthAnswer {
+    /// The HTTP status, 200 for instance.
+    pub status: u16,
+    /// The first line of the body, without its end.
+    pub line: String,
+}
+
+fn ask(stream: &Stream, path: &str, time: Duration) -> io::Result<HealthAnswer> {
+    let mut stream = stream.within(time);
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    read_answer(BufReader::new(stream.take(ANSWER_LIMIT)))
+}
+
+fn read_answer(answer: impl BufRead) -> io::Result<HealthAnswer> {
+    let not_http = || io::Error::new(ErrorKind::InvalidData, "the answer is not HTTP");
+    let mut lines = answer.lines();
+    let first = lines.next().ok_or_else(not_http)??;
+    let status = first
+        .strip_prefix("HTTP/1.")
+        .and_then(|rest| rest.split(' ').nth(1))
+        .and_then(|status| status.parse().ok())
+        .ok_or_else(not_http)?;
+    let mut body = lines.skip_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty()));
+    body.next().ok_or_else(not_http)??; // The empty line after the head.
+    let line = body.next().transpose()?.unwrap_or_default();
+    Ok(HealthAnswer { status, line })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::web::listener::{Listener, bind, port_of};
+
+    /// Serves one connection with fixed bytes.
+    fn answer_once(listener: Listener, answer: &'static str) {
+        thread::spawn(move || {
+            let mut stream = listener.accept().unwrap();
+            let _request = stream.read(&mut [0; 1000]).unwrap();
+            (&stream).write_all(answer.as_bytes()).unwrap();
+        });
+    }
+
+    const WAIT: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn every_address_that_can_be_served_can_be_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let unix = format!("unix:{}", folder.path().join("socket").display());
+        for text in [":0", "127.0.0.1:0", "0.0.0.0:0", "localhost:0", &unix] {
+            let listeners = bind(&text.parse().unwrap()).unwrap();
+            let port = port_of(&listeners[0]).map_or(String::new(), |port| port.to_string());
+            let address: ListenAddress = text.replace(":0", &format!(":{port}")).parse().unwrap();
+            for listener in listeners {
+                answer_once(
+                    listener,
+                    "HTTP/1.1 503 No\r\nA: b\r\n\r\nno poll for 9 s\nmore",
+                );
+            }
+            let answer = get(&address, "/healthz", WAIT).unwrap();
+            assert_eq!(answer.status, 503, "{text}");
+            assert_eq!(answer.line, "no poll for 9 s", "{text}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_never_answers_is_not_waited_for() {
+        let listeners = bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+        let address: ListenAddress = listeners[0].to_string().parse().unwrap();
+        let error = get(&address, "/", Duration::from_millis(100)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        drop(listeners);
+        let error = get(&address, "/", WAIT).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn answers_that_are_not_http_are_errors() {
+        for text in [
+            "",
+            "SSH-2.0\r\n",
+            "HTTP/1.1\r\n\r\n",
+            "HTTP/1.1 OK\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n",
+        ] {
+            assert!(read_answer(text.as_bytes()).is_err(), "{text:?}");
+        }
+        let answer = read_answer(&b"HTTP/1.0 204 None\r\n\r\n"[..]).unwrap();
+        assert_eq!((answer.status, answer.line.as_str()), (204, ""));
+    }
+}
