@@ -1,94 +1,110 @@
-"""What the tests on real servers share: the exporter, and the machine's cores."""
+"""Fixtures of all Python tests, and the order in which the tests run."""
 
-import fcntl
+import itertools
 import os
-import sys
-import time
-from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
-# The exporter, the servers and the clients that all of them use.
-sys.path.insert(0, str(Path(__file__).with_name("real")))
+from support import cores
+from support.exporter import Exporter
+from support.llama_server import LlamaServerProgram, XllamacppServer
+from support.replay import ReplayServer
+from support.router import Router
 
-from exporter import Exporter  # noqa: E402
-from llama import INSTALLED  # noqa: E402
-
-# What takes longest, most of it waiting, begins first; what wants the machine for itself comes last.
+# The longest tests, which mostly wait, start first; one that needs the machine for itself comes last.
 FIRST = ("test_sleep.py", "test_router.py", "test_log.py", "test_probe.py", "test_process.py", "test_long_prompt.py")
 LAST = ("test_observer_cost.py",)
 
 
 def pytest_collection_modifyitems(items):
-    def turn(item):
+    def position(item):
         name = item.path.name
         return FIRST.index(name) if name in FIRST else len(FIRST) + (name in LAST)
 
-    items.sort(key=turn)
+    items.sort(key=position)
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Adds the tests that were run again to the file that scripts/test tells of at its end."""
-    reruns = [report.nodeid for report in terminalreporter.stats.get("rerun", [])]
-    if file := os.environ.get("RERUNS"):
-        with open(file, "a") as list_of_reruns:
-            list_of_reruns.writelines(f"{name}\n" for name in reruns)
-
-
-@pytest.fixture
-def start_exporter(tmp_path):
-    """Starts an exporter of one base URL or of several, separated by commas, and keeps what it
-    says at each poll."""
-    exporters = []
-
-    def start(base_url, **settings):
-        exporter = Exporter(base_url, tmp_path / f"exporter-{len(exporters)}.log", **settings)
-        exporters.append(exporter)
-        return exporter
-
-    yield start
-    for exporter in exporters:
-        print(exporter.log, exporter.story(), sep="\n")
-        exporter.stop()
-
-
-# The tests run side by side, most of them waiting. What keeps a core busy takes
-# one of these locks for as long, so that no more of it runs than there are cores.
-# The system lets go of the locks of a process that dies.
-
-
-def cores():
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return [INSTALLED / f".core-{number}" for number in range(min(count, 4))]
-
-
-def take(file):
-    """Locks a file and returns it; None if another test has it."""
-    lock = open(file, "w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
+    """Appends the tests that were run again to the file that scripts/test prints at its end."""
+    if path := os.environ.get("RERUNS"):
+        with open(path, "a") as reruns:
+            reruns.writelines(f"{report.nodeid}\n" for report in terminalreporter.stats.get("rerun", []))
 
 
 @pytest.fixture
 def one_core():
-    """No other test computes on the core that this one keeps busy."""
-    while not (lock := next(filter(None, map(take, cores())), None)):
-        time.sleep(0.1)
-    with lock:
+    """Holds a core for a test that keeps one busy."""
+    with cores.one_core():
         yield
 
 
 @pytest.fixture
 def all_cores():
-    """No other test computes while this one does."""
-    with ExitStack() as held:
-        # One test at a time may want all, or two could wait for each other for ever.
-        for file in [INSTALLED / ".all-cores", *cores()]:
-            lock = held.enter_context(open(file, "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    """Holds every core, for a test that measures."""
+    with cores.all_cores():
         yield
+
+
+@pytest.fixture
+def log_path(tmp_path):
+    """Returns a new path for the output of a process."""
+    numbers = itertools.count()
+    return lambda name: tmp_path / f"{name}-{next(numbers)}.log"
+
+
+@pytest.fixture
+def start_exporter(request, log_path):
+    """Starts an exporter of one base URL, or of several separated by commas."""
+
+    def start(base_url, *options, **settings):
+        exporter = Exporter(base_url, log_path("exporter"), *options, **settings)
+
+        def finish():
+            print(exporter.log, exporter.summary(), sep="\n")
+            exporter.stop()
+
+        request.addfinalizer(finish)
+        return exporter
+
+    return start
+
+
+@pytest.fixture
+def start(request):
+    """Starts a server and waits until its model is loaded."""
+
+    def start(server):
+        request.addfinalizer(server.kill)
+        return server.start().wait_until_loaded()
+
+    return start
+
+
+@pytest.fixture
+def start_build(start, log_path):
+    """Starts the server of a llama.cpp build."""
+    return lambda build, *options, **settings: start(XllamacppServer(build, log_path("server"), *options, **settings))
+
+
+@pytest.fixture
+def start_program(start, log_path):
+    """Starts the llama-server program."""
+    return lambda *arguments, **settings: start(LlamaServerProgram(log_path("server"), *arguments, **settings))
+
+
+@pytest.fixture
+def start_router(start, log_path):
+    """Starts llama-server in router mode."""
+    return lambda **settings: start(Router(log_path("router"), **settings))
+
+
+@pytest.fixture
+def replay(request):
+    """Starts a server that answers with recordings."""
+
+    def start(*args, **settings):
+        server = ReplayServer(*args, **settings)
+        request.addfinalizer(server.close)
+        return server
+
+    return start

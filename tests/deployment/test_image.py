@@ -1,5 +1,5 @@
-"""The Containerfile, built with buildah and run with podman, where no image can be pulled: its
-builder image is made of this machine's own toolchain (builder-image), its crates are `cargo vendor`'s."""
+"""The Containerfile, built with buildah and run with podman, without pulling an image: the builder image
+is made from this machine's toolchain (builder-image), and the crates come from `cargo vendor`."""
 
 import ctypes
 import hashlib
@@ -9,45 +9,47 @@ import re
 import resource
 import shutil
 import subprocess
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from support import ROOT
+from support.http_client import free_port, request
+from support.process import NOBODY, proc_status
+from support.wait import wait_for
+
 FOLDER = ROOT / "target" / "deployment"
 STORE = ["--root", str(FOLDER / "images"), "--runroot", str(FOLDER / "run")]
 IMAGE = "localhost/llamacpp-exporter:test"
 REVISION = "0123456789ab"
 
 pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("apt-cache"), reason="the builder image is made by root on Debian"
+    os.geteuid() != 0 or not shutil.which("apt-cache"), reason="making the builder image needs root and Debian"
 )
 
 
-def output(*command, **more):
-    done = subprocess.run(command, capture_output=True, text=True, **more)
+def output(*command, **options):
+    done = subprocess.run(command, capture_output=True, text=True, **options)
     assert done.returncode == 0, f"{command}:\n{done.stdout[-6000:]}{done.stderr[-6000:]}"
     return done.stdout.strip()
 
 
 def limits():
-    """podman asks for more than some machines grant."""
+    """podman's own limits are higher than some machines permit."""
     options = []
     for name, kind in ("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC):
-        _, most = resource.getrlimit(kind)
-        options += ["--ulimit", f"{name}={1024 if most == resource.RLIM_INFINITY else min(1024, most)}"]
+        _, hard = resource.getrlimit(kind)
+        options += ["--ulimit", f"{name}={1024 if hard == resource.RLIM_INFINITY else min(1024, hard)}"]
     return options
 
 
 @pytest.fixture(scope="module", autouse=True)
 def own_mounts():
-    """What the tools mount is seen by these tests alone, and gone with them: `rm -r target` still works."""
+    """A private mount namespace, so that no mount outlives the tests and `rm -r target` works."""
     new_namespace = 0x20000
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(new_namespace) != 0:
-        pytest.skip(f"no mount namespace of one's own: {os.strerror(ctypes.get_errno())}")
+        pytest.skip(f"cannot create a mount namespace: {os.strerror(ctypes.get_errno())}")
     output("mount", "--make-rprivate", "/")
 
 
@@ -61,7 +63,7 @@ def buildah(debian):
 def podman(debian):
     program = debian("podman", package="podman")
     debian("runc", package="runc")
-    # Without systemd podman has no timer for health checks, and says so at every start.
+    # Without systemd podman has no timer for health checks, and warns at every start.
     environment = os.environ | {"DISABLE_HC_SYSTEMD": "true"}
     options = [*STORE, "--runtime", "runc", "--cgroup-manager", "cgroupfs"]
     return lambda *arguments: output(program, *options, *arguments, env=environment)
@@ -69,7 +71,7 @@ def podman(debian):
 
 @pytest.fixture(scope="module")
 def builder(buildah):
-    """An image that builds; made once for each toolchain."""
+    """The name of the builder image, which is made once for each toolchain."""
     script = Path(__file__).parent / "builder-image"
     made_of = script.read_text() + output("rustc", "-vV") + output("dpkg-query", "-W", "gcc", "libc6-dev")
     name = f"localhost/llamacpp-exporter-builder:{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
@@ -87,49 +89,44 @@ def image(buildah, podman, builder):
         *["--build-arg", f"BUILDER={builder}", "--build-arg", f"REVISION={REVISION}"],
         *["--volume", f"{vendored}:/vendor:ro", "."],
     )
-    # The layers of builds before this one are of no more use than their number is small.
+    # Old layers are useful as a cache while there are few of them.
     if len(buildah("images", "--all", "--quiet").splitlines()) > 60:
         buildah("rmi", "--prune")
     return json.loads(podman("image", "inspect", IMAGE))[0]
 
 
 class Container:
-    """It, running."""
-
-    def __init__(self, podman, port, upstream):
+    def __init__(self, podman, upstream):
         self.podman = podman
-        self.url = f"http://127.0.0.1:{port}"
+        self.port = port = free_port()
         self.id = podman(
             *["run", "--detach", "--network", "host", *limits()],
             *["--env", f"LLAMACPP_EXPORTER_ADDR=:{port}", "--env", f"LLAMACPP_BASE_URL={upstream}"],
             *["--env", "LLAMACPP_SCRAPE_INTERVAL=200ms", IMAGE],
         )
 
-    def inspect(self, what):
-        return self.podman("inspect", "--format", what, self.id)
+    def inspect(self, template):
+        return self.podman("inspect", "--format", template, self.id)
 
     def get(self, path):
         try:
-            with urllib.request.urlopen(self.url + path, timeout=2) as answer:
-                return answer.read().decode()
+            return request(self.port, path, timeout=2)[1]
         except OSError:
             return ""
 
     def wait_for(self, path, pattern):
-        deadline = time.monotonic() + 60
-        while not re.search(pattern, answer := self.get(path), re.M):
-            assert time.monotonic() < deadline, f"{answer}\n{self.podman('logs', self.id)}"
-            time.sleep(0.05)
+        found = lambda: re.search(pattern, self.get(path), re.MULTILINE)  # noqa: E731
+        wait_for(found, lambda: f"{pattern} in {path}:\n{self.get(path)}\n{self.podman('logs', self.id)}")
 
 
 @pytest.fixture(scope="module")
-def container(image, podman, llama_server, free_port):
-    started = Container(podman, free_port(), llama_server.url)
-    yield started
-    podman("rm", "--force", "--time", "0", started.id)
+def container(image, podman, llama_server):
+    container = Container(podman, llama_server.url)
+    yield container
+    podman("rm", "--force", "--time", "0", container.id)
 
 
-def test_the_image_is_the_binary_and_nothing_else(image, podman, tmp_path):
+def test_the_image_contains_only_the_binary(image, podman, tmp_path):
     print(f"image: {image['Size'] / 1e6:.2f} MB")
     podman("save", "--format", "docker-dir", "--output", tmp_path / "saved", IMAGE)
     files = []
@@ -139,44 +136,44 @@ def test_the_image_is_the_binary_and_nothing_else(image, podman, tmp_path):
     assert files == ["llamacpp-exporter"]
 
 
-def test_what_the_image_says_of_itself(image):
+def test_the_image_metadata(image):
     config = image["Config"]
-    # Numbers, so that an orchestrator can see that it is not root.
+    # Numeric, so that an orchestrator can verify that it is not root.
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", config["User"])
     assert config["Entrypoint"] == ["/llamacpp-exporter"]
     assert list(config["ExposedPorts"]) == ["9100/tcp"]
     assert image["Healthcheck"]["Test"] == ["CMD", "/llamacpp-exporter", "--healthcheck"]
     [package] = json.loads(output("cargo", "metadata", "--no-deps", "--format-version=1", cwd=ROOT))["packages"]
-    said = {key.removeprefix("org.opencontainers.image."): value for key, value in config["Labels"].items()}
-    assert said["title"] == package["name"]
-    assert said["description"] == package["description"]
-    assert said["licenses"] == package["license"]
-    assert said["version"] == package["version"]
-    assert said["revision"] == REVISION
+    labels = {key.removeprefix("org.opencontainers.image."): value for key, value in config["Labels"].items()}
+    assert labels["title"] == package["name"]
+    assert labels["description"] == package["description"]
+    assert labels["licenses"] == package["license"]
+    assert labels["version"] == package["version"]
+    assert labels["revision"] == REVISION
 
 
-def test_the_program_knows_what_it_was_built_from(image, podman):
+def test_the_version_contains_the_revision(image, podman):
     assert REVISION in podman("run", "--rm", "--network", "none", *limits(), IMAGE, "--version")
 
 
-def test_it_serves_as_nobody(container):
+def test_it_runs_as_nobody(container):
     container.wait_for("/healthz", "^ok")
-    status = Path(f"/proc/{container.inspect('{{.State.Pid}}')}/status").read_text()
-    assert re.search(r"^Uid:(\s+65534){4}$", status, re.M)
-    assert re.search(r"^NSpid:.*\s1$", status, re.M)
+    status = proc_status(container.inspect("{{.State.Pid}}"))
+    assert status["Uid"].split() == [str(NOBODY)] * 4
+    assert status["NSpid"].split()[-1] == "1"
 
 
-def test_it_watches_the_server(container):
+def test_it_polls_the_server(container):
     container.wait_for("/metrics", "^llamacpp_up 1$")
 
 
 def test_its_health_check_passes(container, podman):
-    # It finds the port that the environment says.
+    # With the port from the environment.
     podman("healthcheck", "run", container.id)
 
 
-def test_it_stops_when_asked_to(container, podman):
+def test_sigterm_ends_it(container, podman):
     podman("stop", "--time", "60", container.id)
-    # A program that ignores the signal is killed in the end, which is status 137.
+    # podman kills a program that ignores the signal, with status 137.
     assert container.inspect("{{.State.ExitCode}}") == "0"
     assert container.get("/healthz") == ""

@@ -1,38 +1,48 @@
-"""A real Prometheus with the real prometheus.yml scrapes the real exporter over a real llama.cpp
-server under load, and every query of dashboard.json gets data from it."""
+"""A real Prometheus with prometheus.yml scrapes an exporter of a real llama.cpp server under load, and
+every query of dashboard.json returns data."""
 
 import json
 import math
 import re
+import socket
 import subprocess
+import threading
 import time
-import urllib.parse
-import urllib.request
-from pathlib import Path
+from urllib.parse import urlencode
 
-import dashboard
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from support import PROMETHEUS, PROMTOOL, ROOT, dashboard
+from support.exporter import Exporter
+from support.http_client import free_port, request, responds
+from support.process import ChildProcess
+from support.wait import wait_for
+
 DASHBOARD = dashboard.load()
 QUERIES = dashboard.queries(DASHBOARD)
-# Seconds from its start: time enough for two scrapes and for a poll interval that was busy from end
-# to end. After that everything must be there.
-PATIENCE = 180
+# Seconds from Prometheus's start after which every query must return data: enough for two scrapes and
+# for a poll interval with load throughout.
+STARTUP_SECONDS = 180
 
 
-class Prometheus:
-    def __init__(self, url):
-        self.url = url
-        self.patient_until = time.monotonic() + PATIENCE
+class Prometheus(ChildProcess):
+    def __init__(self, folder, config, port):
+        super().__init__(folder / "log")
+        self.port = port
+        self.spawn(
+            [PROMETHEUS, f"--config.file={config}", f"--storage.tsdb.path={folder}"]
+            + [f"--web.listen-address=127.0.0.1:{port}"]
+        )
+        wait_for(lambda: responds(port, "/-/ready"), lambda: f"Prometheus to be ready:\n{self.log}", timeout=20)
+        self.startup_ends_at = time.monotonic() + STARTUP_SECONDS
 
     def get(self, path, **parameters):
-        url = f"{self.url}{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return json.load(answer)["data"]
+        status, text = request(self.port, f"{path}?{urlencode(parameters)}")
+        assert status == 200, text
+        return json.loads(text)["data"]
 
-    def ask(self, expr, instant=True):
-        """What a panel would be given: the series, each with its finite values."""
+    def query(self, expr, instant=True):
+        """The series that a panel gets, each with its finite values."""
         now = time.time()
         if instant:
             data = self.get("/api/v1/query", query=expr, time=now)
@@ -46,21 +56,27 @@ class Prometheus:
                 series.append((one["metric"], finite))
         return series
 
-    def wait_for(self, expr, instant=True, wanted=lambda series: series):
-        deadline = max(self.patient_until, time.monotonic() + 5)
-        while not wanted(series := self.ask(expr, instant)):
-            if time.monotonic() > deadline:
-                pytest.fail(f"not what was waited for: {expr}\n{series}")
-            time.sleep(1)
-        return series
+    def wait_for(self, expr, instant=True, condition=lambda series: series):
+        """The series, once `condition` is true of them."""
+        timeout = max(self.startup_ends_at - time.monotonic(), 5)
+        matching = lambda: condition(series := self.query(expr, instant)) and series  # noqa: E731
+        return wait_for(matching, lambda: f"{expr}: {self.query(expr, instant)}", timeout, interval=1)
+
+
+def is_free(port):
+    try:
+        socket.create_server(("", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, free_port, port_is_free):
-    """prometheus.yml as it is. Where one of its ports is taken on this machine: with others."""
+def config(tmp_path_factory):
+    """prometheus.yml, with other ports where one is taken on this machine."""
     text = (ROOT / "prometheus.yml").read_text()
     for port in re.findall(r'localhost:(\d+)"', text):
-        if not port_is_free(int(port)):
+        if not is_free(int(port)):
             text = text.replace(f"localhost:{port}", f"localhost:{free_port()}")
     path = tmp_path_factory.mktemp("config") / "prometheus.yml"
     path.write_text(text)
@@ -68,40 +84,49 @@ def config(tmp_path_factory, free_port, port_is_free):
 
 
 @pytest.fixture(scope="module")
-def targets(config):
-    """The ports in it: the exporter's, and Prometheus's own."""
-    exporter, itself = re.findall(r'localhost:(\d+)"', config.read_text())
-    return int(exporter), int(itself)
+def ports(config):
+    """The exporter's port and Prometheus's port."""
+    exporter, prometheus = re.findall(r'localhost:(\d+)"', config.read_text())
+    return int(exporter), int(prometheus)
 
 
-@pytest.fixture(scope="session")
-def program():
-    """Prometheus and promtool, by name."""
+@pytest.fixture(scope="session", autouse=True)
+def installed():
     subprocess.run([ROOT / "scripts" / "setup", "prometheus"], check=True)
-    return lambda name: ROOT / "target" / "prometheus" / "usr" / "bin" / name
 
 
 @pytest.fixture(scope="module")
-def prometheus(config, targets, busy_exporter, program, tmp_path_factory, run):
-    folder = tmp_path_factory.mktemp("prometheus")
-    url = f"http://127.0.0.1:{targets[1]}"
-    run(
-        [
-            program("prometheus"),
-            f"--config.file={config}",
-            f"--storage.tsdb.path={folder}",
-            f"--web.listen-address=127.0.0.1:{targets[1]}",
-        ],
-        ready=f"{url}/-/ready",
-        log=folder / "log",
-    )
-    return Prometheus(url)
+def busy_exporter(request, ports, new_llama_server, tmp_path_factory):
+    """An exporter whose server has requests of four clients until the tests of this file are over."""
+    stop = threading.Event()
+    server = new_llama_server
+
+    def send_requests(number):
+        while not stop.is_set():
+            try:
+                server.stream(300, prompt=f"Client {number} asks: tell me more").wait()
+            except Exception:
+                # Expected when the server is killed at the end.
+                if not stop.is_set():
+                    raise
+
+    # Before its server, so that some of its polls fail.
+    log_path = tmp_path_factory.mktemp("exporter") / "log"
+    exporter = Exporter(server.url, log_path, host="", port=ports[0], record_polls=False)
+    request.addfinalizer(exporter.stop)
+    wait_for(lambda: responds(exporter.port, "/readyz"), lambda: f"the exporter to be ready:\n{exporter.log}")
+    server.start().wait_until_loaded()
+    for number in range(4):
+        threading.Thread(target=send_requests, args=(number,), daemon=True).start()
+    request.addfinalizer(stop.set)
+    return exporter
 
 
 @pytest.fixture(scope="module")
-def busy_exporter(targets, exporter_under_load):
-    """The exporter's URL; its server works on requests until the tests of this file are over."""
-    return exporter_under_load(port=targets[0])
+def prometheus(request, config, ports, busy_exporter, tmp_path_factory):
+    prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), config, ports[1])
+    request.addfinalizer(prometheus.stop)
+    return prometheus
 
 
 @pytest.fixture(scope="module")
@@ -109,64 +134,65 @@ def model(prometheus):
     return prometheus.wait_for("llamacpp_status")[0][0]["model"]
 
 
-def test_promtool_accepts_the_configuration(program):
-    command = [program("promtool"), "check", "config", ROOT / "prometheus.yml"]
+def test_promtool_accepts_the_configuration():
+    command = [PROMTOOL, "check", "config", ROOT / "prometheus.yml"]
     checked = subprocess.run(command, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_every_target_is_up(prometheus):
-    up = prometheus.wait_for("up == 1", wanted=lambda series: len(series) == 2)
+    up = prometheus.wait_for("up == 1", condition=lambda series: len(series) == 2)
     assert {labels["job"] for labels, _ in up} == {"llamacpp", "prometheus"}
 
 
-def test_every_metric_of_the_dashboard_is_the_exporters(prometheus, busy_exporter):
-    # By then the server has been seen at work for a whole interval.
+def test_the_exporter_has_every_metric_of_the_dashboard(prometheus, busy_exporter):
+    # Exported once the server was busy for a whole poll interval.
     prometheus.wait_for("llamacpp_batch_latency_seconds_count > 0")
-    with urllib.request.urlopen(f"{busy_exporter}/metrics", timeout=5) as answer:
-        text = answer.read().decode()
+    text = busy_exporter.scrape()
     known = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M):
         known |= {name + suffix for suffix in ("_bucket", "_sum", "_count")} if kind == "histogram" else {name}
-    wanted = set().union(*(dashboard.metrics(query.expr) for query in QUERIES))
-    assert wanted and wanted <= known, wanted - known
+    queried = set().union(*(dashboard.metrics(query.expr) for query in QUERIES))
+    assert queried and queried <= known, queried - known
 
 
 @pytest.mark.parametrize("choice", ["all", "one"])
 @pytest.mark.parametrize("query", QUERIES, ids=str)
-def test_every_query_of_the_dashboard_returns_data(prometheus, model, targets, query, choice):
+def test_every_query_of_the_dashboard_returns_data(prometheus, model, ports, query, choice):
     choices = dict.fromkeys(dashboard.variables(DASHBOARD), dashboard.ALL)
     if choice == "one":
-        choices |= {"model": [model], "instance": [f"localhost:{targets[0]}"]}
+        choices |= {"model": [model], "instance": [f"localhost:{ports[0]}"]}
     expr = dashboard.substitute(query.expr, DASHBOARD, choices)
     assert "$" not in expr
     prometheus.wait_for(expr, query.instant)
 
 
 def test_the_dashboard_shows_a_busy_server(prometheus):
-    def now(title):
+    def instant_query(title):
         [query] = [query for query in QUERIES if query.panel == title and query.instant]
         choices = dict.fromkeys(dashboard.variables(DASHBOARD), dashboard.ALL)
         return dashboard.substitute(query.expr, DASHBOARD, choices)
 
     [panel] = [panel for panel in dashboard.panels(DASHBOARD) if panel["title"] == "State" and panel["type"] == "stat"]
     [mapping] = panel["fieldConfig"]["defaults"]["mappings"]
-    text = {float(number): shown["text"] for number, shown in mapping["options"].items()}
+    text = {float(number): option["text"] for number, option in mapping["options"].items()}
 
-    def shows(title, right):
-        prometheus.wait_for(now(title), wanted=lambda series: len(series) == 1 and right(series[0][1][0]))
+    def assert_panel(title, condition):
+        prometheus.wait_for(
+            instant_query(title), condition=lambda series: len(series) == 1 and condition(series[0][1][0])
+        )
 
-    shows("Server", lambda value: value == 1)
-    shows("State", lambda value: text[value] == "running")
-    shows("Tokens per second", lambda value: value > 1)
-    shows("Requests running", lambda value: value == 2)
-    shows("Requests waiting", lambda value: value == 2)
+    assert_panel("Server", lambda value: value == 1)
+    assert_panel("State", lambda value: text[value] == "running")
+    assert_panel("Tokens per second", lambda value: value > 1)
+    assert_panel("Requests running", lambda value: value == 2)
+    assert_panel("Requests waiting", lambda value: value == 2)
 
 
 @pytest.mark.parametrize("name", ["instance", "model"])
-def test_a_variable_offers_what_is_there(prometheus, model, targets, name):
+def test_a_variable_lists_the_existing_values(prometheus, model, ports, name):
     query = dashboard.variables(DASHBOARD)[name]["query"]["query"]
     selector, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query).groups()
     selector = dashboard.substitute(selector, DASHBOARD, dict.fromkeys(dashboard.variables(DASHBOARD), dashboard.ALL))
     values = prometheus.get(f"/api/v1/label/{label}/values", **{"match[]": selector})
-    assert values == [{"instance": f"localhost:{targets[0]}", "model": model}[name]]
+    assert values == [{"instance": f"localhost:{ports[0]}", "model": model}[name]]

@@ -1,32 +1,49 @@
 import pytest
-from watch import Watching
+
+from support.llama_server import LlamaServerProgram, XllamacppServer
+from support.wait import wait_for
 
 
 @pytest.fixture
-def start_server():
-    """Starts a server and waits until its model is loaded."""
-    servers = []
-
-    def start(server):
-        servers.append(server)
-        return server.start().wait_until_loaded()
-
-    yield start
-    for server in servers:
-        server.kill()
+def log(tmp_path):
+    """The log that the server writes and the exporter follows."""
+    return tmp_path / "server.log"
 
 
 @pytest.fixture
-def watch(tmp_path):
-    """Starts an exporter."""
-    exporters = []
+def start_server(start, log, log_path):
+    """Starts a server that writes `log`: the llama-server program, or the server of a build."""
 
-    def start(base_url, *options, **settings):
-        exporter = Watching(base_url, tmp_path / f"exporter-{len(exporters)}.log", *options, **settings)
-        exporters.append(exporter)
+    def start_server(build="program", *options):
+        if build != "program":
+            return start(XllamacppServer(build, log, *options, ctx_size=4096))
+        options = ["--log-file", log, "-np", "2", "-c", "4096", *options]
+        return start(LlamaServerProgram(log_path("output"), *options))
+
+    return start_server
+
+
+@pytest.fixture
+def watch(start_exporter):
+    """Starts an exporter with debug logging, and waits until it is ready."""
+
+    def start(base_url, *options, interval="300ms"):
+        options = ["--log-level", "debug", *options]
+        exporter = start_exporter(base_url, *options, interval=interval, record_polls=False)
+        wait_for(lambda: exporter.get("/readyz")[0] == 200, "the exporter to be ready")
         return exporter
 
-    yield start
-    for exporter in exporters:
-        if exporter.process.poll() is None:
-            exporter.stop()
+    return start
+
+
+@pytest.fixture
+def follow(watch, log):
+    """Starts an exporter that follows the server's log, and waits until it does."""
+
+    def start(server, *options, log_file=log, **settings):
+        exporter = watch(server.url, "--log-file", log_file, *options, **settings)
+        series = lambda: exporter.exposition().find("request_duration_seconds_count", source="log")  # noqa: E731
+        wait_for(series, "the exporter to follow the log")
+        return exporter
+
+    return start

@@ -1,135 +1,126 @@
-"""What the probe feels, and that it disturbs nobody."""
+"""What the probe measures, and that it neither wakes nor loads a model."""
 
-import json
-import re
 import statistics
 import threading
 import time
 
-from llama import MODEL, server_post
-from watch import Program, Router, wait_until
+from support.request_log import log_value
+from support.router import Router
+from support.wait import wait_for
 
 ROUNDS = 4
 
 
-class Means:
-    """Mean time to the first token by source, of what was observed since the last look."""
+class MeanLatency:
+    """The mean time to the first token by source, over the requests since the last call."""
 
     def __init__(self, exporter):
         self.exporter = exporter
         self.last = {}
 
-    def new(self):
-        values = self.exporter.values()
+    def read(self):
+        scrape = self.exporter.exposition()
         means = {}
         for source in ("log", "probe"):
-            now = [values.get((f"first_token_latency_seconds_{part}", source), 0) for part in ("sum", "count")]
-            then = self.last.get(source, [0, 0])
+            now = [scrape.value(f"first_token_latency_seconds_{part}", source=source) or 0 for part in ("sum", "count")]
+            before = self.last.get(source, [0, 0])
             self.last[source] = now
-            count = now[1] - then[1]
-            means[source] = ((now[0] - then[0]) / count if count else None, int(count))
+            count = now[1] - before[1]
+            means[source] = ((now[0] - before[0]) / count if count else None, int(count))
         return means
 
 
-def first_token_of_a_client(server):
+def client_latency(server):
     stream = server.stream(2, prompt="Hello").wait()
     return stream.first_at - stream.sent_at
 
 
-def test_what_each_source_includes(start_server, watch, tmp_path, one_core):
+def test_what_each_source_includes(start_server, follow, one_core):
     """Prints the table of docs/requests.md: run it with pytest -s."""
-    log = tmp_path / "server.log"
-    server = start_server(Program(log))
-    exporter = watch(server.url, "--log-file", log, "--probe-interval", "1s")
-    wait_until(lambda: ("first_token_latency_seconds_count", "probe") in exporter.values(), "a first probe")
-    means = Means(exporter)
+    server = start_server()
+    exporter = follow(server, "--probe-interval", "1s")
+    wait_for(lambda: exporter.value("first_token_latency_seconds_count", source="probe") is not None, "a probe")
+    mean_latency = MeanLatency(exporter)
     rows = []
 
-    means.new()
-    clients = []
+    mean_latency.read()
+    latencies = []
     for _ in range(ROUNDS):
-        clients.append(first_token_of_a_client(server))
+        latencies.append(client_latency(server))
         time.sleep(2)
-    idle = means.new()
-    rows.append(("idle", statistics.mean(clients), ROUNDS, idle))
+    rows.append(("idle", statistics.mean(latencies), mean_latency.read()))
 
     stop = threading.Event()
 
-    def keep_busy():
+    def keep_a_slot_busy():
         while not stop.is_set():
-            server.stream(30, prompt="Once upon a time").wait()
+            server.stream(30).wait()
 
-    busy = [threading.Thread(target=keep_busy) for _ in range(2)]
-    for thread in busy:
+    threads = [threading.Thread(target=keep_a_slot_busy) for _ in range(2)]
+    for thread in threads:
         thread.start()
     time.sleep(3)
-    means.new()
-    clients = [first_token_of_a_client(server) for _ in range(ROUNDS)]
+    mean_latency.read()
+    latencies = [client_latency(server) for _ in range(ROUNDS)]
     time.sleep(1)
     stop.set()
-    for thread in busy:
+    for thread in threads:
         thread.join()
     time.sleep(2)
-    saturated = means.new()
-    rows.append(("saturated", statistics.mean(clients), ROUNDS, saturated))
+    rows.append(("saturated", statistics.mean(latencies), mean_latency.read()))
 
     print("\nmean time to first token, ms (observations)")
-    for state, client, count, seen in rows:
-        cells = [f"{source} {mean * 1e3:.0f} ({number})" for source, (mean, number) in seen.items()]
-        print(f"  {state:9}  client {client * 1e3:.0f} ({count})  {'  '.join(cells)}")
-    client, (probe, _), (of_log, _) = rows[1][1], saturated["probe"], saturated["log"]
-    assert probe > 2 * of_log, "the probe waits for a slot as a client does"
-    assert client > 2 * of_log, "the log begins to count when there is a slot"
+    for state, client, means in rows:
+        cells = [f"{source} {mean * 1e3:.0f} ({count})" for source, (mean, count) in means.items()]
+        print(f"  {state:9}  client {client * 1e3:.0f} ({ROUNDS})  {'  '.join(cells)}")
+    _, client, means = rows[1]
+    (probe, _), (of_log, _) = means["probe"], means["log"]
+    assert probe > 2 * of_log, "the probe includes the wait for a slot, as a client does"
+    assert client > 2 * of_log, "the log excludes the wait for a slot"
 
 
-def test_a_probe_keeps_nothing_awake(start_server, watch, tmp_path):
-    server = start_server(Program(tmp_path / "server.log", "--sleep-idle-seconds", "6"))
+def test_a_probe_keeps_no_model_awake(start_server, watch):
+    server = start_server("program", "--sleep-idle-seconds", "6")
     exporter = watch(server.url, "--probe-interval", "1s", "--sleep-idle-seconds", "6s", interval="1s")
-    probes = lambda: exporter.values().get(("probe_tokens_total", None), 0)  # noqa: E731
-    wait_until(lambda: probes() == 1, "a first probe")
-    for real_traffic in (False, True):
-        if real_traffic:
+    probes = lambda: exporter.value("probe_tokens_total") or 0  # noqa: E731
+    wait_for(lambda: probes() == 1, "a first probe")
+    for traffic in (False, True):
+        if traffic:
             server.stream(40).wait()
-            wait_until(lambda: probes() > 1, "real traffic brings a probe")
-        wait_until(server.is_sleeping, "it falls asleep", 60)
+            wait_for(lambda: probes() > 1, "a probe after real traffic")
+        wait_for(server.is_sleeping, "the server to sleep", timeout=60)
         sent = probes()
         for _ in range(16):
             time.sleep(0.5)
             assert server.is_sleeping(), "it was woken"
         assert probes() == sent
-        assert real_traffic or sent == 1
-        assert not exporter.values()["probe_failures_total", None]
+        assert traffic or sent == 1
+        assert not any(sample.value for sample in exporter.exposition().find("probe_failures_total"))
 
 
-def test_a_probe_loads_nothing_on_a_router(start_server, watch, tmp_path):
-    """And its log, where the lines of all models come, tells of each its own."""
-    presets = tmp_path / "presets.ini"
-    options = f"model = {MODEL}\nn-gpu-layers = 0\nfit = off\nthreads = 1\nmetrics = 1\n"
-    presets.write_text("".join(f"[{name}]\n{options}\n" for name in ("one", "two")))
-    log = tmp_path / "server.log"
-    server = start_server(Router(log, presets))
+def test_a_probe_loads_no_model_of_a_router(start, watch, log):
+    """The log contains the lines of all models; each request is counted for its own model."""
+    router = start(Router(log, models=("one", "two")))
 
-    def states():
-        return {model["id"]: model["status"]["value"] for model in json.loads(server.get("/models")[1])["data"]}
+    def statuses():
+        return {name: model["value"] for name, model in router.models().items()}
 
     def probes_of(model):
-        found = re.search(rf'^llamacpp_probe_tokens_total{{model="{model}"}} (\S+)', exporter.text(), re.MULTILINE)
-        return float(found[1]) if found else 0
+        return exporter.value("probe_tokens_total", model=model) or 0
 
-    exporter = watch(server.url, "--probe-interval", "500ms", "--log-file", log)
+    exporter = watch(router.url, "--probe-interval", "500ms", "--log-file", log)
     time.sleep(3)
-    assert states() == {"one": "unloaded", "two": "unloaded"}
-    assert "probe_tokens_total" not in exporter.text()
+    assert set(statuses().values()) == {"unloaded"}
+    assert "probe_tokens_total" not in exporter.scrape()
 
     for request in range(3):
-        server_post(server, "/v1/completions", {"model": "one", "prompt": "Once", "max_tokens": 5})
-        wait_until(lambda: probes_of("one") > request, "the model that is used is probed")  # noqa: B023
-    probes = probes_of("one")
-    wait_until(lambda: exporter.log("request_duration_seconds_count") == 3 + probes, "its log tells of all of them")
-    assert 'request_duration_seconds_count{model="one",source="log"}' in exporter.text()
+        router.post("/v1/completions", {"model": "one", "prompt": "Once", "max_tokens": 5})
+        wait_for(lambda: probes_of("one") > request, "a probe of the model in use")  # noqa: B023
+    requests = 3 + probes_of("one")
+    wait_for(lambda: log_value(exporter, "request_duration_seconds_count", model="one") == requests, "all requests")
 
-    server_post(server, "/models/unload", {"model": "one"})
-    wait_until(lambda: states()["one"] == "unloaded", "it is unloaded")
+    router.post("/models/unload", {"model": "one"})
+    wait_for(lambda: statuses()["one"] == "unloaded", "the model to be unloaded")
     time.sleep(3)
-    assert states() == {"one": "unloaded", "two": "unloaded"}
+    assert set(statuses().values()) == {"unloaded"}
     assert probes_of("two") == 0

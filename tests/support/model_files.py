@@ -1,8 +1,7 @@
-"""Small model files with random weights, that a real llama-server loads.
+"""Small model files with random weights that a real llama-server loads.
 
-They say nothing sensible; what matters is that their caches have the shapes of
-their architectures. Written with PyPI's gguf, in the layout of llama.cpp's own
-converters.
+Their output is noise; their KV caches have the shapes of their architectures. Written with PyPI's gguf,
+in the layout of llama.cpp's converters.
 """
 
 import gguf
@@ -14,7 +13,7 @@ CONTEXT = 8192
 
 
 def write(path, architecture, layers=6, heads=4, kv_heads=2, head_size=32, window=None):
-    """Writes a model; heads and kv_heads may be lists with one number a layer."""
+    """Writes a model; `heads` and `kv_heads` may be lists with a number for each layer."""
     writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(EMBEDDING)

@@ -1,16 +1,14 @@
-"""Reads dashboard.json as Grafana does: its panels, their queries, and what its variables become."""
+"""Reads dashboard.json as Grafana does: panels, queries, and the substitution of variables."""
 
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-PATH = Path(__file__).resolve().parents[2] / "dashboard.json"
+from support import ROOT
 
-# What Grafana makes of $__rate_interval with its Prometheus data source as it comes: four times
-# its scrape interval of 15 s.
+# Grafana's $__rate_interval with the default Prometheus data source: four times the scrape interval of 15 s.
 RATE_INTERVAL = "1m"
-# A variable's choice "All".
+# The choice "All" of a variable.
 ALL = object()
 
 
@@ -22,15 +20,15 @@ class Query:
     instant: bool
 
     def __str__(self):
-        return f"{self.panel} {self.ref}{' now' if self.instant else ''}"
+        return f"{self.panel} {self.ref}{' instant' if self.instant else ''}"
 
 
 def load():
-    return json.loads(PATH.read_text())
+    return json.loads((ROOT / "dashboard.json").read_text())
 
 
 def panels(dashboard):
-    """Every panel, those folded into a row included."""
+    """Every panel, including those in a collapsed row."""
     for panel in dashboard["panels"]:
         yield panel
         yield from panel.get("panels", [])
@@ -45,7 +43,7 @@ def queries(dashboard):
 
 
 def variables(dashboard):
-    """The variables with a query of their own, by name."""
+    """The query variables, by name."""
     return {v["name"]: v for v in dashboard["templating"]["list"] if v["type"] == "query"}
 
 
@@ -59,7 +57,7 @@ def substitute(expr, dashboard, choices):
         choice = choices[name]
         if choice is ALL:
             return variables(dashboard)[name]["allValue"]
-        # In a string of PromQL, hence every backslash twice.
+        # Inside a PromQL string, so each backslash is doubled.
         escaped = [re.sub(r"([\\^$*+?.()|\[\]{}])", r"\\\\\1", one) for one in choice]
         return escaped[0] if len(escaped) == 1 else f"({'|'.join(escaped)})"
 

@@ -1,44 +1,44 @@
-"""Builds the exporter as the image has it: one file that needs no other, not even a C library."""
+"""Builds the exporter as a static binary, as in the image."""
 
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from support import ROOT
 
 
 def host():
-    """This machine's target, by Rust's name of it."""
+    """This machine's target triple."""
     version = subprocess.run(["rustc", "-vV"], check=True, capture_output=True, text=True).stdout
     [host] = [line.split()[1] for line in version.splitlines() if line.startswith("host: ")]
     return host
 
 
 def musl():
-    """The target of the image's own builder, for this processor; None where Rust has no library for it."""
+    """The target triple of the image's builder; None where Rust's standard library for it is missing."""
     target = f"{host().split('-')[0]}-unknown-linux-musl"
-    asked = ["rustc", "--print", "target-libdir", "--target", target]
-    folder = Path(subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip())
+    command = ["rustc", "--print", "target-libdir", "--target", target]
+    folder = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
     return target if folder.is_dir() else None
 
 
 def build(tls=True, target=None):
-    """The path of the release binary, with or without TLS; for this machine's own target if none is named."""
+    """The path of the release binary, with or without TLS, by default for this machine's target."""
     target = target or host()
     folder = ROOT / "target" / "static"
     command = ["cargo", "build", "--quiet", "--release", "--locked", "--target", target, "--target-dir", str(folder)]
     if not tls:
         command.append("--no-default-features")
-    # With --target these flags spare build scripts and procedural macros, which cannot be static.
+    # With --target these flags do not apply to build scripts and procedural macros, which cannot be static.
     environment = os.environ | {"RUSTFLAGS": "-C target-feature=+crt-static"}
     if target.endswith("-musl") and not shutil.which("musl-gcc"):
-        # The C in the TLS library needs no C library, if it isn't made to call a hardened one's functions.
+        # The C code of the TLS library needs no C library, unless fortified functions are used.
         name = target.replace("-", "_")
         environment |= {f"CC_{name}": "cc", f"CFLAGS_{name}": "-U_FORTIFY_SOURCE"}
     subprocess.run(command, check=True, cwd=ROOT, env=environment)
     binary = folder / target / "release" / "llamacpp-exporter"
-    # Each kind under a name of its own: cargo has only one for both.
+    # cargo gives both kinds the same path.
     kept = folder / target / ("with-tls" if tls else "without-tls") / binary.name
     kept.parent.mkdir(exist_ok=True)
     shutil.copy2(binary, kept)

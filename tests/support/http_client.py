@@ -1,0 +1,41 @@
+"""HTTP requests of the tests' own, and free ports. Standard library only."""
+
+import contextlib
+import http.client
+import json
+import random
+import socket
+
+
+def request(port, path, body=None, headers=None, timeout=60):
+    """Status and text of a GET, or of a POST of `body` as JSON. Every failure is an OSError."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        if body is None:
+            connection.request("GET", path, headers=headers or {})
+        else:
+            headers = {"Content-Type": "application/json"} | (headers or {})
+            connection.request("POST", path, json.dumps(body), headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    except http.client.HTTPException as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+    finally:
+        connection.close()
+
+
+def responds(port, path, timeout=5):
+    """Whether the status is 200."""
+    try:
+        return request(port, path, timeout=timeout)[0] == 200
+    except OSError:
+        return False
+
+
+def free_port():
+    """A port for a server, outside the range that Linux assigns to clients: one from that range could
+    be taken before the server listens, or while it restarts."""
+    while True:
+        port = random.randrange(15000, 30000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
