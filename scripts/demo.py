@@ -1,4 +1,7 @@
-"""What scripts/demo does, with nothing but Python's own library."""
+"""A real llama.cpp server, chat requests, and a live table of the exporter's numbers; scripts/demo starts it.
+
+Standard library only.
+"""
 
 import argparse
 import contextlib
@@ -13,22 +16,19 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "real"))
+from support import LLAMA_CPP, MODEL, MODEL_NAME, ROOT
+from support.http_client import request, responds
 
-from llama import INSTALLED, MODEL, MODEL_NAME  # noqa: E402
-
-SERVER_PROGRAM = ROOT / "tests" / "real" / "llama_server.py"
+SERVER_PROGRAM = ROOT / "tests" / "support" / "xllamacpp_server.py"
 LOGS = ROOT / "target" / "demo"
 EXPORTER_PORT = 9100
 SERVER_PORT = 8080
-# As many builds are tried, newest first, before the demo gives up.
-MOST_BUILDS = 3
-# What --once takes at most, once all is set up.
-ONCE = 40
-# And what proves that it was no accident: so many polls that were ahead of the server's own counter.
+# The demo tries so many builds, newest first.
+MAX_BUILDS = 3
+# The longest run of --once, in seconds, after the setup.
+ONCE_SECONDS = 40
+# --once succeeds after so many polls that were ahead of the server's own counter.
 LIVE_POLLS = 3
 
 QUESTIONS = (
@@ -55,53 +55,53 @@ def main():
     parser.add_argument(
         "--base-url", metavar="URL", help="watch your own server; download nothing, send it no requests"
     )
-    wanted = parser.parse_args()
+    arguments = parser.parse_args()
 
-    # Also when started in the background, where SIGINT is ignored at first. Under nohup, SIGHUP stays ignored.
-    for asked_to_end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if asked_to_end != signal.SIGHUP or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            signal.signal(asked_to_end, stop)
+    # A shell starts background processes with SIGINT ignored. Under nohup, SIGHUP stays ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
     processes = []
     try:
         exporter_program = build_exporter()
-        if wanted.base_url:
-            return watch_theirs(processes, exporter_program, wanted)
-        return watch_ours(processes, exporter_program, wanted)
-    except Stopped:
-        # On a line of its own: the terminal shows Ctrl-C as ^C. Or it is gone.
+        if arguments.base_url:
+            return watch_own_server(processes, exporter_program, arguments)
+        return watch_demo_server(processes, exporter_program, arguments)
+    except Interrupted:
+        # On a new line, after the ^C of the terminal; which may have been closed.
         with contextlib.suppress(OSError):
             print("\nStopped.", flush=True)
         return 0
     except BrokenPipeError:
-        # Nobody reads any more; Python would complain once more at its end.
+        # Standard output was closed. Without this, Python would report the error once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     finally:
-        for asked_to_end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(asked_to_end, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         for process in reversed(processes):
             process.stop()
 
 
-def watch_theirs(processes, exporter_program, wanted):
-    """Watches a server of the user's own. What the exporter logs is shown: it says what is wrong there."""
-    exporter = Exporter(exporter_program, wanted.base_url, log=None)
+def watch_own_server(processes, exporter_program, arguments):
+    """Watches the user's server, and shows the exporter's log, which reports problems with it."""
+    exporter = Exporter(exporter_program, arguments.base_url, log=None)
     processes.append(exporter)
     exporter.wait_until_serving()
-    show_addresses(exporter, f"watching       {without_userinfo(wanted.base_url)}")
+    show_addresses(exporter, f"watching       {without_userinfo(arguments.base_url)}")
     table = Table(own_counter=False)
     before = None
-    for models in exporter.polls(seconds=ONCE if wanted.once else None):
+    for models in exporter.polls(seconds=ONCE_SECONDS if arguments.once else None):
         table.add(models)
-        if wanted.once and before and any(model.grew_since(before) for model in models):
+        if arguments.once and before and any(model.grew_since(before) for model in models):
             print("\nSuccess: tokens of a running request were counted.")
             return 0
         before = models
-    complain(f"no tokens were counted in {ONCE} s: send the server a request while the demo runs")
+    warn(f"no tokens were counted in {ONCE_SECONDS} s: send the server a request while the demo runs")
     return 1
 
 
-def watch_ours(processes, exporter_program, wanted):
+def watch_demo_server(processes, exporter_program, arguments):
     server = start_server(processes)
     exporter = Exporter(exporter_program, server.url, log=LOGS / "exporter.log")
     processes.append(exporter)
@@ -111,29 +111,29 @@ def watch_ours(processes, exporter_program, wanted):
         f"llama-server   {server.address}/   build {server.build}; chat with it in a browser, watch the numbers here",
     )
     print(f"  logs           {LOGS.relative_to(ROOT)}/")
-    if not wanted.once:
+    if not arguments.once:
         print("  Ctrl-C         stops everything")
     print("\n  generated: the exporter's counter; own count: llama-server's own counter at the same moment")
 
     table = Table(own_counter=True)
-    visitors = Visitors(server)
+    load = LoadGenerator(server)
     live = 0
     highest = 0
-    for models in exporter.polls(seconds=ONCE if wanted.once else None):
-        # Read after the exporter's poll: an own counter that is behind it even so has not moved yet.
+    for models in exporter.polls(seconds=ONCE_SECONDS if arguments.once else None):
+        # Read after the exporter's poll, so a smaller value means that it does not include running requests.
         own = server.own_counter()
         table.add(models, own)
         server.check()
-        visitors.come()
+        load.send_due_requests()
         generated = models[0].generated if models else None
         if None not in (generated, own) and generated > max(own, highest):
             live += 1
         highest = max(highest, generated or 0)
-        if wanted.once and live >= LIVE_POLLS:
+        if arguments.once and live >= LIVE_POLLS:
             print(f"\nSuccess: at {live} polls the exporter had counted tokens of running requests")
             print("that were not yet in llama-server's own counter.")
             return 0
-    complain(f"no tokens of running requests were counted in {ONCE} s: see {LOGS.relative_to(ROOT)}/")
+    warn(f"no tokens of running requests were counted in {ONCE_SECONDS} s: see {LOGS.relative_to(ROOT)}/")
     return 1
 
 
@@ -143,19 +143,16 @@ def show_addresses(exporter, watched):
     print(f"  {watched}")
 
 
-class Stopped(Exception):
-    """Somebody wants the demo to end."""
+class Interrupted(Exception):
+    """A signal ends the demo."""
 
 
-def stop(*_):
-    raise Stopped
-
-
-# What is installed, and built
+def interrupt(*_):
+    raise Interrupted
 
 
 def build_exporter():
-    """Where the release binary is, built if it was not."""
+    """Builds the release binary if necessary; returns its path."""
     command = ["cargo", "build", "--release", "--locked", "--bin", "llamacpp-exporter"]
     built = subprocess.run(
         [*command, "--message-format", "json-render-diagnostics"], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -173,8 +170,8 @@ def setup(*what):
 
 
 def start_server(processes):
-    """The newest build that can be had here and works."""
-    for build in reversed(setup("--builds").split()[-MOST_BUILDS:]):
+    """Starts the newest build that can be installed and runs here."""
+    for build in reversed(setup("--builds").split()[-MAX_BUILDS:]):
         try:
             setup(build)
         except subprocess.CalledProcessError:
@@ -183,29 +180,26 @@ def start_server(processes):
         processes.append(server)
         if server.loads():
             return server
-        complain(f"llama.cpp b{build} does not run here ({server.end()}): see {server.log.relative_to(ROOT)}")
+        warn(f"llama.cpp b{build} does not run here ({server.exit_reason()}): see {server.log.relative_to(ROOT)}")
         if server.process.returncode == -signal.SIGILL:
             # No build is compiled for less.
             fail("this processor is too old for the prebuilt servers; use --base-url to watch your own server")
     fail("no llama.cpp server could be started here; use --base-url to watch your own server")
 
 
-# What runs beside the demo
-
-
 class Process:
-    """A process that ends with the demo, whatever ends that."""
+    """A process that ends with the demo, even if the demo is killed."""
 
     def __init__(self, command, log, environment):
         if log:
             LOGS.mkdir(parents=True, exist_ok=True)
         output = open(log, "wb") if log else None
-        # In a session of its own, so that Ctrl-C reaches the demo alone, which then stops one after the other.
+        # In its own session, so that Ctrl-C reaches only the demo, which then stops its processes in order.
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
         )
-        # Should the demo be killed, this one sees its end of the pipe close, and ends the process in its stead.
-        self.keeper = subprocess.Popen(
+        # If the demo is killed, the pipe closes and this shell ends the process.
+        self.watchdog = subprocess.Popen(
             ["sh", "-c", 'read -r _; kill "$1"', "sh", str(self.process.pid)],
             stdin=subprocess.PIPE,
             start_new_session=True,
@@ -218,14 +212,13 @@ class Process:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.keeper.kill()
-        self.keeper.wait()
+        self.watchdog.kill()
+        self.watchdog.wait()
 
-    def end(self):
-        """How it ended, in words."""
+    def exit_reason(self):
         code = self.process.poll()
         if code is None:
-            return "it did not get ready in time"
+            return "not ready in time"
         return signal.Signals(-code).name if code < 0 else f"status {code}"
 
 
@@ -236,35 +229,34 @@ class Server(Process):
         self.url = f"http://127.0.0.1:{self.port}"
         self.address = f"http://localhost:{self.port}"
         self.log = LOGS / "llama-server.log"
-        # Half the cores do for so small a model, and leave the rest to whoever works here.
+        # Half of the cores are enough for so small a model.
         threads = max(1, min(4, (os.cpu_count() or 1) // 2))
         command = [
             sys.executable, SERVER_PROGRAM, "--model", MODEL, "--alias", MODEL_NAME, "--port", str(self.port),
             "--parallel", "2", "--ctx-size", "8192", "--threads", str(threads), "--metrics",
         ]  # fmt: skip
-        super().__init__(command, self.log, os.environ | {"PYTHONPATH": str(INSTALLED / self.build)})
+        super().__init__(command, self.log, os.environ | {"PYTHONPATH": str(LLAMA_CPP / self.build)})
 
-    def loads(self, patience=180):
-        """Whether it gets so far as to have its model loaded."""
-        deadline = time.monotonic() + patience
+    def loads(self, timeout=180):
+        """Waits for the model; stops the server and returns False if it does not load."""
+        deadline = time.monotonic() + timeout
         while self.process.poll() is None and time.monotonic() < deadline:
-            try:
-                if get(self.port, "/health")[0] == 200:
-                    return True
-            except OSError:
-                pass
+            if responds(self.port, "/health", timeout=2):
+                return True
             time.sleep(0.05)
         self.stop()
         return False
 
     def check(self):
         if self.process.poll() is not None:
-            fail(f"llama-server has ended ({self.end()}): see {self.log.relative_to(ROOT)}")
+            fail(f"llama-server has ended ({self.exit_reason()}): see {self.log.relative_to(ROOT)}")
 
     def own_counter(self):
-        """Generated tokens as it counts them itself; None if it does not answer."""
+        """llama-server's own counter of generated tokens; None if it does not answer."""
         try:
-            found = re.search(r"^llamacpp:tokens_predicted_total (\S+)", get(self.port, "/metrics")[1], re.MULTILINE)
+            found = re.search(
+                r"^llamacpp:tokens_predicted_total (\S+)", request(self.port, "/metrics", timeout=2)[1], re.MULTILINE
+            )
         except OSError:
             return None
         return float(found[1]) if found else None
@@ -277,7 +269,7 @@ class Exporter(Process):
         self.address = f"http://localhost:{self.port}"
         environment = dict(os.environ)
         if log:
-            # Settings of another exporter are not meant for this one.
+            # Without the settings of another exporter.
             environment = {
                 name: value for name, value in environment.items() if not name.startswith(("LLAMACPP_", "LLM_"))
             }
@@ -289,26 +281,26 @@ class Exporter(Process):
         code = self.process.poll()
         if code is not None:
             where = f": see {self.log.relative_to(ROOT)}" if self.log else ""
-            complain(f"the exporter has ended ({self.end()}){where}")
+            warn(f"the exporter has ended ({self.exit_reason()}){where}")
             sys.exit(code if code > 0 else 1)
 
     def wait_until_serving(self):
         while True:
             self.check()
             try:
-                get(self.port, "/metrics")
+                request(self.port, "/metrics", timeout=2)
                 return
             except OSError:
                 time.sleep(0.02)
 
     def polls(self, seconds=None):
-        """What it tells of each model after each of its polls, for so many seconds."""
+        """The models after each poll of the exporter, for so many seconds."""
         deadline = time.monotonic() + seconds if seconds else None
         last = None
         while deadline is None or time.monotonic() < deadline:
             self.check()
             try:
-                samples = parse(get(self.port, "/metrics")[1])
+                samples = parse(request(self.port, "/metrics", timeout=2)[1])
             except OSError:
                 self.check()
                 raise
@@ -319,11 +311,8 @@ class Exporter(Process):
             time.sleep(0.1)
 
 
-# What the exporter tells
-
-
 def parse(text):
-    """Samples of a Prometheus exposition, by their names and labels."""
+    """The samples of a Prometheus exposition, by name and labels."""
     samples = {}
     for name, labels, value in re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", text, re.MULTILINE):
         samples[name, tuple(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', labels))] = float(value)
@@ -331,8 +320,8 @@ def parse(text):
 
 
 def models(samples):
-    """Each model of which there is anything to tell."""
-    # Several servers may hold a model of the same name.
+    """Every model that has a series."""
+    # Several servers may have a model of the same name.
     names = {tuple(label for label in labels if label[0] in ("server", "model")) for _, labels in samples}
     return [Model(samples, name) for name in sorted(names) if dict(name).get("model")]
 
@@ -360,7 +349,7 @@ class Model:
         self.max_context = value("max_context_size_tokens")
 
     def grew_since(self, before):
-        """Whether tokens were counted while it was at work then and now."""
+        """Whether the counter increased between two polls during which a request ran."""
         earlier = next((model for model in before if model.name == self.name), None)
         counts = (earlier and earlier.generated, self.generated)
         return bool(earlier and earlier.processing and self.processing and None not in counts and counts[1] > counts[0])
@@ -381,7 +370,7 @@ def number(value):
 
 
 class Table:
-    """A line for each change."""
+    """Prints a line for each change."""
 
     HEADER_EVERY = 20
 
@@ -391,11 +380,11 @@ class Table:
         self.last = {}
 
     def add(self, models, own=None):
-        told = {model.name: model.columns() for model in models} or {(): ("down", *"-----")}
-        for name, columns in told.items():
+        rows = {model.name: model.columns() for model in models} or {(): ("down", *"-----")}
+        for name, columns in rows.items():
             if self.last.get(name) != columns:
-                self.print(columns, own, ", ".join(value for _, value in name) if len(told) > 1 else "")
-        self.last = told
+                self.print(columns, own, ", ".join(value for _, value in name) if len(rows) > 1 else "")
+        self.last = rows
 
     def print(self, columns, own, name):
         if self.lines % self.HEADER_EVERY == 0:
@@ -411,51 +400,47 @@ class Table:
         return f"{text}  {name}".rstrip()
 
 
-# Those who chat
+class LoadGenerator:
+    """Sends several chat requests at once at first, then one from time to time."""
 
-
-class Visitors:
-    """A few at the same time at first, so that the numbers move, and then one every now and then."""
-
-    EVERY = 12
+    PAUSE = 12
 
     def __init__(self, server):
         self.port = server.port
         self.questions = itertools.cycle(QUESTIONS)
         self.speed = None
-        self.chats = []
+        self.requests = []
         self.next_at = 0
 
-    def come(self):
-        """Sends in whoever is due."""
+    def send_due_requests(self):
         now = time.monotonic()
-        if not self.chats:
-            # The first one shows how fast it is here.
-            self.send_in(1, tokens=40)
+        if not self.requests:
+            # The first request measures the speed of this machine.
+            self.send(1, tokens=40)
         elif self.speed is None:
-            first = self.chats[0]
+            first = self.requests[0]
             if first.ended:
                 self.speed = first.tokens_per_second or 20
-                self.send_in(4, seconds=4)
-        elif all(chat.ended for chat in self.chats):
-            self.chats = self.chats[-1:]
-            self.next_at = self.next_at or now + self.EVERY
+                self.send(4, seconds=4)
+        elif all(request.ended for request in self.requests):
+            self.requests = self.requests[-1:]
+            self.next_at = self.next_at or now + self.PAUSE
             if now >= self.next_at:
                 self.next_at = 0
-                self.send_in(1, seconds=4)
+                self.send(1, seconds=4)
 
-    def send_in(self, how_many, tokens=None, seconds=None):
+    def send(self, count, tokens=None, seconds=None):
         tokens = tokens or max(40, min(1500, int(seconds * self.speed)))
-        self.chats += [Chat(self.port, next(self.questions), tokens) for _ in range(how_many)]
+        self.requests += [ChatRequest(self.port, next(self.questions), tokens) for _ in range(count)]
 
 
-class Chat(threading.Thread):
-    """One question, and its answer as it is generated."""
+class ChatRequest(threading.Thread):
+    """A streamed chat completion."""
 
     def __init__(self, port, question, tokens):
         super().__init__(daemon=True)
         self.port = port
-        self.request = json.dumps({
+        self.body = json.dumps({
             "messages": [{"role": "user", "content": question}],
             "stream": True, "max_tokens": tokens, "ignore_eos": True,
         })  # fmt: skip
@@ -466,12 +451,12 @@ class Chat(threading.Thread):
     def run(self):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
-            connection.request("POST", "/v1/chat/completions", self.request, {"Content-Type": "application/json"})
+            connection.request("POST", "/v1/chat/completions", self.body, {"Content-Type": "application/json"})
             for line in connection.getresponse():
                 if line.startswith(b"data: {"):
                     self.arrivals.append(time.monotonic())
         except (OSError, http.client.HTTPException):
-            # That the server has ended is said elsewhere.
+            # Server.check reports a server that has ended.
             pass
         finally:
             connection.close()
@@ -484,32 +469,16 @@ class Chat(threading.Thread):
         return (len(self.arrivals) - 1) / (self.arrivals[-1] - self.arrivals[0])
 
 
-# Small things
-
-
-def get(port, path):
-    """Status and text. Whatever goes wrong is an OSError."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    except http.client.HTTPException as error:
-        raise OSError(str(error)) from error
-    finally:
-        connection.close()
-
-
-def free_port(wanted):
-    """That port, or else the next that is free."""
-    port = next(filter(is_free, range(wanted, wanted + 100)))
-    if port != wanted:
-        complain(f"port {wanted} is taken: using {port}")
+def free_port(preferred):
+    """That port, or the next free one."""
+    port = next(filter(is_free, range(preferred, preferred + 100)))
+    if port != preferred:
+        warn(f"port {preferred} is taken: using {port}")
     return port
 
 
 def is_free(port):
-    # Somewhere, a port can be bound although another program listens at it on all addresses.
+    # On some systems a port can be bound although another program listens on all addresses.
     for address in ("127.0.0.1", "::1"):
         try:
             socket.create_connection((address, port), timeout=1).close()
@@ -529,12 +498,12 @@ def without_userinfo(url):
     return re.sub(r"//[^/]*@", "//", url)
 
 
-def complain(words):
-    print(f"scripts/demo: {words}", file=sys.stderr, flush=True)
+def warn(message):
+    print(f"scripts/demo: {message}", file=sys.stderr, flush=True)
 
 
-def fail(words):
-    complain(words)
+def fail(message):
+    warn(message)
     sys.exit(1)
 
 

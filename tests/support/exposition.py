@@ -52,8 +52,8 @@ class Exposition:
 
     def families(self, model, **labels):
         """The names of a model's series."""
-        wanted = {"model": model} | labels
-        return {s.name.removeprefix("llamacpp_") for s in self.samples if wanted.items() <= s.labels.items()}
+        labels = {"model": model} | labels
+        return {s.name.removeprefix("llamacpp_") for s in self.samples if labels.items() <= s.labels.items()}
 
     @property
     def model_series(self):
