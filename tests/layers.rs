@@ -12,13 +12,13 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 /// is no cycle.
 const LAYERS: &[(&str, &[&str])] = &[
     ("bounds", &[]),
-    ("snapshot", &["bounds"]),
     // Plain data that `upstream` fills and `counters` reads.
-    ("readings", &["bounds", "snapshot"]),
+    ("readings", &["bounds"]),
+    ("snapshot", &["bounds", "readings"]),
     ("gguf", &["bounds"]),
     ("process", &["bounds", "snapshot"]),
     ("settings", &["bounds", "process"]),
-    ("metrics", &["bounds", "snapshot"]),
+    ("metrics", &["bounds", "readings", "snapshot"]),
     ("counters", &["bounds", "snapshot", "readings"]),
     (
         "upstream",
@@ -26,9 +26,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     (
         "machine",
-        &["bounds", "snapshot", "gguf", "process", "settings"],
+        &[
+            "bounds", "readings", "snapshot", "gguf", "process", "settings",
+        ],
     ),
-    ("requests", &["bounds", "snapshot", "process"]),
+    ("requests", &["bounds", "readings", "snapshot", "process"]),
     (
         "collector",
         &[
@@ -44,6 +46,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "app",
         &[
             "bounds",
+            "readings",
             "snapshot",
             "process",
             "settings",
@@ -55,9 +58,6 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("main", &["app", "process", "settings"]),
 ];
-
-/// Uses that the table forbids and that still exist. Remove a row as soon as its use is gone.
-const EXCEPTIONS: &[(&str, &str)] = &[("counters", "upstream"), ("settings", "web")];
 
 /// What modules that only compute must not use.
 const IO: &[&str] = &["fs", "net", "process", "thread"];
@@ -205,35 +205,17 @@ fn uses() -> BTreeSet<(String, String)> {
     uses
 }
 
-fn is_exception((module, used): &(String, String)) -> bool {
-    EXCEPTIONS.contains(&(module.as_str(), used.as_str()))
-}
-
 #[test]
 fn no_module_uses_one_that_the_table_forbids() {
     let allowed = |(module, used): &(String, String)| {
         let row = LAYERS.iter().find(|(name, _)| name == module);
         row.is_some_and(|(_, allowed)| allowed.contains(&used.as_str()))
     };
-    let forbidden = uses()
-        .into_iter()
-        .filter(|use_| !allowed(use_) && !is_exception(use_));
+    let forbidden = uses().into_iter().filter(|use_| !allowed(use_));
     let forbidden: Vec<_> = forbidden
         .map(|(module, used)| format!("{module} → {used}"))
         .collect();
     assert!(forbidden.is_empty(), "not in the table: {forbidden:?}");
-}
-
-#[test]
-fn each_exception_still_exists() {
-    let uses = uses();
-    for (module, used) in EXCEPTIONS {
-        let exists = uses.contains(&((*module).to_owned(), (*used).to_owned()));
-        assert!(
-            exists,
-            "{module} → {used} is gone: remove it from EXCEPTIONS"
-        );
-    }
 }
 
 #[test]
