@@ -3,27 +3,32 @@
 use std::env;
 use std::process::ExitCode;
 
-use llamacpp_exporter::app;
+use llamacpp_exporter::app::{self, Fatal};
 use llamacpp_exporter::process::{build_info, log, os};
 use llamacpp_exporter::settings::{self, Command};
 
 fn main() -> ExitCode {
+    run().unwrap_or_else(|fatal| {
+        log::error(&fatal.message, &[]);
+        ExitCode::from(fatal.exit_code)
+    })
+}
+
+fn run() -> Result<ExitCode, Fatal> {
     if let Err(error) = os::hide_memory() {
         // Nothing depends on it.
         log::warn(
-            "a core of this process may hold its keys",
+            "a core dump of this process may contain its keys",
             &[("reason", &error)],
         );
     }
+    let arguments = env::args_os().skip(1).collect();
     let (command, settings) =
-        match settings::parse(env::args_os().skip(1).collect(), |name| env::var_os(name)) {
-            Ok(parsed) => parsed,
-            Err(error) => return app::fail(2, &error),
-        };
+        settings::parse(arguments, |name| env::var_os(name)).map_err(Fatal::usage)?;
     log::set_level(settings.log_level);
     match command {
-        Command::Help => app::print(&settings::help(), true),
-        Command::Version => app::print(&build_info::version_text(), true),
+        Command::Help => Ok(app::print(&settings::help(), true)),
+        Command::Version => Ok(app::print(&build_info::version_text(), true)),
         Command::Healthcheck => app::healthcheck(&settings),
         Command::Check => app::check(&settings),
         Command::Serve => app::serve(&settings),

@@ -1,7 +1,8 @@
-//! The commands of the program: serve, `--check`, `--healthcheck`.
+//! Wiring: the commands of the program, from collectors and web server.
 
 pub mod report;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,140 +17,141 @@ use crate::settings::Settings;
 use crate::web::routes::{self, Site};
 use crate::web::{healthcheck as health_request, listener, worker};
 
-/// How long `--healthcheck` waits for an answer.
+/// The time-out of `--healthcheck`.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long `--check` waits for `nvidia-smi`, where that is installed.
+const GPU_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Polls and serves until the process is ended.
-pub fn serve(settings: &Settings) -> ExitCode {
-    os::keep_no_spare_memory();
-    if let Err(error) = os::exit_on_signals() {
-        return fail(1, &format!("cannot take signals: {error}"));
+/// Why the program ends.
+pub struct Fatal {
+    /// 1: it cannot run; 2: usage error.
+    pub exit_code: u8,
+    /// One line for people.
+    pub message: String,
+}
+
+impl Fatal {
+    /// A setting that cannot be used.
+    pub fn usage(message: String) -> Fatal {
+        Fatal {
+            exit_code: 2,
+            message,
+        }
     }
+
+    fn cannot_run(message: impl Into<String>) -> Fatal {
+        Fatal {
+            exit_code: 1,
+            message: message.into(),
+        }
+    }
+}
+
+/// Polls and serves until a signal ends the process.
+///
+/// # Errors
+/// A setting cannot be used, the address cannot be served at, or the system lacks threads.
+pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
+    os::keep_no_spare_memory();
+    os::exit_on_signals()
+        .map_err(|error| Fatal::cannot_run(format!("cannot handle signals: {error}")))?;
     let gpus = Arc::new(Gpus::start(settings));
-    let pollers = match pollers(settings, &gpus) {
-        Ok(pollers) => pollers,
-        Err(error) => return fail(2, &error),
-    };
-    warn_of_exposed_secrets(settings);
-    let listeners = match listener::bind(&settings.addr) {
-        Ok(listeners) => listeners,
-        Err(error) => return fail(1, &format!("--addr: {error}")),
-    };
-    let served: Vec<_> = listeners.iter().map(ToString::to_string).collect();
-    let server = match worker::start(listeners, settings.allowed_hosts.clone()) {
-        Ok(server) => server,
-        Err(error) => return fail(1, &format!("cannot serve: {error}")),
-    };
-    let mut watched = Watched {
-        servers: Vec::new(),
-        gpus,
-    };
+    let pollers = pollers(settings, &gpus)?;
+    let listeners = listener::bind(&settings.addr)
+        .map_err(|error| Fatal::cannot_run(format!("--addr: {error}")))?;
+    let addresses = join(&listeners);
+    let web_server = worker::start(listeners, settings.allowed_hosts.clone())
+        .map_err(|error| Fatal::cannot_run(format!("cannot serve: {error}")))?;
+    let mut servers = Vec::new();
     for poller in pollers {
         let server = poller.monitored_server(Instant::now());
-        if let Err(error) = poller.watch_requests(settings, &server.cell) {
-            return fail(1, &error);
-        }
-        if let Err(error) = poller.start(server.clone()) {
-            return fail(1, &format!("cannot start the poll thread: {error}"));
-        }
-        watched.servers.push(server);
+        poller
+            .watch_requests(settings, &server.cell)
+            .map_err(Fatal::cannot_run)?;
+        poller
+            .start(server.clone())
+            .map_err(|error| Fatal::cannot_run(format!("cannot start the poll thread: {error}")))?;
+        servers.push(server);
     }
     log::info(
         "serving",
         &[
-            ("addr", &served.join(",")),
+            ("addr", &addresses),
             ("version", &build_info::VERSION),
-            ("watching", &watching(settings)),
+            ("watching", &join(&settings.base_urls)),
         ],
     );
-    let error = routes::run(server, &watched);
-    fail(1, &format!("cannot serve any longer: {error}"))
+    let error = routes::run(web_server, &ServedSite { servers, gpus });
+    Err(Fatal::cannot_run(format!("cannot serve: {error}")))
 }
 
-fn pollers(settings: &Settings, gpus: &Arc<Gpus>) -> Result<Vec<Poller>, String> {
-    settings
-        .base_urls
-        .iter()
-        .map(|base| Poller::new(base, settings).map(|poller| poller.with_gpus(gpus)))
-        .collect()
-}
-
-fn warn_of_exposed_secrets(settings: &Settings) {
-    for base in settings.exposed() {
-        log::warn(
-            "a key or password is sent over http to another host, for others on the way to read: \
-             use https where the server or a proxy before it offers it",
-            &[("base_url", base)],
-        );
-    }
-}
-
-fn watching(settings: &Settings) -> String {
-    settings
-        .base_urls
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(",")
-}
-
-/// How long `--check` waits for `nvidia-smi`, where that is installed.
-const GPU_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Polls once and prints the report.
-pub fn check(settings: &Settings) -> ExitCode {
+/// Polls every base URL once and prints the report.
+///
+/// # Errors
+/// A setting cannot be used.
+pub fn check(settings: &Settings) -> Result<ExitCode, Fatal> {
     let gpus = Arc::new(Gpus::start(settings));
-    let pollers = match pollers(settings, &gpus) {
-        Ok(pollers) => pollers,
-        Err(error) => return fail(2, &error),
-    };
-    warn_of_exposed_secrets(settings);
-    gpus.wait(GPU_PATIENCE);
+    let pollers = pollers(settings, &gpus)?;
+    gpus.wait(GPU_TIMEOUT);
     let mut all_up = true;
     let mut report = String::new();
     for (base, mut poller) in settings.base_urls.iter().zip(pollers) {
         let snapshot = poller.poll(&SystemClock);
         all_up &= snapshot.up == Some(true);
-        report += &report::report(base, &snapshot);
+        report += &report::server(base, &snapshot);
     }
     if let Some(note) = machine::note_on_procfs(settings) {
         report += &format!("note: {note}\n");
     }
     report += &report::gpus(&gpus.known(), &gpus.notes());
-    print(&report, all_up)
+    Ok(print(&report, all_up))
 }
 
 /// Asks the running exporter for its health.
-pub fn healthcheck(settings: &Settings) -> ExitCode {
-    match health_request::get(&settings.addr, "/healthz", HEALTHCHECK_TIMEOUT) {
-        Ok(answer) => print(
-            &format!("{}\n", Escaped(&answer.line)),
-            answer.status == 200,
-        ),
-        Err(error) => fail(1, &format!("--addr {}: {error}", settings.addr)),
-    }
+///
+/// # Errors
+/// It does not answer.
+pub fn healthcheck(settings: &Settings) -> Result<ExitCode, Fatal> {
+    let answer = health_request::get(&settings.addr, "/healthz", HEALTHCHECK_TIMEOUT)
+        .map_err(|error| Fatal::cannot_run(format!("--addr {}: {error}", settings.addr)))?;
+    let line = format!("{}\n", Escaped(&answer.line));
+    Ok(print(&line, answer.status == 200))
 }
 
-/// Prints `text`; a closed pipe at the other end of stdout is no failure of ours.
-pub fn print(text: &str, good: bool) -> ExitCode {
-    use std::io::Write as _;
+/// Prints `text`; the exit code is 0 if `is_good`, else 1. A closed stdout is not an error.
+pub fn print(text: &str, is_good: bool) -> ExitCode {
     let _ = std::io::stdout().write_all(text.as_bytes());
-    ExitCode::from(u8::from(!good))
+    ExitCode::from(u8::from(!is_good))
 }
 
-/// Logs why the program ends, and gives its exit code.
-pub fn fail(status: u8, why: &str) -> ExitCode {
-    log::error(why, &[]);
-    ExitCode::from(status)
+/// The pollers of all base URLs; warns of secrets that they send unencrypted.
+fn pollers(settings: &Settings, gpus: &Arc<Gpus>) -> Result<Vec<Poller>, Fatal> {
+    for base in settings.exposed() {
+        log::warn(
+            "a key or password is sent unencrypted to another host: use https where the server or \
+             a proxy before it offers it",
+            &[("base_url", base)],
+        );
+    }
+    let pollers = settings.base_urls.iter().map(|base| {
+        let poller = Poller::new(base, settings).map_err(Fatal::usage)?;
+        Ok(poller.with_gpus(gpus))
+    });
+    pollers.collect()
 }
 
-/// All that is watched, as it is served.
-struct Watched {
+fn join(values: &[impl ToString]) -> String {
+    let values: Vec<_> = values.iter().map(ToString::to_string).collect();
+    values.join(",")
+}
+
+/// What the web server serves.
+struct ServedSite {
     servers: Vec<MonitoredServer>,
     gpus: Arc<Gpus>,
 }
 
-impl Site for Watched {
+impl Site for ServedSite {
     fn metrics(&self) -> String {
         let now = Instant::now();
         let servers = self.servers.iter().map(|server| server.snapshot(now));

@@ -1,4 +1,4 @@
-//! The report of `--check`: what one poll found, for people.
+//! The report of `--check`: what one poll read, for people.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::snapshot::{Gpu, OwnMetrics, Snapshot};
 const MOST_VALUES: usize = 200;
 
 /// What one poll of `base` found.
-pub fn report(base: &BaseUrl, snapshot: &Snapshot) -> String {
+pub fn server(base: &BaseUrl, snapshot: &Snapshot) -> String {
     let mut lines = Vec::new();
     let up = snapshot.up == Some(true);
     lines.push(format!("{base}: {}", if up { "up" } else { "down" }));
@@ -44,7 +44,7 @@ pub fn report(base: &BaseUrl, snapshot: &Snapshot) -> String {
             exposition::render(&[Arc::new(snapshot.clone())], &[], &OwnMetrics::default());
         let values = exposition
             .lines()
-            .filter(|line| line.starts_with("llamacpp_") && !is_about_itself(line));
+            .filter(|line| line.starts_with("llamacpp_") && !is_about_the_exporter(line));
         for line in values.take(MOST_VALUES) {
             lines.push(format!("    {line}"));
         }
@@ -52,7 +52,7 @@ pub fn report(base: &BaseUrl, snapshot: &Snapshot) -> String {
     text_of(&lines)
 }
 
-/// What the GPUs of this machine tell, and `notes` on those that do not.
+/// What was read of the GPUs of this machine, and `notes` on those that cannot be read.
 pub fn gpus(gpus: &[Gpu], notes: &[String]) -> String {
     let none = if gpus.is_empty() { " none" } else { "" };
     let mut lines = vec![format!("this machine's GPUs:{none}")];
@@ -74,7 +74,7 @@ fn text_of(lines: &[String]) -> String {
     lines.collect()
 }
 
-fn is_about_itself(line: &str) -> bool {
+fn is_about_the_exporter(line: &str) -> bool {
     line.starts_with("llamacpp_exporter_") || line.starts_with("llamacpp_up")
 }
 
@@ -84,7 +84,7 @@ mod tests {
     use crate::snapshot::{Failed, Model, Reason, ServerInfo};
 
     #[test]
-    fn the_gpus_are_told_where_there_are_any() {
+    fn a_report_lists_the_gpus_of_the_machine() {
         let note = "no nvidia-smi is in /usr/bin".to_owned();
         assert_eq!(
             gpus(&[], &[note]),
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_from_outside_can_forge_no_line() {
+    fn text_from_outside_cannot_forge_a_line() {
         let hostile = "\r\nhttp://h:1: up\n  \u{1b}[2J\u{9b}2J\u{202e}\u{2066}\u{2028}";
         let snapshot = Snapshot {
             up: Some(true),
@@ -131,7 +131,7 @@ mod tests {
             temperature: Some(50.0),
             ..Gpu::default()
         };
-        let text = report(&"http://h:1".parse().unwrap(), &snapshot) + &gpus(&[gpu], &[]);
+        let text = server(&"http://h:1".parse().unwrap(), &snapshot) + &gpus(&[gpu], &[]);
         let starts = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
         assert_eq!(starts("http://h:1: up"), 1, "{text}");
         assert_eq!(starts("  server: ") + starts("  model: "), 2, "{text}");
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_says_what_is_there_and_what_is_missing() {
+    fn a_report_lists_what_was_read_and_what_is_missing() {
         let snapshot = Snapshot {
             up: Some(true),
             models: vec![Model {
@@ -153,7 +153,7 @@ mod tests {
             notes: vec!["metrics are off".to_owned()],
             ..Snapshot::default()
         };
-        let report = report(&"http://h:1".parse().unwrap(), &snapshot);
+        let report = server(&"http://h:1".parse().unwrap(), &snapshot);
         assert!(report.starts_with("http://h:1: up\n"), "{report}");
         assert!(report.contains("  model: m\\n (unknown)\n"), "{report}");
         assert!(report.contains("  note: metrics are off\n"), "{report}");
