@@ -128,8 +128,8 @@ pub fn print(text: &str, is_good: bool) -> ExitCode {
 fn pollers(settings: &Settings, gpus: &Arc<Gpus>) -> Result<Vec<Poller>, Fatal> {
     for base in settings.exposed() {
         log::warn(
-            "a key or password is sent unencrypted to another host: use https where the server or \
-             a proxy before it offers it",
+            "a key or password is sent over http, unencrypted, to another host: use https if the server or \
+             a proxy in front of it offers it",
             &[("base_url", base)],
         );
     }
