@@ -99,7 +99,7 @@ fn recorded(name: &str) -> PathBuf {
 }
 
 #[test]
-fn what_nvidia_smi_tells_is_served_and_what_it_does_not_tell_is_absent() {
+fn values_of_nvidia_smi_are_exported_and_unknown_ones_are_absent() {
     let fake = Fake::new(&gpus());
     let exporter = fake.start();
     let metrics = |exporter: &Exporter| exporter.get("/metrics").body;
@@ -137,7 +137,7 @@ fn what_nvidia_smi_tells_is_served_and_what_it_does_not_tell_is_absent() {
 }
 
 #[test]
-fn one_that_dies_is_started_again_and_delays_nothing() {
+fn a_crashed_nvidia_smi_is_restarted_with_growing_delays() {
     let fake = Fake::new(
         r#"echo "$1" >> {calls}
 case "$1" in
@@ -164,7 +164,7 @@ esac
 }
 
 #[test]
-fn one_that_says_nothing_delays_no_poll_and_is_not_shown() {
+fn a_silent_nvidia_smi_delays_no_poll_and_has_no_metrics() {
     let fake = Fake::new("exec sleep 1000\n");
     let exporter = fake.start();
     exporter.after_polls(2);
@@ -173,7 +173,7 @@ fn one_that_says_nothing_delays_no_poll_and_is_not_shown() {
 }
 
 #[test]
-fn its_environment_holds_nothing_of_ours_but_where_libraries_are() {
+fn nvidia_smi_inherits_only_the_library_path() {
     let fake = Fake::new("echo \"CWD=$PWD\" >> {calls}; env >> {calls}; exec sleep 1000\n");
     let _exporter = fake
         .exporter("http://127.0.0.1:9")
@@ -213,7 +213,7 @@ fn its_environment_holds_nothing_of_ours_but_where_libraries_are() {
 }
 
 #[test]
-fn one_in_the_working_folder_is_not_run() {
+fn an_nvidia_smi_in_the_working_directory_is_not_run() {
     let fake = Fake::new("echo \"$@\" >> {calls}\nexec sleep 1000\n");
     fs::create_dir_all(fake.path("below")).unwrap();
     fs::rename(fake.path("nvidia-smi"), fake.path("below/nvidia-smi")).unwrap();
@@ -229,7 +229,7 @@ fn one_in_the_working_folder_is_not_run() {
 }
 
 #[test]
-fn no_gpu_is_read_where_none_is_to_be() {
+fn no_gpu_disables_nvidia_smi() {
     for (arguments, variable) in [(&["--no-gpu"][..], ""), (&[], "1")] {
         let fake = Fake::new(&gpus());
         let exporter = fake
@@ -259,7 +259,7 @@ fn laptop(fake: &Fake, status: &str) {
 }
 
 #[test]
-fn a_gpu_that_sleeps_is_not_woken_and_is_read_once_something_else_has_woken_it() {
+fn a_suspended_gpu_is_read_only_after_something_else_wakes_it() {
     let fake = Fake::new(&gpus());
     laptop(&fake, "suspended\n");
     let exporter = fake.start();
@@ -277,7 +277,7 @@ fn a_gpu_that_sleeps_is_not_woken_and_is_read_once_something_else_has_woken_it()
 
 /// The report of public users of such a laptop: `nvidia-smi` in a loop keeps it awake.
 #[test]
-fn a_gpu_that_nothing_runs_on_is_left_alone_so_that_it_can_fall_asleep() {
+fn an_unused_gpu_is_released_so_that_it_can_suspend() {
     let idle = r#"echo $$ >> {calls}
 while :; do
     case "$1" in --query-gpu=*) echo "0, GPU-a, 550.1, 0, 40, 2, 8188, 3.5, A";; esac
@@ -339,7 +339,7 @@ fn with_process(fake: &Fake, pid: u32) -> [String; 4] {
 const PROCESS_MEMORY: &str = "llamacpp_process_gpu_memory_bytes";
 
 #[test]
-fn a_gpu_without_memory_of_its_own_shows_that_of_the_process() {
+fn a_gpu_without_own_memory_has_the_memory_of_the_process() {
     let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/11-nvidia-gb10");
     let fake = replaying(
         &case.join("query-gpu.csv"),
@@ -369,7 +369,7 @@ fn a_gpu_without_memory_of_its_own_shows_that_of_the_process() {
 
 /// In a PID namespace of its own, the same number may be another process's.
 #[test]
-fn in_a_container_a_process_is_matched_only_if_it_is_seen_to_use_the_gpu() {
+fn in_a_container_only_a_process_that_has_the_gpu_open_is_matched() {
     let namespace = [
         "--user",
         "--map-root-user",
@@ -411,7 +411,7 @@ fn in_a_container_a_process_is_matched_only_if_it_is_seen_to_use_the_gpu() {
 }
 
 #[test]
-fn check_says_where_no_gpu_and_no_process_was_found() {
+fn check_reports_where_gpus_and_processes_were_searched() {
     let fake = Fake::new("");
     fs::remove_file(fake.path("nvidia-smi")).unwrap();
     let mut command = exporter::program();
@@ -425,26 +425,23 @@ fn check_says_where_no_gpu_and_no_process_was_found() {
     let report = exporter::run(&mut command).stdout;
     for wanted in [
         "this machine's GPUs: none\n".to_owned(),
-        format!("no nvidia-smi is in {}", fake.path("").display()),
+        format!("no nvidia-smi in {}", fake.path("").display()),
         "/usr/lib/wsl/lib".to_owned(),
         format!(
-            "no AMD or Intel GPU is in {}",
+            "no AMD or Intel GPU in {}",
             fake.path("sys/class/drm").display()
         ),
-        "no process is in /nonexistent (--procfs)".to_owned(),
+        "no processes in /nonexistent (--procfs)".to_owned(),
     ] {
         assert!(report.contains(&wanted), "{wanted}\n{report}");
     }
     command.arg("--no-gpu");
     let report = exporter::run(&mut command).stdout;
-    assert!(
-        report.contains("none is read, as --no-gpu says"),
-        "{report}"
-    );
+    assert!(report.contains("not read: --no-gpu is set"), "{report}");
 }
 
 #[test]
-fn where_it_is_not_installed_there_is_no_thread_for_it() {
+fn without_nvidia_smi_there_is_no_thread_for_it() {
     if Path::new("/usr/bin/nvidia-smi").exists() {
         return;
     }
@@ -462,7 +459,7 @@ fn where_it_is_not_installed_there_is_no_thread_for_it() {
 /// They print nothing, so they notice no closed pipe, and do not heed SIGTERM: a real one in a
 /// loop was seen to go on.
 #[test]
-fn none_outlives_the_exporter_however_that_ends() {
+fn nvidia_smi_ends_with_the_exporter() {
     for signal in ["TERM", "KILL"] {
         let fake = Fake::new("trap '' TERM\necho $$ >> {calls}\nexec sleep 1000\n");
         let exporter = fake.start();

@@ -85,10 +85,10 @@ mod tests {
 
     #[test]
     fn a_report_lists_the_gpus_of_the_machine() {
-        let note = "no nvidia-smi is in /usr/bin".to_owned();
+        let note = "no nvidia-smi in /usr/bin".to_owned();
         assert_eq!(
             gpus(&[], &[note]),
-            "this machine's GPUs: none\n  note: no nvidia-smi is in /usr/bin\n"
+            "this machine's GPUs: none\n  note: no nvidia-smi in /usr/bin\n"
         );
         let gpu = Gpu {
             index: "0".to_owned(),

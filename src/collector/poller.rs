@@ -11,8 +11,8 @@ use crate::collector::monitored_server::MonitoredServer;
 use crate::collector::state_log::{LEFT_OUT, StateLog};
 use crate::collector::{log_context, poll_loop, probe_thread, schedule};
 use crate::counters::{ModelTracker, is_loaded};
+use crate::machine::Machine;
 use crate::machine::gpus::Gpus;
-use crate::machine::{Hints, Machine};
 use crate::readings::ModelReading;
 use crate::requests::Requests;
 use crate::requests::records::Records;
@@ -195,8 +195,8 @@ impl Poller {
         deadline: Instant,
         clock: &impl Clock,
     ) {
-        self.machine.refresh();
-        self.machine.forget_all_but(models);
+        self.machine.begin_poll();
+        self.machine.keep_only(models);
         let read: BTreeMap<_, _> = reading
             .models
             .iter()
@@ -212,7 +212,7 @@ impl Poller {
             if clock.now() >= deadline {
                 break;
             }
-            self.machine.fill(model, &hints(read));
+            self.machine.fill(model, read);
             self.idle_timeout = self.machine.sleep_idle(model).or(self.idle_timeout);
         }
     }
@@ -301,18 +301,4 @@ fn failed(failures: &[FailedRequest]) -> Vec<Failed> {
         detail: failed.failure.detail.clone(),
     });
     failed.collect()
-}
-
-/// What a reading says that helps to find the model's process and file.
-fn hints(reading: &ModelReading) -> Hints<'_> {
-    let facts = &reading.facts;
-    Hints {
-        model_path: facts.path.as_deref(),
-        slots: facts.slots,
-        n_ctx: facts.max_context_size,
-        arguments: reading.process.arguments.as_deref(),
-        mode: reading.mode.as_deref(),
-        file_part: reading.process.file_part.as_deref(),
-        header: reading.process.header.as_deref(),
-    }
 }

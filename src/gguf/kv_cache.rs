@@ -1,23 +1,31 @@
-//! What a KV cache costs: cells, and bytes a cell, as llama.cpp allocates them.
+//! The size of a KV cache, as llama.cpp allocates it. Pure arithmetic.
 //!
-//! The arithmetic is that of llama.cpp's `llama_kv_cache` and
-//! `llama_kv_cache_iswa` (`src/llama-kv-cache*.cpp`), with the sizes that
-//! `src/llama-context.cpp` and `tools/server` give them; it is held against the
-//! sizes that a real server prints. What is not known to follow it (recurrent
-//! and hybrid models, latent attention, unknown windows) has no layout.
+//! After `llama_kv_cache` and `llama_kv_cache_iswa` (`src/llama-kv-cache*.cpp`) with the sizes
+//! that `src/llama-context.cpp` and `tools/server` pass to them:
+//!
+//! - A cache is one stream for all slots (unified) or one stream a slot. Numbers of cells are
+//!   rounded up to multiples of 256.
+//! - Layers with full attention have `ctx_size` cells (unified) or `ctx_size / slots` cells a
+//!   stream. Without `--ctx-size`, it is the context size that the model was trained for.
+//! - Layers with a sliding window have `min(window × slots of the stream + ubatch, full)` cells.
+//! - A cell has, for each layer, `kv_heads × key_length` values of K and `kv_heads ×
+//!   value_length` values of V, in the blocks of their types.
+//!
+//! Tests compare this with the sizes that real servers print. What is not known to follow these
+//! formulas (recurrent and hybrid models, latent attention, unknown windows) has no size.
 
-use crate::gguf::{Header, Value};
+use crate::gguf::header::{HeaderValue, ModelHeader};
 
-/// What decides about a cache besides the model: the server's arguments.
+/// The arguments of a server that decide about its cache.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Options {
-    /// `--ctx-size`, where given and not 0.
+pub struct CacheOptions {
+    /// `--ctx-size`, if given and not 0.
     pub ctx_size: Option<u64>,
-    /// `--parallel`, where given and not automatic.
+    /// `--parallel`, if given and not automatic.
     pub parallel: Option<u64>,
-    /// `--kv-unified-per-slot`, where given and not 0.
-    pub per_slot: Option<u64>,
-    /// `--kv-unified`, or its opposite.
+    /// `--kv-unified-per-slot`, if given and not 0.
+    pub unified_per_slot: Option<u64>,
+    /// `--kv-unified`, or not.
     pub unified: bool,
     /// `--cache-type-k`.
     pub type_k: CacheType,
@@ -29,287 +37,243 @@ pub struct Options {
     pub batch: u64,
     /// `--ubatch-size`.
     pub ubatch: u64,
-    /// `--flash-attn off`: V is then stored transposed.
-    pub transposed: bool,
+    /// `--flash-attn off`, with which V is stored transposed.
+    pub transposed_v: bool,
 }
 
-impl Default for Options {
-    /// llama-server without arguments.
-    fn default() -> Options {
-        Options {
+impl Default for CacheOptions {
+    /// llama-server's defaults.
+    fn default() -> CacheOptions {
+        CacheOptions {
             ctx_size: None,
             parallel: None,
-            per_slot: None,
+            unified_per_slot: None,
             unified: false,
             type_k: CacheType::F16,
             type_v: CacheType::F16,
             swa_full: false,
             batch: 2048,
             ubatch: 512,
-            transposed: false,
+            transposed_v: false,
         }
     }
 }
 
-/// How the server says that it has divided its context.
+/// How the server says that it divides its context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slots {
-    /// Slots there are (`total_slots`).
+pub struct SlotLayout {
+    /// Number of slots (`total_slots`).
     pub count: u64,
-    /// Tokens that fit one of them (`n_ctx`).
+    /// Tokens that fit one slot (`n_ctx`).
     pub n_ctx: u64,
 }
 
-/// A type that a cache's values may have (`ggml/src/ggml-common.h` has the blocks).
+/// A type of cached values: how many a block holds, and its bytes (`ggml/src/ggml-common.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum CacheType {
-    F32,
-    F16,
-    Bf16,
-    Q8_0,
-    Q5_0,
-    Q5_1,
-    Q4_0,
-    Q4_1,
-    Iq4Nl,
+pub struct CacheType {
+    block_values: u64,
+    block_bytes: u64,
 }
 
 impl CacheType {
-    /// The type that llama-server's arguments name so.
+    /// llama-server's default.
+    pub const F16: CacheType = CacheType {
+        block_values: 1,
+        block_bytes: 2,
+    };
+
+    /// The type with this name in llama-server's arguments.
     pub fn named(name: &str) -> Option<CacheType> {
-        Some(match name {
-            "f32" => CacheType::F32,
-            "f16" => CacheType::F16,
-            "bf16" => CacheType::Bf16,
-            "q8_0" => CacheType::Q8_0,
-            "q5_0" => CacheType::Q5_0,
-            "q5_1" => CacheType::Q5_1,
-            "q4_0" => CacheType::Q4_0,
-            "q4_1" => CacheType::Q4_1,
-            "iq4_nl" => CacheType::Iq4Nl,
+        let (block_values, block_bytes) = match name {
+            "f32" => (1, 4),
+            "f16" | "bf16" => (1, 2),
+            "q8_0" => (32, 34),
+            "q5_0" => (32, 22),
+            "q5_1" => (32, 24),
+            "q4_0" | "iq4_nl" => (32, 18),
+            "q4_1" => (32, 20),
             _ => return None,
+        };
+        Some(CacheType {
+            block_values,
+            block_bytes,
         })
     }
 
-    /// Bytes of `values` values; only whole blocks can be stored.
-    fn row_bytes(self, values: u64) -> Option<u64> {
-        let (block, bytes): (u64, u64) = match self {
-            CacheType::F32 => (1, 4),
-            CacheType::F16 | CacheType::Bf16 => (1, 2),
-            CacheType::Q8_0 => (32, 34),
-            CacheType::Q5_0 => (32, 22),
-            CacheType::Q5_1 => (32, 24),
-            CacheType::Q4_0 | CacheType::Iq4Nl => (32, 18),
-            CacheType::Q4_1 => (32, 20),
-        };
-        let blocks = values.checked_div(block)?;
-        values
-            .is_multiple_of(block)
-            .then(|| blocks.saturating_mul(bytes))
+    /// Bytes of so many values; `None` if they are no whole number of blocks.
+    fn bytes_of(self, values: u64) -> Option<u64> {
+        let blocks = values.checked_div(self.block_values)?;
+        let is_whole = values.is_multiple_of(self.block_values);
+        is_whole.then(|| blocks.saturating_mul(self.block_bytes))
     }
 }
 
-/// Cells, and what one of them costs.
+/// How many cells a cache has: known without the model file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct CellLayout {
+    /// Caches of equal size: one for all slots, or one a slot.
+    pub streams: u64,
+    /// Cells of each stream, for layers with full attention.
+    pub cells: u64,
+}
+
+impl CellLayout {
+    /// The layout that follows from the server's arguments and what it says about its slots;
+    /// `trained_context` is the context size that the model was trained for. `None` if the
+    /// arguments are insufficient or contradict the server.
+    pub fn new(
+        options: Option<&CacheOptions>,
+        slots: SlotLayout,
+        trained_context: Option<u64>,
+    ) -> Option<CellLayout> {
+        if slots.count == 0 || slots.n_ctx == 0 {
+            return None;
+        }
+        let unified = slots.count == 1
+            || match options?.parallel {
+                Some(parallel) if parallel != slots.count => return None,
+                Some(_) => options?.unified,
+                // llama-server's own choice is four slots over one cache.
+                None => true,
+            };
+        let per_slot = options.and_then(|options| options.unified_per_slot);
+        let ctx_size = options.and_then(|options| options.ctx_size);
+        let ctx_size = ctx_size.or_else(|| per_slot?.checked_mul(slots.count));
+        let cells = match ctx_size {
+            Some(ctx_size) => {
+                let cells = match unified {
+                    true => padded(ctx_size),
+                    false => padded(padded(ctx_size).checked_div(slots.count)?),
+                };
+                // A slot reports at most the trained context, and at most its own limit.
+                let limit = trained_context.into_iter().chain(per_slot).min();
+                let reported = cells.min(limit.unwrap_or(u64::MAX));
+                if slots.n_ctx != reported && slots.n_ctx != cells {
+                    return None;
+                }
+                cells
+            }
+            None if trained_context != Some(slots.n_ctx) => slots.n_ctx,
+            // The model's whole context, shared by all slots.
+            None if unified => padded(slots.n_ctx),
+            None => return None,
+        };
+        Some(CellLayout {
+            streams: if unified { 1 } else { slots.count },
+            cells,
+        })
+    }
+
+    /// The share of all cells that hold tokens, 0 to 1.
+    pub fn used_ratio(&self, slot_tokens: &[u64]) -> f64 {
+        let used = saturating_sum(slot_tokens.iter().copied());
+        (used as f64 / (self.cells as f64 * self.streams as f64)).min(1.0)
+    }
+}
+
+/// The cells of one stream for a group of layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerGroup {
     /// Cells of one stream.
     pub cells: u64,
-    /// Bytes of one cell, over all the layers of this part.
+    /// Bytes of one cell, over all layers of the group.
     pub cell_bytes: u64,
 }
 
-impl Part {
-    /// Bytes of so many of its cells.
-    fn bytes(self, cells: u64) -> u64 {
-        cells.saturating_mul(self.cell_bytes)
-    }
-}
-
-/// The sum, or the largest number where it is larger.
-pub fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
-    numbers.fold(0, u64::saturating_add)
-}
-
-/// A KV cache as it is allocated.
+/// The KV cache of a model on a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cache {
-    /// Caches of equal size: one a slot, or one for all.
+pub struct KvCache {
+    /// Caches of equal size: one for all slots, or one a slot.
     pub streams: u64,
-    /// Layers that see all of the context.
-    pub full: Part,
-    /// Layers that see a window of it.
-    pub window: Part,
+    /// Layers with full attention.
+    pub full: LayerGroup,
+    /// Layers with a sliding window.
+    pub sliding: LayerGroup,
 }
 
-impl Cache {
-    /// Bytes allocated.
-    pub fn limit_bytes(&self) -> u64 {
-        [self.full, self.window]
-            .iter()
-            .map(|part| part.bytes(part.cells).saturating_mul(self.streams))
-            .fold(0, u64::saturating_add)
-    }
-
-    /// Bytes of the cells that hold tokens, from the tokens in each slot. A
-    /// window's cells are all in use once it is full.
-    pub fn used_bytes(&self, slots: &[u64]) -> u64 {
-        let part = |part: Part| {
-            let used = if self.streams == 1 {
-                sum(slots.iter().copied()).min(part.cells)
-            } else {
-                sum(slots.iter().map(|tokens| (*tokens).min(part.cells)))
-            };
-            part.bytes(used)
+impl KvCache {
+    /// The cache of the model with `header` on a server with `options`; `None` if unknown.
+    pub fn new(header: &ModelHeader, options: &CacheOptions, slots: SlotLayout) -> Option<KvCache> {
+        let layer_count = integer(header, "block_count");
+        let layer_count = layer_count.filter(|count| (1..=MAX_LAYERS).contains(count))?;
+        let window = sliding_window(header, layer_count)?;
+        let [full_bytes, sliding_bytes] = cell_bytes(header, options, layer_count, window)?;
+        let CellLayout { streams, cells } =
+            CellLayout::new(Some(options), slots, trained_context(header))?;
+        let sliding_cells = match window {
+            None => 0,
+            Some(_) if options.swa_full => cells,
+            Some(window) => {
+                let ubatch = match options.ubatch {
+                    0 => options.batch,
+                    ubatch => ubatch.min(options.batch),
+                };
+                let slots_per_stream = if streams == 1 { slots.count } else { 1 };
+                let needed = window.tokens.checked_mul(slots_per_stream)?;
+                padded(needed.checked_add(ubatch)?.min(cells))
+            }
         };
-        // A server may tell of more slots than it says there are.
-        let used = part(self.full).saturating_add(part(self.window));
-        used.min(self.limit_bytes())
+        // Far above anything real, and far below the limits of the arithmetic.
+        let bytes = full_bytes.saturating_add(sliding_bytes);
+        let total = streams as f64 * cells as f64 * bytes as f64;
+        (total < 1e18).then_some(KvCache {
+            streams,
+            full: LayerGroup {
+                cells,
+                cell_bytes: full_bytes,
+            },
+            sliding: LayerGroup {
+                cells: sliding_cells,
+                cell_bytes: sliding_bytes,
+            },
+        })
     }
-}
 
-/// How the cells are shared out: known without the model's file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cells {
-    /// Caches of equal size.
-    pub streams: u64,
-    /// Cells of each, for layers that see all of the context.
-    pub each: u64,
-}
-
-/// The number of cells; `trained` is the model's own context size, where known.
-///
-/// `None` where the arguments do not say it, or contradict what the server says.
-pub fn cells(options: Option<&Options>, slots: Slots, trained: Option<u64>) -> Option<Cells> {
-    if slots.count == 0 || slots.n_ctx == 0 {
-        return None;
+    /// Bytes allocated.
+    pub fn total_bytes(&self) -> u64 {
+        let bytes = |group: LayerGroup| {
+            let stream = group.cells.saturating_mul(group.cell_bytes);
+            stream.saturating_mul(self.streams)
+        };
+        bytes(self.full).saturating_add(bytes(self.sliding))
     }
-    let unified = match options {
-        _ if slots.count == 1 => true,
-        None => return None,
-        Some(options) => match options.parallel {
-            Some(parallel) if parallel != slots.count => return None,
-            Some(_) => options.unified,
-            // Left to itself, llama-server takes four slots over one cache.
-            None => true,
-        },
-    };
-    let streams = if unified { 1 } else { slots.count };
-    // Without a size of its own, the cache holds so many tokens for each slot.
-    let per_slot = options.and_then(|options| options.per_slot);
-    let given = options.and_then(|options| options.ctx_size);
-    let given = given.or_else(|| per_slot?.checked_mul(slots.count));
-    let by_arguments = given.map(|given| {
-        let all = padded(given);
-        if unified {
-            all
-        } else {
-            padded(all.checked_div(slots.count).unwrap_or(0))
-        }
-    });
-    // A slot is never told to hold more than the model was trained for, or than it may.
-    let most = trained.unwrap_or(u64::MAX);
-    let shown = |each: u64| each.min(most).min(per_slot.unwrap_or(u64::MAX));
-    let each = match by_arguments {
-        Some(each) if shown(each) == slots.n_ctx || each == slots.n_ctx => each,
-        Some(_) => return None,
-        None if trained.is_none_or(|trained| slots.n_ctx != trained) => slots.n_ctx,
-        // All of the model's own context, shared out.
-        None if unified => padded(slots.n_ctx),
-        None => return None,
-    };
-    Some(Cells { streams, each })
-}
 
-/// The cache of the model that `header` tells of, on a server so called.
-pub fn cache(header: &Header, options: &Options, slots: Slots) -> Option<Cache> {
-    let layers = layers(header, options)?;
-    let trained = trained_context(header);
-    let Cells { streams, each } = cells(Some(options), slots, trained)?;
-    let sequences = if streams == 1 { slots.count } else { 1 };
-    let window_cells = match layers.window {
-        None => 0,
-        Some(_) if options.swa_full => each,
-        Some(window) => {
-            let ubatch = match options.ubatch {
-                0 => options.batch,
-                ubatch => ubatch.min(options.batch),
+    /// Bytes of the cells that hold tokens, from the tokens in each slot. The cells of a sliding
+    /// window are all in use once it is full.
+    pub fn used_bytes(&self, slot_tokens: &[u64]) -> u64 {
+        let bytes = |group: LayerGroup| {
+            let tokens = slot_tokens.iter().copied();
+            let used = match self.streams {
+                1 => saturating_sum(tokens).min(group.cells),
+                _ => saturating_sum(tokens.map(|tokens| tokens.min(group.cells))),
             };
-            let needed = window.checked_mul(sequences)?.checked_add(ubatch)?;
-            padded(needed.min(each))
-        }
-    };
-    let cache = Cache {
-        streams,
-        full: Part {
-            cells: each,
-            cell_bytes: layers.full_bytes,
-        },
-        window: Part {
-            cells: window_cells,
-            cell_bytes: layers.window_bytes,
-        },
-    };
-    // Nothing real is near the limit of the arithmetic.
-    let bytes = layers.full_bytes.saturating_add(layers.window_bytes);
-    let whole = (streams as f64) * (each as f64) * bytes as f64;
-    (whole < 1e18).then_some(cache)
+            used.saturating_mul(group.cell_bytes)
+        };
+        // A server may report more slots than it says it has.
+        let used = bytes(self.full).saturating_add(bytes(self.sliding));
+        used.min(self.total_bytes())
+    }
 }
 
-/// The context that the model was trained for.
-pub fn trained_context(header: &Header) -> Option<u64> {
-    number(header, "context_length")
+/// The context size that the model was trained for, in tokens.
+pub fn trained_context(header: &ModelHeader) -> Option<u64> {
+    integer(header, "context_length")
 }
 
+/// Rounds up to 256 cells; what is too large for that stays as it is.
 fn padded(cells: u64) -> u64 {
-    // The largest number is no multiple of 256: one that cannot be rounded up stays as it is.
     cells.checked_next_multiple_of(256).unwrap_or(cells)
 }
 
-struct Layers {
-    full_bytes: u64,
-    window_bytes: u64,
-    /// Tokens that the window's layers see.
-    window: Option<u64>,
+fn saturating_sum(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0, u64::saturating_add)
 }
 
-/// How the layers of an architecture slide.
-enum Sliding {
-    /// None do.
-    None,
-    /// All but the last of so many do.
-    Period(u64),
-}
+/// The most layers that llama.cpp supports (`LLAMA_MAX_LAYERS`).
+const MAX_LAYERS: u64 = 512;
 
-impl Sliding {
-    fn slides(&self, layer: u64) -> bool {
-        match self {
-            Sliding::None => false,
-            // All but the last of each period.
-            Sliding::Period(period) => !layer.saturating_add(1).is_multiple_of(*period),
-        }
-    }
-
-    /// Whether the file says the same; builds differ in whether they heed it.
-    fn agrees(&self, pattern: &Value, layers: u64) -> bool {
-        match (self, pattern) {
-            (Sliding::Period(period), Value::Number(said)) => period == said,
-            (_, Value::List(said)) => {
-                said.len() as u64 == layers
-                    && (0..)
-                        .zip(said)
-                        .all(|(layer, said)| self.slides(layer) == (*said != 0))
-            }
-            _ => false,
-        }
-    }
-}
-
-/// The most layers that llama.cpp takes (`LLAMA_MAX_LAYERS`).
-const MOST_LAYERS: u64 = 512;
-
-/// Keys that tell of a cache that is another than the plain one.
-const OTHER_CACHES: &[&str] = &[
+/// Keys of models with another kind of cache.
+const OTHER_CACHE_KEYS: &[&str] = &[
     "attention.kv_lora_rank",
     "attention.key_length_mla",
     "attention.value_length_mla",
@@ -321,131 +285,144 @@ const OTHER_CACHES: &[&str] = &[
     "nextn_predict_layers",
     "shortconv.l_cache",
 ];
+/// How such keys start.
+const OTHER_CACHE_PREFIXES: &[&str] = &["ssm.", "wkv.", "attention.indexer.", "kda."];
 
-fn layers(header: &Header, options: &Options) -> Option<Layers> {
-    let architecture = header.architecture()?;
-    let count = number(header, "block_count").filter(|count| (1..=MOST_LAYERS).contains(count))?;
+/// Bytes of one cell over all layers: with full attention, and with a sliding window.
+fn cell_bytes(
+    header: &ModelHeader,
+    options: &CacheOptions,
+    layer_count: u64,
+    window: Option<SlidingWindow>,
+) -> Option<[u64; 2]> {
     let is_other = |key: &str| {
-        OTHER_CACHES.contains(&key)
-            || ["ssm.", "wkv.", "attention.indexer.", "kda."]
-                .iter()
-                .any(|prefix| key.starts_with(prefix))
+        let mut prefixes = OTHER_CACHE_PREFIXES.iter();
+        OTHER_CACHE_KEYS.contains(&key) || prefixes.any(|prefix| key.starts_with(prefix))
     };
     if header.model_keys().any(is_other) {
         return None;
     }
-    let (sliding, window) = sliding(header, architecture, count)?;
-    let pattern = header.of_model("attention.sliding_window_pattern");
-    if !pattern.is_none_or(|pattern| sliding.agrees(pattern, count)) {
-        return None;
-    }
-    let cached = match architecture {
-        // The layers after these use the caches of earlier ones.
-        "gemma3n" => count.min(20),
-        _ => count,
-    };
-
-    let heads = per_layer(header, "attention.head_count", count)?;
-    let kv_heads = match header.of_model("attention.head_count_kv") {
+    let heads = per_layer(header, "attention.head_count", layer_count)?;
+    let kv_heads = match header.model_value("attention.head_count_kv") {
         None => heads.clone(),
-        Some(_) => per_layer(header, "attention.head_count_kv", count)?,
+        Some(_) => per_layer(header, "attention.head_count_kv", layer_count)?,
     };
-    let embedding = number(header, "embedding_length")?;
-    // Where it is not given, it is what the first layer's heads leave.
-    let default = || match heads.first() {
-        Some(heads) => embedding.checked_div(*heads),
-        None => None,
+    let embedding = integer(header, "embedding_length")?;
+    let length = |key: &str| match header.model_value(key) {
+        None => embedding.checked_div(*heads.first()?),
+        Some(_) => integer(header, key),
     };
-    let length = |key: &str| match header.of_model(key) {
-        None => default(),
-        Some(_) => number(header, key),
+    let key_length = length("attention.key_length")?;
+    let value_length = length("attention.value_length")?;
+    let most_heads = *kv_heads.iter().max()?;
+    let cached_layers = match header.architecture()? {
+        // The layers after these use the caches of earlier ones.
+        "gemma3n" => 20,
+        _ => layer_count,
     };
-    let key = length("attention.key_length")?;
-    let value = length("attention.value_length")?;
-    let largest = kv_heads.iter().max()?;
-
-    let mut layers = Layers {
-        full_bytes: 0,
-        window_bytes: 0,
-        window,
-    };
-    for (index, kv_heads) in (0..cached).zip(&kv_heads) {
+    let [mut full, mut sliding] = [0_u64; 2];
+    for (layer, kv_heads) in (0..cached_layers).zip(kv_heads) {
         // A transposed V has the same width in every layer.
-        let v_heads = if options.transposed {
-            largest
-        } else {
-            kv_heads
+        let v_heads = match options.transposed_v {
+            true => most_heads,
+            false => kv_heads,
         };
-        let keys = options.type_k.row_bytes(kv_heads.checked_mul(key)?)?;
-        let values = options.type_v.row_bytes(v_heads.checked_mul(value)?)?;
-        let sum = match sliding.slides(index) {
-            true => &mut layers.window_bytes,
-            false => &mut layers.full_bytes,
+        let keys = options.type_k.bytes_of(kv_heads.checked_mul(key_length)?)?;
+        let values = options
+            .type_v
+            .bytes_of(v_heads.checked_mul(value_length)?)?;
+        let group = match window.is_some_and(|window| window.has_layer(layer)) {
+            true => &mut sliding,
+            false => &mut full,
         };
-        *sum = sum.checked_add(keys)?.checked_add(values)?;
+        *group = group.checked_add(keys)?.checked_add(values)?;
     }
-    Some(layers)
+    Some([full, sliding])
 }
 
-/// Which layers slide, and over how many tokens: fixed for each architecture by
-/// llama.cpp's source (`src/models/*.cpp`). `None`: not known.
-fn sliding(header: &Header, architecture: &str, layers: u64) -> Option<(Sliding, Option<u64>)> {
+/// A sliding window, in all layers but the last of each period.
+#[derive(Clone, Copy)]
+struct SlidingWindow {
+    period: u64,
+    tokens: u64,
+}
+
+impl SlidingWindow {
+    fn has_layer(&self, layer: u64) -> bool {
+        !layer.saturating_add(1).is_multiple_of(self.period)
+    }
+}
+
+/// The sliding window of an architecture, fixed by llama.cpp's source (`src/models/*.cpp`);
+/// `Some(None)`: all layers have full attention, `None`: unknown.
+fn sliding_window(header: &ModelHeader, layer_count: u64) -> Option<Option<SlidingWindow>> {
     const WINDOW: &str = "attention.sliding_window";
-    let given = match header.of_model(WINDOW) {
+    let given = match header.model_value(WINDOW) {
         None => None,
-        Some(_) => Some(number(header, WINDOW)?),
+        Some(_) => Some(integer(header, WINDOW)?),
     };
-    let some = given.filter(|window| *window > 0);
-    let every = |period: u64, window: Option<u64>| {
-        window.map(|window| (Sliding::Period(period), Some(window)))
+    let given_or_default = given.or(Some(4096));
+    let is_given = given.is_some_and(|tokens| tokens > 0);
+    let sliding = |period: u64, tokens: Option<u64>| {
+        let tokens = tokens.filter(|tokens| *tokens > 0)?;
+        Some(Some(SlidingWindow { period, tokens }))
     };
-    let full = Some((Sliding::None, None));
-    match architecture {
-        "gemma2" => every(2, given.or(Some(4096)).filter(|window| *window > 0)),
-        "gpt-oss" => every(2, some),
-        "gemma3" | "olmo2" | "cohere2" | "gemma3n" => match (architecture, some) {
-            ("gemma3", some @ Some(_)) => every(6, some),
-            ("olmo2", some @ Some(_)) => every(4, some),
-            ("gemma3" | "olmo2", None) => full,
-            ("gemma3n", some) => every(5, some),
-            (_, some) => every(4, some),
-        },
-        // Only the model of 32 billion parameters slides.
-        "exaone4" if layers == 64 => every(4, given.or(Some(4096)).filter(|window| *window > 0)),
-        "exaone4" => full,
+    let window = match header.architecture()? {
+        "gemma2" => sliding(2, given_or_default)?,
+        "gpt-oss" => sliding(2, given)?,
+        "gemma3" | "olmo2" if !is_given => None,
+        "gemma3" => sliding(6, given)?,
+        "gemma3n" => sliding(5, given)?,
+        "olmo2" | "cohere2" => sliding(4, given)?,
+        // Only the model of 32 billion parameters has a window.
+        "exaone4" if layer_count == 64 => sliding(4, given_or_default)?,
+        "exaone4" => None,
         // Its window is in the file and llama.cpp does not use it.
-        "phi3" => full,
+        "phi3" => None,
+        // A window in a file of one of these is unexpected, and unknown then.
         "llama" | "qwen2" | "qwen2moe" | "qwen2vl" | "qwen3" | "qwen3moe" | "qwen3vl"
         | "qwen3vlmoe" | "mistral3" | "phi2" | "gemma" | "starcoder" | "starcoder2" | "falcon"
         | "gpt2" | "gptneox" | "stablelm" | "internlm2" | "command-r" | "olmo" | "olmoe"
         | "openelm" | "deci" | "deepseek" | "exaone" | "granite" | "granitemoe" | "smollm3"
         | "arcee" | "ernie4_5" | "hunyuan-dense" | "seed_oss" | "glm4" | "nemotron" | "minicpm"
-        | "bloom" | "mpt" | "baichuan" | "chatglm" | "dbrx" | "xverse" | "orion" => match some {
-            None => full,
-            // A window where none is known of.
-            Some(_) => None,
-        },
-        _ => None,
-    }
-}
-
-fn number(header: &Header, key: &str) -> Option<u64> {
-    match header.of_model(key)? {
-        Value::Number(number) => Some(*number).filter(|number| *number < 1 << 40),
-        _ => None,
-    }
-}
-
-/// One number for all layers, or one for each.
-fn per_layer(header: &Header, key: &str, layers: u64) -> Option<Vec<u64>> {
-    let layers = usize::try_from(layers).ok()?;
-    match header.of_model(key)? {
-        Value::Number(number) if *number < 1 << 20 => Some(vec![*number; layers]),
-        Value::List(list) if list.len() == layers && list.iter().all(|n| *n < 1 << 20) => {
-            Some(list.clone())
+        | "bloom" | "mpt" | "baichuan" | "chatglm" | "dbrx" | "xverse" | "orion"
+            if !is_given =>
+        {
+            None
         }
+        _ => return None,
+    };
+    // Builds differ in whether they use the pattern of the file: it has to agree.
+    let has_layer = |layer| window.is_some_and(|window| window.has_layer(layer));
+    let agrees = match header.model_value("attention.sliding_window_pattern") {
+        None => true,
+        Some(HeaderValue::Integer(period)) => window.is_some_and(|window| window.period == *period),
+        Some(HeaderValue::Array(pattern)) => {
+            let pattern = pattern.iter().map(|slides| *slides != 0);
+            (0..layer_count).map(has_layer).eq(pattern)
+        }
+        Some(_) => false,
+    };
+    agrees.then_some(window)
+}
+
+fn integer(header: &ModelHeader, key: &str) -> Option<u64> {
+    match header.model_value(key)? {
+        HeaderValue::Integer(number) => Some(*number).filter(|number| *number < 1 << 40),
         _ => None,
     }
+}
+
+/// A number for each layer; the file has one for all of them, or an array.
+fn per_layer(header: &ModelHeader, key: &str, layer_count: u64) -> Option<Vec<u64>> {
+    let layer_count = usize::try_from(layer_count).ok()?;
+    let numbers = match header.model_value(key)? {
+        HeaderValue::Integer(number) => vec![*number; layer_count],
+        HeaderValue::Array(numbers) => numbers.clone(),
+        _ => return None,
+    };
+    let is_valid = numbers.len() == layer_count && numbers.iter().all(|number| *number < 1 << 20);
+    is_valid.then_some(numbers)
 }
 
 #[cfg(test)]
@@ -454,17 +431,17 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn header(architecture: &str, pairs: &[(&str, &str)]) -> Header {
+    fn header(architecture: &str, pairs: &[(&str, &str)]) -> ModelHeader {
         let pairs: Vec<_> = pairs
             .iter()
             .map(|(key, value)| (format!("{architecture}.{key}"), *value))
             .collect();
         let texts = pairs.iter().map(|(key, value)| (key.as_str(), *value));
-        Header::from_texts(texts.chain([("general.architecture", architecture)]))
+        ModelHeader::from_texts(texts.chain([("general.architecture", architecture)]))
     }
 
     /// gemma-3-270m.
-    fn gemma() -> Header {
+    fn gemma() -> ModelHeader {
         header(
             "gemma3",
             &[
@@ -480,59 +457,59 @@ mod tests {
         )
     }
 
-    fn slots(count: u64, n_ctx: u64) -> Slots {
-        Slots { count, n_ctx }
+    fn slots(count: u64, n_ctx: u64) -> SlotLayout {
+        SlotLayout { count, n_ctx }
     }
 
     #[test]
-    fn the_sizes_of_gemma_are_those_that_llama_server_prints() {
-        let given = Options {
+    fn sizes_match_those_that_llama_server_prints() {
+        let given = CacheOptions {
             ctx_size: Some(4096),
-            ..Options::default()
+            ..CacheOptions::default()
         };
-        let two = Options {
+        let two = CacheOptions {
             parallel: Some(2),
             ..given.clone()
         };
-        let cache = |options: &Options, s| cache(&gemma(), options, s).unwrap();
-        assert_eq!(cache(&two, slots(2, 2048)).limit_bytes(), 42 * MIB);
+        let cache = |options: &CacheOptions, s| KvCache::new(&gemma(), options, s).unwrap();
+        assert_eq!(cache(&two, slots(2, 2048)).total_bytes(), 42 * MIB);
         let four = cache(&given, slots(4, 4096));
-        assert_eq!(four.limit_bytes(), 12 * MIB + 37 * MIB + MIB / 2);
-        assert_eq!((four.streams, four.window.cells), (1, 2560));
+        assert_eq!(four.total_bytes(), 12 * MIB + 37 * MIB + MIB / 2);
+        assert_eq!((four.streams, four.sliding.cells), (1, 2560));
         // -c 1000 -np 3 -kvu -ub 64 -ctk q8_0 -ctv q4_0: 1.22 + 6.09 MiB.
-        let odd = Options {
+        let odd = CacheOptions {
             ctx_size: Some(1000),
             parallel: Some(3),
             unified: true,
             ubatch: 64,
-            type_k: CacheType::Q8_0,
-            type_v: CacheType::Q4_0,
-            ..Options::default()
+            type_k: CacheType::named("q8_0").unwrap(),
+            type_v: CacheType::named("q4_0").unwrap(),
+            ..CacheOptions::default()
         };
-        let bytes = cache(&odd, slots(3, 1024)).limit_bytes();
+        let bytes = cache(&odd, slots(3, 1024)).total_bytes();
         assert_eq!(bytes, (272 + 144) * 18 * 1024);
-        let full = Options {
+        let full = CacheOptions {
             swa_full: true,
             ..two
         };
-        assert_eq!(cache(&full, slots(2, 2048)).limit_bytes(), 72 * MIB);
+        assert_eq!(cache(&full, slots(2, 2048)).total_bytes(), 72 * MIB);
     }
 
     #[test]
-    fn cells_in_use_are_no_more_than_there_are() {
-        let options = Options {
+    fn used_cells_are_limited_to_those_allocated() {
+        let options = CacheOptions {
             parallel: Some(2),
-            ..Options::default()
+            ..CacheOptions::default()
         };
-        let cache = cache(&gemma(), &options, slots(2, 2048)).unwrap();
+        let cache = KvCache::new(&gemma(), &options, slots(2, 2048)).unwrap();
         assert_eq!(cache.used_bytes(&[0, 0]), 0);
         assert_eq!(cache.used_bytes(&[100, 0]), 100 * 18 * 1024);
         assert_eq!(cache.used_bytes(&[2000, 0]), (2000 * 3 + 1024 * 15) * 1024);
-        assert_eq!(cache.used_bytes(&[9999, 9999]), cache.limit_bytes());
+        assert_eq!(cache.used_bytes(&[9999, 9999]), cache.total_bytes());
     }
 
     #[test]
-    fn layers_may_have_heads_of_their_own_number() {
+    fn layers_may_differ_in_their_number_of_heads() {
         let mut texts = header(
             "openelm",
             &[
@@ -542,30 +519,30 @@ mod tests {
                 ("attention.value_length", "16"),
             ],
         );
-        let list = |list: &[u64]| Value::List(list.to_vec());
+        let list = |list: &[u64]| HeaderValue::Array(list.to_vec());
         let key = |key: &str| format!("openelm.attention.{key}");
         texts.values.insert(key("head_count"), list(&[4, 4, 8]));
         texts.values.insert(key("head_count_kv"), list(&[1, 2, 4]));
-        let options = Options {
+        let options = CacheOptions {
             parallel: Some(1),
-            ..Options::default()
+            ..CacheOptions::default()
         };
-        let bytes = |options: &Options| {
-            let cache = cache(&texts, options, slots(1, 256));
+        let bytes = |options: &CacheOptions| {
+            let cache = KvCache::new(&texts, options, slots(1, 256));
             cache.unwrap().full.cell_bytes
         };
         assert_eq!(bytes(&options), 7 * 16 * 2 * 2);
-        let transposed = Options {
-            transposed: true,
+        let transposed = CacheOptions {
+            transposed_v: true,
             ..options
         };
         assert_eq!(bytes(&transposed), (7 + 12) * 16 * 2);
         texts.values.insert(key("head_count_kv"), list(&[1, 2]));
-        assert_eq!(cache(&texts, &transposed, slots(1, 256)), None);
+        assert_eq!(KvCache::new(&texts, &transposed, slots(1, 256)), None);
     }
 
     #[test]
-    fn what_cannot_be_computed_has_no_cache() {
+    fn unknown_layouts_have_no_size() {
         let plain = [
             ("block_count", "2"),
             ("embedding_length", "64"),
@@ -573,13 +550,13 @@ mod tests {
         ];
         let cache = |architecture: &str, more: &[(&str, &str)]| {
             let pairs = [&plain[..], more].concat();
-            cache(
+            KvCache::new(
                 &header(architecture, &pairs),
-                &Options::default(),
+                &CacheOptions::default(),
                 slots(4, 256),
             )
         };
-        assert_eq!(cache("llama", &[]).unwrap().limit_bytes(), 256 * 2 * 256);
+        assert_eq!(cache("llama", &[]).unwrap().total_bytes(), 256 * 2 * 256);
         for architecture in ["mamba", "deepseek2", "qwen3next", "gemma4", "no-such"] {
             assert_eq!(cache(architecture, &[]), None, "{architecture}");
         }
@@ -595,17 +572,17 @@ mod tests {
         // A window that the file does not tell.
         assert_eq!(cache("gpt-oss", &[]), None);
         let rows_of_16 = [("attention.key_length", "16")];
-        let options = Options {
-            type_k: CacheType::Q8_0,
-            ..Options::default()
+        let options = CacheOptions {
+            type_k: CacheType::named("q8_0").unwrap(),
+            ..CacheOptions::default()
         };
         let pairs = [&plain[..], &rows_of_16, &[("attention.head_count_kv", "1")]].concat();
         let header = header("llama", &pairs);
-        assert_eq!(super::cache(&header, &options, slots(4, 256)), None);
+        assert_eq!(KvCache::new(&header, &options, slots(4, 256)), None);
     }
 
     #[test]
-    fn no_number_is_too_large_to_reckon_with() {
+    fn no_number_overflows() {
         let numbers = [1, 3, 255, 1 << 20, (1 << 40) - 1, u64::MAX - 1, u64::MAX];
         let header = |number: u64| {
             let number = number.to_string();
@@ -615,52 +592,52 @@ mod tests {
             let pairs: Vec<_> = pairs.chain([("block_count", "512")]).collect();
             header("gemma3", &pairs)
         };
-        let headers: Vec<Header> = numbers.into_iter().map(header).collect();
+        let headers: Vec<ModelHeader> = numbers.into_iter().map(header).collect();
         let count = numbers.len();
         for index in 0..count.pow(4) {
             let [a, b, c, d] = [0, 1, 2, 3].map(|digit| numbers[index / count.pow(digit) % count]);
-            let options = Options {
+            let options = CacheOptions {
                 ctx_size: (d % 2 == 0).then_some(a),
                 parallel: (a % 2 == 0).then_some(b),
-                per_slot: (b % 2 == 0).then_some(c),
+                unified_per_slot: (b % 2 == 0).then_some(c),
                 unified: c % 2 == 0,
                 batch: d,
                 ubatch: c,
-                ..Options::default()
+                ..CacheOptions::default()
             };
             let slots = slots(b, c);
-            let _ = cells(Some(&options), slots, Some(d));
+            let _ = CellLayout::new(Some(&options), slots, Some(d));
             for header in &headers {
-                if let Some(cache) = cache(header, &options, slots) {
-                    assert!(cache.used_bytes(&[a, b, c, d]) <= cache.limit_bytes());
+                if let Some(cache) = KvCache::new(header, &options, slots) {
+                    assert!(cache.used_bytes(&[a, b, c, d]) <= cache.total_bytes());
                 }
             }
         }
-        let largest = Part {
+        let largest = LayerGroup {
             cells: u64::MAX,
             cell_bytes: u64::MAX,
         };
-        let cache = Cache {
+        let cache = KvCache {
             streams: 1,
             full: largest,
-            window: largest,
+            sliding: largest,
         };
-        assert_eq!(cache.limit_bytes(), u64::MAX);
+        assert_eq!(cache.total_bytes(), u64::MAX);
         assert_eq!(cache.used_bytes(&[u64::MAX, u64::MAX]), u64::MAX);
     }
 
     #[test]
-    fn cells_are_known_from_the_arguments_or_for_a_single_slot() {
-        let count = |options: Option<&Options>, s| {
-            cells(options, s, Some(32768)).map(|cells| (cells.streams, cells.each))
+    fn the_number_of_cells_follows_from_the_arguments() {
+        let count = |options: Option<&CacheOptions>, s| {
+            CellLayout::new(options, s, Some(32768)).map(|layout| (layout.streams, layout.cells))
         };
         assert_eq!(count(None, slots(1, 1024)), Some((1, 1024)));
         assert_eq!(count(None, slots(2, 1024)), None);
-        let options = |ctx_size, parallel, unified| Options {
+        let options = |ctx_size, parallel, unified| CacheOptions {
             ctx_size,
             parallel,
             unified,
-            ..Options::default()
+            ..CacheOptions::default()
         };
         let auto = options(None, None, false);
         assert_eq!(count(Some(&auto), slots(4, 32768)), Some((1, 32768)));
@@ -670,11 +647,11 @@ mod tests {
         let large = options(Some(100_000), Some(2), false);
         assert_eq!(count(Some(&large), slots(2, 32768)), Some((2, 50_176)));
         // Of a cache for all, each slot may be given a part.
-        let capped = |ctx_size, parallel, unified| Options {
-            per_slot: Some(1000),
+        let capped = |ctx_size, parallel, unified| CacheOptions {
+            unified_per_slot: Some(1000),
             ..options(ctx_size, parallel, unified)
         };
-        let one = |options: Options, s| count(Some(&options), s);
+        let one = |options: CacheOptions, s| count(Some(&options), s);
         assert_eq!(
             one(capped(None, None, false), slots(4, 1000)),
             Some((1, 4096))

@@ -1,119 +1,111 @@
-//! AMD and Intel GPUs, as sysfs and fdinfo tell of them.
+//! AMD and Intel GPUs, from sysfs and fdinfo.
 //!
-//! The files of amdgpu are those of the kernel's `Documentation/gpu/amdgpu/`
-//! (`driver-misc.rst`, `thermal.rst`): `gpu_busy_percent`, `mem_info_vram_*` and
-//! `mem_info_gtt_*`, and hwmon's `temp1_input` and `power1_average` or `power1_input`. Those of
-//! i915 and xe are hwmon's, of
-//! `Documentation/ABI/testing/sysfs-driver-intel-{i915,xe}-hwmon`. A process's
-//! share is in `/proc/PID/fdinfo`, after `Documentation/gpu/drm-usage-stats.rst`.
+//! amdgpu: `gpu_busy_percent`, `mem_info_vram_*`, `mem_info_gtt_*`, and hwmon's `temp1_input`,
+//! `power1_average` or `power1_input`, as in the kernel's `Documentation/gpu/amdgpu/`
+//! (`driver-misc.rst`, `thermal.rst`). i915 and xe: hwmon as in
+//! `Documentation/ABI/testing/sysfs-driver-intel-{i915,xe}-hwmon`. The memory of a process:
+//! `/proc/PID/fdinfo`, as in `Documentation/gpu/drm-usage-stats.rst`.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::machine::procfs::{Procfs, read_text};
+use crate::machine::procfs::Procfs;
+use crate::machine::pseudo_files::{field, read_text, read_value};
 use crate::snapshot::{Gpu, GpuMemory};
 
 const AMD: &str = "0x1002";
 const INTEL: &str = "0x8086";
-/// The most cards that are looked at.
-const MOST_CARDS: usize = 256;
-/// The most descriptors of a process that are looked at.
-const MOST_DESCRIPTORS: usize = 4096;
+/// The most cards that are read.
+const MAX_CARDS: usize = 256;
+/// The most descriptors of DRM devices of a process that are read.
+const MAX_DRM_DESCRIPTORS: usize = 4096;
 
-/// The cards of this machine.
+/// The DRM cards of this machine.
 #[derive(Debug)]
-pub struct Cards {
-    cards: Vec<Card>,
-}
+pub struct DrmCards(Vec<DrmCard>);
 
 #[derive(Debug)]
-struct Card {
+struct DrmCard {
     /// The label `gpu`.
     index: String,
-    /// Its folder in sysfs.
+    /// Its device folder in sysfs.
     device: PathBuf,
-    /// Its address on the bus, as fdinfo has it.
+    /// Its PCI address, as in fdinfo.
     address: String,
     driver: String,
-    /// Microjoules and when they were read, where only they are told.
+    /// The last reading of its energy counter in microjoules, if it has no power sensor.
     energy: Option<(Instant, f64)>,
 }
 
-impl Cards {
-    /// The cards that sysfs shows. They are counted from 0 in their order;
-    /// beside NVIDIA's, which count for themselves, each keeps its own name.
-    pub fn find(sysfs: &Path, beside_others: bool) -> Cards {
-        let number = |name: &str| name.strip_prefix("card")?.parse::<u32>().ok();
-        let class = sysfs.join("class/drm");
-        let mut found: Vec<(u32, Card)> = fs::read_dir(&class)
+impl DrmCards {
+    /// Finds the cards in sysfs. Their index counts from 0; beside NVIDIA's GPUs, which do the
+    /// same, it is the name of the card.
+    pub fn find(sysfs: &Path, beside_nvidia: bool) -> DrmCards {
+        let entries = fs::read_dir(sysfs.join("class/drm")).into_iter().flatten();
+        let cards = entries.flatten().filter_map(|entry| {
+            // Connectors, as `card1-DP-1`, have no number.
+            let number: u32 = entry
+                .file_name()
+                .to_str()?
+                .strip_prefix("card")?
+                .parse()
+                .ok()?;
+            Some((number, DrmCard::find(entry.path().join("device"))?))
+        });
+        let mut cards: Vec<(u32, DrmCard)> = cards.take(MAX_CARDS).collect();
+        cards.sort_unstable_by_key(|(number, _)| *number);
+        let cards = cards
             .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| {
-                let number = number(entry.file_name().to_str()?)?;
-                Some((number, Card::at(entry.path().join("device"))?))
-            })
-            .take(MOST_CARDS)
-            .collect();
-        found.sort_unstable_by_key(|(number, _)| *number);
-        let mut cards = Vec::new();
-        for (position, (number, mut card)) in found.into_iter().enumerate() {
-            card.index = if beside_others {
-                format!("card{number}")
-            } else {
-                position.to_string()
-            };
-            cards.push(card);
-        }
-        Cards { cards }
+            .enumerate()
+            .map(|(position, (number, card))| {
+                let index = match beside_nvidia {
+                    true => format!("card{number}"),
+                    false => position.to_string(),
+                };
+                DrmCard { index, ..card }
+            });
+        DrmCards(cards.collect())
     }
 
-    /// Whether there are none.
+    /// Whether there are no cards.
     pub fn is_empty(&self) -> bool {
-        self.cards.is_empty()
+        self.0.is_empty()
     }
 
-    /// What the cards tell now. One that is powered down is not woken, and not shown.
+    /// Reads the cards. A suspended one is left out: reading would wake it.
     pub fn read(&mut self) -> Vec<Gpu> {
-        self.cards.iter_mut().filter_map(Card::read).collect()
+        self.0.iter_mut().filter_map(DrmCard::read).collect()
     }
 
     /// GPU memory of the process `pid`, by card.
     pub fn memory_of(&self, procfs: &Procfs, pid: u32) -> Vec<(String, GpuMemory)> {
-        if !self.cards.iter().any(|card| card.driver == "amdgpu") {
+        if !self.0.iter().any(|card| card.driver == "amdgpu") {
             return Vec::new();
         }
-        let texts = fs::read_dir(procfs.of(pid, "fd"))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .take(MOST_DESCRIPTORS)
-            .filter(|entry| {
-                fs::read_link(entry.path()).is_ok_and(|target| target.starts_with("/dev/dri"))
-            })
-            .filter_map(|entry| {
-                let name = entry.file_name();
-                let path = procfs.of(pid, "fdinfo").join(name);
-                read_text(&path, 64 << 10).ok()
+        let descriptors = procfs.descriptors(pid).into_iter().flatten();
+        let texts = descriptors
+            .filter(|(_, target)| target.starts_with("/dev/dri"))
+            .take(MAX_DRM_DESCRIPTORS)
+            .filter_map(|(descriptor, _)| {
+                let fdinfo = procfs.process_path(pid, "fdinfo");
+                read_text(&fdinfo.join(descriptor.file_name()?)).ok()
             });
         let by_address = memory_by_address(texts);
-        self.cards
-            .iter()
-            .filter_map(|card| Some((card.index.clone(), *by_address.get(&card.address)?)))
-            .collect()
+        let memory = |card: &DrmCard| Some((card.index.clone(), *by_address.get(&card.address)?));
+        self.0.iter().filter_map(memory).collect()
     }
 }
 
-impl Card {
-    fn at(device: PathBuf) -> Option<Card> {
-        let vendor = word(&device, "vendor")?;
+impl DrmCard {
+    fn find(device: PathBuf) -> Option<DrmCard> {
+        let vendor = read_value(&device.join("vendor"))?;
         if vendor != AMD && vendor != INTEL {
             return None;
         }
         let name = |path: PathBuf| Some(path.file_name()?.to_str()?.to_owned());
-        Some(Card {
+        Some(DrmCard {
             index: String::new(),
             address: fs::canonicalize(&device).ok().and_then(name)?,
             driver: fs::read_link(device.join("driver")).ok().and_then(name)?,
@@ -124,107 +116,91 @@ impl Card {
 
     fn read(&mut self) -> Option<Gpu> {
         let device = &self.device;
-        let status = word(device, "power/runtime_status");
+        let status = read_value(&device.join("power/runtime_status"));
         if status.is_some_and(|status| status != "active" && status != "unsupported") {
             return None;
         }
-        let sensors = self.sensors();
-        let sensor = |name: &str| sensors.as_ref().and_then(|folder| number(folder, name));
-        let millionth = |value: f64| value / 1e6;
+        let hwmon = fs::read_dir(device.join("hwmon"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let hwmon = hwmon.map(|entry| entry.path()).min();
+        let sensor = |name: &str| number(&hwmon.as_ref()?.join(name));
+        // The first is the edge of the die; xe has the package second.
+        let millidegrees = sensor("temp1_input").or_else(|| sensor("temp2_input"));
+        let microwatts = sensor("power1_average").or_else(|| sensor("power1_input"));
         let mut gpu = Gpu {
             index: self.index.clone(),
             driver: Some(self.driver.clone()),
-            // The first is the edge of the die; xe has the package second.
-            temperature: sensor("temp1_input")
-                .or_else(|| sensor("temp2_input"))
-                .map(|thousandths| thousandths / 1000.0),
-            power: sensor("power1_average")
-                .or_else(|| sensor("power1_input"))
-                .map(millionth),
+            temperature: millidegrees.map(|value| value / 1e3),
+            power: microwatts.map(|value| value / 1e6),
             ..Gpu::default()
         };
         if self.driver == "amdgpu" {
-            gpu.name = word(device, "product_name");
-            gpu.uuid = word(device, "unique_id");
-            gpu.utilization = number(device, "gpu_busy_percent").filter(|busy| *busy <= 100.0);
-            let memory = |which: &str| GpuMemory {
-                vram: number(device, &format!("mem_info_vram_{which}")),
-                gtt: number(device, &format!("mem_info_gtt_{which}")),
+            let memory = |what: &str| GpuMemory {
+                vram: number(&device.join(format!("mem_info_vram_{what}"))),
+                gtt: number(&device.join(format!("mem_info_gtt_{what}"))),
             };
+            gpu.name = read_value(&device.join("product_name"));
+            gpu.uuid = read_value(&device.join("unique_id"));
+            let busy = number(&device.join("gpu_busy_percent"));
+            gpu.utilization = busy.filter(|percent| *percent <= 100.0);
             gpu.memory_used = memory("used");
             gpu.memory_total = memory("total");
         }
         if gpu.power.is_none() {
             let energy = sensor("energy1_input").map(|energy| (Instant::now(), energy));
-            gpu.power = self.power(energy);
+            let before = std::mem::replace(&mut self.energy, energy);
+            gpu.power = before
+                .zip(energy)
+                .and_then(|((then, before), (now, energy))| {
+                    let watts = (energy - before) / 1e6 / now.duration_since(then).as_secs_f64();
+                    (watts.is_finite() && watts >= 0.0).then_some(watts)
+                });
         }
-        // A display adapter without a sensor tells nothing.
-        [
+        // A display adapter without any sensor is left out.
+        let values = [
             gpu.utilization,
             gpu.temperature,
             gpu.memory_total.vram,
             gpu.power,
-        ]
-        .iter()
-        .any(Option::is_some)
-        .then_some(gpu)
-    }
-
-    /// Watts, from how the energy has grown.
-    fn power(&mut self, now: Option<(Instant, f64)>) -> Option<f64> {
-        let (then, before) = std::mem::replace(&mut self.energy, now)?;
-        let (at, energy) = now?;
-        let seconds = at.duration_since(then).as_secs_f64();
-        Some((energy - before) / 1e6 / seconds).filter(|watts| watts.is_finite() && *watts >= 0.0)
-    }
-
-    fn sensors(&self) -> Option<PathBuf> {
-        let folders = fs::read_dir(self.device.join("hwmon")).ok()?;
-        folders.flatten().map(|entry| entry.path()).min()
+        ];
+        values.iter().any(Option::is_some).then_some(gpu)
     }
 }
 
-/// GPU memory by the card's address: that of each client once, however many descriptors it
-/// has.
+/// GPU memory by PCI address, from the texts of fdinfo. Several descriptors may have the same
+/// client: it counts once.
 fn memory_by_address(texts: impl Iterator<Item = String>) -> BTreeMap<String, GpuMemory> {
     let mut clients: BTreeMap<(String, String), GpuMemory> = BTreeMap::new();
     for text in texts {
-        let fields: BTreeMap<&str, &str> = text
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .map(|(key, value)| (key, value.trim()))
-            .collect();
-        // The newer name first; `drm-memory-` is also what older kernels have.
-        let memory = |of: &str| {
-            let names = [format!("drm-resident-{of}"), format!("drm-memory-{of}")];
-            names
-                .iter()
-                .find_map(|name| bytes(fields.get(name.as_str())?))
+        // `drm-memory-` is the older name, which some kernels have besides.
+        let memory = |kind: &str| {
+            let names = [format!("drm-resident-{kind}"), format!("drm-memory-{kind}")];
+            names.iter().find_map(|name| bytes(field(&text, name)?))
         };
-        if let (Some(address), Some(client)) = (fields.get("drm-pdev"), fields.get("drm-client-id"))
+        if let (Some(address), Some(client)) =
+            (field(&text, "drm-pdev"), field(&text, "drm-client-id"))
         {
             let memory = GpuMemory {
                 vram: memory("vram"),
                 gtt: memory("gtt"),
             };
-            clients.insert(((*address).to_owned(), (*client).to_owned()), memory);
+            clients.insert((address.to_owned(), client.to_owned()), memory);
         }
     }
+    let add = |a: Option<f64>, b: Option<f64>| a.map_or(b, |a| Some(a + b.unwrap_or(0.0)));
     let mut cards: BTreeMap<String, GpuMemory> = BTreeMap::new();
     for ((address, _), memory) in clients {
         let sum = cards.entry(address).or_default();
-        let add = |sum: &mut Option<f64>, more: Option<f64>| {
-            if let Some(more) = more {
-                *sum = Some(sum.unwrap_or(0.0) + more);
-            }
-        };
-        add(&mut sum.vram, memory.vram);
-        add(&mut sum.gtt, memory.gtt);
+        sum.vram = add(sum.vram, memory.vram);
+        sum.gtt = add(sum.gtt, memory.gtt);
     }
     cards.retain(|_, memory| *memory != GpuMemory::default());
     cards
 }
 
+/// Parses a number of bytes with an optional unit, such as `2048 KiB`.
 fn bytes(text: &str) -> Option<f64> {
     let (number, unit) = text.split_once(' ').unwrap_or((text, ""));
     let factor = match unit.trim() {
@@ -236,17 +212,10 @@ fn bytes(text: &str) -> Option<f64> {
     Some(number.parse::<u64>().ok()? as f64 * factor)
 }
 
-fn word(folder: &Path, name: &str) -> Option<String> {
-    let text = read_text(&folder.join(name), 256).ok()?;
-    let text = text.trim();
-    (!text.is_empty()).then(|| text.to_owned())
-}
-
-fn number(folder: &Path, name: &str) -> Option<f64> {
-    word(folder, name)?
-        .parse()
-        .ok()
-        .filter(|number: &f64| number.is_finite() && *number >= 0.0)
+/// Reads a file that holds one number; `None` if it is not a valid one or negative.
+fn number(path: &Path) -> Option<f64> {
+    let number: f64 = read_value(path)?.parse().ok()?;
+    (number.is_finite() && number >= 0.0).then_some(number)
 }
 
 #[cfg(test)]
@@ -254,13 +223,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::machine::test_files::Tree;
+    use crate::machine::tests::file_tree::FileTree;
 
     /// An amdgpu card after the kernel's documentation, and an Intel one.
-    fn machine() -> Tree {
+    fn machine() -> FileTree {
         let amd = "sys/devices/pci0000:00/0000:03:00.0";
         let intel = "sys/devices/pci0000:00/0000:00:02.0";
-        let tree = Tree::new(&[
+        let tree = FileTree::new(&[
             ("sys/bus/pci/drivers/amdgpu/x", ""),
             ("sys/bus/pci/drivers/i915/x", ""),
         ]);
@@ -292,9 +261,9 @@ mod tests {
     }
 
     #[test]
-    fn a_card_tells_its_load_memory_temperature_and_power() {
+    fn a_card_has_utilization_memory_temperature_and_power() {
         let tree = machine();
-        let mut cards = Cards::find(&tree.path("sys"), false);
+        let mut cards = DrmCards::find(&tree.path("sys"), false);
         let begun = std::time::Instant::now();
         let gpus = cards.read();
         assert_eq!(gpus.len(), 1, "Intel's power needs a second look");
@@ -312,25 +281,25 @@ mod tests {
         // Half a joule, in 20 ms or as long as this machine took.
         let least = 0.5 / begun.elapsed().as_secs_f64();
         assert!((least..26.0).contains(&watts), "{watts}");
-        assert_eq!(Cards::find(&tree.path("sys"), true).cards[1].index, "card1");
+        assert_eq!(DrmCards::find(&tree.path("sys"), true).0[1].index, "card1");
     }
 
     #[test]
-    fn a_card_that_sleeps_is_not_woken() {
+    fn a_suspended_card_is_not_read() {
         let tree = machine();
         let status = "sys/devices/pci0000:00/0000:03:00.0/power/runtime_status";
         tree.write(status, "suspended\n");
-        assert!(Cards::find(&tree.path("sys"), false).read().is_empty());
+        assert!(DrmCards::find(&tree.path("sys"), false).read().is_empty());
     }
 
     #[test]
-    fn fields_that_are_no_numbers_are_absent() {
+    fn values_that_are_no_valid_numbers_are_absent() {
         let tree = machine();
         let folder = "sys/devices/pci0000:00/0000:03:00.0";
         tree.write(&format!("{folder}/gpu_busy_percent"), "-1\n");
         tree.write(&format!("{folder}/mem_info_vram_used"), "\n");
         tree.write(&format!("{folder}/hwmon/hwmon4/temp1_input"), "warm\n");
-        let gpu = &Cards::find(&tree.path("sys"), false).read()[0];
+        let gpu = &DrmCards::find(&tree.path("sys"), false).read()[0];
         assert_eq!(
             (gpu.utilization, gpu.memory_used.vram, gpu.temperature),
             (None, None, None)
@@ -338,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_processs_share_counts_each_client_once() {
+    fn memory_of_a_process_counts_each_client_once() {
         let tree = machine();
         let info = |client: u32, field: &str| {
             format!(
@@ -360,7 +329,7 @@ mod tests {
         }
         tree.write("proc/7/fdinfo/9", info(10, "drm-memory-vram:\t5 KiB"));
         tree.link("proc/7/fd/9", "/dev/null");
-        let cards = Cards::find(&tree.path("sys"), false);
+        let cards = DrmCards::find(&tree.path("sys"), false);
         let memory = cards.memory_of(&Procfs::new(&tree.path("proc")), 7);
         let five = GpuMemory::of_one_kind(Some(5.0 * 1048576.0));
         assert_eq!(memory, [("1".to_owned(), five)]);
@@ -373,8 +342,8 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_in_system_memory_is_told_apart_from_video_memory() {
-        let tree = Tree::new(&[("sys/bus/pci/drivers/amdgpu/x", "")]);
+    fn system_memory_and_video_memory_are_separate() {
+        let tree = FileTree::new(&[("sys/bus/pci/drivers/amdgpu/x", "")]);
         let device = "sys/devices/pci0000:00/0000:c5:00.0";
         for line in case("08-amd-apu-gtt/sysfs.txt").lines() {
             let (file, value) = line.split_once('=').unwrap();
@@ -385,7 +354,7 @@ mod tests {
         tree.link("sys/class/drm/card1/device", tree.path(device));
         tree.write("proc/7/fdinfo/9", case("08-amd-apu-gtt/fdinfo.txt"));
         tree.link("proc/7/fd/9", "/dev/dri/renderD128");
-        let mut cards = Cards::find(&tree.path("sys"), false);
+        let mut cards = DrmCards::find(&tree.path("sys"), false);
         let gpu = &cards.read()[0];
         let memory = |vram, gtt| GpuMemory {
             vram: Some(vram),

@@ -1,7 +1,7 @@
-//! The header of a model's file, read on a thread of its own.
+//! The header of a model file, read on a thread of its own.
 //!
-//! A file may lie on a network mount that does not answer, and opening or reading it then
-//! waits for ever: the poll must not. Such a thread stays; there are never many of them.
+//! Opening or reading a file on a network mount that does not answer waits forever. The poll must
+//! not, so the thread does; there are never more than a few.
 
 use std::io;
 use std::path::Path;
@@ -10,107 +10,107 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::gguf::{self, Error, Header};
+use crate::gguf::header::{HeaderError, ModelHeader, first_part};
 use crate::machine::procfs::Procfs;
 
-/// How long the poll that wants it first waits for it: a file on a disk is read by then.
+/// How long the first poll waits: a file on a local disk is read by then.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
-/// The most threads that read at a time, or wait for a file system, for all servers.
-const MOST_READERS: usize = 4;
-/// How long an error stands before the file is read again.
-const ERROR_STANDS: Duration = Duration::from_secs(30);
+/// The most threads that read or wait for a file system, for all servers.
+const MAX_READERS: usize = 4;
+/// How long after an error the file is read again.
+const RETRY_AFTER: Duration = Duration::from_secs(30);
 
 static READERS: AtomicUsize = AtomicUsize::new(0);
 
-/// The file of a model, as far as it was read.
+/// A model file and what its header said.
 pub struct ModelFile {
     path: String,
-    state: State,
+    state: HeaderState,
 }
 
-enum State {
-    Reading(Receiver<Result<Header, Error>>),
-    Known(Result<Header, Error>, Instant),
+enum HeaderState {
+    Reading(Receiver<Result<ModelHeader, HeaderError>>),
+    Read(Result<ModelHeader, HeaderError>, Instant),
 }
 
 impl ModelFile {
-    /// Begins to read the header of the file at `path`, as the process `pid` sees the path.
+    /// Starts reading the header of the file at `path`, as the process `pid` sees the path.
     pub fn read(procfs: &Procfs, pid: u32, path: &str) -> ModelFile {
-        let part = gguf::first_part(Path::new(path));
+        let part = first_part(Path::new(path));
         let procfs = procfs.clone();
         let read = move || {
-            let file = procfs.open_as_seen_by(pid, &part).map_err(Error::Io)?;
-            Header::read(file)
+            let file = procfs.open_as_seen_by(pid, &part)?;
+            ModelHeader::read(file)
         };
         let mut file = ModelFile {
             path: path.to_owned(),
             state: match in_background(read) {
-                Ok(result) => State::Reading(result),
-                Err(error) => State::Known(Err(Error::Io(error)), Instant::now()),
+                Ok(result) => HeaderState::Reading(result),
+                Err(error) => HeaderState::Read(Err(error.into()), Instant::now()),
             },
         };
         file.wait(FIRST_WAIT);
         file
     }
 
-    /// Whether it is worth reading the file at `path` (again).
+    /// Whether the file at `path` should be read (again).
     pub fn is_outdated(&self, path: &str) -> bool {
-        let failed = |at: &Instant| at.elapsed() > ERROR_STANDS;
-        self.path != path || matches!(&self.state, State::Known(Err(_), at) if failed(at))
+        self.path != path
+            || matches!(&self.state, HeaderState::Read(Err(_), at) if at.elapsed() > RETRY_AFTER)
     }
 
-    /// The header, once it was read.
-    pub fn header(&mut self) -> Option<&Header> {
+    /// The header, once it is read.
+    pub fn header(&mut self) -> Option<&ModelHeader> {
         self.wait(Duration::ZERO);
         match &self.state {
-            State::Known(result, _) => result.as_ref().ok(),
-            State::Reading(_) => None,
+            HeaderState::Read(result, _) => result.as_ref().ok(),
+            HeaderState::Reading(_) => None,
         }
     }
 
-    /// Why there is no header: what follows "the model's file".
+    /// Why there is no header: what follows "the model file".
     pub fn problem(&self) -> Option<String> {
         match &self.state {
-            State::Known(result, _) => result.as_ref().err().map(ToString::to_string),
-            State::Reading(_) => Some("is on a file system that does not answer".to_owned()),
+            HeaderState::Read(result, _) => result.as_ref().err().map(ToString::to_string),
+            HeaderState::Reading(_) => Some("is on a file system that does not answer".to_owned()),
         }
     }
 
     fn wait(&mut self, time: Duration) {
-        if let State::Reading(result) = &self.state {
+        if let HeaderState::Reading(result) = &self.state {
             let result = match result.recv_timeout(time) {
                 Ok(result) => result,
                 Err(RecvTimeoutError::Timeout) => return,
                 Err(RecvTimeoutError::Disconnected) => {
-                    Err(Error::Io(io::Error::other("its reader has ended")))
+                    Err(io::Error::other("its reader has ended").into())
                 }
             };
-            self.state = State::Known(result, Instant::now());
+            self.state = HeaderState::Read(result, Instant::now());
         }
     }
 }
 
-/// Does `work` on a thread, unless there are too many already.
+/// Runs `read` on a thread, unless there are too many already.
 fn in_background<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
+    read: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<Receiver<T>> {
-    struct Place;
-    impl Drop for Place {
+    struct ReaderCount;
+    impl Drop for ReaderCount {
         fn drop(&mut self) {
             READERS.fetch_sub(1, Ordering::SeqCst);
         }
     }
-    let more = |readers: usize| readers.checked_add(1).filter(|more| *more <= MOST_READERS);
+    let add = |readers: usize| readers.checked_add(1).filter(|more| *more <= MAX_READERS);
     READERS
-        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, more)
-        .map_err(|_| io::Error::other("too many files are being read that do not answer"))?;
-    let place = Place;
+        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, add)
+        .map_err(|_| io::Error::other("too many files are waiting for their file systems"))?;
+    let counted = ReaderCount;
     let (sender, receiver) = mpsc::channel();
     let thread = thread::Builder::new().name("model-file".to_owned());
     thread.spawn(move || {
-        let result = work();
-        drop(place);
-        // Whoever wanted it may have gone.
+        let result = read();
+        drop(counted);
+        // The receiver may be gone.
         let _ = sender.send(result);
     })?;
     Ok(receiver)
@@ -121,19 +121,19 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::machine::test_files::Tree;
+    use crate::machine::tests::file_tree::FileTree;
 
     /// The readers are counted for the whole process.
-    static ALONE: Mutex<()> = Mutex::new(());
+    static READERS_LOCK: Mutex<()> = Mutex::new(());
 
     #[test]
-    fn a_file_that_is_no_model_is_read_again_after_a_while() {
-        let _alone = ALONE.lock().unwrap();
-        let tree = Tree::new(&[("rootfs/m.gguf", "no model")]);
+    fn a_file_that_is_no_model_is_read_again_later() {
+        let _alone = READERS_LOCK.lock().unwrap();
+        let tree = FileTree::new(&[("rootfs/m.gguf", "no model")]);
         tree.link("7/root", tree.path("rootfs"));
         let procfs = Procfs::new(&tree.path(""));
         let mut file = ModelFile::read(&procfs, 7, "/m.gguf");
-        while matches!(file.state, State::Reading(_)) {
+        while matches!(file.state, HeaderState::Reading(_)) {
             file.wait(FIRST_WAIT);
         }
         assert_eq!(file.header(), None);
@@ -142,23 +142,23 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_that_does_not_answer_holds_up_nobody_and_takes_few_threads() {
-        let _alone = ALONE.lock().unwrap();
+    fn a_file_system_that_hangs_blocks_no_poll_and_takes_few_threads() {
+        let _alone = READERS_LOCK.lock().unwrap();
         // Each reads until its end of a channel of its own is dropped.
         let hang = || {
             let (answer, waiting) = mpsc::channel::<()>();
             let result = in_background(move || {
                 let _ = waiting.recv();
-                Ok(Header::default())
+                Ok(ModelHeader::default())
             });
             result.map(|result| (answer, result))
         };
-        let readers: Vec<_> = (0..MOST_READERS).map(|_| hang().unwrap()).collect();
+        let readers: Vec<_> = (0..MAX_READERS).map(|_| hang().unwrap()).collect();
         assert!(hang().is_err(), "there is one more");
         for (answer, result) in readers {
             let mut file = ModelFile {
                 path: "m".to_owned(),
-                state: State::Reading(result),
+                state: HeaderState::Reading(result),
             };
             assert_eq!(file.header(), None);
             assert!(file.problem().unwrap().contains("does not answer"));
@@ -169,7 +169,7 @@ mod tests {
             }
             assert_eq!(file.problem(), None);
         }
-        // Their places are free again.
+        // Their threads have ended.
         while READERS.load(Ordering::SeqCst) > 0 {
             thread::yield_now();
         }

@@ -1,347 +1,339 @@
-//! Which process holds a model.
+//! Finds the process that serves a model: by its listening socket, else by its command line, and
+//! for Docker Model Runner by its model file.
 //!
-//! The tables of sockets say whether anything listens there on this machine, and
-//! only then its owner is looked for: first among the processes that are called
-//! as llama.cpp's server is. To look through all descriptors of all processes
-//! costs much beside servers with thousands of them. Whatever is looked at is
-//! looked at once a poll, however many models the poll has.
+//! The tables of sockets say whether anything listens there on this machine; only then its owner
+//! is looked for, first among the llama-servers. Listing all descriptors of all processes is
+//! expensive beside servers with thousands of connections, so one poll does it at most once,
+//! however many models it has.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::machine::Hints;
-use crate::machine::procfs::{Process, Procfs};
-use crate::machine::server_arguments::Arguments;
-use crate::machine::sockets::{Listener, Listening, Net};
+use crate::machine::procfs::{HeldSocket, ProcessId, Procfs};
+use crate::machine::server_arguments::ServerArguments;
+use crate::machine::sockets::{ListeningSocket, ListeningSockets, NetworkNamespace};
+use crate::readings::ModelReading;
 
-/// What people can do where the process is not found.
-const ADVICE: &str = "memory and CPU are not shown; let the exporter run as root or as the \
+/// What to do when the process is not found.
+const ADVICE: &str = "memory and CPU are unavailable; run the exporter as root or as the \
                       server's user, or name the process with --pid-file";
-
 const LOOPBACK: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::LOCALHOST),
     IpAddr::V6(Ipv6Addr::LOCALHOST),
 ];
+/// The most bytes of command lines that are kept during one poll.
+const MAX_COMMAND_LINES_BYTES: usize = 8 << 20;
+/// The shortest digest that identifies a model file.
+const MIN_DIGEST_LENGTH: usize = 12;
+/// The most network namespaces besides our own that may have the base URL's address.
+const MAX_NAMESPACES: usize = 8;
+/// How long connecting may take: the server has just answered.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The most bytes of command lines that are kept for one poll.
-const MOST_CALLED_BYTES: usize = 8 << 20;
-/// The shortest digest that tells one model's file from others'.
-const SHORTEST_DIGEST: usize = 12;
+/// Opens a connection: its local address, and the stream that keeps it open (none in tests).
+pub type Connect = fn(SocketAddr) -> Option<(SocketAddr, Option<TcpStream>)>;
 
-/// The most networks besides our own that have the base URL's address and are looked into.
-const MOST_NETWORKS: usize = 8;
-/// How long to wait for a connection: the server has just answered.
-const CONNECT_TIME: Duration = Duration::from_millis(500);
-
-/// A connection of ours, which ends with it.
-pub struct Connection {
-    /// Our end of it.
-    pub local: SocketAddr,
-    /// The connection; none in tests.
-    pub stream: Option<TcpStream>,
+/// Opens a TCP connection. Nothing is sent over it.
+pub fn connect(server: SocketAddr) -> Option<(SocketAddr, Option<TcpStream>)> {
+    let stream = TcpStream::connect_timeout(&server, CONNECT_TIMEOUT).ok()?;
+    Some((stream.local_addr().ok()?, Some(stream)))
 }
 
-/// Opens a connection.
-pub type Connect = fn(SocketAddr) -> Option<Connection>;
+/// The process, with the socket if it was found by that; or why it was not found, if the user can
+/// do something about it.
+pub type LookupResult = Result<(ProcessId, Option<HeldSocket>), Option<String>>;
 
-/// Opens a TCP connection, over which nothing is sent.
-pub fn connect(server: SocketAddr) -> Option<Connection> {
-    let stream = TcpStream::connect_timeout(&server, CONNECT_TIME).ok()?;
-    Some(Connection {
-        local: stream.local_addr().ok()?,
-        stream: Some(stream),
-    })
-}
-
-/// A process, and the descriptor and the number of the socket that it was found by.
-pub type Held = (Process, Option<(PathBuf, u64)>);
-
-/// The process, or why it is not found, where there is something to be done about it.
-pub type Outcome = Result<Held, Option<String>>;
-
-/// All processes, as one poll looks for those behind one base URL among them.
-pub struct Search {
+/// The processes of this machine during one poll.
+pub struct ProcessLookup {
     procfs: Procfs,
-    /// The base URL's.
+    /// The addresses of the base URL.
     addresses: Vec<IpAddr>,
     port: u16,
     connect: Connect,
-    /// All processes but our own, those called as llama.cpp's server is first.
-    pids: Vec<u32>,
-    /// How many of them are called so.
-    servers: usize,
-    /// How they were called.
-    called: BTreeMap<u32, Arguments>,
-    /// What listens in the network that the base URL leads to; `None`: it leads to none here.
-    network: OnceCell<Option<Listening>>,
-    is_here: OnceCell<bool>,
-    held_by_servers: OnceCell<Sockets>,
-    held_by_others: OnceCell<Sockets>,
+    /// The processes that are llama-servers by their command line.
+    servers: Vec<u32>,
+    /// All other processes but our own.
+    others: Vec<u32>,
+    command_lines: BTreeMap<u32, ServerArguments>,
+    /// What listens in the network namespace that the base URL leads to; `None` if that is not on
+    /// this machine.
+    listening: OnceCell<Option<ListeningSockets>>,
+    is_on_this_machine: OnceCell<bool>,
+    held_by_servers: OnceCell<SocketHolders>,
+    held_by_others: OnceCell<SocketHolders>,
 }
 
-/// Who holds the sockets that listen.
+/// Who has the listening sockets open.
 #[derive(Default)]
-struct Sockets {
-    /// By the number of the socket: the processes, and their descriptors.
-    holders: BTreeMap<u64, Vec<(u32, PathBuf)>>,
-    /// Processes into which we may not look.
-    unseen: Vec<u32>,
+struct SocketHolders {
+    /// The processes by the socket's inode number.
+    by_inode: BTreeMap<u64, Vec<(u32, HeldSocket)>>,
+    /// Processes whose descriptors we may not list.
+    unreadable: Vec<u32>,
 }
 
-impl Search {
-    /// A search for what is behind `port` of `addresses`; `connect` opens a connection to it.
-    pub fn new(procfs: &Procfs, addresses: &[IpAddr], port: u16, connect: Connect) -> Search {
-        let own = std::process::id();
-        let (mut pids, mut others) = (Vec::new(), Vec::new());
-        let mut called = BTreeMap::new();
-        let mut bytes: usize = 0;
-        for pid in procfs.pids() {
-            // The kernel's own threads were called with nothing.
-            let words = procfs.arguments(pid).unwrap_or_default();
-            if words.is_empty() || pid == own {
-                continue;
-            }
-            let arguments = Arguments::new(&words, &[]);
-            match arguments.are_a_llama_servers() {
-                true => pids.push(pid),
-                false => others.push(pid),
-            }
-            bytes = words.iter().fold(bytes, |sum, word| {
-                let size = word.len().saturating_add(size_of::<String>());
-                sum.saturating_add(size)
-            });
-            if bytes <= MOST_CALLED_BYTES {
-                called.insert(pid, arguments);
-            }
-        }
-        let servers = pids.len();
-        pids.append(&mut others);
-        Search {
+impl ProcessLookup {
+    /// A lookup of what is behind `port` of `addresses`.
+    pub fn new(
+        procfs: &Procfs,
+        addresses: Vec<IpAddr>,
+        port: u16,
+        connect: Connect,
+    ) -> ProcessLookup {
+        let mut lookup = ProcessLookup {
             procfs: procfs.clone(),
-            addresses: addresses.to_owned(),
+            addresses,
             port,
             connect,
-            pids,
-            servers,
-            called,
-            network: OnceCell::new(),
-            is_here: OnceCell::new(),
+            servers: Vec::new(),
+            others: Vec::new(),
+            command_lines: BTreeMap::new(),
+            listening: OnceCell::new(),
+            is_on_this_machine: OnceCell::new(),
             held_by_servers: OnceCell::new(),
             held_by_others: OnceCell::new(),
+        };
+        let mut bytes: usize = 0;
+        for pid in procfs.pids() {
+            let words = procfs.command_line(pid).unwrap_or_default();
+            // Kernel threads have no command line.
+            if words.is_empty() || pid == std::process::id() {
+                continue;
+            }
+            let arguments = ServerArguments::new(&words, &[]);
+            match arguments.is_llama_server() {
+                true => lookup.servers.push(pid),
+                false => lookup.others.push(pid),
+            }
+            for word in &words {
+                bytes = bytes.saturating_add(word.len());
+                bytes = bytes.saturating_add(size_of::<String>());
+            }
+            if bytes <= MAX_COMMAND_LINES_BYTES {
+                lookup.command_lines.insert(pid, arguments);
+            }
         }
+        lookup
     }
 
-    /// The process of the model of which `hints` speak.
-    pub fn find(&self, hints: &Hints) -> Outcome {
-        if let Some(part) = hints.file_part {
-            return self.by_file(part, hints.mode);
+    /// Finds the process of the model that `reading` is about.
+    pub fn find(&self, reading: &ModelReading) -> LookupResult {
+        if let Some(digest) = &reading.process.file_part {
+            return self.by_model_file(digest, reading.mode.as_deref());
         }
-        // None: it is not here, or behind what is no process, as a firewall's rule.
-        let network = self.network().ok_or(None)?;
-        let Some(words) = hints.arguments else {
-            let listeners = network.tcp(self.port, &self.addresses);
-            return self.holder(network, &listeners, |called| called.mean_port(self.port));
+        // None: it is on another machine, or behind what is no process, such as a firewall rule.
+        let listening = self.listening().ok_or(None)?;
+        let Some(words) = &reading.process.arguments else {
+            let sockets = listening.tcp(self.port, &self.addresses);
+            return self.by_socket(&sockets, |process| process.may_listen_on(self.port));
         };
-        // A router's own server listens beside it.
-        let child = Arguments::new(words, &[]);
-        if let Some(path) = child.sockets().next() {
-            let called = |called: &Arguments| called.sockets().any(|of| of == path);
-            self.holder(network, &network.unix(path), called)
+        // The server of one of a router's models listens beside the router.
+        let child = ServerArguments::new(words, &[]);
+        if let Some(path) = child.unix_sockets().next() {
+            self.by_socket(&listening.unix(path), |process| {
+                process.unix_sockets().any(|socket| socket == path)
+            })
         } else {
             let port = child.port().ok_or(None)?;
-            let listeners = network.tcp(port, &LOOPBACK);
-            self.holder(network, &listeners, |called| called.mean_port(port))
+            let sockets = listening.tcp(port, &LOOPBACK);
+            self.by_socket(&sockets, |process| process.may_listen_on(port))
         }
     }
 
-    /// What listens in the network that the base URL leads to.
-    fn network(&self) -> Option<&Listening> {
+    /// What listens in the network namespace that the base URL leads to.
+    fn listening(&self) -> Option<&ListeningSockets> {
         let find = || {
-            self.networks().find_map(|net| {
-                let listening = net.listening();
-                let here = !listening.tcp(self.port, &self.addresses).is_empty();
-                here.then_some(listening)
-            })
+            let mut listening = self.namespaces().map(|namespace| namespace.listening());
+            listening.find(|sockets| !sockets.tcp(self.port, &self.addresses).is_empty())
         };
-        self.network.get_or_init(find).as_ref()
+        self.listening.get_or_init(find).as_ref()
     }
 
-    /// Where the base URL may lead: to our own network, and where the processes of more than
-    /// our own container are shown, to the machine's or that of another container.
-    fn networks(&self) -> impl Iterator<Item = Net> {
-        let leads_to = |net: &Net| self.addresses.iter().any(|address| net.has(*address));
-        let own = Net::at(self.procfs.path("net"), true);
-        let others = [1].into_iter().chain(self.servers().iter().copied());
+    /// The network namespaces that the base URL may lead to: our own, that of the machine (PID 1)
+    /// and those of llama-servers in other containers.
+    fn namespaces(&self) -> impl Iterator<Item = NetworkNamespace> {
+        let has_address = |namespace: &NetworkNamespace| {
+            let mut addresses = self.addresses.iter();
+            addresses.any(|address| namespace.has_address(*address))
+        };
+        let own = NetworkNamespace::new(self.procfs.path("net"), true);
+        let others = [1].into_iter().chain(self.servers.iter().copied());
         let others = others
-            .map(|pid| (pid, self.net_of(pid)))
-            .filter(move |(_, net)| leads_to(net))
-            .take(MOST_NETWORKS)
-            .filter(|(pid, net)| self.is_reached(*pid, net))
-            .map(|(_, net)| net);
-        Some(own).filter(leads_to).into_iter().chain(others)
+            .map(|pid| (pid, self.namespace_of(pid)))
+            .filter(move |(_, namespace)| has_address(namespace))
+            .take(MAX_NAMESPACES)
+            .filter(|(pid, namespace)| self.receives_our_connections(*pid, namespace))
+            .map(|(_, namespace)| namespace);
+        Some(own).filter(has_address).into_iter().chain(others)
     }
 
-    /// Whether what we ask at the base URL comes to the network of `pid`, which has its
-    /// address. Anybody may make a network with any address in it: so it must show a
-    /// connection that we open now, and be of a user namespace in which only root can make
-    /// networks.
-    fn is_reached(&self, pid: u32, net: &Net) -> bool {
+    /// Whether connections to the base URL arrive in the namespace of `pid`, which has its
+    /// address. Any user can create a namespace with any address: so it must show a connection
+    /// that we open now, and belong to the user namespace in which only root can create others.
+    fn receives_our_connections(&self, pid: u32, namespace: &NetworkNamespace) -> bool {
         let shows_ours = |address: &IpAddr| {
             let server = SocketAddr::new(*address, self.port);
             let connection = (self.connect)(server);
-            connection.is_some_and(|connection| net.has_connection(server, connection.local))
+            // The stream stays open until here.
+            connection.is_some_and(|(local, _stream)| namespace.has_connection(server, local))
         };
-        self.procfs.is_in_first_user_namespace(pid) && self.addresses.iter().any(shows_ours)
+        self.procfs.is_in_initial_user_namespace(pid) && self.addresses.iter().any(shows_ours)
     }
 
-    fn net_of(&self, pid: u32) -> Net {
-        Net::at(self.procfs.of(pid, "net"), false)
+    fn namespace_of(&self, pid: u32) -> NetworkNamespace {
+        NetworkNamespace::new(self.procfs.process_path(pid, "net"), false)
     }
 
-    /// The processes that are called as llama.cpp's server is.
-    fn servers(&self) -> &[u32] {
-        self.pids.get(..self.servers).unwrap_or_default()
-    }
-
-    fn others(&self) -> &[u32] {
-        self.pids.get(self.servers..).unwrap_or_default()
-    }
-
-    /// Who of `pids` holds what of `network`.
-    fn sockets(&self, network: &Listening, pids: &[u32]) -> Sockets {
-        let wanted: BTreeSet<u64> = network.inodes().collect();
-        let mut sockets = Sockets::default();
+    /// Which of `pids` have which listening sockets open.
+    fn holders_among(&self, pids: &[u32]) -> SocketHolders {
+        let listening = self.listening().into_iter();
+        let inodes: BTreeSet<u64> = listening.flat_map(ListeningSockets::inodes).collect();
+        let mut holders = SocketHolders::default();
         for pid in pids {
-            match self.procfs.holds(*pid, &wanted) {
+            match self.procfs.sockets(*pid, &inodes) {
                 Ok(held) => {
-                    for (path, inode) in held {
-                        sockets.holders.entry(inode).or_default().push((*pid, path));
+                    for socket in held {
+                        let holders = holders.by_inode.entry(socket.inode).or_default();
+                        holders.push((*pid, socket));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    sockets.unseen.push(*pid);
+                    holders.unreadable.push(*pid);
                 }
                 Err(_) => {}
             }
         }
-        sockets
+        holders
     }
 
-    /// The one process that holds the sockets and a model, or where that cannot be seen
-    /// the one that `is_called` so.
-    fn holder(
+    /// The one process that has the sockets open and a model loaded; if the descriptors cannot be
+    /// listed, the one whose command line matches.
+    fn by_socket(
         &self,
-        network: &Listening,
-        listeners: &[Listener],
-        is_called: impl Fn(&Arguments) -> bool,
-    ) -> Outcome {
-        if listeners.is_empty() {
+        sockets: &[ListeningSocket],
+        matches: impl Fn(&ServerArguments) -> bool,
+    ) -> LookupResult {
+        if sockets.is_empty() {
             return Err(None);
         }
-        let of_servers = || self.sockets(network, self.servers());
-        let of_others = || self.sockets(network, self.others());
-        let mut looked = vec![self.held_by_servers.get_or_init(of_servers)];
-        let is_held = |listener: &Listener| looked[0].holders.contains_key(&listener.inode);
-        // Any other program may have handed it down to one that has not been looked at.
-        if !listeners.iter().all(is_held) {
-            looked.push(self.held_by_others.get_or_init(of_others));
+        let servers = self
+            .held_by_servers
+            .get_or_init(|| self.holders_among(&self.servers));
+        let mut searched = vec![servers];
+        // Any other program may have inherited the socket.
+        if !sockets
+            .iter()
+            .all(|socket| servers.by_inode.contains_key(&socket.inode))
+        {
+            searched.push(
+                self.held_by_others
+                    .get_or_init(|| self.holders_among(&self.others)),
+            );
         }
-        let mut holders: Vec<Held> = Vec::new();
-        for listener in listeners {
-            let held = looked
+        let mut holders: Vec<(ProcessId, HeldSocket)> = Vec::new();
+        for socket in sockets {
+            let held = searched
                 .iter()
-                .filter_map(|in_| in_.holders.get(&listener.inode));
-            for (pid, path) in held.flatten() {
-                if let Some(process) = self.procfs.process(*pid)
+                .filter_map(|held| held.by_inode.get(&socket.inode));
+            for (pid, socket) in held.flatten() {
+                if let Some(process) = self.procfs.process_id(*pid)
                     && !holders.iter().any(|(known, _)| *known == process)
                 {
-                    holders.push((process, Some((path.clone(), listener.inode))));
+                    holders.push((process, socket.clone()));
                 }
             }
         }
-        let Some(pid) = holders.first().map(|(process, _)| process.pid) else {
-            let unseen: Vec<u32> = looked.iter().flat_map(|in_| &in_.unseen).copied().collect();
-            return self.by_command_line(listeners, &unseen, is_called);
+        let Some((ProcessId { pid, .. }, _)) = holders.first().cloned() else {
+            let unreadable = searched.iter().flat_map(|held| &held.unreadable).copied();
+            return self.by_command_line(sockets, &unreadable.collect::<Vec<_>>(), matches);
         };
-        holders.retain(|(Process { pid, .. }, _)| {
-            self.servers().contains(pid) || self.procfs.has_llama_cpp(*pid)
+        holders.retain(|(ProcessId { pid, .. }, _)| {
+            self.servers.contains(pid) || self.procfs.has_llama_cpp_mapped(*pid)
         });
         match holders.len() {
-            1 => holders.pop().ok_or(None),
+            1 => holders
+                .pop()
+                .map(|(process, socket)| (process, Some(socket)))
+                .ok_or(None),
             0 => Err(Some(format!(
-                "process {pid} answers at the base URL's port, and holds no model: {ADVICE}"
+                "process {pid} listens on the base URL's port and has no model loaded: {ADVICE}"
             ))),
             many => Err(Some(format!(
-                "{many} processes hold the server's socket: {ADVICE}"
+                "{many} processes have the server's socket open: {ADVICE}"
             ))),
         }
     }
 
-    /// The only one of `pids`, into whose descriptors we may not look, that `is_called` so,
-    /// belongs to the user of the socket, and lives in its network.
+    /// The only one of `pids`, whose descriptors cannot be listed, with a matching command line,
+    /// in the network namespace of a socket and of its user.
     pub(super) fn by_command_line(
         &self,
-        listeners: &[Listener],
+        sockets: &[ListeningSocket],
         pids: &[u32],
-        is_called: impl Fn(&Arguments) -> bool,
-    ) -> Outcome {
-        let is_its = |pid: u32, listener: &Listener| {
+        matches: impl Fn(&ServerArguments) -> bool,
+    ) -> LookupResult {
+        let may_hold = |pid: u32, socket: &ListeningSocket| {
             let uid = self.procfs.status(pid).and_then(|status| status.uid);
-            (listener.uid.is_none() || listener.uid == uid)
-                && self.net_of(pid).has_socket(listener.inode)
+            (socket.uid.is_none() || socket.uid == uid)
+                && self.namespace_of(pid).has_socket(socket.inode)
         };
-        let is_it = |pid: &u32| {
-            self.called.get(pid).is_some_and(&is_called)
-                && listeners.iter().any(|of| is_its(*pid, of))
+        let is_candidate = |pid: &u32| {
+            self.command_lines.get(pid).is_some_and(&matches)
+                && sockets.iter().any(|socket| may_hold(*pid, socket))
         };
-        let mut found: Vec<u32> = pids.iter().copied().filter(is_it).collect();
-        let wraps = |pid: &u32, of: &u32| {
-            let (outer, inner) = (self.called.get(pid), self.called.get(of));
-            outer.zip(inner).is_some_and(|(o, i)| o.wrap(i))
+        let candidates: Vec<u32> = pids.iter().copied().filter(is_candidate).collect();
+        let wraps_another = |pid: &u32| {
+            let wrapper = self.command_lines.get(pid);
+            let mut others = candidates
+                .iter()
+                .filter_map(|pid| self.command_lines.get(pid));
+            others.any(|other| wrapper.is_some_and(|wrapper| wrapper.wraps(other)))
         };
-        // `docker-init -- llama-server …`, `sudo llama-server …` stay beside what they started.
-        let all = found.clone();
-        found.retain(|pid| !all.iter().any(|of| wraps(pid, of)));
-        self.only(&found, "called with the server's port")
+        // `sudo llama-server …` stays beside what it started.
+        let found: Vec<u32> = candidates
+            .iter()
+            .copied()
+            .filter(|pid| !wraps_another(pid))
+            .collect();
+        self.only_one(&found, "the server's port")
     }
 
-    /// The only llama-server whose model's file has `part` in its path, for what is run as `mode`.
-    fn by_file(&self, part: &str, mode: Option<&str>) -> Outcome {
-        // Files are named after digests: nothing, or a word, is in other paths as well.
-        let is_digest =
-            part.len() >= SHORTEST_DIGEST && part.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if !is_digest
-            || !*self
-                .is_here
-                .get_or_init(|| self.networks().next().is_some())
-        {
+    /// The only llama-server in `mode` that has `digest` in the path of its model file.
+    fn by_model_file(&self, digest: &str, mode: Option<&str>) -> LookupResult {
+        // Docker Model Runner names files by digest. An empty or common word would match any.
+        let is_digest = digest.len() >= MIN_DIGEST_LENGTH
+            && digest.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_on_this_machine = || self.namespaces().next().is_some();
+        if !is_digest || !self.is_on_this_machine.get_or_init(is_on_this_machine) {
             return Err(None);
         }
-        let is_it = |pid: &u32| {
-            self.called.get(pid).is_some_and(|arguments| {
-                arguments.model().is_some_and(|path| path.contains(part))
+        let matches = |pid: &u32| {
+            self.command_lines.get(pid).is_some_and(|arguments| {
+                arguments
+                    .model_path()
+                    .is_some_and(|path| path.contains(digest))
                     && mode.is_none_or(|mode| mode == arguments.mode())
             })
         };
-        let found: Vec<u32> = self.servers().iter().copied().filter(is_it).collect();
-        self.only(&found, "called with the model's file")
+        let found: Vec<u32> = self.servers.iter().copied().filter(matches).collect();
+        self.only_one(&found, "the model file")
     }
 
-    fn only(&self, found: &[u32], which: &str) -> Outcome {
+    fn only_one(&self, found: &[u32], what: &str) -> LookupResult {
         match found {
-            [pid] => match self.procfs.process(*pid) {
-                Some(process) => Ok((process, None)),
-                None => Err(None),
-            },
+            [pid] => self
+                .procfs
+                .process_id(*pid)
+                .map(|process| (process, None))
+                .ok_or(None),
             [] => Err(Some(format!(
-                "no process that can be seen from here is {which}: {ADVICE}"
+                "no visible process has {what} on its command line: {ADVICE}"
             ))),
             many => Err(Some(format!(
-                "{} processes are {which}: {ADVICE}",
+                "{} processes have {what} on their command lines: {ADVICE}",
                 many.len()
             ))),
         }

@@ -1,297 +1,279 @@
-//! What `/proc` tells of processes: who they are, how they were called, what they hold.
+//! What `/proc` says about processes: identity, command line, memory, threads, descriptors.
 //!
-//! Formats as proc(5) describes them. Nothing here changes or signals anything.
+//! Formats as in proc(5). Only reads; never signals a process.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::machine::pseudo_files::{bytes_field, field, read_bytes, read_text};
 use crate::process::file;
 use crate::process::procfs_stat::ProcessStat;
 
-/// A process, and when it started: its number alone may be given to another one later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Process {
-    /// Its number in the PID namespace of the procfs that is read.
+/// The most bytes of a command line or environment that are read.
+const MAX_COMMAND_LINE_BYTES: u64 = 1 << 20;
+/// The most bytes of `/proc/PID/maps` that are read.
+const MAX_MAPS_BYTES: u64 = 8 << 20;
+/// The most processes of a machine.
+const MAX_PROCESSES: usize = 65_536;
+/// The most descriptors of a process.
+const MAX_DESCRIPTORS: usize = 65_536;
+
+/// A PID with the start time of its process: the PID alone may be reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessId {
+    /// The PID, in the PID namespace of the procfs that is read.
     pub pid: u32,
-    /// When it started, in ticks since boot.
+    /// When the process started, in ticks since boot.
     pub started: u64,
 }
 
-/// The most bytes of a command line or an environment that are looked at.
-const LONGEST_CALL: u64 = 1 << 20;
-/// The most bytes of a list of what is mapped that are looked at.
-const LONGEST_MAPS: u64 = 8 << 20;
-/// The most processes that are looked at.
-const MOST_PROCESSES: usize = 65_536;
-/// The most descriptors of a process that are looked at.
-const MOST_DESCRIPTORS: usize = 65_536;
-
-/// `/proc`, or where the host's is mounted.
+/// A procfs: `/proc`, or where the host's is mounted (`--procfs`).
 #[derive(Clone, Debug)]
 pub struct Procfs(PathBuf);
 
 impl Procfs {
-    /// The procfs that is mounted at `root`.
+    /// The procfs mounted at `root`.
     pub fn new(root: &Path) -> Procfs {
         Procfs(root.to_owned())
     }
 
-    /// A path of one process.
-    pub fn of(&self, pid: u32, name: &str) -> PathBuf {
-        self.0.join(pid.to_string()).join(name)
-    }
-
-    /// A path below the root.
+    /// The path of a file below the root.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    /// The process that has this number now.
-    pub fn process(&self, pid: u32) -> Option<Process> {
-        self.stat(pid).map(|stat| Process {
-            pid,
-            started: stat.started,
-        })
+    /// The path of a file of the process `pid`.
+    pub fn process_path(&self, pid: u32, name: &str) -> PathBuf {
+        self.0.join(pid.to_string()).join(name)
     }
 
-    /// `/proc/PID/stat`; `None` once the process is gone, or dead and not yet buried.
+    /// The process that has this PID now.
+    pub fn process_id(&self, pid: u32) -> Option<ProcessId> {
+        let started = self.stat(pid)?.started;
+        Some(ProcessId { pid, started })
+    }
+
+    /// Reads `/proc/PID/stat`; `None` if the process has ended, zombies included.
     pub fn stat(&self, pid: u32) -> Option<ProcessStat> {
-        ProcessStat::parse(&read_text(&self.of(pid, "stat"), 4096).ok()?)
+        ProcessStat::parse(&read_text(&self.process_path(pid, "stat")).ok()?)
     }
 
-    /// `/proc/PID/status`.
-    pub fn status(&self, pid: u32) -> Option<Status> {
-        // Masks of many processors and memory nodes make it long.
-        Some(Status::parse(
-            &read_text(&self.of(pid, "status"), 64 << 10).ok()?,
-        ))
+    /// Reads `/proc/PID/status`.
+    pub fn status(&self, pid: u32) -> Option<ProcessStatus> {
+        let text = read_text(&self.process_path(pid, "status")).ok()?;
+        Some(ProcessStatus::parse(&text))
     }
 
-    /// How the process was called: its arguments, the program's name first.
+    /// The command line, program name first. Empty for kernel threads.
     ///
     /// # Errors
-    /// The process is gone.
-    pub fn arguments(&self, pid: u32) -> io::Result<Vec<String>> {
-        Ok(words(&read(&self.of(pid, "cmdline"), LONGEST_CALL)?))
+    /// The process has ended.
+    pub fn command_line(&self, pid: u32) -> io::Result<Vec<String>> {
+        let path = self.process_path(pid, "cmdline");
+        Ok(words(&read_bytes(&path, MAX_COMMAND_LINE_BYTES)?))
     }
 
-    /// The variables that llama.cpp heeds. Others may be secrets and are not looked at.
+    /// The environment variables `LLAMA_ARG_*`. All others may be secrets and are dropped.
     ///
     /// # Errors
-    /// Only the process's own user and root may read them.
-    pub fn variables(&self, pid: u32) -> io::Result<Vec<(String, String)>> {
-        let all = words(&read(&self.of(pid, "environ"), LONGEST_CALL)?);
-        Ok(all
-            .iter()
-            .filter(|variable| variable.starts_with("LLAMA_ARG_"))
-            .filter_map(|variable| variable.split_once('='))
+    /// Only root and the process's own user may read them.
+    pub fn llama_variables(&self, pid: u32) -> io::Result<Vec<(String, String)>> {
+        let path = self.process_path(pid, "environ");
+        let all = words(&read_bytes(&path, MAX_COMMAND_LINE_BYTES)?);
+        let llama = all.iter().filter(|word| word.starts_with("LLAMA_ARG_"));
+        let pairs = llama.filter_map(|word| word.split_once('='));
+        Ok(pairs
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect())
     }
 
-    /// Whether the process is in the user namespace in which only root may make network
-    /// namespaces: in others everybody may.
-    pub fn is_in_first_user_namespace(&self, pid: u32) -> bool {
-        match read_text(&self.of(pid, "uid_map"), 4096) {
+    /// Whether the process is in the initial user namespace, where only root can create network
+    /// namespaces. In every other one, any user can.
+    pub fn is_in_initial_user_namespace(&self, pid: u32) -> bool {
+        match read_text(&self.process_path(pid, "uid_map")) {
             Ok(map) => map.split_whitespace().eq(["0", "0", "4294967295"]),
             // A kernel without user namespaces.
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         }
     }
 
-    /// Whether the process has a device open whose name under `/dev` begins so.
-    pub fn has_device(&self, pid: u32, name: &str) -> bool {
-        let entries = fs::read_dir(self.of(pid, "fd")).into_iter().flatten();
-        entries.take(MOST_DESCRIPTORS).flatten().any(|entry| {
-            let target = fs::read_link(entry.path()).unwrap_or_default();
-            let target = target.to_str().and_then(|path| path.strip_prefix("/dev/"));
-            target.is_some_and(|device| device.starts_with(name))
-        })
-    }
-
-    /// The numbers of all processes, in order.
+    /// All PIDs, ascending.
     pub fn pids(&self) -> Vec<u32> {
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        let mut pids: Vec<u32> = entries
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .take(MOST_PROCESSES)
-            .collect();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let mut pids: Vec<u32> = pids.take(MAX_PROCESSES).collect();
         pids.sort_unstable();
         pids
     }
 
-    /// The descriptors through which the process holds sockets of `inodes`, as paths.
+    /// The open descriptors of a process: path in `/proc/PID/fd`, and what it links to.
     ///
     /// # Errors
-    /// Only the process's own user and root may look.
-    pub fn holds(&self, pid: u32, inodes: &BTreeSet<u64>) -> io::Result<Vec<(PathBuf, u64)>> {
-        let mut held: Vec<(PathBuf, u64)> = Vec::new();
-        for entry in fs::read_dir(self.of(pid, "fd"))?.take(MOST_DESCRIPTORS) {
-            let path = entry?.path();
-            let new = |inode: &u64| {
-                inodes.contains(inode) && !held.iter().any(|(_, known)| known == inode)
-            };
-            if let Some(inode) = socket_at(&path).filter(new) {
-                held.push((path, inode));
-                if held.len() == inodes.len() {
-                    break;
-                }
+    /// Only root and the process's own user may list them.
+    pub fn descriptors(&self, pid: u32) -> io::Result<impl Iterator<Item = (PathBuf, PathBuf)>> {
+        let entries = fs::read_dir(self.process_path(pid, "fd"))?;
+        let paths = entries.take(MAX_DESCRIPTORS).flatten();
+        Ok(paths.filter_map(|entry| {
+            let target = fs::read_link(entry.path()).ok()?;
+            Some((entry.path(), target))
+        }))
+    }
+
+    /// Whether the process has a device open whose path below `/dev/` starts with `name`.
+    pub fn has_device_open(&self, pid: u32, name: &str) -> bool {
+        let mut descriptors = self.descriptors(pid).into_iter().flatten();
+        descriptors.any(|(_, target)| {
+            let device = target.to_str().and_then(|path| path.strip_prefix("/dev/"));
+            device.is_some_and(|device| device.starts_with(name))
+        })
+    }
+
+    /// The sockets of `inodes` that the process has open, each with one of its descriptors.
+    ///
+    /// # Errors
+    /// Only root and the process's own user may list them.
+    pub fn sockets(&self, pid: u32, inodes: &BTreeSet<u64>) -> io::Result<Vec<HeldSocket>> {
+        let mut wanted = inodes.clone();
+        let mut held = Vec::new();
+        for (descriptor, target) in self.descriptors(pid)? {
+            if wanted.is_empty() {
+                break;
+            }
+            if let Some(inode) = socket_inode(&target).filter(|inode| wanted.remove(inode)) {
+                held.push(HeldSocket { descriptor, inode });
             }
         }
         Ok(held)
     }
 
-    /// Whether the process has a model's file mapped, or what llama.cpp is made of: one
-    /// that only hands on what it is asked (a container's port, a tunnel) has neither.
-    pub fn has_llama_cpp(&self, pid: u32) -> bool {
-        let maps = read_text(&self.of(pid, "maps"), LONGEST_MAPS).unwrap_or_default();
-        maps.lines().any(|line| {
-            // What has no file has no path: no slash then.
+    /// Whether the process has a GGUF file or a library of llama.cpp mapped. A process that only
+    /// forwards connections (docker-proxy, a tunnel) has neither.
+    pub fn has_llama_cpp_mapped(&self, pid: u32) -> bool {
+        const LIBRARIES: [&str; 5] = ["ggml", "libllama", "llama_cpp", "llamacpp", "llamafile"];
+        let maps = read_bytes(&self.process_path(pid, "maps"), MAX_MAPS_BYTES).unwrap_or_default();
+        String::from_utf8_lossy(&maps).lines().any(|line| {
+            // Anonymous mappings have no path, and so no slash.
             let file = line.rsplit_once('/').map_or("", |(_, file)| file);
-            file.ends_with(".gguf")
-                || ["ggml", "libllama", "llama_cpp", "llamacpp", "llamafile"]
-                    .iter()
-                    .any(|part| file.contains(part))
+            file.ends_with(".gguf") || LIBRARIES.iter().any(|part| file.contains(part))
         })
     }
 
-    /// Opens the regular file at `path` as the process sees it: from its own root and working
-    /// folder, and never out of that root, wherever symbolic links in it point.
+    /// Opens the regular file at `path` as the process sees it: relative to its working
+    /// directory and root. No symbolic link leads out of that root.
     ///
     /// # Errors
-    /// There is no such file, or only the process's own user and root may look.
+    /// No such file, or only root and the process's own user may open it.
     pub fn open_as_seen_by(&self, pid: u32, path: &Path) -> io::Result<File> {
-        let root = self.of(pid, "root");
+        let root = self.process_path(pid, "root");
         if path.is_absolute() {
             return file::regular_file_in_root(&root, path);
         }
-        let folder = fs::read_link(self.of(pid, "cwd"))?;
-        // Both are told as seen from here; that of a container is its own `/`.
-        let below = folder.strip_prefix(fs::read_link(&root)?);
-        let below = below.map_err(io::Error::other)?.join(path);
-        file::regular_file_in_root(&root, &below)
+        let working_directory = fs::read_link(self.process_path(pid, "cwd"))?;
+        // Both links are paths as seen from here; a container's own root is `/` to it.
+        let below_root = working_directory.strip_prefix(fs::read_link(&root)?);
+        let path = below_root.map_err(io::Error::other)?.join(path);
+        file::regular_file_in_root(&root, &path)
     }
 }
 
-/// The socket that the descriptor at `path` is, if it is one.
-pub fn socket_at(path: &Path) -> Option<u64> {
-    let target = fs::read_link(path).ok()?;
+/// A socket that a process has open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldSocket {
+    /// Its path in `/proc/PID/fd`.
+    pub descriptor: PathBuf,
+    /// Its inode number.
+    pub inode: u64,
+}
+
+impl HeldSocket {
+    /// Whether the descriptor is still this socket.
+    pub fn is_open(&self) -> bool {
+        let target = fs::read_link(&self.descriptor);
+        target.is_ok_and(|target| socket_inode(&target) == Some(self.inode))
+    }
+}
+
+/// The inode number of `socket:[INODE]`, the link of a socket's descriptor.
+fn socket_inode(target: &Path) -> Option<u64> {
     let inode = target.to_str()?.strip_prefix("socket:[")?;
     inode.strip_suffix(']')?.parse().ok()
 }
 
-/// Whether this process is in the initial PID namespace, where every process has the PID that
-/// the kernel itself knows it by. False also where that cannot be told.
-pub fn is_in_initial_namespace() -> bool {
+/// Whether this process is in the initial PID namespace, where PIDs are those that the kernel
+/// itself uses. False also if unknown.
+pub fn is_in_initial_pid_namespace() -> bool {
     /// `PROC_PID_INIT_INO` of `linux/proc_ns.h`.
     const INITIAL: &str = "pid:[4026531836]";
     fs::read_link("/proc/self/ns/pid").is_ok_and(|own| own.as_os_str() == INITIAL)
 }
 
-/// What `/proc/PID/status` says.
+/// The fields of `/proc/PID/status` that are used.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Status {
-    /// Bytes resident.
+pub struct ProcessStatus {
+    /// Bytes of resident memory.
     pub resident_bytes: Option<f64>,
-    /// Threads.
+    /// Number of threads.
     pub threads: Option<f64>,
-    /// The user whose rights it has.
+    /// The effective user ID.
     pub uid: Option<u32>,
-    /// The processors that it may run on.
+    /// The CPUs that it may run on, as ranges.
     pub cpus: Option<Vec<(u32, u32)>>,
 }
 
-impl Status {
-    /// Reads it.
-    pub fn parse(text: &str) -> Status {
-        let mut status = Status::default();
-        for line in text.lines() {
-            let Some((key, value)) = line.split_once(':') else {
-                continue;
-            };
-            let value = value.trim();
-            match key {
-                "VmRSS" => {
-                    let kilobytes = value.strip_suffix("kB").map(str::trim);
-                    let kilobytes = kilobytes.and_then(|number| number.parse::<f64>().ok());
-                    status.resident_bytes = kilobytes.map(|number| number * 1024.0);
-                }
-                "Threads" => status.threads = value.parse().ok(),
-                // Real, effective, saved, file system.
-                "Uid" => {
-                    let effective = value.split_whitespace().nth(1);
-                    status.uid = effective.and_then(|uid| uid.parse().ok());
-                }
-                "Cpus_allowed_list" => status.cpus = ranges(value),
-                _ => {}
-            }
+impl ProcessStatus {
+    /// Parses the file.
+    pub fn parse(text: &str) -> ProcessStatus {
+        ProcessStatus {
+            resident_bytes: bytes_field(text, "VmRSS"),
+            threads: field(text, "Threads").and_then(|count| count.parse().ok()),
+            // Real, effective, saved, file system.
+            uid: field(text, "Uid").and_then(|ids| ids.split_whitespace().nth(1)?.parse().ok()),
+            cpus: field(text, "Cpus_allowed_list").and_then(cpu_ranges),
         }
-        status
     }
 }
 
-/// A list such as `0-3,8`.
-pub fn ranges(text: &str) -> Option<Vec<(u32, u32)>> {
-    let text = text.trim();
-    if text.is_empty() {
-        return None;
-    }
-    text.split(',')
-        .map(|part| {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let range: (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
-            (range.0 <= range.1).then_some(range)
-        })
-        .collect()
+/// Parses a list of CPUs such as `0-3,8`.
+pub fn cpu_ranges(text: &str) -> Option<Vec<(u32, u32)>> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+        (first <= last).then_some((first, last))
+    };
+    text.trim().split(',').map(range).collect()
 }
 
-/// The words of a file in which each ends with a zero byte.
+/// The words of a file that ends each with a zero byte.
 fn words(bytes: &[u8]) -> Vec<String> {
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
     if bytes.is_empty() {
         return Vec::new();
     }
-    bytes
-        .split(|byte| *byte == 0)
+    let words = bytes.split(|byte| *byte == 0);
+    words
         .map(|word| String::from_utf8_lossy(word).into_owned())
         .collect()
 }
 
-/// At most `limit` bytes of a file.
-///
-/// # Errors
-/// What the system says.
-pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// At most `limit` bytes of a file, as text.
-///
-/// # Errors
-/// What the system says.
-pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
-    Ok(String::from_utf8_lossy(&read(path, limit)?).into_owned())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
-    use crate::machine::test_files::Tree;
+    use crate::machine::tests::file_tree::FileTree;
 
     #[test]
-    fn a_status_tells_memory_threads_user_and_processors() {
+    fn a_status_has_memory_threads_user_and_cpus() {
         let text = "Name:\tllama\nUid:\t0\t1000\t0\t0\nVmRSS:\t  2048 kB\nThreads:\t9\nCpus_allowed_list:\t0-1,5\n";
-        let status = Status::parse(text);
+        let status = ProcessStatus::parse(text);
         assert_eq!(status.resident_bytes, Some(2097152.0));
         assert_eq!((status.threads, status.uid), (Some(9.0), Some(1000)));
         assert_eq!(status.cpus, Some(vec![(0, 1), (5, 5)]));
         // A kernel thread has no memory of its own.
-        assert_eq!(Status::parse("Name:\tx\n").resident_bytes, None);
-        assert_eq!(ranges("3-1"), None);
+        assert_eq!(ProcessStatus::parse("Name:\tx\n").resident_bytes, None);
+        assert_eq!(cpu_ranges("3-1"), None);
     }
 
     #[test]
@@ -301,8 +283,8 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_followed_as_the_process_sees_it_and_not_out_of_its_root() {
-        let tree = Tree::new(&[("rootfs/app/m", "app"), ("rootfs/data/m", "data")]);
+    fn a_path_is_resolved_as_the_process_sees_it_and_stays_in_its_root() {
+        let tree = FileTree::new(&[("rootfs/app/m", "app"), ("rootfs/data/m", "data")]);
         tree.write("outside/m", "outside");
         tree.link("7/root", tree.path("rootfs"));
         tree.link("7/cwd", tree.path("rootfs/app"));
@@ -328,14 +310,14 @@ mod tests {
         for path in ["out", "none", "/outside/m"] {
             assert_eq!(seen(7, path), None, "{path}");
         }
-        // A working folder that is not below the root is not to be reached by a path.
+        // A working directory outside of the root cannot be reached.
         assert_eq!(seen(8, "m"), None);
     }
 
     #[test]
-    fn a_process_that_has_a_model_mapped_is_told_from_one_that_hands_on() {
+    fn a_model_server_is_recognized_by_what_it_has_mapped() {
         let line = |path: &str| format!("7f00-7f01 r--p 00000000 fe:00 1234   {path}\n");
-        let tree = Tree::new(&[
+        let tree = FileTree::new(&[
             (
                 "1/maps",
                 &(line("/usr/bin/docker-proxy") + &line("[heap]") + &line("")),
@@ -348,7 +330,7 @@ mod tests {
             ("4/maps", &line("/home/llama_cpp/nginx")),
         ]);
         let procfs = Procfs::new(&tree.path(""));
-        let has: Vec<bool> = (1..6).map(|pid| procfs.has_llama_cpp(pid)).collect();
+        let has: Vec<bool> = (1..6).map(|pid| procfs.has_llama_cpp_mapped(pid)).collect();
         assert_eq!(has, [false, true, true, false, false]);
     }
 }

@@ -131,7 +131,7 @@ def test_two_processes_with_the_same_port_argument_are_ambiguous(start_program):
     try:
         report = run_check(server.url, uid=NOBODY)
         assert report.value("memory_usage_bytes") is None
-        assert "2 processes are called with the server's port" in report.stdout
+        assert "2 processes have the server's port on their command lines" in report.stdout
         # Root can see which process owns the socket.
         assert_process(run_check(server.url), server.pid)
     finally:
@@ -146,7 +146,7 @@ def test_a_pid_file(start_program, tmp_path):
     assert_process(run_check(server.url, "--pid-file", pid_file), server.pid)
     pid_file.write_text("999999999\n")
     report = run_check(server.url, "--pid-file", pid_file)
-    assert report.value("memory_usage_bytes") is None and "no process has the number" in report.stdout
+    assert report.value("memory_usage_bytes") is None and "no process has the PID" in report.stdout
 
 
 def test_each_model_of_a_router_has_its_own_process(start_router, start_exporter):
@@ -198,7 +198,7 @@ def test_a_pid_file_whose_pid_was_reused(start_program, replay, start_exporter, 
         last = exporter.wait_for(lambda poll: poll.number >= first.number + 4 and poll.value("up") == 1)
         polls = [first, *exporter.between(first, last)]
         assert [poll.value("memory_usage_bytes") for poll in polls] == [None] * len(polls)
-        assert "is another process's by now" in exporter.log
+        assert "now belongs to another process" in exporter.log
     finally:
         other.kill()
         other.wait()
@@ -262,7 +262,7 @@ def test_a_poll_costs_little(start_program, start_exporter):
     with ThreadPoolExecutor() as pool:
         cost, base_cost = pool.map(cpu_seconds_per_poll, (with_process, without_process), (10, 10))
     assert cost < 5 * base_cost
-    assert with_process.log.count("the process that holds the model is found") == 1
+    assert with_process.log.count("found the server process") == 1
 
 
 DESCRIPTORS = """

@@ -1,11 +1,11 @@
-//! NVIDIA GPUs, as `nvidia-smi` tells of them.
+//! NVIDIA GPUs, from `nvidia-smi`.
 //!
-//! It takes up to seconds to start, and then answers for as long as it is let: so one runs all
-//! the time for the GPUs, and one for the memory of processes, each with a thread that reads
-//! it; another thread starts and ends them ([`runtime_power`] says why they end). A poll only
-//! looks at what they said last.
+//! `nvidia-smi` takes up to seconds to start and then prints at every interval for as long as it
+//! runs. So one runs for the GPUs and one for the memory of processes, each with a thread that
+//! reads its output; another thread starts and stops them ([`runtime_power`] says why). A poll
+//! only looks at the last readings.
 
-mod command;
+mod query;
 mod runtime_power;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,132 +14,134 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::machine::nvidia::command::Query;
-use crate::machine::nvidia::runtime_power::{Ask, RuntimePower};
+use crate::machine::nvidia::query::Query;
+use crate::machine::nvidia::runtime_power::{GpuSelection, RuntimePower};
 use crate::machine::procfs::{self, Procfs};
 use crate::process::log;
 use crate::settings::Settings;
 use crate::snapshot::{Gpu, GpuMemory};
 
-/// What is asked of each GPU.
 const GPU_FIELDS: &str = "index,uuid,driver_version,utilization.gpu,temperature.gpu,\
                           memory.used,memory.total,power.draw,name";
-/// What is asked of each process.
 const PROCESS_FIELDS: &str = "pid,gpu_uuid,used_gpu_memory";
-/// The most GPUs, and processes, that are kept.
-const MOST_GPUS: usize = 256;
-const MOST_PROCESSES: usize = 4096;
-/// How often it is looked at which GPUs may be asked, at least.
-const LONGEST_LOOK: Duration = Duration::from_secs(5);
-/// `nvidia-smi` counts memory in units of this.
+/// The most GPUs and processes that are kept.
+const MAX_GPUS: usize = 256;
+const MAX_PROCESSES: usize = 4096;
+/// How often to check which GPUs may be read, at least.
+const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// The unit of memory in the output.
 const MIB: f64 = 1048576.0;
-/// Less memory of a GPU than any model takes; a display that does nothing has some in use.
+/// GPU memory in use up to which no model is loaded: an idle display has some.
 const UNUSED_BYTES: f64 = 64.0 * MIB;
 
-/// What the running `nvidia-smi`s said last.
+/// The running `nvidia-smi`s, and what they printed last.
 #[derive(Debug)]
-pub struct Nvidia {
-    said: Arc<Mutex<Said>>,
-    /// How long a line counts.
-    fresh: Duration,
-    /// Whether its PIDs are the machine's.
-    has_pids_of_machine: bool,
+pub struct NvidiaSmi {
+    readings: Arc<Mutex<NvidiaReadings>>,
+    /// How long a reading is fresh.
+    fresh_for: Duration,
+    /// Whether its PIDs are those of the machine.
+    has_host_pids: bool,
 }
 
 #[derive(Debug, Default)]
-struct Said {
+struct NvidiaReadings {
+    /// By index.
     gpus: BTreeMap<u32, (Gpu, Instant)>,
+    /// Bytes of GPU memory by PID and UUID of the GPU.
     processes: BTreeMap<(u32, String), (f64, Instant)>,
-    /// GPUs that are not asked, by their PCI address; `None`: that is not known yet.
-    left_alone: Option<Vec<String>>,
+    /// The PCI addresses of GPUs that are not read; `None` before the first check.
+    unread: Option<Vec<String>>,
 }
 
-impl Nvidia {
-    /// Has it run from now on where it is installed.
+impl NvidiaSmi {
+    /// Keeps `nvidia-smi` running from now on.
     ///
     /// # Errors
-    /// The folders in which it was looked for in vain; no thread runs then.
-    pub fn start(settings: &Settings) -> Result<Nvidia, Vec<PathBuf>> {
-        let program = command::find(std::env::var_os("PATH").as_deref())?;
-        let second = Duration::from_secs(1);
-        let period = settings.interval.clamp(second, Duration::from_secs(3600));
-        let procfs = Procfs::new(&settings.procfs);
-        let nvidia = Nvidia {
-            said: Arc::default(),
-            fresh: period
-                .saturating_mul(3)
-                .saturating_add(Duration::from_secs(2)),
-            has_pids_of_machine: procfs::is_in_initial_namespace(),
+    /// It is not installed: the folders in which it was looked for.
+    pub fn start(settings: &Settings) -> Result<NvidiaSmi, Vec<PathBuf>> {
+        let program = query::find_program(std::env::var_os("PATH").as_deref())?;
+        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+        let interval = settings.interval.clamp(second, hour);
+        let margin = Duration::from_secs(2);
+        let nvidia = NvidiaSmi {
+            readings: Arc::default(),
+            fresh_for: interval.saturating_mul(3).saturating_add(margin),
+            has_host_pids: procfs::is_in_initial_pid_namespace(),
         };
-        let query = |argument, take| Query::new(&program, argument, period, &nvidia.said, take);
+        let (readings, fresh_for) = (Arc::clone(&nvidia.readings), nvidia.fresh_for);
+        let query = |argument: String, take_line: fn(&mut NvidiaReadings, &str)| {
+            let readings = Arc::clone(&readings);
+            let take_line = Arc::new(move |line: &str| take_line(&mut lock(&readings), line));
+            Query::new(&program, argument, interval, take_line)
+        };
         let mut queries = [
             query(
                 format!("--query-gpu={GPU_FIELDS}"),
-                Said::take_gpu as fn(&mut Said, &str),
+                NvidiaReadings::take_gpu,
             ),
             query(
                 format!("--query-compute-apps={PROCESS_FIELDS}"),
-                Said::take_process,
+                NvidiaReadings::take_process,
             ),
         ];
-        let mut power = RuntimePower::new(&settings.sysfs, &procfs);
-        let (said, fresh) = (Arc::clone(&nvidia.said), nvidia.fresh);
+        let mut power = RuntimePower::new(&settings.sysfs, &Procfs::new(&settings.procfs));
         let supervise = move || {
             loop {
                 let now = Instant::now();
-                let ask = power.ask(now, |uuid| lock(&said).is_used(uuid, fresh));
-                lock(&said).leave_alone(power.left_alone(), ask == Ask::Nothing);
+                let selection = power.select(now, |uuid| lock(&readings).is_used(uuid, fresh_for));
+                lock(&readings).set_unread(power.unread(), selection == GpuSelection::None);
                 for query in &mut queries {
-                    query.supervise(&ask, now);
+                    query.supervise(&selection, now);
                 }
-                thread::sleep(period.min(LONGEST_LOOK));
+                thread::sleep(interval.min(MAX_CHECK_INTERVAL));
             }
         };
         let thread = thread::Builder::new().name("nvidia".to_owned());
         if let Err(error) = thread.spawn(supervise) {
-            log::warn("there is no thread for nvidia-smi", &[("detail", &error)]);
+            log::warn("cannot start the nvidia-smi thread", &[("detail", &error)]);
         }
         Ok(nvidia)
     }
 
-    /// Whether it may still tell something for the first time.
-    pub fn is_awaited(&self) -> bool {
-        let said = lock(&self.said);
-        said.gpus.is_empty() && said.left_alone.as_ref().is_none_or(Vec::is_empty)
+    /// Whether the first reading is still to come.
+    pub fn is_starting(&self) -> bool {
+        let readings = lock(&self.readings);
+        readings.gpus.is_empty() && readings.unread.as_ref().is_none_or(Vec::is_empty)
     }
 
-    /// What is to be said of the GPUs that are not shown.
+    /// Which GPUs and processes are missing and why, for the user.
     pub fn notes(&self) -> Vec<String> {
-        let said = lock(&self.said);
-        let left_alone = said.left_alone.clone().unwrap_or_default();
+        let readings = lock(&self.readings);
+        let unread = readings.unread.clone().unwrap_or_default();
         let mut notes = Vec::new();
-        if !left_alone.is_empty() {
+        if !unread.is_empty() {
             notes.push(format!(
-                "NVIDIA GPUs that sleep, or are left alone so that they can, are not read: {}",
-                left_alone.join(", ")
+                "NVIDIA GPUs that are suspended or may suspend soon are not read: {}",
+                unread.join(", ")
             ));
-        } else if said.gpus.is_empty() {
-            notes.push("nvidia-smi tells of no GPU".to_owned());
+        } else if readings.gpus.is_empty() {
+            notes.push("nvidia-smi reports no GPU".to_owned());
         }
-        if !self.has_pids_of_machine && said.processes.is_empty() {
+        if !self.has_host_pids && readings.processes.is_empty() {
             notes.push(
-                "nvidia-smi tells of no process: in a container it may tell of its own alone; \
-                 share the machine's PID namespace (--pid=host)"
+                "nvidia-smi reports no processes: in a container it may only see the container's \
+                 own; share the host's PID namespace (--pid=host)"
                     .to_owned(),
             );
         }
         notes
     }
 
-    /// The GPUs that it told of lately, by index.
+    fn is_fresh(&self, at: &Instant) -> bool {
+        at.elapsed() < self.fresh_for
+    }
+
+    /// The GPUs with a fresh reading, by index.
     pub fn gpus(&self) -> Vec<Gpu> {
-        let said = lock(&self.said);
-        let fresh = |at: &Instant| at.elapsed() < self.fresh;
-        said.gpus
-            .values()
-            .filter(|(_, at)| fresh(at))
-            .map(|(gpu, _)| gpu.clone())
-            .collect()
+        let readings = lock(&self.readings);
+        let fresh = readings.gpus.values().filter(|(_, at)| self.is_fresh(at));
+        fresh.map(|(gpu, _)| gpu.clone()).collect()
     }
 
     /// Bytes of GPU memory of the process `pid`, by the index of the GPU.
@@ -147,96 +149,102 @@ impl Nvidia {
         if !self.has_pids_of(procfs) {
             return Vec::new();
         }
-        let said = lock(&self.said);
+        let readings = lock(&self.readings);
         let index = |uuid: &str| {
-            let mut gpus = said.gpus.values().map(|(gpu, _)| gpu);
+            let mut gpus = readings.gpus.values().map(|(gpu, _)| gpu);
             let gpu = gpus.find(|gpu| gpu.uuid.as_deref() == Some(uuid))?;
             Some(gpu.index.clone())
         };
-        let mut memory: Vec<_> = said
-            .processes
-            .range((pid, String::new())..)
-            .take_while(|((of, _), _)| *of == pid)
-            .filter(|(_, (_, at))| at.elapsed() < self.fresh)
+        let own = readings.processes.range((pid, String::new())..);
+        let own = own.take_while(|((other, _), _)| *other == pid);
+        let fresh = own.filter(|(_, (_, at))| self.is_fresh(at));
+        let mut memory: Vec<(String, f64)> = fresh
             .filter_map(|((_, uuid), (bytes, _))| Some((index(uuid)?, *bytes)))
             .collect();
         memory.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         memory
     }
 
-    /// Whether its PIDs are those of `procfs`. In a container with a PID namespace of its own,
-    /// older drivers give the machine's PIDs; newer ones (580 was seen to) give the container's,
-    /// and leave out the processes of others. There it is one of these only if every process
-    /// that it names is here and has an NVIDIA device open.
+    /// Whether its PIDs are those of `procfs`. In a container with its own PID namespace, older
+    /// drivers report PIDs of the machine; newer ones (580 does) report those of the container and
+    /// leave out all other processes. So there, every process has to be here and have an NVIDIA
+    /// device open.
     fn has_pids_of(&self, procfs: &Procfs) -> bool {
-        let named: BTreeSet<u32> = match self.has_pids_of_machine {
-            // What --procfs names is the machine's.
-            true => return true,
-            false => {
-                let said = lock(&self.said);
-                let fresh = |at: &Instant| at.elapsed() < self.fresh;
-                let named = said.processes.iter().filter(|(_, (_, at))| fresh(at));
-                named.map(|((pid, _), _)| *pid).collect()
-            }
-        };
-        named.iter().all(|pid| procfs.has_device(*pid, "nvidia"))
+        if self.has_host_pids {
+            // --procfs is the machine's too.
+            return true;
+        }
+        let readings = lock(&self.readings);
+        let fresh = readings
+            .processes
+            .iter()
+            .filter(|(_, (_, at))| self.is_fresh(at));
+        let pids: BTreeSet<u32> = fresh.map(|((pid, _), _)| *pid).collect();
+        drop(readings);
+        pids.iter()
+            .all(|pid| procfs.has_device_open(*pid, "nvidia"))
     }
 }
 
-impl Said {
-    /// Whether something ran lately on the GPU with this UUID; on any, where it is not known.
-    fn is_used(&self, uuid: Option<&str>, lately: Duration) -> bool {
-        let fresh = |at: &Instant| at.elapsed() < lately;
-        let is_it = |of: Option<&str>| uuid.is_none_or(|uuid| of == Some(uuid));
-        let gpus = || self.gpus.values().filter(|(_, at)| fresh(at));
-        let is_known = gpus().any(|(gpu, _)| is_it(gpu.uuid.as_deref()));
-        let works = |gpu: &Gpu| {
+impl NvidiaReadings {
+    /// Whether the GPU with this UUID was in use within `time`; any GPU, if the UUID is unknown.
+    fn is_used(&self, uuid: Option<&str>, time: Duration) -> bool {
+        let fresh = |at: &Instant| at.elapsed() < time;
+        let is_it = |other: Option<&str>| uuid.is_none_or(|uuid| other == Some(uuid));
+        let gpus = || {
+            self.gpus
+                .values()
+                .filter(|(_, at)| fresh(at))
+                .map(|(gpu, _)| gpu)
+        };
+        let is_known = gpus().any(|gpu| is_it(gpu.uuid.as_deref()));
+        let counts = |other: Option<&str>| !is_known || is_it(other);
+        let is_busy = |gpu: &Gpu| {
             gpu.utilization.is_some_and(|percent| percent > 0.0)
                 || gpu
                     .memory_used
                     .vram
                     .is_some_and(|bytes| bytes > UNUSED_BYTES)
         };
-        let mut of_it = gpus().filter(|(gpu, _)| !is_known || is_it(gpu.uuid.as_deref()));
         let mut processes = self.processes.iter();
-        of_it.any(|(gpu, _)| works(gpu))
-            || processes.any(|((_, of), (_, at))| fresh(at) && (!is_known || is_it(Some(of))))
+        gpus().any(|gpu| counts(gpu.uuid.as_deref()) && is_busy(gpu))
+            || processes.any(|((_, other), (_, at))| fresh(at) && counts(Some(other)))
     }
 
-    /// Takes note of the GPUs that are not asked. What was said is gone with the last of them.
-    fn leave_alone(&mut self, addresses: Vec<String>, nothing_is_asked: bool) {
-        if nothing_is_asked {
+    /// Sets which GPUs are not read. Once none is, all readings are outdated.
+    fn set_unread(&mut self, addresses: Vec<String>, is_all: bool) {
+        if is_all {
             self.gpus.clear();
             self.processes.clear();
         }
-        self.left_alone = Some(addresses);
+        self.unread = Some(addresses);
     }
 
     fn take_gpu(&mut self, line: &str) {
-        if let Some((index, gpu)) = gpu(line)
-            && (self.gpus.len() < MOST_GPUS || self.gpus.contains_key(&index))
+        if let Some((index, gpu)) = parse_gpu(line)
+            && (self.gpus.len() < MAX_GPUS || self.gpus.contains_key(&index))
         {
             self.gpus.insert(index, (gpu, Instant::now()));
         }
     }
 
     fn take_process(&mut self, line: &str) {
-        let Some((pid, uuid, bytes)) = process(line) else {
+        let Some((pid, uuid, bytes)) = parse_process(line) else {
             return;
         };
-        if self.processes.len() >= MOST_PROCESSES {
+        if self.processes.len() >= MAX_PROCESSES {
             let minute = Duration::from_secs(60);
             self.processes.retain(|_, (_, at)| at.elapsed() < minute);
         }
-        if self.processes.len() < MOST_PROCESSES {
+        if self.processes.len() < MAX_PROCESSES {
             self.processes.insert((pid, uuid), (bytes, Instant::now()));
         }
     }
 }
 
-/// One GPU of `--query-gpu`. A line without an index is none.
-fn gpu(line: &str) -> Option<(u32, Gpu)> {
-    // The name comes last, and may hold the separator.
+/// Parses a line of `--query-gpu`: the index, and the GPU.
+fn parse_gpu(line: &str) -> Option<(u32, Gpu)> {
+    // The name comes last, and may contain the separator.
     let fields: Vec<&str> = line.splitn(9, ", ").map(str::trim).collect();
     let [
         index,
@@ -253,54 +261,55 @@ fn gpu(line: &str) -> Option<(u32, Gpu)> {
         return None;
     };
     let index: u32 = index.parse().ok()?;
+    let memory = |mib| GpuMemory::of_one_kind(number(mib).map(|mib| mib * MIB));
     let gpu = Gpu {
         index: index.to_string(),
-        name: word(name),
-        uuid: word(uuid),
-        driver: word(driver),
+        name: text(name),
+        uuid: text(uuid),
+        driver: text(driver),
         utilization: number(utilization).filter(|percent| *percent <= 100.0),
         temperature: number(temperature),
-        memory_used: GpuMemory::of_one_kind(number(used).map(|mib| mib * MIB)),
-        memory_total: GpuMemory::of_one_kind(number(total).map(|mib| mib * MIB)),
+        memory_used: memory(used),
+        memory_total: memory(total),
         power: number(power),
     };
     Some((index, gpu))
 }
 
-/// One process of `--query-compute-apps`.
-fn process(line: &str) -> Option<(u32, String, f64)> {
+/// Parses a line of `--query-compute-apps`: PID, UUID of the GPU, bytes of GPU memory.
+fn parse_process(line: &str) -> Option<(u32, String, f64)> {
     let fields: Vec<&str> = line.split(',').map(str::trim).collect();
     let [pid, uuid, memory] = fields[..] else {
         return None;
     };
-    Some((pid.parse().ok()?, word(uuid)?, number(memory)? * MIB))
+    Some((pid.parse().ok()?, text(uuid)?, number(memory)? * MIB))
 }
 
-/// `[N/A]`, `[Not Supported]`, `[Unknown Error]` and whatever else is no number is not known.
+/// A plain decimal number; `[N/A]`, `[Not Supported]`, `[Unknown Error]` and the like are none.
 fn number(field: &str) -> Option<f64> {
-    let plain = |byte: u8| byte.is_ascii_digit() || byte == b'.';
-    (!field.is_empty() && field.bytes().all(plain))
-        .then(|| field.parse().ok())
-        .flatten()
+    let is_plain = field
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.');
+    field.parse().ok().filter(|_| is_plain)
 }
 
-fn word(field: &str) -> Option<String> {
-    let told = !field.is_empty() && !field.starts_with('[') && field != "N/A";
-    told.then(|| field.chars().take(128).collect())
+fn text(field: &str) -> Option<String> {
+    let is_known = !field.is_empty() && !field.starts_with('[') && field != "N/A";
+    is_known.then(|| field.chars().take(128).collect())
 }
 
-fn lock(said: &Mutex<Said>) -> MutexGuard<'_, Said> {
-    said.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(readings: &Mutex<NvidiaReadings>) -> MutexGuard<'_, NvidiaReadings> {
+    readings.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::test_files::Tree;
+    use crate::machine::tests::file_tree::FileTree;
 
     #[test]
-    fn a_gpu_is_a_line_and_what_is_no_number_is_not_known() {
-        let (index, whole) = gpu(
+    fn a_gpu_is_parsed_and_values_that_are_no_numbers_are_absent() {
+        let (index, whole) = parse_gpu(
             "0, GPU-2ac434d3-1aca-57a0-597d-1d2effdba9f3, 570.124.06, 37, 54, 36537, 81920, 87.31, NVIDIA H100 80GB HBM3\n",
         )
         .unwrap();
@@ -320,14 +329,14 @@ mod tests {
             "3,7",
         ] {
             let line = format!("1, GPU-x, 1, {nothing}, 54, 1, 2, {nothing}, A");
-            if let Some((_, gpu)) = gpu(&line) {
+            if let Some((_, gpu)) = parse_gpu(&line) {
                 assert_eq!(gpu.utilization, None, "{nothing}");
             }
         }
-        let (_, comma) = gpu("0, a, b, 1, 1, 2, 3, 4, Graphics Device, 8GB").unwrap();
+        let (_, comma) = parse_gpu("0, a, b, 1, 1, 2, 3, 4, Graphics Device, 8GB").unwrap();
         assert_eq!(comma.name.as_deref(), Some("Graphics Device, 8GB"));
         // A share above the whole, as drivers are known to give at times.
-        let (_, odd) = gpu("0, a, b, 4294967295, 1, 2, 3, 4, c").unwrap();
+        let (_, odd) = parse_gpu("0, a, b, 4294967295, 1, 2, 3, 4, c").unwrap();
         assert_eq!(odd.utilization, None);
         for line in [
             "",
@@ -336,41 +345,41 @@ mod tests {
             "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
             "Nicht verfügbar, x, x, x, x, x, x, x, x",
         ] {
-            assert_eq!(gpu(line), None, "{line}");
+            assert_eq!(parse_gpu(line), None, "{line}");
         }
     }
 
     #[test]
-    fn a_process_is_told_with_its_gpu() {
+    fn a_process_is_parsed_with_its_gpu() {
         let line = "3095759, GPU-2ac434d3, 10998\n";
-        let told = (3095759, "GPU-2ac434d3".to_owned(), 10998.0 * MIB);
-        assert_eq!(process(line), Some(told));
+        let expected = (3095759, "GPU-2ac434d3".to_owned(), 10998.0 * MIB);
+        assert_eq!(parse_process(line), Some(expected));
         for line in [
             "3095759, GPU-2ac434d3, [N/A]",
             "3095759, GPU-2ac434d3, [Insufficient Permissions]",
             "[Not Supported], GPU-x, 1",
             "No running processes found",
         ] {
-            assert_eq!(process(line), None, "{line}");
+            assert_eq!(parse_process(line), None, "{line}");
         }
     }
 
     #[test]
-    fn what_was_said_long_ago_is_forgotten() {
-        let nvidia = |fresh| {
-            let mut said = Said::default();
-            said.take_gpu("0, GPU-a, 1, 5, 6, 7, 8, 9, A");
-            said.take_process("77, GPU-a, 3");
-            said.take_process("77, MIG-b, 3");
-            said.take_process("770, GPU-a, 3");
-            let said = Arc::new(Mutex::new(said));
-            Nvidia {
-                said,
-                fresh,
-                has_pids_of_machine: true,
+    fn old_readings_are_ignored() {
+        let nvidia = |fresh_for| {
+            let mut readings = NvidiaReadings::default();
+            readings.take_gpu("0, GPU-a, 1, 5, 6, 7, 8, 9, A");
+            readings.take_process("77, GPU-a, 3");
+            readings.take_process("77, MIG-b, 3");
+            readings.take_process("770, GPU-a, 3");
+            let readings = Arc::new(Mutex::new(readings));
+            NvidiaSmi {
+                readings,
+                fresh_for,
+                has_host_pids: true,
             }
         };
-        let tree = Tree::new(&[]);
+        let tree = FileTree::new(&[]);
         let procfs = Procfs::new(&tree.path(""));
         let mut now = nvidia(Duration::from_secs(60));
         assert_eq!(now.gpus().len(), 1);
@@ -379,7 +388,7 @@ mod tests {
         let stale = nvidia(Duration::ZERO);
         assert!(stale.gpus().is_empty() && stale.memory_of(&procfs, 77).is_empty());
         // In a container, its PIDs may be those of processes that are not here.
-        now.has_pids_of_machine = false;
+        now.has_host_pids = false;
         assert!(now.memory_of(&procfs, 77).is_empty());
         tree.link("77/fd/3", "/dev/nvidia0");
         assert!(now.memory_of(&procfs, 77).is_empty(), "770 is not here");

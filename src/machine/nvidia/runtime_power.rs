@@ -1,232 +1,223 @@
-//! Which NVIDIA GPUs may be asked without waking them or keeping them awake.
+//! Which NVIDIA GPUs may be read without waking them or keeping them awake.
 //!
-//! A running `nvidia-smi` opens the GPUs that it reads, and an open GPU does not power down
-//! (runtime D3, "RTD3"); one that has powered down is woken by it. Both cost a laptop watts.
-//! The kernel tells the state of a PCI device without touching it:
-//! `power/runtime_status` and `power/control` of `Documentation/ABI/testing/sysfs-devices-power`;
-//! the driver tells in `/proc/driver/nvidia/gpus/ADDRESS/power` whether it powers the GPU down
-//! at all. So a GPU that may sleep is left alone once nothing has run on it for a while, and
-//! is asked again when something else has woken it, or has kept it awake all the same.
+//! A running `nvidia-smi` opens the GPUs that it reads. An open GPU does not suspend (runtime D3,
+//! "RTD3"), and a suspended one is woken: both cost a laptop watts. The kernel reports the state of
+//! a PCI device without touching it: `power/runtime_status` and `power/control`, as in
+//! `Documentation/ABI/testing/sysfs-devices-power`. The driver reports in
+//! `/proc/driver/nvidia/gpus/ADDRESS/power` whether it suspends the GPU at all. So a GPU that may
+//! suspend is not read once it was unused for a while, until something else has woken it, or has
+//! kept it awake all the same.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::bounds::deadline;
-use crate::machine::procfs::{Procfs, read_text};
+use crate::machine::procfs::Procfs;
+use crate::machine::pseudo_files::{field, read_text, read_value};
 
-/// The most devices that are looked at, and the most GPUs.
-const MOST_DEVICES: usize = 4096;
-const MOST_GPUS: usize = 256;
-/// How often the bus is looked through for GPUs.
-const RESCAN: Duration = Duration::from_secs(60);
-/// How long a GPU must have been unused before it is left alone.
-const FIRST_PATIENCE: Duration = Duration::from_secs(20);
-/// The same for one that has not fallen asleep when it was left alone.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(3600);
-const PATIENCE_GROWTH: u32 = 8;
-/// How long it is left alone: drivers take 10 to 120 seconds to power it down.
-const REST: Duration = Duration::from_secs(150);
+/// The most PCI devices that are looked at, and the most GPUs.
+const MAX_DEVICES: usize = 4096;
+const MAX_GPUS: usize = 256;
+/// How often to look for new GPUs.
+const SCAN_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a GPU must be unused before it is no longer read.
+const FIRST_UNUSED_TIME: Duration = Duration::from_secs(20);
+/// The same for a GPU that did not suspend; grows by this factor up to this limit.
+const UNUSED_TIME_FACTOR: u32 = 8;
+const MAX_UNUSED_TIME: Duration = Duration::from_secs(3600);
+/// How long it is given to suspend: drivers take 10 to 120 seconds.
+const SUSPEND_TIME: Duration = Duration::from_secs(150);
 
-/// What `nvidia-smi` may be asked about now.
+/// The GPUs that `nvidia-smi` may read now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// All GPUs: none of them could sleep, or none is on the PCI bus of this `/sys`.
+pub enum GpuSelection {
+    /// All: none of them may suspend, or `/sys` has none on its PCI bus.
     All,
     /// Those at these PCI addresses.
     Only(Vec<String>),
-    /// None: asking would wake them or keep them awake.
-    Nothing,
+    /// None of them.
+    None,
 }
 
-/// The GPUs on the PCI bus, and what is known of their sleep.
+/// The NVIDIA GPUs on the PCI bus, and whether they are read.
 #[derive(Debug)]
 pub struct RuntimePower {
     sysfs: PathBuf,
     procfs: Procfs,
-    gpus: Vec<Gpu>,
-    scanned: Option<Instant>,
+    gpus: Vec<PciGpu>,
+    scanned_at: Option<Instant>,
 }
 
 #[derive(Debug)]
-struct Gpu {
-    /// As in `0000:01:00.0`.
+struct PciGpu {
+    /// The PCI address, such as `0000:01:00.0`.
     address: String,
+    /// Its folder in sysfs.
     folder: PathBuf,
-    /// As the driver tells it; `nvidia-smi` has the same.
+    /// As in the output of `nvidia-smi`, if the driver reports it.
     uuid: Option<String>,
-    /// Whether the driver powers it down when it is unused; `None`: it does not say.
-    sleeps: Option<bool>,
-    state: State,
-    patience: Duration,
+    /// Whether the driver suspends it when it is unused, if it says so.
+    driver_suspends: Option<bool>,
+    state: PciGpuState,
+    /// How long it must be unused before it is no longer read.
+    unused_time: Duration,
 }
 
-/// What is done about a GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum State {
-    /// It is asked; when something was last seen to run on it.
-    Asked { used: Instant },
-    /// It is awake and left alone until then, so that it can fall asleep.
-    LeftAlone { until: Instant },
-    /// It has powered down.
-    Asleep,
+enum PciGpuState {
+    /// It is read; when it was last in use.
+    Read { used_at: Instant },
+    /// It is awake and not read until then, so that it can suspend.
+    Released { until: Instant },
+    /// It is suspended.
+    Suspended,
 }
 
 impl RuntimePower {
-    /// The GPUs that `sysfs` shows.
+    /// The GPUs on the PCI bus of `sysfs`.
     pub fn new(sysfs: &Path, procfs: &Procfs) -> RuntimePower {
         RuntimePower {
             sysfs: sysfs.to_owned(),
             procfs: procfs.clone(),
             gpus: Vec::new(),
-            scanned: None,
+            scanned_at: None,
         }
     }
 
-    /// What may be asked now. `is_used` tells whether anything ran lately on the GPU with
-    /// this UUID, or on any where there is none. To be called every few seconds.
-    pub fn ask(&mut self, now: Instant, is_used: impl Fn(Option<&str>) -> bool) -> Ask {
-        let due = |at: Instant| now.saturating_duration_since(at) >= RESCAN;
-        if self.scanned.is_none_or(due) {
+    /// Which GPUs may be read now; call it every few seconds. `is_used` says whether the GPU with
+    /// a UUID was in use lately, or any GPU if there is no UUID.
+    pub fn select(&mut self, now: Instant, is_used: impl Fn(Option<&str>) -> bool) -> GpuSelection {
+        let is_due = |at: Instant| now.saturating_duration_since(at) >= SCAN_INTERVAL;
+        if self.scanned_at.is_none_or(is_due) {
             self.scan(now);
         }
         for gpu in &mut self.gpus {
-            gpu.step(now, &is_used);
+            gpu.update(now, &is_used);
         }
-        let asked: Vec<String> = self
-            .gpus
-            .iter()
-            .filter(|gpu| matches!(gpu.state, State::Asked { .. }))
-            .map(|gpu| gpu.address.clone())
-            .collect();
-        if asked.len() == self.gpus.len() {
-            Ask::All
-        } else if asked.is_empty() {
-            Ask::Nothing
+        let selected = self.addresses(true);
+        if selected.len() == self.gpus.len() {
+            GpuSelection::All
+        } else if selected.is_empty() {
+            GpuSelection::None
         } else {
-            Ask::Only(asked)
+            GpuSelection::Only(selected)
         }
     }
 
-    /// The PCI addresses of the GPUs that are not asked.
-    pub fn left_alone(&self) -> Vec<String> {
-        let gpus = self.gpus.iter();
-        gpus.filter(|gpu| !matches!(gpu.state, State::Asked { .. }))
-            .map(|gpu| gpu.address.clone())
-            .collect()
+    /// The PCI addresses of the GPUs that are not read.
+    pub fn unread(&self) -> Vec<String> {
+        self.addresses(false)
+    }
+
+    fn addresses(&self, is_read: bool) -> Vec<String> {
+        let matches = |gpu: &&PciGpu| matches!(gpu.state, PciGpuState::Read { .. }) == is_read;
+        let gpus = self.gpus.iter().filter(matches);
+        gpus.map(|gpu| gpu.address.clone()).collect()
     }
 
     fn scan(&mut self, now: Instant) {
-        self.scanned = Some(now);
+        self.scanned_at = Some(now);
         let devices = fs::read_dir(self.sysfs.join("bus/pci/devices"));
-        let mut found: Vec<Gpu> = Vec::new();
-        for entry in devices.into_iter().flatten().flatten().take(MOST_DEVICES) {
-            let folder = entry.path();
-            let Some(address) = entry.file_name().to_str().map(str::to_owned) else {
-                continue;
-            };
-            if found.len() < MOST_GPUS && is_gpu(&folder) {
-                let driver = self.procfs.path("driver/nvidia/gpus").join(&address);
-                let known = self.gpus.iter().find(|gpu| gpu.address == address);
-                found.push(Gpu {
-                    uuid: uuid(&driver),
-                    sleeps: sleeps(&driver),
-                    state: known.map_or(State::Asked { used: now }, |gpu| gpu.state),
-                    patience: known.map_or(FIRST_PATIENCE, |gpu| gpu.patience),
-                    address,
-                    folder,
-                });
+        let devices = devices.into_iter().flatten().flatten().take(MAX_DEVICES);
+        let gpus = devices.filter_map(|device| {
+            let folder = device.path();
+            let address = device.file_name().to_str()?.to_owned();
+            if !is_nvidia_gpu(&folder) {
+                return None;
             }
-        }
-        found.sort_unstable_by(|a, b| a.address.cmp(&b.address));
-        self.gpus = found;
+            let driver = self.procfs.path("driver/nvidia/gpus").join(&address);
+            let known = self.gpus.iter().find(|gpu| gpu.address == address);
+            Some(PciGpu {
+                uuid: uuid(&driver),
+                driver_suspends: driver_suspends(&driver),
+                state: known.map_or(PciGpuState::Read { used_at: now }, |gpu| gpu.state),
+                unused_time: known.map_or(FIRST_UNUSED_TIME, |gpu| gpu.unused_time),
+                address,
+                folder,
+            })
+        });
+        let mut gpus: Vec<PciGpu> = gpus.take(MAX_GPUS).collect();
+        gpus.sort_unstable_by(|a, b| a.address.cmp(&b.address));
+        self.gpus = gpus;
     }
 }
 
-impl Gpu {
-    fn step(&mut self, now: Instant, is_used: impl Fn(Option<&str>) -> bool) {
-        let status = word(&self.folder, "power/runtime_status");
-        // A kernel without runtime power management, or a device without it, never sleeps.
-        let is_awake = status.is_none_or(|status| {
-            !["suspended", "suspending", "resuming"].contains(&status.as_str())
-        });
-        if !is_awake {
-            self.state = State::Asleep;
-            self.patience = FIRST_PATIENCE;
+impl PciGpu {
+    fn update(&mut self, now: Instant, is_used: impl Fn(Option<&str>) -> bool) {
+        // A kernel or device without runtime power management never suspends.
+        let status = read_value(&self.folder.join("power/runtime_status"));
+        if matches!(
+            status.as_deref(),
+            Some("suspended" | "suspending" | "resuming")
+        ) {
+            self.state = PciGpuState::Suspended;
+            self.unused_time = FIRST_UNUSED_TIME;
             return;
         }
         match self.state {
             // Something has woken it.
-            State::Asleep => self.state = State::Asked { used: now },
-            State::LeftAlone { until } if now >= until => {
-                // Something else keeps it awake: asking does no harm, for longer each time.
-                self.patience = self.patience.saturating_mul(PATIENCE_GROWTH);
-                self.patience = self.patience.min(LONGEST_PATIENCE);
-                self.state = State::Asked { used: now };
+            PciGpuState::Suspended => self.state = PciGpuState::Read { used_at: now },
+            // Something else keeps it awake, so reading does no harm: for longer each time.
+            PciGpuState::Released { until } if now >= until => {
+                let longer = self.unused_time.saturating_mul(UNUSED_TIME_FACTOR);
+                self.unused_time = longer.min(MAX_UNUSED_TIME);
+                self.state = PciGpuState::Read { used_at: now };
             }
-            State::LeftAlone { .. } => {}
-            State::Asked { used } => {
-                if is_used(self.uuid.as_deref()) || !self.can_sleep() {
-                    self.state = State::Asked { used: now };
-                } else if now.saturating_duration_since(used) >= self.patience {
-                    let until = deadline(now, REST);
-                    self.state = State::LeftAlone { until };
+            PciGpuState::Released { .. } => {}
+            PciGpuState::Read { used_at } => {
+                if is_used(self.uuid.as_deref()) || !self.may_suspend() {
+                    self.state = PciGpuState::Read { used_at: now };
+                } else if now.saturating_duration_since(used_at) >= self.unused_time {
+                    let until = deadline(now, SUSPEND_TIME);
+                    self.state = PciGpuState::Released { until };
                 }
             }
         }
     }
 
-    fn can_sleep(&self) -> bool {
-        self.sleeps != Some(false) && word(&self.folder, "power/control").as_deref() == Some("auto")
+    fn may_suspend(&self) -> bool {
+        let control = read_value(&self.folder.join("power/control"));
+        self.driver_suspends != Some(false) && control.as_deref() == Some("auto")
     }
 }
 
-/// Whether the PCI device is a GPU of NVIDIA, in the hands of NVIDIA's driver: not its sound
-/// device, and not one that is handed to a virtual machine.
-fn is_gpu(folder: &Path) -> bool {
+/// Whether the PCI device is a GPU with NVIDIA's driver: not its audio device, and not one that is
+/// passed through to a virtual machine.
+fn is_nvidia_gpu(folder: &Path) -> bool {
     const NVIDIA: &str = "0x10de";
     const DISPLAY_CONTROLLER: &str = "0x03";
     let driver = fs::read_link(folder.join("driver"));
-    word(folder, "vendor").as_deref() == Some(NVIDIA)
-        && word(folder, "class").is_none_or(|class| class.starts_with(DISPLAY_CONTROLLER))
+    let class = read_value(&folder.join("class"));
+    read_value(&folder.join("vendor")).as_deref() == Some(NVIDIA)
+        && class.is_none_or(|class| class.starts_with(DISPLAY_CONTROLLER))
         && driver.map_or(true, |driver| driver.ends_with("nvidia"))
 }
 
-/// Whether the driver powers the GPU down, as its file says:
-/// `Runtime D3 status:          Enabled (fine-grained)`.
-fn sleeps(driver: &Path) -> Option<bool> {
-    let text = read_text(&driver.join("power"), 4096).ok()?;
+/// Whether the driver suspends the GPU, from `Runtime D3 status:  Enabled (fine-grained)`.
+fn driver_suspends(driver: &Path) -> Option<bool> {
+    let text = read_text(&driver.join("power")).ok()?;
     let status = field(&text, "Runtime D3 status")?;
     Some(status.starts_with("Enabled") || status.starts_with('?'))
 }
 
 fn uuid(driver: &Path) -> Option<String> {
-    let text = read_text(&driver.join("information"), 4096).ok()?;
+    let text = read_text(&driver.join("information")).ok()?;
     let uuid = field(&text, "GPU UUID")?;
     (!uuid.contains('?')).then(|| uuid.to_owned())
-}
-
-fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    let mut lines = text.lines();
-    lines.find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
-}
-
-fn word(folder: &Path, name: &str) -> Option<String> {
-    let text = read_text(&folder.join(name), 256).ok()?;
-    Some(text.trim().to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::test_files::Tree;
+    use crate::machine::tests::file_tree::FileTree;
 
     const POWER: &str = "Runtime D3 status:          Enabled (fine-grained)\n\
                          Video Memory:               Active\n";
 
     /// Two GPUs and a sound device, all of which may sleep; with the driver's files.
-    fn machine() -> Tree {
-        let tree = Tree::new(&[("proc/driver/nvidia/gpus/0000:01:00.0/power", POWER)]);
+    fn machine() -> FileTree {
+        let tree = FileTree::new(&[("proc/driver/nvidia/gpus/0000:01:00.0/power", POWER)]);
         for (address, class) in [
             ("0000:01:00.0", "0x030000\n"),
             ("0000:01:00.1", "0x040300\n"),
@@ -245,75 +236,81 @@ mod tests {
         tree
     }
 
-    fn set(tree: &Tree, address: &str, file: &str, text: &str) {
+    fn set(tree: &FileTree, address: &str, file: &str, text: &str) {
         tree.write(&format!("sys/bus/pci/devices/{address}/power/{file}"), text);
     }
 
-    fn power(tree: &Tree) -> RuntimePower {
+    fn power(tree: &FileTree) -> RuntimePower {
         RuntimePower::new(&tree.path("sys"), &Procfs::new(&tree.path("proc")))
     }
 
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_gpu_that_sleeps_is_not_asked_and_one_that_was_woken_is() {
+    fn a_suspended_gpu_is_not_read_until_something_wakes_it() {
         let tree = machine();
         let mut power = power(&tree);
         let now = Instant::now();
-        let mut ask = |at: u32| power.ask(deadline(now, SECOND * at), |_| true);
-        assert_eq!(ask(0), Ask::All);
+        let mut select = |at: u32| power.select(deadline(now, SECOND * at), |_| true);
+        assert_eq!(select(0), GpuSelection::All);
         set(&tree, "0000:01:00.0", "runtime_status", "suspended\n");
         // That the sound device sleeps, too, says nothing of the GPU.
         set(&tree, "0000:01:00.1", "runtime_status", "suspended\n");
-        assert_eq!(ask(1), Ask::Only(vec!["0000:02:00.0".to_owned()]));
+        assert_eq!(
+            select(1),
+            GpuSelection::Only(vec!["0000:02:00.0".to_owned()])
+        );
         set(&tree, "0000:02:00.0", "runtime_status", "suspended\n");
-        assert_eq!(ask(2), Ask::Nothing);
+        assert_eq!(select(2), GpuSelection::None);
         set(&tree, "0000:02:00.0", "runtime_status", "resuming\n");
-        assert_eq!(ask(3), Ask::Nothing);
+        assert_eq!(select(3), GpuSelection::None);
         set(&tree, "0000:02:00.0", "runtime_status", "active\n");
-        assert_eq!(ask(1000), Ask::Only(vec!["0000:02:00.0".to_owned()]));
-        assert_eq!(power.left_alone(), ["0000:01:00.0"]);
+        assert_eq!(
+            select(1000),
+            GpuSelection::Only(vec!["0000:02:00.0".to_owned()])
+        );
+        assert_eq!(power.unread(), ["0000:01:00.0"]);
     }
 
     #[test]
-    fn a_gpu_that_is_unused_is_left_alone_until_it_sleeps() {
+    fn an_unused_gpu_is_released_until_it_suspends() {
         let tree = machine();
         set(&tree, "0000:02:00.0", "control", "on\n");
         let mut power = power(&tree);
         let now = Instant::now();
         let at = |seconds: u32| deadline(now, SECOND * seconds);
-        let only_second = Ask::Only(vec!["0000:02:00.0".to_owned()]);
-        assert_eq!(power.ask(at(0), |_| false), Ask::All);
-        // While it is used, it is asked, for as long as that takes.
+        let only_second = GpuSelection::Only(vec!["0000:02:00.0".to_owned()]);
+        assert_eq!(power.select(at(0), |_| false), GpuSelection::All);
+        // While it is in use, it is read.
         let first_is_used = |uuid: Option<&str>| uuid == Some("GPU-01:00.0");
-        assert_eq!(power.ask(at(100), first_is_used), Ask::All);
-        assert_eq!(power.ask(at(119), |_| false), Ask::All);
-        assert_eq!(power.ask(at(120), |_| false), only_second);
+        assert_eq!(power.select(at(100), first_is_used), GpuSelection::All);
+        assert_eq!(power.select(at(119), |_| false), GpuSelection::All);
+        assert_eq!(power.select(at(120), |_| false), only_second);
         set(&tree, "0000:01:00.0", "runtime_status", "suspended\n");
-        assert_eq!(power.ask(at(200), |_| false), only_second);
-        assert_eq!(power.ask(at(9999), |_| false), only_second);
+        assert_eq!(power.select(at(200), |_| false), only_second);
+        assert_eq!(power.select(at(9999), |_| false), only_second);
         set(&tree, "0000:01:00.0", "runtime_status", "active\n");
-        assert_eq!(power.ask(at(10_000), |_| false), Ask::All);
-        assert_eq!(power.ask(at(10_019), |_| false), Ask::All);
-        assert_eq!(power.ask(at(10_020), |_| false), only_second);
+        assert_eq!(power.select(at(10_000), |_| false), GpuSelection::All);
+        assert_eq!(power.select(at(10_019), |_| false), GpuSelection::All);
+        assert_eq!(power.select(at(10_020), |_| false), only_second);
     }
 
     #[test]
-    fn one_that_something_else_keeps_awake_is_asked_for_longer_each_time() {
+    fn a_gpu_that_stays_awake_is_read_for_longer_each_time() {
         let tree = machine();
         let mut power = power(&tree);
         let now = Instant::now();
-        let mut left_alone = 0;
+        let mut released = 0;
         for second in 0..7200 {
-            let ask = power.ask(deadline(now, SECOND * second), |_| false);
-            left_alone += u32::from(ask != Ask::All);
+            let selection = power.select(deadline(now, SECOND * second), |_| false);
+            released += u32::from(selection != GpuSelection::All);
         }
         // In two hours, after 20 s, 160 s, 1280 s and an hour, for 150 s each.
-        assert_eq!(left_alone, 4 * 150);
+        assert_eq!(released, 4 * 150);
     }
 
     #[test]
-    fn a_gpu_that_cannot_sleep_is_asked_all_the_time() {
+    fn a_gpu_that_cannot_suspend_is_always_read() {
         let recorded = "tests/recordings/nvidia/h200-580.159.04";
         let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join(recorded);
         let file = |name: &str| fs::read_to_string(recorded.join(name)).unwrap();
@@ -334,23 +331,29 @@ mod tests {
             let mut power = power(&tree);
             let now = Instant::now();
             for second in 0..1000 {
-                let ask = power.ask(deadline(now, SECOND * second), |_| false);
-                assert_eq!(ask, Ask::All, "{control} {driver}");
+                let selection = power.select(deadline(now, SECOND * second), |_| false);
+                assert_eq!(selection, GpuSelection::All, "{control} {driver}");
             }
         }
     }
 
     #[test]
-    fn what_is_not_nvidias_drivers_is_not_heeded() {
+    fn gpus_with_another_driver_are_ignored() {
         let tree = machine();
         for address in ["0000:01:00.0", "0000:02:00.0"] {
             set(&tree, address, "runtime_status", "suspended\n");
             let link = format!("sys/bus/pci/devices/{address}/driver");
             tree.link(&link, "../../../bus/pci/drivers/vfio-pci");
         }
-        assert_eq!(power(&tree).ask(Instant::now(), |_| true), Ask::All);
+        assert_eq!(
+            power(&tree).select(Instant::now(), |_| true),
+            GpuSelection::All
+        );
         // No PCI bus at all: WSL2, Jetson.
-        let none = Tree::new(&[]);
-        assert_eq!(power(&none).ask(Instant::now(), |_| true), Ask::All);
+        let none = FileTree::new(&[]);
+        assert_eq!(
+            power(&none).select(Instant::now(), |_| true),
+            GpuSelection::All
+        );
     }
 }

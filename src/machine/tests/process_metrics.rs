@@ -1,12 +1,18 @@
 use std::ffi::OsString;
 
-use super::test_files::Tree;
-use super::*;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpStream};
+use std::time::SystemTime;
+
+use super::file_tree::FileTree;
 use crate::bounds::BoundedDuration;
+use crate::machine::server_arguments::ServerArguments;
+use crate::machine::*;
+use crate::readings::{ModelFacts, ModelStatus, ProcessHints};
 
 /// A machine in files: `(pid, arguments, uid)`, each in the state of a living process.
-fn machine(processes: &[(u32, &str, u32)], more: &[&str]) -> (Tree, Machine) {
-    let tree = Tree::new(&[
+fn machine(processes: &[(u32, &str, u32)], more: &[&str]) -> (FileTree, Machine) {
+    let tree = FileTree::new(&[
         ("proc/meminfo", "MemTotal: 1048576 kB\n"),
         ("sys/devices/system/cpu/online", "0-3\n"),
     ]);
@@ -22,7 +28,7 @@ fn machine(processes: &[(u32, &str, u32)], more: &[&str]) -> (Tree, Machine) {
     (tree, machine)
 }
 
-fn run(tree: &Tree, pid: u32, line: &str, uid: u32, started: u64) {
+fn run(tree: &FileTree, pid: u32, line: &str, uid: u32, started: u64) {
     let file = |name: &str| format!("proc/{pid}/{name}");
     tree.write(&file("cmdline"), line.replace(' ', "\0") + "\0");
     tree.write(&file("environ"), "SECRET=x\0LLAMA_ARG_UBATCH=64\0");
@@ -36,14 +42,14 @@ fn run(tree: &Tree, pid: u32, line: &str, uid: u32, started: u64) {
     std::fs::create_dir_all(tree.path(&file("fd"))).unwrap();
 }
 
-fn stat(tree: &Tree, pid: u32, ticks: u64, started: u64) {
+fn stat(tree: &FileTree, pid: u32, ticks: u64, started: u64) {
     let text =
         format!("{pid} (x) S 1 7 7 0 -1 4194304 100 0 0 0 {ticks} 0 0 0 20 0 3 0 {started} 1 2");
     tree.write(&format!("proc/{pid}/stat"), text);
 }
 
 /// Gives the process what one that holds a model has mapped.
-fn map_model(tree: &Tree, pid: u32) {
+fn map_model(tree: &FileTree, pid: u32) {
     let maps = "7f00-7f01 r--p 00000000 fe:00 1234   /m/model.gguf\n";
     tree.write(&format!("proc/{pid}/maps"), maps);
 }
@@ -57,34 +63,57 @@ fn listening(address: [u8; 4], uid: u32, inode: u32) -> String {
 }
 
 /// Lets `pid` listen on the port 8080 as the user `uid`.
-fn listen(tree: &Tree, pid: Option<u32>, uid: u32) {
+fn listen(tree: &FileTree, pid: Option<u32>, uid: u32) {
     tree.write("proc/net/tcp", listening([127, 0, 0, 1], uid, 4242));
     if let Some(pid) = pid {
         tree.link(&format!("proc/{pid}/fd/5"), "socket:[4242]");
     }
 }
 
-fn poll(machine: &mut Machine, hints: &Hints) -> Model {
+fn poll(machine: &mut Machine, reading: &ModelReading) -> Model {
     let mut model = Model {
         name: "m".to_owned(),
         memory_usage: Some(1.0),
         ..Model::default()
     };
-    machine.refresh();
-    machine.fill(&mut model, hints);
+    machine.begin_poll();
+    machine.fill(&mut model, reading);
     model
+}
+
+/// A server with two slots of 2048 tokens.
+fn two_slots() -> ModelReading {
+    ModelReading {
+        facts: ModelFacts {
+            slots: Some(2.0),
+            max_context_size: Some(2048.0),
+            ..ModelFacts::default()
+        },
+        ..ModelReading::default()
+    }
+}
+
+/// A model whose server a router started so.
+fn router_child(arguments: &[String]) -> ModelReading {
+    ModelReading {
+        process: ProcessHints {
+            arguments: Some(arguments.to_owned()),
+            ..ProcessHints::default()
+        },
+        ..ModelReading::default()
+    }
 }
 
 const RESIDENT: Option<f64> = Some(2048.0 * 1024.0);
 
 #[test]
-fn the_process_is_found_by_its_socket_and_tells_better_than_the_server() {
+fn metrics_of_the_process_replace_those_of_the_server() {
     let servers = [(7, "python serve.py", 0), (8, "llama-server", 0)];
     let (tree, mut machine) = machine(&servers, &[]);
     listen(&tree, Some(7), 0);
     map_model(&tree, 7);
     let begun = std::time::Instant::now();
-    let model = poll(&mut machine, &Hints::default());
+    let model = poll(&mut machine, &ModelReading::default());
     assert_eq!(model.memory_usage, RESIDENT);
     assert_eq!(model.threads, Some(9.0));
     assert_eq!(model.total_memory, Some(1073741824.0));
@@ -92,7 +121,7 @@ fn the_process_is_found_by_its_socket_and_tells_better_than_the_server() {
     assert_eq!(model.cpu_utilization, None, "that needs an interval");
     std::thread::sleep(Duration::from_millis(100));
     stat(&tree, 7, 105, 100);
-    let busy = poll(&mut machine, &Hints::default()).cpu_utilization;
+    let busy = poll(&mut machine, &ModelReading::default()).cpu_utilization;
     // 50 ms of two processors' time, in 100 ms or as long as this machine took.
     let least = 100.0 * 0.050 / (2.0 * begun.elapsed().as_secs_f64());
     assert!((least..=25.1).contains(&busy.unwrap()), "{busy:?}");
@@ -100,71 +129,77 @@ fn the_process_is_found_by_its_socket_and_tells_better_than_the_server() {
 }
 
 #[test]
-fn a_process_that_is_gone_is_not_confused_with_the_next_of_its_number() {
+fn a_reused_pid_is_another_process() {
     let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
     listen(&tree, Some(7), 0);
-    assert_eq!(poll(&mut machine, &Hints::default()).memory_usage, RESIDENT);
+    assert_eq!(
+        poll(&mut machine, &ModelReading::default()).memory_usage,
+        RESIDENT
+    );
     // Another process has the number, and nothing listens any more.
     std::fs::remove_file(tree.path("proc/7/fd/5")).unwrap();
     std::fs::remove_file(tree.path("proc/net/tcp")).unwrap();
     stat(&tree, 7, 1, 999);
-    let model = poll(&mut machine, &Hints::default());
+    let model = poll(&mut machine, &ModelReading::default());
     assert_eq!((model.memory_usage, model.threads), (Some(1.0), None));
     // Back on another one: found at once after the server was seen down.
     run(&tree, 9, "llama-server", 0, 1000);
     listen(&tree, Some(9), 0);
-    machine.forget_all_but(&[]);
-    assert_eq!(poll(&mut machine, &Hints::default()).memory_usage, RESIDENT);
+    machine.keep_only(&[]);
+    assert_eq!(
+        poll(&mut machine, &ModelReading::default()).memory_usage,
+        RESIDENT
+    );
 }
 
 #[test]
-fn a_process_that_has_closed_the_socket_is_let_go() {
+fn a_process_that_closed_the_socket_is_replaced() {
     let (tree, mut machine) = machine(&[(7, "llama-server", 0), (8, "x", 0)], &[]);
     map_model(&tree, 8);
     listen(&tree, Some(7), 0);
-    poll(&mut machine, &Hints::default());
+    poll(&mut machine, &ModelReading::default());
     std::fs::remove_file(tree.path("proc/7/fd/5")).unwrap();
     listen(&tree, Some(8), 0);
     stat(&tree, 8, 4200, 100);
-    let model = poll(&mut machine, &Hints::default());
+    let model = poll(&mut machine, &ModelReading::default());
     assert_eq!(model.process_cpu_seconds, Some(42.0));
 }
 
 #[test]
-fn of_several_that_hold_the_socket_only_a_llama_server_is_claimed() {
-    let (tree, mut machine) = machine(&[(7, "sh", 0), (8, "/app/llama-server", 0)], &[]);
+fn of_several_processes_with_the_socket_only_a_llama_server_counts() {
+    let (tree, mut machine) = self::machine(&[(7, "sh", 0), (8, "/app/llama-server", 0)], &[]);
     listen(&tree, Some(7), 0);
     listen(&tree, Some(8), 0);
     stat(&tree, 8, 4200, 100);
-    let model = poll(&mut machine, &Hints::default());
+    let model = poll(&mut machine, &ModelReading::default());
     assert_eq!(model.process_cpu_seconds, Some(42.0));
-    let (tree, mut machine) = super::tests::machine(&[(7, "py", 0), (8, "py", 0)], &[]);
+    let (tree, mut machine) = self::machine(&[(7, "py", 0), (8, "py", 0)], &[]);
     for pid in [7, 8] {
         listen(&tree, Some(pid), 0);
         map_model(&tree, pid);
     }
-    assert_eq!(poll(&mut machine, &Hints::default()).threads, None);
+    assert_eq!(poll(&mut machine, &ModelReading::default()).threads, None);
     let why = &machine.notes()[0];
     assert!(
-        why.starts_with("2 processes hold the server's socket"),
+        why.starts_with("2 processes have the server's socket open"),
         "{why}"
     );
     assert!(why.contains("--pid-file"), "{why}");
 }
 
 #[test]
-fn of_several_that_share_a_port_none_is_claimed() {
+fn several_servers_that_share_a_port_are_ambiguous() {
     let servers = [(7, "llama-server", 0), (8, "llama-server", 0)];
     let (tree, mut machine) = machine(&servers, &[]);
     listen(&tree, Some(7), 0);
     let both = [4242, 4343].map(|inode| listening([0; 4], 0, inode));
     tree.write("proc/net/tcp", both.concat());
     tree.link("proc/8/fd/6", "socket:[4343]");
-    assert_eq!(poll(&mut machine, &Hints::default()).threads, None);
+    assert_eq!(poll(&mut machine, &ModelReading::default()).threads, None);
 }
 
 #[test]
-fn one_that_only_hands_on_is_not_claimed() {
+fn a_process_that_only_forwards_is_not_the_server() {
     let line = "docker-proxy -host-ip 0.0.0.0 -host-port 8080 -container-port 8080";
     let (tree, mut machine) = machine(&[(7, line, 0), (8, "llama-server", 0)], &[]);
     listen(&tree, Some(7), 0);
@@ -172,20 +207,20 @@ fn one_that_only_hands_on_is_not_claimed() {
         "proc/7/maps",
         "7f00-7f01 r-xp 0 fe:00 1 /usr/bin/docker-proxy\n",
     );
-    assert_eq!(poll(&mut machine, &Hints::default()).threads, None);
+    assert_eq!(poll(&mut machine, &ModelReading::default()).threads, None);
     let why = &machine.notes()[0];
     assert!(
-        why.starts_with("process 7 answers at the base URL's port"),
+        why.starts_with("process 7 listens on the base URL's port"),
         "{why}"
     );
 }
 
 #[test]
-fn a_server_at_another_address_of_the_same_port_is_not_claimed() {
+fn a_server_on_the_same_port_of_another_address_is_not_the_server() {
     let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
     listen(&tree, Some(7), 0);
     tree.write("proc/net/tcp", listening([192, 0, 2, 7], 0, 4242));
-    assert_eq!(poll(&mut machine, &Hints::default()).threads, None);
+    assert_eq!(poll(&mut machine, &ModelReading::default()).threads, None);
     assert!(machine.notes().is_empty());
 }
 
@@ -198,16 +233,13 @@ fn connected(local: [u8; 4], remote: [u8; 4]) -> String {
 }
 
 /// The connection from us that [`connected`] shows.
-fn from_172_18_0_1(_: std::net::SocketAddr) -> Option<process_lookup::Connection> {
-    Some(process_lookup::Connection {
-        local: "172.18.0.1:54178".parse().unwrap(),
-        stream: None,
-    })
+fn from_172_18_0_1(_: SocketAddr) -> Option<(SocketAddr, Option<TcpStream>)> {
+    Some(("172.18.0.1:54178".parse().unwrap(), None))
 }
 
 /// Gives the process a network of its own, in which it listens and that has the last address;
 /// our own has 172.18.0.1.
-fn contain(tree: &Tree, pid: u32, last: u8, connection: &str) {
+fn contain(tree: &FileTree, pid: u32, last: u8, connection: &str) {
     let local = |last: u8| format!("|-- 172.18.0.{last}\n   /32 host LOCAL\n");
     tree.write("proc/net/fib_trie", local(1));
     tree.write(&format!("proc/{pid}/net/fib_trie"), local(last));
@@ -234,8 +266,8 @@ fn a_server_in_another_container_is_found_by_the_address_of_its_network() {
     machine.connect = from_172_18_0_1;
     let mut seconds = |host: &str| {
         machine.host = host.to_owned();
-        machine.forget_all_but(&[]);
-        poll(&mut machine, &Hints::default()).process_cpu_seconds
+        machine.keep_only(&[]);
+        poll(&mut machine, &ModelReading::default()).process_cpu_seconds
     };
     assert_eq!(seconds("172.18.0.4"), Some(8.0));
     assert_eq!(seconds("172.18.0.3"), Some(7.0));
@@ -245,7 +277,7 @@ fn a_server_in_another_container_is_found_by_the_address_of_its_network() {
 }
 
 #[test]
-fn a_network_that_only_has_a_remote_servers_address_is_not_believed() {
+fn a_network_namespace_must_show_a_connection_of_ours() {
     let from_us = connected([172, 18, 0, 3], [172, 18, 0, 1]);
     let from_another = connected([172, 18, 0, 3], [172, 18, 0, 9]);
     for (connection, uid_map) in [
@@ -261,47 +293,47 @@ fn a_network_that_only_has_a_remote_servers_address_is_not_believed() {
         }
         machine.host = "172.18.0.3".to_owned();
         machine.connect = from_172_18_0_1;
-        let model = poll(&mut machine, &Hints::default());
+        let model = poll(&mut machine, &ModelReading::default());
         assert_eq!(model.threads, None, "{connection} {uid_map:?}");
         contain(&tree, 7, 3, &from_us);
         let _ = std::fs::remove_file(tree.path("proc/7/uid_map"));
-        machine.forget_all_but(&[]);
+        machine.keep_only(&[]);
         machine.host = "172.18.0.3".to_owned();
-        assert_eq!(poll(&mut machine, &Hints::default()).threads, Some(9.0));
+        assert_eq!(
+            poll(&mut machine, &ModelReading::default()).threads,
+            Some(9.0)
+        );
     }
 }
 
 /// The models of a router, each on the port 8080 and up.
 fn fill_all(machine: &mut Machine, names: &[String], arguments: &[String]) -> Vec<Model> {
-    let hints = Hints {
-        arguments: Some(arguments),
-        ..Hints::default()
-    };
+    let reading = router_child(arguments);
     let fill = |name: &String| {
         let mut model = Model {
             name: name.clone(),
             ..Model::default()
         };
-        machine.fill(&mut model, &hints);
+        machine.fill(&mut model, &reading);
         model
     };
     names.iter().map(fill).collect()
 }
 
 #[test]
-fn all_processes_are_looked_at_once_a_poll_however_many_models_it_has() {
+fn processes_are_listed_once_a_poll_for_all_models() {
     let names: Vec<String> = (0..500).map(|name| format!("ever-new-{name:03}")).collect();
     let arguments = ["llama-server", "--port", "8080"].map(str::to_owned);
     let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
     tree.write("proc/net/tcp", listening([127, 0, 0, 1], 0, 1));
-    machine.refresh();
+    machine.begin_poll();
     fill_all(&mut machine, &names[..1], &arguments);
     // What comes up within the poll is seen at the next one.
     listen(&tree, Some(7), 0);
     let of_poll = |models: Vec<Model>| models.iter().filter(|of| of.threads.is_some()).count();
     assert_eq!(of_poll(fill_all(&mut machine, &names[1..], &arguments)), 0);
-    assert_eq!(machine.searches, MOST_SEARCHES);
-    machine.refresh();
+    assert_eq!(machine.lookups, MAX_LOOKUPS_PER_POLL);
+    machine.begin_poll();
     let found = fill_all(&mut machine, &names, &arguments);
     // Of all those that say to be that process, it is the first's.
     assert_eq!(of_poll(found), 1);
@@ -313,27 +345,26 @@ fn all_processes_are_looked_at_once_a_poll_however_many_models_it_has() {
 }
 
 #[test]
-fn what_was_not_found_is_not_looked_for_at_every_poll_but_after_a_reconnect() {
+fn a_failed_lookup_is_retried_later_and_at_once_after_a_reconnect() {
     let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
-    assert_eq!(poll(&mut machine, &Hints::default()).threads, None);
+    assert_eq!(poll(&mut machine, &ModelReading::default()).threads, None);
     listen(&tree, Some(7), 0);
-    assert_eq!(poll(&mut machine, &Hints::default()).threads, None);
-    machine.forget_all_but(&[]);
-    assert_eq!(poll(&mut machine, &Hints::default()).threads, Some(9.0));
+    assert_eq!(poll(&mut machine, &ModelReading::default()).threads, None);
+    machine.keep_only(&[]);
+    assert_eq!(
+        poll(&mut machine, &ModelReading::default()).threads,
+        Some(9.0)
+    );
 }
 
 #[test]
-fn what_its_variables_say_is_not_needed_for_what_its_arguments_say() {
+fn arguments_count_without_the_environment_variables() {
     let line = "llama-server --sleep-idle-seconds 6";
     let (tree, mut machine) = machine(&[(7, line, 0)], &[]);
     listen(&tree, Some(7), 0);
     std::fs::remove_file(tree.path("proc/7/environ")).unwrap();
-    let hints = Hints {
-        slots: Some(2.0),
-        n_ctx: Some(2048.0),
-        ..Hints::default()
-    };
-    let mut model = poll(&mut machine, &hints);
+    let reading = two_slots();
+    let mut model = poll(&mut machine, &reading);
     assert_eq!(
         machine.sleep_idle(&model),
         Some(BoundedDuration::from_secs(6))
@@ -341,25 +372,25 @@ fn what_its_variables_say_is_not_needed_for_what_its_arguments_say() {
     assert!(machine.notes()[0].contains("variables"));
     // They may say how the slots share the cache.
     model.context_tokens = vec![(0, 100.0)];
-    machine.fill(&mut model, &hints);
+    machine.fill(&mut model, &reading);
     assert_eq!(model.kv_cache_ratio, None);
 }
 
 #[test]
-fn limits_that_cannot_be_seen_are_not_known_and_why_is_said() {
+fn invisible_limits_are_unknown_and_a_note_says_why() {
     let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
     listen(&tree, Some(7), 0);
     tree.write("proc/7/cgroup", "0::/../other\n");
-    poll(&mut machine, &Hints::default());
+    poll(&mut machine, &ModelReading::default());
     std::thread::sleep(Duration::from_millis(20));
-    let model = poll(&mut machine, &Hints::default());
+    let model = poll(&mut machine, &ModelReading::default());
     assert_eq!((model.total_memory, model.cpu_utilization), (None, None));
     assert_eq!(model.process_cpu_seconds, Some(1.0));
     assert!(machine.notes()[0].contains("cgroup"));
 }
 
 #[test]
-fn what_cannot_be_looked_into_is_found_by_how_it_was_called() {
+fn a_process_with_unreadable_descriptors_is_found_by_its_command_line() {
     let called = |servers: &[(u32, &str, u32)], uid: u32| {
         let (tree, machine) = machine(servers, &[]);
         listen(&tree, None, uid);
@@ -370,9 +401,14 @@ fn what_cannot_be_looked_into_is_found_by_how_it_was_called() {
             }
         }
         let addresses = ["127.0.0.1".parse().unwrap()];
-        let search = Search::new(&machine.procfs, &addresses, 8080, process_lookup::connect);
-        let network = sockets::Net::at(tree.path("proc/net"), true).listening();
-        let is_called = |arguments: &Arguments| arguments.mean_port(8080);
+        let search = ProcessLookup::new(
+            &machine.procfs,
+            addresses.to_vec(),
+            8080,
+            process_lookup::connect,
+        );
+        let network = sockets::NetworkNamespace::new(tree.path("proc/net"), true).listening();
+        let is_called = |arguments: &ServerArguments| arguments.may_listen_on(8080);
         search
             .by_command_line(&network.tcp(8080, &addresses), &pids, is_called)
             .map(|(process, _)| process.pid)
@@ -391,7 +427,10 @@ fn what_cannot_be_looked_into_is_found_by_how_it_was_called() {
         (8, "llama-server --port 8080", 0),
     ];
     let why = called(&twice, 0).unwrap_err().unwrap();
-    assert!(why.starts_with("2 processes are called"), "{why}");
+    assert!(
+        why.starts_with("2 processes have the server's port"),
+        "{why}"
+    );
     let wrapped = [
         (7, "docker-init -- llama-server --port 8080", 0),
         (8, "llama-server --port 8080", 0),
@@ -400,33 +439,34 @@ fn what_cannot_be_looked_into_is_found_by_how_it_was_called() {
 }
 
 #[test]
-fn a_pid_file_says_it_outright() {
+fn a_pid_file_names_the_process_unless_its_pid_was_reused() {
     let file = std::env::temp_dir().join(format!("llamacpp-pid-{}", std::process::id()));
     std::fs::write(&file, "8\n").unwrap();
     let servers = [(7, "llama-server", 0), (8, "other", 0)];
     let (tree, mut machine) = machine(&servers, &["--pid-file", file.to_str().unwrap()]);
     listen(&tree, Some(7), 0);
     stat(&tree, 8, 4200, 100);
-    let seconds = |machine: &mut Machine| poll(machine, &Hints::default()).process_cpu_seconds;
+    let seconds =
+        |machine: &mut Machine| poll(machine, &ModelReading::default()).process_cpu_seconds;
     assert_eq!(seconds(&mut machine), Some(42.0));
     std::fs::write(&file, "7\n").unwrap();
     assert_eq!(seconds(&mut machine), Some(1.0));
     // Another process has the number, and the file is still the same.
     stat(&tree, 7, 4200, 999);
     assert_eq!(seconds(&mut machine), None);
-    assert!(machine.notes()[0].contains("another process's by now"));
+    assert!(machine.notes()[0].contains("now belongs to another process"));
     let written_again = std::fs::File::options().append(true).open(&file).unwrap();
     let later = SystemTime::now() + Duration::from_secs(9);
     written_again.set_modified(later).unwrap();
     assert_eq!(seconds(&mut machine), Some(42.0));
     std::fs::write(&file, "77\n").unwrap();
     assert_eq!(seconds(&mut machine), None);
-    assert!(machine.notes()[0].starts_with("no process has the number in"));
+    assert!(machine.notes()[0].starts_with("no process has the PID in"));
     let _ = std::fs::remove_file(&file);
 }
 
 #[test]
-fn a_pid_file_that_is_replaced_by_a_fifo_stops_no_poll() {
+fn a_fifo_in_place_of_the_pid_file_blocks_no_poll() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pid");
     let made = std::process::Command::new("mkfifo").arg(&file).status();
@@ -436,7 +476,7 @@ fn a_pid_file_that_is_replaced_by_a_fifo_stops_no_poll() {
     std::thread::spawn(move || {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let (_tree, mut machine) = machine(&[(7, "llama-server", 0)], &arguments);
-        let threads = poll(&mut machine, &Hints::default()).threads;
+        let threads = poll(&mut machine, &ModelReading::default()).threads;
         sender.send((threads, machine.notes())).unwrap();
     });
     let polled = receiver.recv_timeout(Duration::from_secs(60));
@@ -446,7 +486,7 @@ fn a_pid_file_that_is_replaced_by_a_fifo_stops_no_poll() {
 }
 
 #[test]
-fn a_routers_server_and_docker_model_runners_are_found_by_what_is_told_of_them() {
+fn router_children_and_docker_model_runners_servers_are_found() {
     let servers = [
         (7, "llama-server --models-dir /m", 0),
         (
@@ -466,16 +506,24 @@ fn a_routers_server_and_docker_model_runners_are_found_by_what_is_told_of_them()
         ),
     ];
     let (tree, machine) = machine(&servers, &[]);
-    let find = |host: &str, hints: &Hints| {
+    let find = |host: &str, reading: &ModelReading| {
         let addresses = [host.parse().unwrap()];
-        let found =
-            Search::new(&machine.procfs, &addresses, 8080, process_lookup::connect).find(hints);
+        let found = ProcessLookup::new(
+            &machine.procfs,
+            addresses.to_vec(),
+            8080,
+            process_lookup::connect,
+        )
+        .find(reading);
         found.map(|(process, _)| process.pid)
     };
-    let by_file = |part, mode| Hints {
-        file_part: Some(part),
-        mode,
-        ..Hints::default()
+    let by_file = |part: &str, mode: Option<&str>| ModelReading {
+        mode: mode.map(str::to_owned),
+        process: ProcessHints {
+            file_part: Some(part.to_owned()),
+            ..ProcessHints::default()
+        },
+        ..ModelReading::default()
     };
     assert_eq!(find("127.0.0.1", &by_file("abcabcabcabc", None)), Ok(8));
     let embedding = by_file("defdefdefdef", Some("embedding"));
@@ -490,14 +538,7 @@ fn a_routers_server_and_docker_model_runners_are_found_by_what_is_told_of_them()
 
     listen(&tree, Some(9), 0);
     let child = |words: &[&str]| -> Vec<String> { words.iter().map(|w| (*w).to_owned()).collect() };
-    let by_child = |words: &[&str]| {
-        let words = child(words);
-        let hints = Hints {
-            arguments: Some(&words),
-            ..Hints::default()
-        };
-        find("127.0.0.1", &hints)
-    };
+    let by_child = |words: &[&str]| find("127.0.0.1", &router_child(&child(words)));
     assert_eq!(by_child(&["llama-server", "--port", "8080"]), Ok(9));
     assert_eq!(by_child(&["llama-server", "--port", "8081"]), Err(None));
     tree.write(
@@ -510,11 +551,11 @@ fn a_routers_server_and_docker_model_runners_are_found_by_what_is_told_of_them()
 }
 
 #[test]
-fn the_cache_is_told_from_arguments_variables_and_the_models_file() {
+fn the_kv_cache_follows_from_arguments_variables_and_the_model_file() {
     let line = "llama-server -m m.gguf -c 4096 -np 2 --sleep-idle-seconds 6";
     let (tree, mut machine) = machine(&[(7, line, 0)], &[]);
     listen(&tree, Some(7), 0);
-    let told: BTreeMap<String, String> = [
+    let header: BTreeMap<String, String> = [
         ("general.architecture", "gemma3"),
         ("gemma3.block_count", "18"),
         ("gemma3.context_length", "32768"),
@@ -527,18 +568,14 @@ fn the_cache_is_told_from_arguments_variables_and_the_models_file() {
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
     .into();
-    let hints = Hints {
-        slots: Some(2.0),
-        n_ctx: Some(2048.0),
-        header: Some(&told),
-        ..Hints::default()
-    };
+    let mut reading = two_slots();
+    reading.process.header = Some(Arc::new(header));
     let mut model = Model {
         name: "m".to_owned(),
         context_tokens: vec![(0, 100.0), (1, 924.0)],
         ..Model::default()
     };
-    machine.fill(&mut model, &hints);
+    machine.fill(&mut model, &reading);
     // The variable sets 64 as the physical batch: a window of 768 cells.
     let limit = (4096 * 3 + 2 * 768 * 15) * 1024;
     assert_eq!(model.kv_cache_limit, Some(f64::from(limit)));
@@ -554,15 +591,12 @@ fn the_cache_is_told_from_arguments_variables_and_the_models_file() {
         status: Some(ModelStatus::Sleeping),
         ..Model::default()
     };
-    machine.fill(&mut asleep, &hints);
+    machine.fill(&mut asleep, &reading);
     assert_eq!((asleep.kv_cache_limit, asleep.threads), (None, Some(9.0)));
     // Without its file, cells are known and bytes are not.
-    let no_file = Hints {
-        header: None,
-        ..hints
-    };
+    reading.process.header = None;
     model.kv_cache_limit = None;
-    machine.fill(&mut model, &no_file);
+    machine.fill(&mut model, &reading);
     assert_eq!(
         (model.kv_cache_limit, model.kv_cache_ratio),
         (None, Some(0.25))

@@ -1,0 +1,215 @@
+//! Running `nvidia-smi` in a loop: finding it, starting it, and restarting it when it ends.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use crate::bounds::deadline;
+use crate::machine::nvidia::runtime_power::GpuSelection;
+use crate::process::log;
+use crate::process::os;
+
+/// The most bytes of a line; a longer one is read in pieces, none of which parses.
+const MAX_LINE_BYTES: u64 = 4096;
+/// How long to wait before a restart; doubled each time.
+const FIRST_RESTART_DELAY: Duration = Duration::from_secs(1);
+const MAX_RESTART_DELAY: Duration = Duration::from_secs(300);
+/// Where it is besides `PATH`: WSL2's folder is in the `PATH` of no service, and nodes of Google
+/// Kubernetes Engine mount theirs.
+const MORE_FOLDERS: [&str; 3] = ["/usr/bin", "/usr/lib/wsl/lib", "/usr/local/nvidia/bin"];
+/// The one environment variable that it inherits, for its libraries. Ours may hold secrets.
+const INHERITED_VARIABLE: &str = "LD_LIBRARY_PATH";
+/// The `PATH` that it gets: it may be a wrapper script.
+const CHILD_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Finds the program in `path`, or returns the folders that do not have it. Relative folders are
+/// ignored: they would lead to whatever is in our working directory.
+pub fn find_program(path: Option<&OsStr>) -> Result<PathBuf, Vec<PathBuf>> {
+    let of_path = path.into_iter().flat_map(std::env::split_paths);
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for folder in of_path.chain(MORE_FOLDERS.map(PathBuf::from)) {
+        if folder.is_absolute() && !folders.contains(&folder) {
+            folders.push(folder);
+        }
+    }
+    let is_executable = |program: &PathBuf| {
+        let found = fs::metadata(program);
+        found.is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    let mut programs = folders.iter().map(|folder| folder.join("nvidia-smi"));
+    programs.find(is_executable).ok_or(folders)
+}
+
+/// What is done with each line of the output, on the thread that reads it.
+pub type TakeLine = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// A query that one `nvidia-smi` answers at every interval.
+pub struct Query {
+    program: PathBuf,
+    /// Such as `--query-gpu=…`.
+    argument: String,
+    interval: Duration,
+    take_line: TakeLine,
+    running: Option<RunningQuery>,
+    restart_at: Option<Instant>,
+    restart_delay: Duration,
+    is_failing: bool,
+}
+
+struct RunningQuery {
+    child: Child,
+    selection: GpuSelection,
+    started: Instant,
+    is_killed: bool,
+}
+
+impl Query {
+    /// A query that does not run yet.
+    pub fn new(program: &Path, argument: String, interval: Duration, take_line: TakeLine) -> Query {
+        Query {
+            program: program.to_owned(),
+            argument,
+            interval,
+            take_line,
+            running: None,
+            restart_at: None,
+            restart_delay: FIRST_RESTART_DELAY,
+            is_failing: false,
+        }
+    }
+
+    /// Starts, stops or restarts the program so that it queries `selection`. Never waits.
+    pub fn supervise(&mut self, selection: &GpuSelection, now: Instant) {
+        if let Some(running) = &mut self.running {
+            if running.selection != *selection && !running.is_killed {
+                running.is_killed = true;
+                let _ = running.child.kill();
+            }
+            let started = running.started;
+            match running.child.try_wait() {
+                // If it does not end because its driver hangs, no second one is started.
+                Ok(None) => return,
+                _ if running.is_killed => {}
+                ended => self.schedule_restart(ended.err(), Some(started), now),
+            }
+            self.running = None;
+        }
+        if *selection == GpuSelection::None || self.restart_at.is_some_and(|at| now < at) {
+            return;
+        }
+        match self.start(selection) {
+            Ok(child) => {
+                self.running = Some(RunningQuery {
+                    child,
+                    selection: selection.clone(),
+                    started: now,
+                    is_killed: false,
+                });
+            }
+            Err(error) => self.schedule_restart(Some(error), None, now),
+        }
+    }
+
+    fn schedule_restart(
+        &mut self,
+        error: Option<io::Error>,
+        started: Option<Instant>,
+        now: Instant,
+    ) {
+        let lasted = started.map(|at| now.saturating_duration_since(at));
+        if lasted.is_some_and(|lasted| lasted > self.interval.saturating_mul(10)) {
+            self.restart_delay = FIRST_RESTART_DELAY;
+            self.is_failing = false;
+        }
+        if !std::mem::replace(&mut self.is_failing, true) {
+            let detail = error.map_or_else(|| "it ended".to_owned(), |error| error.to_string());
+            let query = self.argument.split('=').next().unwrap_or_default();
+            log::warn(
+                "nvidia-smi is not running; retrying",
+                &[("query", &query), ("detail", &detail)],
+            );
+        }
+        self.restart_at = Some(deadline(now, self.restart_delay));
+        self.restart_delay = self.restart_delay.saturating_mul(2).min(MAX_RESTART_DELAY);
+    }
+
+    fn start(&self, selection: &GpuSelection) -> io::Result<Child> {
+        let mut command = Command::new(&self.program);
+        os::end_with_us(&mut command);
+        command
+            .env_clear()
+            .env("LC_ALL", "C")
+            .env("PATH", CHILD_PATH);
+        if let Some(value) = std::env::var_os(INHERITED_VARIABLE) {
+            command.env(INHERITED_VARIABLE, value);
+        }
+        command
+            .arg(&self.argument)
+            .arg("--format=csv,noheader,nounits");
+        if let GpuSelection::Only(addresses) = selection {
+            command.arg(format!("--id={}", addresses.join(",")));
+        }
+        let mut child = command
+            .arg(format!("--loop-ms={}", self.interval.as_millis()))
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let output = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        let take_line = Arc::clone(&self.take_line);
+        let thread = thread::Builder::new().name("nvidia-smi".to_owned());
+        if let Err(error) = thread.spawn(move || read_lines(output, &*take_line)) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
+        }
+        Ok(child)
+    }
+}
+
+/// Reads lines until the output ends.
+fn read_lines(output: impl Read, take_line: &dyn Fn(&str)) {
+    let mut output = BufReader::new(output);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let mut limited = output.by_ref().take(MAX_LINE_BYTES);
+        match limited.read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => take_line(&String::from_utf8_lossy(&line)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_searched_in_absolute_folders_and_then_in_well_known_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("nvidia-smi");
+        fs::write(&program, "").unwrap();
+        let path = format!(".:relative::{}:/usr/bin", folder.path().display());
+        let searched = find_program(Some(OsStr::new(&path))).unwrap_err();
+        let expected: Vec<PathBuf> = [folder.path().to_str().unwrap()]
+            .into_iter()
+            .chain(MORE_FOLDERS)
+            .map(PathBuf::from)
+            .collect();
+        assert_eq!(searched, expected, "it is there, and not executable");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(find_program(Some(OsStr::new(&path))), Ok(program));
+        assert_eq!(
+            find_program(None).unwrap_err(),
+            MORE_FOLDERS.map(PathBuf::from)
+        );
+    }
+}

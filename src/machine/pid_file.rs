@@ -1,0 +1,59 @@
+//! The process that `--pid-file` names.
+
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use crate::machine::process_lookup::LookupResult;
+use crate::machine::procfs::{ProcessId, Procfs};
+use crate::process::file;
+
+/// A PID file. The PID in it may be stale, and belong to another process by now.
+pub struct PidFile {
+    path: PathBuf,
+    /// When the file was written that was read last, and its process then.
+    last: Option<(Option<SystemTime>, ProcessId)>,
+}
+
+impl PidFile {
+    /// The PID file at `path`, not read yet.
+    pub fn new(path: PathBuf) -> PidFile {
+        PidFile { path, last: None }
+    }
+
+    /// The PID in the file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or contains no PID.
+    pub fn pid(&self) -> io::Result<u32> {
+        let mut text = String::new();
+        let file = file::regular_file(&self.path)?;
+        file.take(64).read_to_string(&mut text)?;
+        let pid = text.trim().parse();
+        pid.map_err(|_| io::Error::other("it contains no PID"))
+    }
+
+    /// The process that has the PID in the file, unless that was reused since it was written.
+    pub fn find(&mut self, procfs: &Procfs) -> LookupResult {
+        let path = self.path.display();
+        let written = fs::metadata(&self.path).and_then(|file| file.modified());
+        let written = written.ok();
+        let pid = self
+            .pid()
+            .map_err(|error| format!("cannot use the PID file {path}: {error}"))?;
+        let Some(process) = procfs.process_id(pid) else {
+            return Err(Some(format!("no process has the PID in {path}")));
+        };
+        if let Some((then, known)) = self.last
+            && (then, known.pid) == (written, pid)
+            && known != process
+        {
+            return Err(Some(format!(
+                "the PID in {path} now belongs to another process"
+            )));
+        }
+        self.last = Some((written, process));
+        Ok((process, None))
+    }
+}

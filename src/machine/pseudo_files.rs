@@ -1,0 +1,46 @@
+//! Bounded reads of the files in `/proc` and `/sys`.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// The most bytes of a file whose size is limited by what it describes.
+const MAX_TEXT_BYTES: u64 = 64 << 10;
+
+/// Reads the first `limit` bytes of a file.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read_bytes(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads the first 64 KiB of a file as text.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    let bytes = read_bytes(path, MAX_TEXT_BYTES)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Reads a file that holds one value; `None` if it is unreadable or empty.
+pub fn read_value(path: &Path) -> Option<String> {
+    let text = read_text(path).ok()?;
+    let value = text.trim();
+    (!value.is_empty()).then(|| value.to_owned())
+}
+
+/// The value of the line `name: value`.
+pub fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = text.lines();
+    lines.find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
+}
+
+/// The bytes of the line `name: value kB`.
+pub fn bytes_field(text: &str, name: &str) -> Option<f64> {
+    let kib = field(text, name)?.strip_suffix("kB")?;
+    Some(kib.trim().parse::<f64>().ok()? * 1024.0)
+}

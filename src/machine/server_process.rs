@@ -1,0 +1,138 @@
+//! The process of a model's server: its memory, CPU, threads, GPU memory and arguments.
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::gguf::header::ModelHeader;
+use crate::gguf::kv_cache::CacheOptions;
+use crate::machine::cgroup::{ResourceLimits, online_cpus};
+use crate::machine::gpus::Gpus;
+use crate::machine::model_file::ModelFile;
+use crate::machine::procfs::{HeldSocket, ProcessId, Procfs};
+use crate::machine::server_arguments::ServerArguments;
+use crate::process::procfs_stat::TICKS_PER_SECOND;
+use crate::snapshot::Model;
+
+/// How long resource limits are reused.
+const LIMITS_VALID_FOR: Duration = Duration::from_secs(30);
+
+/// A process that serves a model.
+pub struct ServerProcess {
+    /// The process.
+    pub id: ProcessId,
+    /// The socket that it was found by.
+    socket: Option<HeldSocket>,
+    /// How it was started.
+    pub arguments: ServerArguments,
+    /// Why its environment variables, which may set what the arguments do not, are unknown.
+    variables_error: Option<io::Error>,
+    limits: ResourceLimits,
+    limits_read_at: Instant,
+    /// CPU time at the last poll, in ticks.
+    cpu_ticks: Option<(Instant, u64)>,
+    model_file: Option<ModelFile>,
+}
+
+impl ServerProcess {
+    /// Reads how the process was started and what it may use.
+    pub fn new(
+        procfs: &Procfs,
+        sysfs: &Path,
+        id: ProcessId,
+        socket: Option<HeldSocket>,
+    ) -> ServerProcess {
+        let words = procfs.command_line(id.pid).unwrap_or_default();
+        let (variables, variables_error) = match procfs.llama_variables(id.pid) {
+            Ok(variables) => (variables, None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        ServerProcess {
+            id,
+            socket,
+            arguments: ServerArguments::new(&words, &variables),
+            variables_error,
+            limits: ResourceLimits::read(procfs, sysfs, id.pid),
+            limits_read_at: Instant::now(),
+            cpu_ticks: None,
+            model_file: None,
+        }
+    }
+
+    /// Whether it still runs and has the socket open that it was found by.
+    pub fn still_serves(&self, procfs: &Procfs) -> bool {
+        procfs.process_id(self.id.pid) == Some(self.id)
+            && self.socket.as_ref().is_none_or(HeldSocket::is_open)
+    }
+
+    /// Sets the metrics of the process in `model`. They replace what its server says.
+    pub fn fill(&mut self, procfs: &Procfs, sysfs: &Path, gpus: &Gpus, model: &mut Model) {
+        let pid = self.id.pid;
+        let (Some(stat), Some(status)) = (procfs.stat(pid), procfs.status(pid)) else {
+            return;
+        };
+        let now = Instant::now();
+        if self.limits_read_at.elapsed() > LIMITS_VALID_FOR {
+            self.limits = ResourceLimits::read(procfs, sysfs, pid);
+            self.limits_read_at = now;
+        }
+        model.memory_usage = status.resident_bytes.or(model.memory_usage);
+        model.total_memory = self.limits.memory_bytes.or(model.total_memory);
+        model.threads = status.threads.or(model.threads);
+        model.process_cpu_seconds = Some(stat.cpu_ticks as f64 / TICKS_PER_SECOND);
+        if let Some((then, before)) = self.cpu_ticks.replace((now, stat.cpu_ticks)) {
+            let seconds = now.duration_since(then).as_secs_f64();
+            let used = stat.cpu_ticks.saturating_sub(before) as f64 / TICKS_PER_SECOND;
+            let cpus = online_cpus(sysfs, status.cpus.as_deref());
+            let cpus = cpus
+                .zip(self.limits.cpus)
+                .map(|(online, limit)| online.min(limit));
+            let percent = cpus.map(|cpus| 100.0 * used / seconds / cpus);
+            let percent = percent.filter(|percent| percent.is_finite());
+            model.cpu_utilization = percent.map(|p| p.min(100.0)).or(model.cpu_utilization);
+        }
+        model.process_gpu_memory = gpus.memory_of(procfs, pid);
+        if !gpus.known().is_empty() {
+            model.gpu_utilization = None;
+            model.temperature = None;
+        }
+    }
+
+    /// The options of its KV cache; `None` if unknown.
+    pub fn cache_options(&self) -> Option<CacheOptions> {
+        match self.variables_error {
+            Some(_) => None,
+            None => self.arguments.cache_options(),
+        }
+    }
+
+    /// The header of the model file at `path`, once it is read.
+    pub fn model_header(&mut self, procfs: &Procfs, path: &str) -> Option<&ModelHeader> {
+        let file = self.model_file.take();
+        let file = file.filter(|file| !file.is_outdated(path));
+        let file = file.unwrap_or_else(|| ModelFile::read(procfs, self.id.pid, path));
+        self.model_file.insert(file).header()
+    }
+
+    /// What is unknown about the process and why, for the user.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        let is_server = self.arguments.is_llama_server();
+        let variables = self.variables_error.as_ref().filter(|_| is_server).map(|error| {
+            format!(
+                "the size of the KV cache is unknown: environment variables of the server may set \
+                 it and cannot be read: {error}; run the exporter as root or as the server's user"
+            )
+        });
+        let limits = (self.limits == ResourceLimits::default()).then(|| {
+            "the limits of memory and CPU are unknown: the cgroup of the server cannot be seen \
+             from here; in a container, share the host's cgroup namespace and pass its /sys with \
+             --sysfs"
+                .to_owned()
+        });
+        let file = self.model_file.as_ref().and_then(ModelFile::problem);
+        let file = file.map(|problem| {
+            format!("the size of the KV cache is unknown: the model file {problem}")
+        });
+        [variables, limits, file].into_iter().flatten()
+    }
+}
