@@ -4,25 +4,29 @@
 //! or with `RUSTC_BOOTSTRAP=1 cargo fuzz` and a stable compiler.
 #![no_main]
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
-use llamacpp_exporter::requests::server_log::{Polled, PolledCounters};
-use llamacpp_exporter::requests::{Requests, Speaker};
+use llamacpp_exporter::readings::Update;
+use llamacpp_exporter::requests::Requests;
+use llamacpp_exporter::requests::log::{LogWriter, PolledModel, ServerLog};
 
 fuzz_target!(|log: &[u8]| {
-    let requests = Requests::default();
+    let requests = Arc::<Requests>::default();
+    let server_log = ServerLog::new(Arc::clone(&requests));
     let now = Instant::now();
     for line in log.split(|byte| *byte == b'\n') {
-        requests.log_line(line, now, false);
+        server_log.line(line, now, false);
     }
-    let polled = Polled {
+    let polled = PolledModel {
         model: "m",
-        speaker: Speaker::Server,
+        writer: Some(LogWriter::Server),
         slots: None,
-        counters: PolledCounters::None,
+        counters: &Update::Absent,
     };
-    requests.polled(now, &[polled]);
+    requests.polled(now, [("m", true)]);
+    server_log.polled(now, &[polled]);
     for of in requests.figures() {
         assert_eq!(of.model, "m");
         for histogram in [&of.figures.duration, &of.figures.first_token].into_iter().flatten() {

@@ -1,11 +1,10 @@
 //! The timer thread of each base URL: poll, publish, and log what has changed.
 
 pub mod clock;
-mod log_context;
 mod monitored_server;
 mod poll_loop;
 mod poller;
-mod probe_thread;
+mod request_sources;
 mod schedule;
 mod state_log;
 mod watchdog;

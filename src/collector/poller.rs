@@ -8,25 +8,19 @@ use std::time::{Duration, Instant};
 use crate::bounds::{self, BoundedDuration};
 use crate::collector::clock::Clock;
 use crate::collector::monitored_server::MonitoredServer;
+use crate::collector::request_sources::RequestSources;
 use crate::collector::state_log::{LEFT_OUT, StateLog};
-use crate::collector::{log_context, poll_loop, probe_thread, schedule};
+use crate::collector::{poll_loop, schedule};
 use crate::counters::{ModelTracker, is_loaded};
 use crate::machine::Machine;
 use crate::machine::gpus::Gpus;
 use crate::readings::ModelReading;
-use crate::requests::Requests;
-use crate::requests::records::Records;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Cell, Failed, Model, Polls, Reason, Snapshot};
 use crate::upstream::advice::Advice;
-use crate::upstream::completion::Completions;
 use crate::upstream::detection::Upstream;
 use crate::upstream::http::exchange::Exchange;
 use crate::upstream::reading::{FailedRequest, Reading};
-
-/// A log that is followed in vain.
-const LOG_OF_NOBODY: &str = "--log-file counts nothing here: only of a llama-server or its router is it known whose \
-     requests the lines of a log are about";
 
 /// Polls one base URL.
 pub struct Poller {
@@ -41,11 +35,7 @@ pub struct Poller {
     /// What is remembered of each model, by name and mode.
     models: BTreeMap<(String, Option<String>), ModelTracker>,
     machine: Machine,
-    requests: Arc<Requests>,
-    /// Docker Model Runner's, unless the user wants none of them.
-    records: Option<Records>,
-    /// Whether the user gave a log for this server.
-    has_log: bool,
+    requests: RequestSources,
     polls: Polls,
     state_log: StateLog,
     /// How long the server is idle before it sleeps, by the command line of its process.
@@ -66,9 +56,7 @@ impl Poller {
             upstream: Upstream::new(base, settings),
             models: BTreeMap::new(),
             machine: Machine::new(base, settings),
-            requests: Arc::default(),
-            records: (!settings.no_request_records).then(Records::default),
-            has_log: settings.log_file_of(base).is_some(),
+            requests: RequestSources::new(base, settings),
             polls: Polls::default(),
             server: settings.server_label(base),
             state_log: StateLog::new(settings.server_label(base)),
@@ -101,17 +89,13 @@ impl Poller {
         self.exchange.begin_poll(deadline);
         self.upstream.read(&mut self.exchange, &mut reading);
         reading.keep_first_of_each();
-        self.read_records();
+        self.requests
+            .read_records(&mut self.upstream, &mut self.exchange);
         self.exchange.finish_poll(&mut reading);
-        let kind = reading.info.as_ref().map(|info| info.kind);
-        if self.has_log && matches!(kind, Some("model-runner" | "llama-swap")) {
-            reading.notes.push(LOG_OF_NOBODY);
-        }
         let up = reading.up;
         let mut models = self.derive(&reading);
         self.look_at_machine(&reading, &mut models, deadline, clock);
-        self.take_requests(&reading, &mut models, clock.now());
-        reading.notes.extend(self.requests.log_notes(clock.now()));
+        self.requests.polled(&mut reading, &mut models, clock.now());
         for note in models.iter().flat_map(|model| &model.notes) {
             if !reading.notes.contains(note) {
                 reading.notes.push(note);
@@ -217,57 +201,13 @@ impl Poller {
         }
     }
 
-    /// Counts the requests that the server keeps records of.
-    fn read_records(&mut self) {
-        if let Some(records) = &mut self.records {
-            let requests = &self.requests;
-            self.upstream
-                .read_records(&mut self.exchange, &mut |answer, label| {
-                    records.take(answer, requests, |name| Some(label(name)))
-                });
-        }
-    }
-
-    /// Says whose requests the log speaks of, and takes what only the log tells of a server.
-    fn take_requests(&self, reading: &Reading, models: &mut [Model], now: Instant) {
-        self.requests.polled(now, &log_context::polled(reading));
-        for model in models.iter_mut().filter(|model| is_loaded(model.status)) {
-            let facts = self.requests.facts(&model.name);
-            let number = |fact: Option<u64>| fact.map(|fact| fact as f64);
-            model.slots = model.slots.or(number(facts.slots));
-            model.max_context_size = model.max_context_size.or(number(facts.slot_context));
-            if model.kv_cache_ratio.is_none() && !model.context_tokens.is_empty() {
-                let used: f64 = model.context_tokens.iter().map(|(_, tokens)| tokens).sum();
-                let cells = facts.cells().map(|cells| cells as f64);
-                model.kv_cache_ratio = cells.map(|cells| (used / cells).min(1.0));
-            }
-        }
-    }
-
-    /// Follows the log and probes the models, each in a thread of its own, where `settings`
-    /// say so; what this poller publishes goes into `cell`.
+    /// Starts the sources of request latencies that have a thread of their own, where `settings`
+    /// ask for them; what this poller publishes goes into `cell`.
     ///
     /// # Errors
-    /// A setting cannot be used, or the system has no thread to give.
+    /// A setting cannot be used, or the system cannot start a thread.
     pub fn watch_requests(&self, settings: &Settings, cell: &Arc<Cell>) -> Result<(), String> {
-        if let Some(path) = settings.log_file_of(&self.base) {
-            self.requests
-                .follow_log(path)
-                .map_err(|error| format!("cannot start the log thread: {error}"))?;
-        }
-        if let Some(interval) = settings.probe_interval {
-            self.requests.models_are_probed();
-            let prober = probe_thread::Prober {
-                completions: Completions::new(&self.base, settings)?,
-                requests: Arc::clone(&self.requests),
-                cell: Arc::clone(cell),
-                interval,
-            };
-            prober
-                .start()
-                .map_err(|error| format!("cannot start the probe thread: {error}"))?;
-        }
-        Ok(())
+        self.requests.start(&self.base, settings, cell)
     }
 
     /// The server as it is served, before the first poll.

@@ -5,8 +5,6 @@
 //! or tested against it. Adding a metric is one row here, plus the reading
 //! that feeds it.
 
-use std::collections::BTreeSet;
-
 use crate::readings::ModelStatus;
 use crate::snapshot::histogram::Histogram;
 use crate::snapshot::{Gpu, GpuMemory, Model, OwnMetrics, RequestFigures, Snapshot};
@@ -318,12 +316,8 @@ pub const FAMILIES: &[Family] = &[
     row("llamacpp_request_errors_total", Counter, &["code"],
         "Requests that ended in an error.",
         Read::RequestSeries(|r, sink| {
-            // Only records tell of errors.
-            let usual = USUAL_ERRORS.iter().filter(|_| r.record_gaps.is_some());
-            let codes: BTreeSet<_> = usual.chain(r.errors.keys()).collect();
-            for code in codes {
-                let count = r.errors.get(code).copied().unwrap_or(0);
-                sink(&[("code", &code.to_string())], count as f64);
+            for (code, count) in &r.errors {
+                sink(&[("code", &code.to_string())], *count as f64);
             }
         })),
     row("llamacpp_request_cancellations_total", Counter, &[],
@@ -336,7 +330,7 @@ pub const FAMILIES: &[Family] = &[
         "Lines of the server's log that were not believed: the log may hold what its users wrote.",
         Read::ServerSeries(|s, sink| {
             for (reason, count) in s.log_lines_rejected.iter().flatten() {
-                sink(&[("reason", reason.label())], *count as f64);
+                sink(&[("reason", reason)], *count as f64);
             }
         })),
     row("llamacpp_probe_tokens_total", Counter, &[],
@@ -396,10 +390,6 @@ pub const FAMILIES: &[Family] = &[
         "When the exporter started, in seconds since 1970.",
         Read::Exporter(|e| e.start_time)),
 ];
-
-/// What llama-server and Docker Model Runner answer a completion that goes wrong: these codes
-/// count from zero, others from their first.
-const USUAL_ERRORS: [u16; 6] = [400, 404, 429, 500, 502, 503];
 
 /// The most slots of a model that get a series each.
 pub const MOST_SLOTS: usize = 64;

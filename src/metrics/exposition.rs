@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::bounds;
 use crate::metrics::catalogue::{FAMILIES, Family, Read};
 use crate::snapshot::histogram::Histogram;
-use crate::snapshot::{Gpu, Model, OwnMetrics, RequestsOf, Snapshot};
+use crate::snapshot::{Gpu, Model, ModelRequests, OwnMetrics, Snapshot};
 
 /// The media type of what [`render`] writes.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -131,10 +131,10 @@ fn write_model(writer: &mut Writer, model: &Model, server: &[Label]) {
     }
 }
 
-fn write_requests(writer: &mut Writer, of: &RequestsOf, server: &[Label]) {
+fn write_requests(writer: &mut Writer, of: &ModelRequests, server: &[Label]) {
     let figures = &of.figures;
     let model = [("model", of.model.as_str())];
-    let source = [("source", of.source.label())];
+    let source = [("source", of.source)];
     let (of_source, of_probe) = ([server, &model, &source], [server, &model]);
     match writer.family.read {
         Read::RequestHistogram(read) => writer.histogram(&of_source, read(figures)),
@@ -305,7 +305,7 @@ mod tests {
     use super::*;
     use crate::readings::ModelStatus;
     use crate::snapshot::histogram::{LATENCY_SECONDS, PER_TOKEN_SECONDS, TOKENS};
-    use crate::snapshot::{GpuMemory, Model, RequestFigures, RequestSource};
+    use crate::snapshot::{GpuMemory, Model, RequestFigures};
 
     fn number(value: f64) -> String {
         let mut text = String::new();
@@ -525,15 +525,15 @@ mod tests {
     }
 
     /// The requests of a model, with all histograms.
-    fn full_requests(model: &Model) -> RequestsOf {
+    fn full_requests(model: &Model) -> ModelRequests {
         let histogram = |bounds| {
             let mut histogram = Histogram::new(bounds);
             histogram.observe(0.02, 1_000_000_000_000);
             Some(histogram)
         };
-        RequestsOf {
+        ModelRequests {
             model: model.name.clone(),
-            source: RequestSource::Records,
+            source: "records",
             figures: Arc::new(RequestFigures {
                 first_token: histogram(LATENCY_SECONDS),
                 duration: histogram(LATENCY_SECONDS),

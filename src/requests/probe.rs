@@ -1,58 +1,158 @@
-//! When to send a request of our own, to see what a client would feel now.
+//! The probe: a one-token completion of our own, to measure the latency that a client sees.
 //!
-//! A probe is work for the server. It goes only to a model that is loaded and
-//! awake, and only after real traffic since the last one, so that it keeps
-//! nothing awake: it is real traffic that does.
+//! A probe is work for the server. It is sent only to a model that is loaded and awake, and only
+//! after real traffic since the last probe, so that the probe itself keeps no model awake. How it
+//! is sent is passed in.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use crate::bounds;
 use crate::readings::ModelStatus;
-use crate::snapshot::{Model, Snapshot};
+use crate::readings::counters::rounding_step;
+use crate::requests::{RequestSource, Requests, increment, observe};
+use crate::snapshot::histogram::{Histogram, LATENCY_SECONDS};
+use crate::snapshot::{Cell, Model, Reason, RequestFigures, Snapshot};
 
-/// What a probe was answered.
+/// The probe's entry among the sources.
+pub static SOURCE: RequestSource = RequestSource {
+    label: "probe",
+    zero: || RequestFigures {
+        first_token: Some(Histogram::new(LATENCY_SECONDS)),
+        probe_tokens: Some(0),
+        probe_prompt_tokens: Some(0),
+        probe_failures: Reason::ALL.map(|reason| (reason, 0)).into(),
+        ..RequestFigures::default()
+    },
+};
+
+/// How often the newest snapshot is checked for traffic.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// By how much generated tokens may be overestimated while a request runs.
+const TOLERANCE: f64 = 5.0;
+/// More prompt tokens than a failed probe can have used.
+const MAX_PROMPT_TOKENS: f64 = 16.0;
+
+/// The completion that a probe was answered with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// From sending it to the first token.
+pub struct Completion {
+    /// From sending the request to its first token.
     pub first_token: Duration,
-    /// Prompt tokens that were computed for it.
-    pub prompt: u64,
-    /// Tokens that were generated for it.
-    pub generated: u64,
+    /// Prompt tokens computed for it, as far as the server says.
+    pub prompt_tokens: u64,
+    /// Tokens generated for it.
+    pub generated_tokens: u64,
 }
 
-/// What is known of each model's traffic since its last probe.
+/// Probes the models of one base URL.
+pub struct Prober<S> {
+    /// Sends one completion to a model of a snapshot; `None` if it is no longer loaded.
+    pub send: S,
+    /// Where the probes are counted.
+    pub requests: Arc<Requests>,
+    /// What the polls found.
+    pub cell: Arc<Cell>,
+    /// Time between two probes of a model.
+    pub interval: Duration,
+}
+
+impl<S> Prober<S>
+where
+    S: Fn(&Snapshot, &Model) -> Result<Option<Completion>, Reason> + Send + 'static,
+{
+    /// Starts the thread that probes.
+    ///
+    /// # Errors
+    /// The system cannot start a thread.
+    pub fn start(self) -> io::Result<()> {
+        self.requests.start(&SOURCE);
+        let run = move || {
+            let mut traffic = Traffic::default();
+            let mut due = Instant::now();
+            loop {
+                let snapshot = self.cell.load();
+                traffic.update(&snapshot);
+                let began = Instant::now();
+                if began >= due && self.probe_all(&snapshot, &mut traffic) {
+                    due = bounds::deadline(began, self.interval);
+                }
+                thread::sleep(CHECK_INTERVAL.min(self.interval));
+            }
+        };
+        thread::Builder::new()
+            .name("probe".to_owned())
+            .spawn(run)
+            .map(drop)
+    }
+
+    /// Probes each model that may be probed; returns whether there was one. A model that was
+    /// unloaded meanwhile, or does not answer, is not probed any sooner for it.
+    fn probe_all(&self, snapshot: &Snapshot, traffic: &mut Traffic) -> bool {
+        let mut any = false;
+        for model in &snapshot.models {
+            if !traffic.may_probe(snapshot, model) {
+                continue;
+            }
+            any = true;
+            let result = match (self.send)(snapshot, model) {
+                Ok(None) => continue,
+                Ok(Some(completion)) => Ok(completion),
+                Err(reason) => Err(reason),
+            };
+            self.requests
+                .count(&model.name, &SOURCE, |figures| count(figures, result));
+            let polls = self.cell.load().polls.total;
+            traffic.probed(model, result.ok(), polls);
+        }
+        any
+    }
+}
+
+fn count(figures: &mut RequestFigures, result: Result<Completion, Reason>) {
+    let add = |count: &mut Option<u64>, tokens: u64| {
+        *count = Some(count.unwrap_or(0).saturating_add(tokens));
+    };
+    match result {
+        Ok(completion) => {
+            let seconds = completion.first_token.as_secs_f64();
+            observe(&mut figures.first_token, seconds);
+            add(&mut figures.probe_tokens, completion.generated_tokens);
+            add(&mut figures.probe_prompt_tokens, completion.prompt_tokens);
+        }
+        Err(reason) => increment(figures.probe_failures.entry(reason).or_default()),
+    }
+}
+
+/// Whether each model had real traffic since its last probe.
 #[derive(Debug, Default)]
-pub struct Traffic {
-    probed: BTreeMap<String, Since>,
-    /// The last poll that was looked at.
+struct Traffic {
+    probed: BTreeMap<String, SinceProbe>,
+    /// The poll of the last snapshot.
     polls: u64,
 }
 
-/// What has happened since a probe.
 #[derive(Debug)]
-struct Since {
-    /// How many polls had ended when it ended.
+struct SinceProbe {
+    /// How many polls had ended when the probe did.
     polls: u64,
-    /// What the counters said before it.
-    base: Work,
-    /// How far the probe alone may have moved them.
+    /// The [`token_counters`] before the probe.
+    base: [Option<f64>; 2],
+    /// By how much the probe alone may have moved them.
     own: [f64; 2],
-    /// Whether anyone else has asked anything.
-    traffic: bool,
+    has_traffic: bool,
 }
 
 /// Tokens generated, and prompt tokens computed.
-type Work = [Option<f64>; 2];
-
-/// By how much the count of generated tokens may run high where it is estimated.
-const SLACK: f64 = 5.0;
-/// More than the prompt of a probe that failed can have had.
-const LONGEST_PROMPT: f64 = 16.0;
+fn token_counters(model: &Model) -> [Option<f64>; 2] {
+    [model.generated_tokens, model.prompt_tokens]
+}
 
 impl Traffic {
-    /// Takes a snapshot, whether it is new or not.
-    pub fn saw(&mut self, snapshot: &Snapshot) {
+    /// Takes the newest snapshot; one that was taken before changes nothing.
+    fn update(&mut self, snapshot: &Snapshot) {
         if snapshot.polls.total == self.polls {
             return;
         }
@@ -61,81 +161,72 @@ impl Traffic {
             snapshot.models.iter().any(|model| model.name == *name) || snapshot.up != Some(true)
         });
         for model in &snapshot.models {
-            if let Some(since) = self.probed.get_mut(&model.name) {
-                // A poll that had begun before the probe ended may not have seen all of it.
-                if self.polls >= since.polls.saturating_add(2) {
-                    since.saw(model);
-                }
+            if let Some(since) = self.probed.get_mut(&model.name)
+                // A poll that began before the probe ended may not have seen all of it.
+                && self.polls >= since.polls.saturating_add(2)
+            {
+                since.update(model);
             }
         }
     }
 
     /// Whether a model may be probed now.
-    pub fn may_probe(&self, snapshot: &Snapshot, model: &Model) -> bool {
+    fn may_probe(&self, snapshot: &Snapshot, model: &Model) -> bool {
         let kind = snapshot.info.as_ref().map(|info| info.kind);
-        // Of other servers it is not certain that a request loads nothing.
+        let since = self.probed.get(&model.name);
+        // With other servers a request may load a model.
         matches!(kind, Some("llama-server" | "router"))
             && matches!(model.status, Some(ModelStatus::Idle | ModelStatus::Running))
-            && self
-                .probed
-                .get(&model.name)
-                .is_none_or(|since| since.traffic)
+            && since.is_none_or(|since| since.has_traffic)
     }
 
-    /// Takes that a model, as `before` shows it, was probed, and that so many polls had ended
-    /// when the probe did.
-    pub fn probed(&mut self, before: &Model, answer: Option<&Answer>, polls: u64) {
-        let own = answer.map_or([1.0, LONGEST_PROMPT], |answer| {
-            [answer.generated as f64, answer.prompt as f64]
+    /// Takes that a model was probed, as it was `before`, and how many polls had ended when the
+    /// probe did.
+    fn probed(&mut self, before: &Model, completion: Option<Completion>, polls: u64) {
+        let (generated, prompt) = completion.map_or((1.0, MAX_PROMPT_TOKENS), |completion| {
+            let Completion {
+                generated_tokens,
+                prompt_tokens,
+                ..
+            } = completion;
+            (generated_tokens as f64, prompt_tokens as f64)
         });
-        let since = Since {
+        let since = SinceProbe {
             polls,
-            base: work(before),
-            own: [own[0] + SLACK, own[1]],
-            traffic: false,
+            base: token_counters(before),
+            own: [generated + TOLERANCE, prompt],
+            has_traffic: false,
         };
         self.probed.insert(before.name.clone(), since);
     }
 }
 
-impl Since {
-    /// Takes what a poll has found. Its counters may be those of an earlier one: a server that
-    /// could fall asleep is not asked for them.
-    fn saw(&mut self, model: &Model) {
-        let busy = |count: Option<f64>| count.is_some_and(|count| count > 0.0);
-        self.traffic |= busy(model.requests_processing)
-            || busy(model.requests_deferred)
-            || busy(model.slots_busy);
-        for ((now, base), own) in work(model)
-            .into_iter()
-            .zip(&mut self.base)
-            .zip(&mut self.own)
-        {
+impl SinceProbe {
+    /// Takes what a poll found. The counters may be those of an earlier poll: a server that is
+    /// about to sleep is not asked for them.
+    fn update(&mut self, model: &Model) {
+        let gauges = [
+            model.requests_processing,
+            model.requests_deferred,
+            model.slots_busy,
+        ];
+        self.has_traffic |= gauges.into_iter().flatten().any(|count| count > 0.0);
+        let known = self.base.iter_mut().zip(&mut self.own);
+        for (now, (base, own)) in token_counters(model).into_iter().zip(known) {
             match (now, *base) {
                 (Some(now), Some(then)) if now >= then => {
-                    self.traffic |= now - then > *own + rounding(now);
+                    self.has_traffic |= now - then > *own + rounding_step(now);
                 }
-                // It has begun anew since the probe, or was not known: from here on.
-                (Some(now), known) => {
+                // The server has restarted since the probe, or the counter was unknown.
+                (Some(now), then) => {
                     *base = Some(now);
-                    *own = if known.is_some() { 0.0 } else { *own };
+                    if then.is_some() {
+                        *own = 0.0;
+                    }
                 }
                 (None, _) => {}
             }
         }
-    }
-}
-
-fn work(model: &Model) -> Work {
-    [model.generated_tokens, model.prompt_tokens]
-}
-
-/// llama-server's counters have six digits.
-fn rounding(value: f64) -> f64 {
-    if value < 1e6 {
-        0.0
-    } else {
-        10f64.powf(value.log10().floor() - 5.0)
     }
 }
 
@@ -144,10 +235,10 @@ mod tests {
     use super::*;
     use crate::snapshot::ServerInfo;
 
-    const ANSWER: Answer = Answer {
+    const COMPLETION: Completion = Completion {
         first_token: Duration::from_millis(80),
-        prompt: 2,
-        generated: 1,
+        prompt_tokens: 2,
+        generated_tokens: 1,
     };
 
     fn snapshot(poll: u64, status: ModelStatus, tokens: Option<f64>) -> Snapshot {
@@ -170,12 +261,12 @@ mod tests {
     }
 
     fn may(traffic: &mut Traffic, snapshot: &Snapshot) -> bool {
-        traffic.saw(snapshot);
+        traffic.update(snapshot);
         traffic.may_probe(snapshot, &snapshot.models[0])
     }
 
     #[test]
-    fn only_a_model_that_is_loaded_and_awake_is_probed() {
+    fn only_a_loaded_and_awake_model_is_probed() {
         for status in ModelStatus::ALL {
             let loaded = matches!(status, ModelStatus::Idle | ModelStatus::Running);
             assert_eq!(
@@ -190,11 +281,11 @@ mod tests {
     }
 
     #[test]
-    fn after_a_probe_nothing_but_real_traffic_allows_the_next() {
+    fn only_real_traffic_allows_the_next_probe() {
         let mut traffic = Traffic::default();
         let first = snapshot(1, ModelStatus::Idle, Some(100.0));
         assert!(may(&mut traffic, &first));
-        traffic.probed(&first.models[0], Some(&ANSWER), 1);
+        traffic.probed(&first.models[0], Some(COMPLETION), 1);
         // The probe itself is counted whenever the counters are read again.
         for (poll, tokens) in [(2, 100.0), (3, 100.0), (4, 100.0), (5, 101.0)] {
             assert!(
@@ -220,7 +311,7 @@ mod tests {
         // It stays so until the probe is sent.
         let now = snapshot(9, ModelStatus::Idle, Some(140.0));
         assert!(may(&mut traffic, &now));
-        traffic.probed(&now.models[0], Some(&ANSWER), 9);
+        traffic.probed(&now.models[0], Some(COMPLETION), 9);
         assert!(!may(
             &mut traffic,
             &snapshot(10, ModelStatus::Idle, Some(141.0))
@@ -228,22 +319,22 @@ mod tests {
     }
 
     #[test]
-    fn a_request_at_work_is_traffic() {
+    fn a_running_request_is_traffic() {
         let mut traffic = Traffic::default();
         let first = snapshot(1, ModelStatus::Idle, None);
-        traffic.saw(&first);
-        traffic.probed(&first.models[0], Some(&ANSWER), 1);
+        traffic.update(&first);
+        traffic.probed(&first.models[0], Some(COMPLETION), 1);
         let mut busy = snapshot(3, ModelStatus::Running, None);
         busy.models[0].requests_processing = Some(1.0);
         assert!(may(&mut traffic, &busy));
     }
 
     #[test]
-    fn a_restart_of_the_server_is_no_traffic() {
+    fn a_restart_is_not_traffic() {
         let mut traffic = Traffic::default();
         let first = snapshot(1, ModelStatus::Idle, Some(500.0));
-        traffic.saw(&first);
-        traffic.probed(&first.models[0], Some(&ANSWER), 1);
+        traffic.update(&first);
+        traffic.probed(&first.models[0], Some(COMPLETION), 1);
         assert!(!may(
             &mut traffic,
             &snapshot(3, ModelStatus::Idle, Some(501.0))

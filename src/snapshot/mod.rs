@@ -29,9 +29,9 @@ pub struct Snapshot {
     pub models_disk_usage: Option<f64>,
     /// Figures of requests by model and source, sorted by both. They are the exporter's own
     /// counters, and outlive a server that is down.
-    pub requests: Vec<RequestsOf>,
-    /// Lines of the server's log that were not believed; `None` where no log is followed.
-    pub log_lines_rejected: Option<BTreeMap<Rejection, u64>>,
+    pub requests: Vec<ModelRequests>,
+    /// Rejected lines of the server's log, by the label `reason`; `None` without a log.
+    pub log_lines_rejected: Option<Vec<(&'static str, u64)>>,
     /// How the polling itself went.
     pub polls: Polls,
     /// Requests of the last poll that failed.
@@ -144,47 +144,6 @@ impl Reason {
             Reason::TooLarge => "too_large",
             Reason::Parse => "parse",
             Reason::Unauthorized => "unauthorized",
-        }
-    }
-}
-
-/// Why a line of a log was not believed, as the label `reason` spells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Rejection {
-    /// It has no time and level of llama-server's own, where its log has them, or the reverse.
-    Format,
-    /// Its time is before that of a line above it.
-    Time,
-    /// It names a slot that does not exist.
-    Slot,
-    /// Its request took longer than it was on its slot.
-    Duration,
-    /// It is of another server than the one that is watched, or of a child that no poll saw.
-    Source,
-    /// It tells of more than the server's own counters do.
-    Counters,
-}
-
-impl Rejection {
-    /// Every reason.
-    pub const ALL: [Rejection; 6] = [
-        Rejection::Format,
-        Rejection::Time,
-        Rejection::Slot,
-        Rejection::Duration,
-        Rejection::Source,
-        Rejection::Counters,
-    ];
-
-    /// The value of the label `reason`.
-    pub fn label(self) -> &'static str {
-        match self {
-            Rejection::Format => "format",
-            Rejection::Time => "time",
-            Rejection::Slot => "slot",
-            Rejection::Duration => "duration",
-            Rejection::Source => "source",
-            Rejection::Counters => "counters",
         }
     }
 }
@@ -349,47 +308,18 @@ impl GpuMemory {
     }
 }
 
-/// The requests of one model, as one source tells of them.
+/// The requests of one model, as one source reports them.
 #[derive(Clone, Debug)]
-pub struct RequestsOf {
+pub struct ModelRequests {
     /// The label `model`.
     pub model: String,
     /// The label `source`.
-    pub source: RequestSource,
+    pub source: &'static str,
     /// What is known of them.
     pub figures: Arc<RequestFigures>,
 }
 
-/// Where the figures of requests come from, as the label `source` spells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RequestSource {
-    /// llama-server's log.
-    Log,
-    /// Requests that the exporter itself sends.
-    Probe,
-    /// Docker Model Runner's records.
-    Records,
-}
-
-impl RequestSource {
-    /// Every source, in the order of the exposition.
-    pub const ALL: [RequestSource; 3] = [
-        RequestSource::Log,
-        RequestSource::Probe,
-        RequestSource::Records,
-    ];
-
-    /// The value of the label `source`.
-    pub fn label(self) -> &'static str {
-        match self {
-            RequestSource::Log => "log",
-            RequestSource::Probe => "probe",
-            RequestSource::Records => "records",
-        }
-    }
-}
-
-/// What one source tells of the requests of one model; `None` is what it cannot tell.
+/// What one source reports of the requests of one model; `None` is what it cannot report.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RequestFigures {
     /// Seconds to the first token.
@@ -398,7 +328,7 @@ pub struct RequestFigures {
     pub duration: Option<Histogram>,
     /// Seconds of generation per generated token.
     pub per_token: Option<Histogram>,
-    /// Tokens of the prompt that were computed.
+    /// Prompt tokens that were computed.
     pub prompt_tokens: Option<Histogram>,
     /// Tokens generated.
     pub generated_tokens: Option<Histogram>,
@@ -406,7 +336,7 @@ pub struct RequestFigures {
     pub errors: BTreeMap<u16, u64>,
     /// Requests whose client went away.
     pub cancellations: Option<u64>,
-    /// How often records may have been lost.
+    /// How often records may have been missed.
     pub record_gaps: Option<u64>,
     /// Tokens generated for probes.
     pub probe_tokens: Option<u64>,

@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use llamacpp_exporter::requests::log_plausibility::ServerCounters;
-use llamacpp_exporter::requests::server_log::{Polled, PolledCounters};
-use llamacpp_exporter::requests::{Requests, Speaker};
+use llamacpp_exporter::readings::{Counters, CountersReading, Update};
+use llamacpp_exporter::requests::Requests;
+use llamacpp_exporter::requests::log::{LogWriter, PolledModel, ServerLog};
 use llamacpp_exporter::snapshot::RequestFigures;
 
 /// Numbers that look random, and are the same at each run (xorshift).
@@ -104,35 +105,35 @@ fn mutated(log: &[u8], others: &[Vec<u8>], chance: &mut Chance) -> Vec<Vec<u8>> 
     lines
 }
 
-fn polled(counters: PolledCounters) -> Polled<'static> {
-    Polled {
-        model: "m",
-        speaker: Speaker::Server,
-        slots: Some(2),
-        counters,
-    }
-}
-
 /// What is counted of these lines, between a poll and two later ones that read these counters.
 fn counted(lines: &[Vec<u8>], counters: Option<[f64; 2]>) -> RequestFigures {
-    let requests = Requests::default();
+    let requests = Arc::<Requests>::default();
+    let log = ServerLog::new(Arc::clone(&requests));
     let start = Instant::now();
     let at = |seconds| start + Duration::from_secs(seconds);
-    requests.log_is_followed();
+    log.found();
     let poll = |seconds, [prompt, generated]: [f64; 2]| {
-        let counters = counters.map_or(PolledCounters::None, |_| {
-            let counters = ServerCounters {
+        let reading = CountersReading {
+            at: at(seconds),
+            process: None,
+            counters: Counters {
                 prompt_tokens: Some(prompt),
                 generated_tokens: Some(generated),
-                ..ServerCounters::default()
-            };
-            PolledCounters::Read(at(seconds), counters)
-        });
-        requests.polled(at(seconds), &[polled(counters)]);
+                ..Counters::default()
+            },
+        };
+        let polled = PolledModel {
+            model: "m",
+            writer: Some(LogWriter::Server),
+            slots: Some(2),
+            counters: &counters.map_or(Update::Absent, |_| Update::New(reading)),
+        };
+        requests.polled(at(seconds), [("m", true)]);
+        log.polled(at(seconds), &[polled]);
     };
     poll(0, [0.0; 2]);
     for line in lines {
-        requests.log_line(line, at(5), false);
+        log.line(line, at(5), false);
     }
     for seconds in [10, 20] {
         poll(seconds, counters.unwrap_or_default());

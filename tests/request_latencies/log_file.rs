@@ -86,7 +86,7 @@ fn the_log_on_the_standard_input_is_read_until_it_ends() {
     ours.write_all(&log()).unwrap();
     wait_for(&exporter, FINISHED);
     drop(ours);
-    exporter.wait_for_log(&["standard input has ended"]);
+    exporter.wait_for_log(&["on standard input has ended"]);
     let scrape = exporter.after_polls(3);
     assert!(exporter.is_alive());
     assert_eq!(count(&scrape, None), Some(FINISHED));
@@ -168,7 +168,7 @@ fn requests_that_the_counters_do_not_bear_are_rejected() {
     assert_eq!(count(&scrape, None), Some(1.0));
     let sum = scrape.all("llamacpp_request_generated_tokens_sum")[0].value;
     assert_eq!(sum, 120.0);
-    exporter.wait_for_log(&["lines of the log were not believed"]);
+    exporter.wait_for_log(&["log lines were rejected"]);
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn a_link_to_a_device_is_not_read() {
     command.arg("--log-file").arg(&path);
     let exporter = Exporter::start(command);
     exporter.wait_for_log(&[
-        "the log file cannot be read",
+        "cannot read the log file",
         "it is a device, not a regular file",
     ]);
     fs::remove_file(&path).unwrap();

@@ -153,6 +153,13 @@ fn counted(recording: &str) -> RequestFigures {
     (*requests.figures()[0].figures).clone()
 }
 
+/// The errors that were counted, by status.
+fn errors(figures: &RequestFigures) -> BTreeMap<u16, u64> {
+    let mut errors = figures.errors.clone();
+    errors.retain(|_, count| *count > 0);
+    errors
+}
+
 #[test]
 fn recorded_requests_are_counted_by_their_own_timings() {
     let figures = counted("requests");
@@ -169,7 +176,7 @@ fn recorded_requests_are_counted_by_their_own_timings() {
         let shown = histogram.sum();
         assert!((shown - sum).abs() < 1e-9, "{what}: {shown} is not {sum}");
     }
-    assert_eq!(figures.errors, BTreeMap::from([(400, 2)]));
+    assert_eq!(errors(&figures), BTreeMap::from([(400, 2)]));
     assert_eq!(figures.record_gaps, Some(0));
 }
 
@@ -177,7 +184,7 @@ fn recorded_requests_are_counted_by_their_own_timings() {
 fn recorded_failures_are_counted_by_their_code_though_a_stream_began_well() {
     let figures = counted("requests-failed");
     assert_eq!(figures.duration.as_ref().unwrap().count(), 1);
-    assert_eq!(figures.errors, BTreeMap::from([(500, 5), (502, 1)]));
+    assert_eq!(errors(&figures), BTreeMap::from([(500, 5), (502, 1)]));
 }
 
 #[test]
@@ -190,6 +197,6 @@ fn a_log_that_is_followed_in_vain_is_said_to_be() {
     exporter.until("it has looked twice", |scrape| {
         scrape.get("llamacpp_exporter_polls_total", &[]) >= Some(2.0)
     });
-    let said = exporter.logged(&["--log-file counts nothing"]);
+    let said = exporter.logged(&["--log-file has no effect here"]);
     assert_eq!(said.len(), 1, "{said:?}");
 }

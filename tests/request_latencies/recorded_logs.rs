@@ -5,13 +5,16 @@
 //! generated one. The figures below were read off the logs by eye.
 
 use std::fs;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use llamacpp_exporter::requests::server_log::{Polled, PolledCounters};
-use llamacpp_exporter::requests::{Facts, Requests, Speaker};
-use llamacpp_exporter::snapshot::{RequestFigures, RequestSource};
+use llamacpp_exporter::readings::Update;
+use llamacpp_exporter::requests::Requests;
+use llamacpp_exporter::requests::log::parser::SlotLayout;
+use llamacpp_exporter::requests::log::{LogWriter, PolledModel, ServerLog};
+use llamacpp_exporter::snapshot::RequestFigures;
 
 /// Build; milliseconds of the first request's prompt, generation and both; of the
 /// last request's prompt and both.
@@ -45,39 +48,41 @@ fn recording(name: &str) -> String {
     fs::read_to_string(format!("{root}/tests/recordings/{name}/log.txt")).unwrap()
 }
 
-/// What a poll finds of a server without counters.
-fn polled<'a>(model: &'a str, speaker: Speaker) -> Polled<'a> {
-    Polled {
-        model,
-        speaker,
-        slots: None,
-        counters: PolledCounters::None,
-    }
-}
-
-/// Reads a log as if each of its lines had just been written, and polls a while later.
-fn requests_of(log: &str, model: &str, speaker: Speaker) -> Requests {
-    let requests = Requests::default();
+/// Reads a log as if each of its lines had just been written, and polls a server without
+/// counters a while later.
+fn requests_of(log: &str, model: &str, writer: LogWriter) -> (Arc<Requests>, ServerLog) {
+    let requests = Arc::<Requests>::default();
+    let server_log = ServerLog::new(Arc::clone(&requests));
     let now = Instant::now();
-    requests.log_is_followed();
+    server_log.found();
     for line in log.lines() {
-        requests.log_line(line.as_bytes(), now, false);
+        server_log.line(line.as_bytes(), now, false);
     }
     for seconds in [10, 20] {
         let later = now + Duration::from_secs(seconds);
-        requests.polled(later, &[polled(model, speaker)]);
+        let polled = PolledModel {
+            model,
+            writer: Some(writer),
+            slots: None,
+            counters: &Update::Absent,
+        };
+        requests.polled(later, [(model, true)]);
+        server_log.polled(later, &[polled]);
     }
-    requests
+    (requests, server_log)
 }
 
-fn read(log: &str, speaker: Speaker) -> (RequestFigures, Facts) {
-    let requests = requests_of(log, "m", speaker);
+fn read(log: &str, writer: LogWriter) -> (RequestFigures, SlotLayout) {
+    let (requests, server_log) = requests_of(log, "m", writer);
     let of = requests.figures().remove(0);
-    assert_eq!((of.model.as_str(), of.source), ("m", RequestSource::Log));
-    let rejected = requests.log_lines_rejected().unwrap();
-    assert!(rejected.values().all(|count| *count == 0), "{rejected:?}");
-    assert!(requests.log_notes(Instant::now()).is_empty());
-    ((*of.figures).clone(), requests.facts("m"))
+    assert_eq!((of.model.as_str(), of.source), ("m", "log"));
+    let rejected = server_log.lines_rejected().unwrap();
+    assert!(
+        rejected.iter().all(|(_, count)| *count == 0),
+        "{rejected:?}"
+    );
+    assert!(server_log.notes(Instant::now()).is_empty());
+    ((*of.figures).clone(), server_log.slot_layout("m"))
 }
 
 fn check(build: &str, figures: &RequestFigures, ms: [f64; 5]) {
@@ -114,19 +119,19 @@ fn check(build: &str, figures: &RequestFigures, ms: [f64; 5]) {
 #[test]
 fn every_build_is_read_alike() {
     for (build, ms) in BUILDS {
-        let (figures, facts) = read(
+        let (figures, layout) = read(
             &recording(&format!("llama-server/{build}")),
-            Speaker::Server,
+            LogWriter::Server,
         );
         check(build, &figures, ms);
         // b9294 to b9713 do not say how their slots share the cache.
         let silent = ["b9294", "b9538", "b9713"].contains(&build);
-        let expected = Facts {
+        let expected = SlotLayout {
             slots: Some(2),
             slot_context: Some(2048),
             kv_unified: (!silent).then_some(false),
         };
-        assert_eq!(facts, expected, "{build}");
+        assert_eq!(layout, expected, "{build}");
     }
 }
 
@@ -158,7 +163,7 @@ fn colours_and_wrappers_change_nothing() {
         for wrap in WRAPPERS {
             let wrapped: String = log.lines().map(|line| wrap(line) + "\n").collect();
             let what = format!("{build} {:?}", wrapped.lines().next());
-            check(&what, &read(&wrapped, Speaker::Server).0, ms);
+            check(&what, &read(&wrapped, LogWriter::Server).0, ms);
         }
         for prefix in [
             "\u{1b}[36mllama-1  |\u{1b}[0m ",
@@ -171,14 +176,14 @@ fn colours_and_wrappers_change_nothing() {
                 .lines()
                 .map(|line| format!("{prefix}{line}\u{1b}[0m\r\n"))
                 .collect();
-            let speaker = if prefix == "[4711] " {
-                Speaker::Child(4711)
+            let writer = if prefix == "[4711] " {
+                LogWriter::RouterChild(4711)
             } else {
-                Speaker::Server
+                LogWriter::Server
             };
             check(
                 &format!("{build} {prefix:?}"),
-                &read(&wrapped, speaker).0,
+                &read(&wrapped, writer).0,
                 ms,
             );
         }
@@ -186,15 +191,16 @@ fn colours_and_wrappers_change_nothing() {
 }
 
 #[test]
-fn a_routers_log_tells_of_the_model_that_a_poll_saw_at_its_port() {
+fn a_routers_log_counts_for_the_model_that_a_poll_found_at_its_port() {
     let log = recording("router/b10068");
     let port = log.split_once(" on port ").unwrap().1;
     let port = port.split_whitespace().next().unwrap().parse().unwrap();
-    let requests = requests_of(&log, "alpha/one:Q4", Speaker::Child(port));
+    let (requests, server_log) = requests_of(&log, "alpha/one:Q4", LogWriter::RouterChild(port));
     let all = requests.figures();
     assert_eq!(all.len(), 1);
     assert_eq!(all[0].model, "alpha/one:Q4");
     let duration = all[0].figures.duration.as_ref().unwrap();
     assert_eq!((duration.count(), duration.sum()), (1, 2.81593));
-    assert_eq!(requests.facts("alpha/one:Q4").slot_context, Some(1024));
+    let layout = server_log.slot_layout("alpha/one:Q4");
+    assert_eq!(layout.slot_context, Some(1024));
 }

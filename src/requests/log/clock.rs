@@ -1,26 +1,26 @@
-//! llama-server's own time, as the lines of its log tell it: within one life of the server it
-//! never goes back, so a line whose time does is not the server's.
+//! llama-server's own time in the lines of its log. It never goes back while the server runs, so a
+//! line whose time does is forged.
 
 use std::time::{Duration, Instant};
 
-/// By how much a log may run ahead of our own clock before that is remembered: a log that is
-/// read late, or all at once, does so as well.
-const LEAP: Duration = Duration::from_secs(60);
-/// How long lines must agree on an earlier time before they are believed.
-const AGREED: Duration = Duration::from_secs(2);
+/// By how much the log's time may pass faster than our own clock before that counts as a jump. A
+/// log that is read late, or all at once, jumps as well.
+const MAX_LEAD: Duration = Duration::from_secs(60);
+/// How long lines must agree on an earlier time before they are accepted.
+const AGREEMENT: Duration = Duration::from_secs(2);
 
-/// The time that the log of one server has come to.
+/// The newest time in the log of one server.
 #[derive(Debug, Default)]
 pub struct LogClock {
-    /// The last line that was believed.
+    /// The last line that was accepted.
     last: Option<Moment>,
-    /// The last line before the log leapt ahead: if that was a lie, the server goes on from here.
-    leapt_from: Option<Moment>,
-    /// Lines since then that agree on an earlier time: the first and the last of them.
-    earlier: Option<(Moment, Moment)>,
+    /// The last line before a jump: if that was forged, the server's time goes on from here.
+    before_jump: Option<Moment>,
+    /// The first and the last of the rejected lines since then that agree on an earlier time.
+    rejected: Option<(Moment, Moment)>,
 }
 
-/// A time of the log, and when we read it.
+/// The time of a line, and when the line was read.
 #[derive(Clone, Copy, Debug)]
 struct Moment {
     time: Duration,
@@ -32,14 +32,14 @@ impl Moment {
     fn allows(self, later: Moment) -> bool {
         let passed = later.read.saturating_duration_since(self.read);
         later.time >= self.time
-            && later.time.saturating_sub(self.time) <= passed.saturating_add(LEAP)
+            && later.time.saturating_sub(self.time) <= passed.saturating_add(MAX_LEAD)
     }
 }
 
 impl LogClock {
-    /// Takes the time of a line, in microseconds, and when it was read; gives whether a line of
-    /// that server can have it.
-    pub fn believes(&mut self, micros: u64, read: Instant) -> bool {
+    /// Takes the time of a line, in microseconds, and when it was read; returns whether the server
+    /// can have written it.
+    pub fn accepts(&mut self, micros: u64, read: Instant) -> bool {
         let now = Moment {
             time: Duration::from_micros(micros),
             read,
@@ -50,25 +50,25 @@ impl LogClock {
         };
         if now.time >= last.time {
             if !last.allows(now) {
-                self.leapt_from.get_or_insert(last);
-            } else if self.leapt_from.is_some_and(|from| from.allows(now)) {
-                self.leapt_from = None;
+                self.before_jump.get_or_insert(last);
+            } else if self.before_jump.is_some_and(|from| from.allows(now)) {
+                self.before_jump = None;
             }
-            self.earlier = None;
+            self.rejected = None;
             self.last = Some(now);
             return true;
         }
-        let first = match self.earlier {
+        let first = match self.rejected {
             Some((first, latest)) if now.time >= latest.time => first,
             _ => now,
         };
-        let agreed = now.time.saturating_sub(first.time) >= AGREED
-            && now.read.saturating_duration_since(first.read) >= AGREED;
-        if agreed || self.leapt_from.is_some_and(|from| from.allows(now)) {
+        let agreed = now.time.saturating_sub(first.time) >= AGREEMENT
+            && now.read.saturating_duration_since(first.read) >= AGREEMENT;
+        if agreed || self.before_jump.is_some_and(|from| from.allows(now)) {
             self.restart(micros, read);
             return true;
         }
-        self.earlier = Some((first, now));
+        self.rejected = Some((first, now));
         false
     }
 
@@ -88,23 +88,23 @@ impl LogClock {
 mod tests {
     use super::*;
 
-    /// What is believed of lines with these times, each read at so many seconds.
-    fn believed(lines: &[(f64, f64)]) -> Vec<bool> {
+    /// Whether lines with these times, each read at so many seconds, are accepted.
+    fn accepted(lines: &[(f64, f64)]) -> Vec<bool> {
         let start = Instant::now();
         let mut clock = LogClock::default();
         lines
             .iter()
             .map(|(time, read)| {
                 let read = start + Duration::from_secs_f64(*read);
-                clock.believes((time * 1e6) as u64, read)
+                clock.accepts((time * 1e6) as u64, read)
             })
             .collect()
     }
 
     #[test]
-    fn a_line_whose_time_runs_back_is_not_believed() {
+    fn a_line_that_goes_back_in_time_is_rejected() {
         assert_eq!(
-            believed(&[
+            accepted(&[
                 (10.0, 0.0),
                 (10.0, 0.0),
                 (9.9, 0.1),
@@ -120,14 +120,14 @@ mod tests {
         let lines: Vec<_> = (1..11)
             .map(|hour| (f64::from(hour) * 3600.0, 0.0))
             .collect();
-        assert_eq!(believed(&lines), [true; 10]);
-        assert!(!believed(&[&lines[..], &[(0.5, 1.0)]].concat())[10]);
+        assert_eq!(accepted(&lines), [true; 10]);
+        assert!(!accepted(&[&lines[..], &[(0.5, 1.0)]].concat())[10]);
     }
 
     #[test]
-    fn a_time_in_the_future_makes_no_later_line_unbelievable() {
+    fn a_forged_time_in_the_future_does_not_stop_the_log() {
         assert_eq!(
-            believed(&[
+            accepted(&[
                 (10.0, 0.0),
                 (9999.0, 0.1),
                 (99999.0, 0.1),
@@ -139,25 +139,25 @@ mod tests {
     }
 
     #[test]
-    fn a_small_leap_ahead_is_put_right_soon() {
+    fn a_small_jump_is_corrected_within_seconds() {
         let ahead = [(10.0, 0.0), (40.0, 0.1)];
         let late: Vec<_> = (0..30)
             .map(|tenth| f64::from(tenth) / 10.0)
             .map(|passed| (10.2 + passed, 0.2 + passed))
             .collect();
-        let believed = believed(&[&ahead[..], &late].concat());
-        assert!(!believed[2] && believed[31], "{believed:?}");
+        let accepted = accepted(&[&ahead[..], &late].concat());
+        assert!(!accepted[2] && accepted[31], "{accepted:?}");
     }
 
     #[test]
-    fn lines_that_contradict_each_other_never_agree() {
+    fn contradicting_lines_never_agree() {
         let lines: Vec<_> = (0..100)
             .map(|tenth| f64::from(tenth) / 10.0)
             .flat_map(|passed| [(500.0 + passed, passed), (20.0 + passed, passed)])
             .collect();
-        let believed = believed(&lines);
-        for (index, believed) in believed.into_iter().enumerate() {
-            assert_eq!(believed, index % 2 == 0, "{index}");
+        let accepted = accepted(&lines);
+        for (index, accepted) in accepted.into_iter().enumerate() {
+            assert_eq!(accepted, index % 2 == 0, "{index}");
         }
     }
 }

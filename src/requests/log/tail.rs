@@ -1,5 +1,5 @@
-//! Following a file as `tail -F` does: from its end at the start, and from the
-//! beginning of whatever later takes its place.
+//! Follows a file as `tail -F` does: from its end at the start, and from the beginning of
+//! whatever later takes its name.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read};
@@ -8,45 +8,43 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::process::file;
-use crate::process::log;
-use crate::process::os;
-use crate::requests::line_splitter::Lines;
+use crate::process::{file, log, os};
+use crate::requests::log::lines::LineSplitter;
 
-/// Takes one line, and whether it was there before we were: history counts nothing.
-pub trait Sink: FnMut(&[u8], bool) {}
-impl<F: FnMut(&[u8], bool)> Sink for F {}
+/// Takes one line, and whether it is history: in the file before that was followed.
+pub trait LineSink: FnMut(&[u8], bool) {}
+impl<F: FnMut(&[u8], bool)> LineSink for F {}
 
-/// Time between two looks at a file that does not grow.
-const PAUSE: Duration = Duration::from_millis(250);
-/// How long a file that was replaced is read on after it has grown last.
-const FAREWELL: Duration = Duration::from_secs(10);
-/// How much of what was there before is looked through for what the server said of itself.
-const HISTORY: u64 = 64 << 20;
-/// The most bytes that are read at one look: of a file that has grown by more, the rest is left
-/// out. No llama-server writes so much between two looks.
-const MOST_A_LOOK: u64 = 1 << 30;
-/// How many of the bytes read last are compared, to see whether the file was written anew.
-const MARK: usize = 64;
+/// Time between two looks at the file.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// How long after its last growth a file that was replaced is read on.
+const REPLACED_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many bytes of history are searched for what the server reported about itself.
+const MAX_HISTORY: u64 = 64 << 20;
+/// The most bytes that are read at one look. If the file has grown by more, a part of it is left
+/// out; no llama-server writes so much between two looks.
+const MAX_GROWTH: u64 = 1 << 30;
+/// How many of the bytes read last are compared, to see whether the file was truncated.
+const MARK_BYTES: usize = 64;
 
-/// Follows `path` for ever, `-` being the standard input, and says that it is there.
-pub fn follow(path: &Path, found: impl Fn(), sink: &mut impl Sink) {
+/// Follows `path` for ever, `-` being standard input. Calls `found` when there is a file.
+pub fn follow(path: &Path, found: impl Fn(), sink: &mut impl LineSink) {
     if path == Path::new("-") {
         found();
-        drain(&mut io::stdin().lock(), sink);
-        log::info("the log on the standard input has ended", &[]);
+        read_stream(&mut io::stdin().lock(), sink);
+        log::info("the log on standard input has ended", &[]);
         return;
     }
-    let mut follower = Follower::new(path);
+    let mut tail = LogTail::new(path);
     loop {
-        follower.look(&found, sink);
-        thread::sleep(PAUSE);
+        tail.poll(&found, sink);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
 /// Reads a stream to its end.
-fn drain(reader: &mut impl Read, sink: &mut impl Sink) {
-    let mut lines = Lines::default();
+fn read_stream(reader: &mut impl Read, sink: &mut impl LineSink) {
+    let mut lines = LineSplitter::default();
     let mut buffer = vec![0; 64 << 10];
     loop {
         match reader.read(&mut buffer) {
@@ -59,125 +57,126 @@ fn drain(reader: &mut impl Read, sink: &mut impl Sink) {
 }
 
 /// A file that is followed by its name.
-pub struct Follower {
+pub struct LogTail {
     path: PathBuf,
     /// The file that has the name, or had it last.
-    current: Option<Opened>,
-    /// The file that had it before, while its writer may still be writing to it.
-    former: Option<(Opened, Instant)>,
-    /// Whether what is found now may have been there when we came.
-    first: bool,
+    current: Option<OpenFile>,
+    /// The file that had it before, while its writer may still write to it, and when it has
+    /// grown last.
+    replaced: Option<(OpenFile, Instant)>,
+    /// Whether a file that is found now may have been there at the start.
+    is_starting: bool,
     buffer: Vec<u8>,
-    /// What was said last: why it cannot be read, or that it is (`None`).
-    said: Option<Option<String>>,
+    /// What was logged last: why the file cannot be read, or that it is (`None`).
+    logged: Option<Option<String>>,
 }
 
-impl Follower {
-    /// A follower of `path` that has not looked yet.
-    pub fn new(path: &Path) -> Follower {
-        Follower {
+impl LogTail {
+    /// A tail of `path` that has not read anything yet.
+    pub fn new(path: &Path) -> LogTail {
+        LogTail {
             path: path.to_owned(),
             current: None,
-            former: None,
-            first: true,
+            replaced: None,
+            is_starting: true,
             buffer: vec![0; 64 << 10],
-            said: None,
+            logged: None,
         }
     }
 
-    /// Reads what has come since the last look, and calls `found` where there is a file.
-    pub fn look(&mut self, found: &impl Fn(), sink: &mut impl Sink) {
-        // What the file that we know says of its end matters no longer once another has its name.
-        let read = self.read_known(sink);
-        let opened = self.open_new(found, sink);
+    /// Reads what has been written since the last call. Calls `found` if there is a file.
+    pub fn poll(&mut self, found: &impl Fn(), sink: &mut impl LineSink) {
+        let read = self.read_open_files(sink);
+        let opened = self.open_new_file(found, sink);
         // Nothing was there: whatever comes now is new.
-        let missing = |error: &io::Error| error.kind() == ErrorKind::NotFound;
-        self.first &= opened.as_ref().is_err_and(|error| !missing(error));
-        match opened.and_then(|replaced| if replaced { Ok(()) } else { read }) {
+        let is_missing = |error: &io::Error| error.kind() == ErrorKind::NotFound;
+        self.is_starting &= opened.as_ref().is_err_and(|error| !is_missing(error));
+        // Once another file has the name, an error of the old one no longer matters.
+        match opened.and_then(|is_new| if is_new { Ok(()) } else { read }) {
             Ok(()) => {
-                self.say(None);
+                self.log_state(None);
                 found();
             }
-            Err(error) => self.say(Some(error.to_string())),
+            Err(error) => self.log_state(Some(error.to_string())),
         }
     }
 
-    /// Reads on in the files that are open.
-    fn read_known(&mut self, sink: &mut impl Sink) -> io::Result<()> {
-        if let Some((former, since)) = &mut self.former {
-            if former.read(&mut self.buffer, sink).unwrap_or(false) {
-                *since = Instant::now();
+    fn read_open_files(&mut self, sink: &mut impl LineSink) -> io::Result<()> {
+        if let Some((replaced, last_growth)) = &mut self.replaced {
+            if replaced.read_new(&mut self.buffer, sink).unwrap_or(false) {
+                *last_growth = Instant::now();
             }
-            // While nothing is in the new file, the writer has not changed over.
-            let replaced = self.current.as_ref().is_some_and(|now| now.at > 0);
-            if replaced && since.elapsed() > FAREWELL {
-                self.former = None;
+            // While nothing is in the new file, the writer still uses the old one.
+            let is_used = self.current.as_ref().is_some_and(|current| current.at > 0);
+            if is_used && last_growth.elapsed() > REPLACED_TIMEOUT {
+                self.replaced = None;
             }
         }
         match &mut self.current {
-            Some(current) => current.read(&mut self.buffer, sink).map(drop),
+            Some(current) => current.read_new(&mut self.buffer, sink).map(drop),
             None => Ok(()),
         }
     }
 
-    /// Turns to the file that has the name now, if that is another one; gives whether it is.
-    fn open_new(&mut self, found: &impl Fn(), sink: &mut impl Sink) -> io::Result<bool> {
-        let there = fs::metadata(&self.path)?;
-        if there.file_type().is_fifo() {
+    /// Opens and reads the file that has the name now, if that is another one; returns whether it
+    /// is.
+    fn open_new_file(&mut self, found: &impl Fn(), sink: &mut impl LineSink) -> io::Result<bool> {
+        let metadata = fs::metadata(&self.path)?;
+        if metadata.file_type().is_fifo() {
             // It opens once there is a writer, and ends with it.
             let mut stream = file::regular_file_or_fifo(&self.path)?;
-            self.say(None);
+            self.log_state(None);
             found();
-            drain(&mut stream, sink);
+            read_stream(&mut stream, sink);
             return Ok(true);
         }
-        if self.current.as_ref().is_some_and(|now| now.is(&there)) {
+        if self.current.as_ref().is_some_and(|file| file.is(&metadata)) {
             return Ok(false);
         }
-        let mut opened = match self.former.take_if(|(former, _)| former.is(&there)) {
+        let mut opened = match self.replaced.take_if(|(file, _)| file.is(&metadata)) {
             // Renamed back: its beginning is not new.
-            Some((former, _)) => former,
-            None => Opened::open(&self.path)?,
+            Some((replaced, _)) => replaced,
+            None => OpenFile::open(&self.path)?,
         };
-        if self.first {
+        if self.is_starting {
             opened.read_history(&mut self.buffer, sink)?;
         }
-        if let Some(mut former) = self.current.take() {
+        if let Some(mut replaced) = self.current.take() {
             log::info(
                 "the log file was replaced",
                 &[("file", &self.path.display())],
             );
-            let _last_words = former.read(&mut self.buffer, sink);
-            // A writer that never opens its log anew outlives several rotations: what it
-            // writes to is kept, not the empty files that it never wrote to.
-            if former.at > 0 || self.former.is_none() {
-                self.former = Some((former, Instant::now()));
+            let _last_lines = replaced.read_new(&mut self.buffer, sink);
+            // A writer that never reopens its log outlives several rotations: the file that it
+            // writes to is kept, not the empty ones that came after.
+            if replaced.at > 0 || self.replaced.is_none() {
+                self.replaced = Some((replaced, Instant::now()));
             }
         }
-        opened.read(&mut self.buffer, sink)?;
+        opened.read_new(&mut self.buffer, sink)?;
         self.current = Some(opened);
         Ok(true)
     }
 
-    /// Says once what hinders the reading, and once that nothing does any longer.
-    fn say(&mut self, error: Option<String>) {
-        if self.said.as_ref() == Some(&error) {
+    /// Logs why the file cannot be read, or that it is, if that has changed.
+    fn log_state(&mut self, error: Option<String>) {
+        if self.logged.as_ref() == Some(&error) {
             return;
         }
         let file = self.path.display();
         match &error {
             Some(error) => log::warn(
-                "the log file cannot be read; it is looked for again and again",
+                "cannot read the log file; retrying",
                 &[("file", &file), ("reason", error)],
             ),
-            None => log::info("the log file is followed", &[("file", &file)]),
+            None => log::info("following the log file", &[("file", &file)]),
         }
-        self.said = Some(error);
+        self.logged = Some(error);
     }
 }
 
-/// One file, whatever it is called by now.
-struct Opened {
+/// One file, whatever its name is by now.
+struct OpenFile {
     file: File,
     device: u64,
     inode: u64,
@@ -185,81 +184,80 @@ struct Opened {
     at: u64,
     /// The last bytes before that.
     mark: Vec<u8>,
-    lines: Lines,
+    lines: LineSplitter,
 }
 
-impl Opened {
-    fn open(path: &Path) -> io::Result<Opened> {
+impl OpenFile {
+    fn open(path: &Path) -> io::Result<OpenFile> {
         let file = file::regular_file(path)?;
-        let found = file.metadata()?;
-        Ok(Opened {
+        let metadata = file.metadata()?;
+        Ok(OpenFile {
             file,
-            device: found.dev(),
-            inode: found.ino(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
             at: 0,
             mark: Vec::new(),
-            lines: Lines::default(),
+            lines: LineSplitter::default(),
         })
     }
 
-    fn is(&self, found: &Metadata) -> bool {
-        (self.device, self.inode) == (found.dev(), found.ino())
+    fn is(&self, metadata: &Metadata) -> bool {
+        (self.device, self.inode) == (metadata.dev(), metadata.ino())
     }
 
-    /// Reads what has come; gives whether something has.
-    fn read(&mut self, buffer: &mut [u8], sink: &mut impl Sink) -> io::Result<bool> {
+    /// Reads what is new; returns whether anything is.
+    fn read_new(&mut self, buffer: &mut [u8], sink: &mut impl LineSink) -> io::Result<bool> {
         let length = self.file.metadata()?.len();
-        if length < self.at || (length > self.at && !self.is_marked()?) {
-            self.at = 0;
-            self.mark.clear();
+        if length < self.at || (length > self.at && !self.has_mark()?) {
+            self.skip_to(0);
             self.lines.clear();
         }
         if length == self.at {
             return Ok(false);
         }
-        // No further than it was checked: a file that grows all the time may be cut meanwhile.
-        self.read_some(length, MOST_A_LOOK, buffer, sink)?;
+        // No further than was checked: a file that grows all the time may be truncated meanwhile.
+        self.read_growth(length, MAX_GROWTH, buffer, sink)?;
         Ok(true)
     }
 
-    /// Reads up to there; once so many bytes were read, only the end.
-    fn read_some(
+    /// Reads up to `length`. Beyond `max` bytes, only the end is read.
+    fn read_growth(
         &mut self,
         length: u64,
-        most: u64,
+        max: u64,
         buffer: &mut [u8],
-        sink: &mut impl Sink,
+        sink: &mut impl LineSink,
     ) -> io::Result<()> {
         let mut each = |line: &[u8]| sink(line, false);
-        self.read_to(length, most, buffer, &mut each)?;
-        let rest = length.saturating_sub(most / 16);
+        self.read_to(length, max, buffer, &mut each)?;
+        let rest = length.saturating_sub(max / 16);
         if self.at < rest {
             log::warn(
-                "the log file has grown faster than it can be read; a part of it is left out",
+                "the log file grows too fast; a part of it is left out",
                 &[("bytes", &rest.saturating_sub(self.at))],
             );
             self.skip_to(rest);
-            self.lines.leave_out_the_rest();
+            self.lines.skip_line();
         }
         self.read_to(length, u64::MAX, buffer, &mut each)
     }
 
-    fn read_history(&mut self, buffer: &mut [u8], sink: &mut impl Sink) -> io::Result<()> {
+    fn read_history(&mut self, buffer: &mut [u8], sink: &mut impl LineSink) -> io::Result<()> {
         let length = self.file.metadata()?.len();
-        self.skip_to(length.saturating_sub(HISTORY));
+        self.skip_to(length.saturating_sub(MAX_HISTORY));
         self.read_to(length, u64::MAX, buffer, |line| sink(line, true))
     }
 
-    /// Reads up to there, but no more than so many bytes.
+    /// Reads up to `end`, and at most `max` bytes; skips holes.
     fn read_to(
         &mut self,
         end: u64,
-        mut most: u64,
+        mut max: u64,
         buffer: &mut [u8],
         mut each: impl FnMut(&[u8]),
     ) -> io::Result<()> {
-        while self.at < end && most > 0 {
-            let left = end.saturating_sub(self.at).min(most);
+        while self.at < end && max > 0 {
+            let left = end.saturating_sub(self.at).min(max);
             let part = left.min(buffer.len() as u64) as usize;
             let count = match self.file.read_at(&mut buffer[..part], self.at) {
                 Ok(0) => break,
@@ -269,7 +267,7 @@ impl Opened {
             };
             let bytes = &buffer[..count];
             self.at = self.at.saturating_add(count as u64);
-            most = most.saturating_sub(count as u64);
+            max = max.saturating_sub(count as u64);
             if bytes.iter().all(|byte| *byte == 0) {
                 let data = os::next_data(&self.file, self.at)?;
                 self.skip_to(data.clamp(self.at, end.max(self.at)));
@@ -277,8 +275,9 @@ impl Opened {
             }
             self.lines.take(bytes, &mut each);
             self.mark
-                .extend_from_slice(&bytes[count.saturating_sub(MARK)..]);
-            self.mark.drain(..self.mark.len().saturating_sub(MARK));
+                .extend_from_slice(&bytes[count.saturating_sub(MARK_BYTES)..]);
+            self.mark
+                .drain(..self.mark.len().saturating_sub(MARK_BYTES));
         }
         Ok(())
     }
@@ -289,15 +288,13 @@ impl Opened {
         self.mark.clear();
     }
 
-    /// Whether what was read last is still there: else the file was cut and has grown again.
-    fn is_marked(&self) -> io::Result<bool> {
-        let mut there = [0; MARK];
-        let there = &mut there[..self.mark.len()];
-        match self
-            .file
-            .read_exact_at(there, self.at.saturating_sub(self.mark.len() as u64))
-        {
-            Ok(()) => Ok(*there == *self.mark),
+    /// Whether the bytes read last are still there: else the file was truncated and has grown.
+    fn has_mark(&self) -> io::Result<bool> {
+        let mut bytes = [0; MARK_BYTES];
+        let bytes = &mut bytes[..self.mark.len()];
+        let start = self.at.saturating_sub(self.mark.len() as u64);
+        match self.file.read_exact_at(bytes, start) {
+            Ok(()) => Ok(*bytes == *self.mark),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
             Err(error) => Err(error),
         }
@@ -347,9 +344,9 @@ mod tests {
     }
 
     /// What a look brings: history in brackets.
-    fn step(follower: &mut Follower) -> Vec<String> {
+    fn step(tail: &mut LogTail) -> Vec<String> {
         let mut seen = Vec::new();
-        follower.look(&|| {}, &mut |line: &[u8], history: bool| {
+        tail.poll(&|| {}, &mut |line: &[u8], history: bool| {
             let line = String::from_utf8_lossy(line);
             seen.push(if history {
                 format!("[{line}]")
@@ -361,59 +358,59 @@ mod tests {
     }
 
     #[test]
-    fn it_begins_at_the_end_and_finishes_the_line_that_has_begun() {
+    fn it_starts_at_the_end_and_completes_the_last_line() {
         let folder = Folder::new();
         let log = folder.file("log");
         append(&log, "old\nbeg");
-        let mut follower = Follower::new(&log);
-        assert_eq!(step(&mut follower), ["[old]"]);
+        let mut tail = LogTail::new(&log);
+        assert_eq!(step(&mut tail), ["[old]"]);
         append(&log, "un\nne");
-        assert_eq!(step(&mut follower), ["begun"]);
+        assert_eq!(step(&mut tail), ["begun"]);
         append(&log, "w\n");
-        assert_eq!(step(&mut follower), ["new"]);
-        assert!(step(&mut follower).is_empty());
+        assert_eq!(step(&mut tail), ["new"]);
+        assert!(step(&mut tail).is_empty());
     }
 
     #[test]
-    fn a_file_that_comes_later_is_read_from_its_beginning() {
+    fn a_file_that_appears_later_is_read_from_its_beginning() {
         let folder = Folder::new();
         let log = folder.file("log");
-        let mut follower = Follower::new(&log);
-        assert!(step(&mut follower).is_empty());
+        let mut tail = LogTail::new(&log);
+        assert!(step(&mut tail).is_empty());
         append(&log, "one\n");
-        assert_eq!(step(&mut follower), ["one"]);
+        assert_eq!(step(&mut tail), ["one"]);
     }
 
     #[test]
-    fn renamed_and_replaced_both_files_are_read_once() {
+    fn a_replaced_file_and_the_new_one_are_read_once() {
         let folder = Folder::new();
         let log = folder.file("log");
         append(&log, "");
-        let mut follower = Follower::new(&log);
-        step(&mut follower);
+        let mut tail = LogTail::new(&log);
+        step(&mut tail);
         append(&log, "one\n");
         fs::rename(&log, folder.file("log.1")).unwrap();
         append(&folder.file("log.1"), "two\n");
-        assert_eq!(step(&mut follower), ["one", "two"]);
+        assert_eq!(step(&mut tail), ["one", "two"]);
         append(&folder.file("log.1"), "three\n");
         append(&log, "four\n");
-        assert_eq!(step(&mut follower), ["three", "four"]);
+        assert_eq!(step(&mut tail), ["three", "four"]);
         // A writer that has not changed over yet is still heard.
         append(&folder.file("log.1"), "five\n");
         append(&log, "six\n");
-        assert_eq!(step(&mut follower), ["five", "six"]);
+        assert_eq!(step(&mut tail), ["five", "six"]);
         fs::remove_file(&log).unwrap();
         append(&log, "seven\n");
-        assert_eq!(step(&mut follower), ["seven"]);
+        assert_eq!(step(&mut tail), ["seven"]);
     }
 
     #[test]
-    fn a_file_that_is_cut_is_read_from_its_beginning() {
+    fn a_truncated_file_is_read_from_its_beginning() {
         let folder = Folder::new();
         let log = folder.file("log");
         append(&log, "a first line\n");
-        let mut follower = Follower::new(&log);
-        step(&mut follower);
+        let mut tail = LogTail::new(&log);
+        step(&mut tail);
         File::options()
             .write(true)
             .open(&log)
@@ -421,7 +418,7 @@ mod tests {
             .set_len(0)
             .unwrap();
         append(&log, "one\n");
-        assert_eq!(step(&mut follower), ["one"]);
+        assert_eq!(step(&mut tail), ["one"]);
         // Cut and grown beyond where it was, all between two looks.
         File::options()
             .write(true)
@@ -430,7 +427,7 @@ mod tests {
             .set_len(0)
             .unwrap();
         append(&log, "two\nthree\nfour\n");
-        assert_eq!(step(&mut follower), ["two", "three", "four"]);
+        assert_eq!(step(&mut tail), ["two", "three", "four"]);
     }
 
     #[test]
@@ -439,17 +436,17 @@ mod tests {
         let log = folder.file("log");
         let mut writer = File::create(&log).unwrap();
         writer.write_all(b"a first line\n").unwrap();
-        let mut follower = Follower::new(&log);
-        step(&mut follower);
+        let mut tail = LogTail::new(&log);
+        step(&mut tail);
         File::options()
             .write(true)
             .open(&log)
             .unwrap()
             .set_len(0)
             .unwrap();
-        assert!(step(&mut follower).is_empty());
+        assert!(step(&mut tail).is_empty());
         writer.write_all(b"one\n").unwrap();
-        assert_eq!(step(&mut follower), ["one"]);
+        assert_eq!(step(&mut tail), ["one"]);
         File::options()
             .write(true)
             .open(&log)
@@ -457,19 +454,19 @@ mod tests {
             .set_len(0)
             .unwrap();
         writer.write_all(b"two\n").unwrap();
-        assert_eq!(step(&mut follower), ["two"]);
+        assert_eq!(step(&mut tail), ["two"]);
     }
 
     #[test]
-    fn a_folder_is_no_log() {
+    fn a_folder_is_not_a_log() {
         let folder = Folder::new();
-        let mut follower = Follower::new(&folder.0);
-        assert!(step(&mut follower).is_empty());
-        assert!(matches!(&follower.said, Some(Some(_))));
+        let mut tail = LogTail::new(&folder.0);
+        assert!(step(&mut tail).is_empty());
+        assert!(matches!(&tail.logged, Some(Some(_))));
         fs::remove_dir(&folder.0).unwrap();
         append(&folder.0, "one\n");
-        step(&mut follower);
-        assert_eq!(follower.said, Some(None));
+        step(&mut tail);
+        assert_eq!(tail.logged, Some(None));
         fs::remove_file(&folder.0).unwrap();
     }
 
@@ -479,9 +476,9 @@ mod tests {
         let log = folder.file("log");
         for device in ["/dev/zero", "/dev/null", "/dev/tty"] {
             std::os::unix::fs::symlink(device, &log).unwrap();
-            let mut follower = Follower::new(&log);
-            assert!(step(&mut follower).is_empty());
-            let said = follower.said.unwrap().unwrap();
+            let mut tail = LogTail::new(&log);
+            assert!(step(&mut tail).is_empty());
+            let said = tail.logged.unwrap().unwrap();
             assert_eq!(said, "it is a device, not a regular file");
             fs::remove_file(&log).unwrap();
         }
@@ -501,33 +498,33 @@ mod tests {
         const HOLE: u64 = 4 << 40;
         grow(HOLE);
         append(&log, "before\n");
-        let mut follower = Follower::new(&log);
-        assert_eq!(step(&mut follower), ["[before]"]);
+        let mut tail = LogTail::new(&log);
+        assert_eq!(step(&mut tail), ["[before]"]);
         grow(HOLE);
-        assert!(step(&mut follower).is_empty());
+        assert!(step(&mut tail).is_empty());
         append(&log, "one\ntwo\n");
-        assert_eq!(step(&mut follower), ["one", "two"]);
+        assert_eq!(step(&mut tail), ["one", "two"]);
         // A look at a file that does not grow reads nothing more.
-        let at = follower.current.as_ref().unwrap().at;
+        let at = tail.current.as_ref().unwrap().at;
         assert_eq!(at, fs::metadata(&log).unwrap().len());
     }
 
     #[test]
-    fn of_a_file_that_has_grown_too_much_the_beginning_and_the_end_are_read() {
+    fn after_too_much_growth_the_beginning_and_the_end_are_read() {
         let folder = Folder::new();
         let log = folder.file("log");
         let lines: String = (0..100_000)
             .map(|number| format!("{number:09}\n"))
             .collect();
         append(&log, &lines);
-        let mut opened = Opened::open(&log).unwrap();
+        let mut opened = OpenFile::open(&log).unwrap();
         let mut seen: Vec<u32> = Vec::new();
         let mut sink = |line: &[u8], _: bool| {
             seen.push(std::str::from_utf8(line).unwrap().parse().unwrap());
         };
         let length = lines.len() as u64;
         opened
-            .read_some(length, 16_000, &mut [0; 4096], &mut sink)
+            .read_growth(length, 16_000, &mut [0; 4096], &mut sink)
             .unwrap();
         // A line that is cut is none.
         let expected: Vec<u32> = (0..1600).chain(99_901..100_000).collect();
@@ -536,34 +533,34 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_read_at_first_is_history_all_the_same() {
+    fn a_file_that_becomes_readable_later_has_history() {
         let folder = Folder::new();
         let (log, real) = (folder.file("log"), folder.file("real"));
         append(&real, "old\n");
         // A loop of links stands for whatever may hinder: root may read every file.
         std::os::unix::fs::symlink(&log, &log).unwrap();
-        let mut follower = Follower::new(&log);
-        assert!(step(&mut follower).is_empty());
+        let mut tail = LogTail::new(&log);
+        assert!(step(&mut tail).is_empty());
         fs::rename(&real, &log).unwrap();
-        assert_eq!(step(&mut follower), ["[old]"]);
+        assert_eq!(step(&mut tail), ["[old]"]);
         append(&log, "new\n");
-        assert_eq!(step(&mut follower), ["new"]);
+        assert_eq!(step(&mut tail), ["new"]);
     }
 
     #[test]
-    fn a_writer_that_never_opens_its_log_anew_is_heard_over_rotations() {
+    fn a_writer_that_never_reopens_its_log_is_followed_over_rotations() {
         let folder = Folder::new();
         let (log, older) = (folder.file("log"), folder.file("log.1"));
         let mut writer = File::create(&log).unwrap();
-        let mut follower = Follower::new(&log);
-        step(&mut follower);
+        let mut tail = LogTail::new(&log);
+        step(&mut tail);
         let mut heard = Vec::new();
         for day in ["one", "two", "three"] {
             writer.write_all(format!("{day}\n").as_bytes()).unwrap();
-            heard.extend(step(&mut follower));
+            heard.extend(step(&mut tail));
             fs::rename(&log, &older).unwrap();
             append(&log, "");
-            heard.extend(step(&mut follower));
+            heard.extend(step(&mut tail));
         }
         assert_eq!(heard, ["one", "two", "three"]);
     }
@@ -573,16 +570,16 @@ mod tests {
         let folder = Folder::new();
         let (log, older) = (folder.file("log"), folder.file("log.1"));
         append(&log, "");
-        let mut follower = Follower::new(&log);
-        step(&mut follower);
+        let mut tail = LogTail::new(&log);
+        step(&mut tail);
         append(&log, "one\n");
-        step(&mut follower);
+        step(&mut tail);
         fs::rename(&log, &older).unwrap();
         append(&log, "two\n");
-        assert_eq!(step(&mut follower), ["two"]);
+        assert_eq!(step(&mut tail), ["two"]);
         fs::rename(&older, &log).unwrap();
         append(&log, "three\n");
-        assert_eq!(step(&mut follower), ["three"]);
+        assert_eq!(step(&mut tail), ["three"]);
     }
 
     #[test]
@@ -595,10 +592,10 @@ mod tests {
             let pipe = pipe.clone();
             thread::spawn(move || append(&pipe, "one\ntwo\nunfinished"))
         };
-        let mut follower = Follower::new(&pipe);
+        let mut tail = LogTail::new(&pipe);
         let found = std::cell::Cell::new(false);
         let mut seen = Vec::new();
-        follower.look(&|| found.set(true), &mut |line: &[u8], history: bool| {
+        tail.poll(&|| found.set(true), &mut |line: &[u8], history: bool| {
             assert!(found.get() && !history);
             seen.push(String::from_utf8_lossy(line).into_owned());
         });
@@ -607,17 +604,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_harms_no_line_after_it() {
+    fn binary_data_does_not_affect_the_next_line() {
         let folder = Folder::new();
         let log = folder.file("log");
         append(&log, "");
-        let mut follower = Follower::new(&log);
-        step(&mut follower);
+        let mut tail = LogTail::new(&log);
+        step(&mut tail);
         let mut file = File::options().append(true).open(&log).unwrap();
         file.write_all(b"\xff\xfe\x00\n").unwrap();
         file.write_all(&[b'x'; 300_000]).unwrap();
-        assert_eq!(step(&mut follower).len(), 1);
+        assert_eq!(step(&mut tail).len(), 1);
         file.write_all(b"\none\n").unwrap();
-        assert_eq!(step(&mut follower)[1], "one");
+        assert_eq!(step(&mut tail)[1], "one");
     }
 }

@@ -1,0 +1,232 @@
+//! The sources of request latencies of one server: starts them, and hands them what a poll found.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::counters::is_loaded;
+use crate::process::log as own_log;
+use crate::readings::{ModelReading, ModelState, SlotsReading, Update};
+use crate::requests::Requests;
+use crate::requests::log::{LogWriter, PolledModel, ServerLog};
+use crate::requests::probe::{Completion, Prober};
+use crate::requests::records::Records;
+use crate::settings::{BaseUrl, Settings};
+use crate::snapshot::{Cell, Model, ModelRequests, Reason, Snapshot};
+use crate::upstream::completion::Completions;
+use crate::upstream::detection::Upstream;
+use crate::upstream::http::exchange::Exchange;
+use crate::upstream::reading::Reading;
+
+const LOG_UNUSED: &str =
+    "--log-file has no effect here: only the logs of llama-server and its router are understood";
+
+/// The sources of request latencies of one server.
+pub(super) struct RequestSources {
+    requests: Arc<Requests>,
+    log: Arc<ServerLog>,
+    /// Whether the settings have a log for this server.
+    has_log: bool,
+    /// Docker Model Runner's, unless the settings switch them off.
+    records: Option<Records>,
+}
+
+impl RequestSources {
+    /// The sources that `settings` ask for; none of them has been started.
+    pub fn new(base: &BaseUrl, settings: &Settings) -> RequestSources {
+        let requests = Arc::<Requests>::default();
+        RequestSources {
+            log: Arc::new(ServerLog::new(Arc::clone(&requests))),
+            requests,
+            has_log: settings.log_file_of(base).is_some(),
+            records: (!settings.no_request_records).then(Records::default),
+        }
+    }
+
+    /// Starts the threads that follow the log and probe the models of what `cell` holds.
+    ///
+    /// # Errors
+    /// A setting cannot be used, or the system cannot start a thread.
+    pub fn start(
+        &self,
+        base: &BaseUrl,
+        settings: &Settings,
+        cell: &Arc<Cell>,
+    ) -> Result<(), String> {
+        if let Some(path) = settings.log_file_of(base) {
+            self.log
+                .follow(path)
+                .map_err(|error| format!("cannot start the log thread: {error}"))?;
+        }
+        if let Some(interval) = settings.probe_interval {
+            let completions = Completions::new(base, settings)?;
+            let prober = Prober {
+                send: move |snapshot: &Snapshot, model: &Model| {
+                    send_probe(&completions, snapshot, model)
+                },
+                requests: Arc::clone(&self.requests),
+                cell: Arc::clone(cell),
+                interval,
+            };
+            prober
+                .start()
+                .map_err(|error| format!("cannot start the probe thread: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Counts the requests that the server has records of.
+    pub fn read_records(&mut self, upstream: &mut Upstream, exchange: &mut Exchange) {
+        if let Some(records) = &mut self.records {
+            let requests = &self.requests;
+            upstream.read_records(exchange, &mut |response, label| {
+                records.take(response, requests, |name| Some(label(name)))
+            });
+        }
+    }
+
+    /// Hands what a poll found to the sources. Adds what only the log reports of the models, and
+    /// what is wrong with the log.
+    pub fn polled(&self, reading: &mut Reading, models: &mut [Model], now: Instant) {
+        let polled = polled_models(reading);
+        let names = polled
+            .iter()
+            .map(|model| (model.model, model.writer.is_some()));
+        self.requests.polled(now, names);
+        self.log.polled(now, &polled);
+        for model in models.iter_mut().filter(|model| is_loaded(model.status)) {
+            let layout = self.log.slot_layout(&model.name);
+            let number = |value: Option<u64>| value.map(|value| value as f64);
+            model.slots = model.slots.or(number(layout.slots));
+            model.max_context_size = model.max_context_size.or(number(layout.slot_context));
+            if model.kv_cache_ratio.is_none() && !model.context_tokens.is_empty() {
+                let used: f64 = model.context_tokens.iter().map(|(_, tokens)| tokens).sum();
+                let cells = number(layout.kv_cells());
+                model.kv_cache_ratio = cells.map(|cells| (used / cells).min(1.0));
+            }
+        }
+        let kind = reading.info.as_ref().map(|info| info.kind);
+        if self.has_log && matches!(kind, Some("model-runner" | "llama-swap")) {
+            reading.notes.push(LOG_UNUSED);
+        }
+        reading.notes.extend(self.log.notes(now));
+    }
+
+    /// The figures so far, by model and source.
+    pub fn figures(&self) -> Vec<ModelRequests> {
+        self.requests.figures()
+    }
+
+    /// Rejected lines of the log, by reason; `None` without a log.
+    pub fn log_lines_rejected(&self) -> Option<Vec<(&'static str, u64)>> {
+        self.log.lines_rejected()
+    }
+}
+
+/// Sends one completion to a model; `None` if it is no longer loaded.
+fn send_probe(
+    completions: &Completions,
+    snapshot: &Snapshot,
+    model: &Model,
+) -> Result<Option<Completion>, Reason> {
+    let is_router = snapshot
+        .info
+        .as_ref()
+        .is_some_and(|info| info.kind == "router");
+    let completed = completions.one_token(is_router.then_some(&model.name));
+    let completed = completed.map_err(|failure| {
+        own_log::debug(
+            "a probe got no token",
+            &[
+                ("model", &model.name),
+                ("reason", &failure.reason.label()),
+                ("detail", &failure),
+            ],
+        );
+        failure.reason
+    })?;
+    Ok(completed.map(|completed| Completion {
+        first_token: completed.first_token,
+        prompt_tokens: completed.prompt,
+        generated_tokens: completed.generated,
+    }))
+}
+
+/// What a poll found of each model, as far as the log is concerned.
+fn polled_models(reading: &Reading) -> Vec<PolledModel<'_>> {
+    let kind = reading.info.as_ref().map_or("", |info| info.kind);
+    let polled = reading.models.iter().map(|model| PolledModel {
+        model: &model.name,
+        writer: log_writer(kind, model),
+        slots: slots(model),
+        counters: &model.counters,
+    });
+    polled.collect()
+}
+
+fn slots(model: &ModelReading) -> Option<u64> {
+    let reported = model.facts.slots.map(|slots| slots as u64);
+    let listed = match &model.slots {
+        Update::New(SlotsReading { slots, .. }) => u64::try_from(slots.len()).ok(),
+        _ => None,
+    };
+    reported.max(listed).filter(|slots| *slots > 0)
+}
+
+/// Which process writes the log lines about this model.
+fn log_writer(kind: &str, model: &ModelReading) -> Option<LogWriter> {
+    match kind {
+        // While it loads, its name may still be that of the model before.
+        "llama-server" if !matches!(model.state, ModelState::Loading | ModelState::Waking) => {
+            Some(LogWriter::Server)
+        }
+        // A model that is not loaded has the port of its last child, or 0: by now that may be
+        // another model's.
+        "router" if !matches!(model.state, ModelState::Reported(_) | ModelState::Unknown) => {
+            let arguments = model.process.arguments.as_deref().unwrap_or_default();
+            let mut arguments = arguments.iter().skip_while(|name| *name != "--port");
+            let port = arguments.nth(1)?.parse().ok()?;
+            Some(LogWriter::RouterChild(port))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::readings::ModelStatus;
+
+    #[test]
+    fn a_child_writes_log_lines_while_it_is_loaded() {
+        let writer_of = |port: &str, state: ModelState| {
+            let arguments = ["llama-server", "--host", "127.0.0.1", "--port", port];
+            let mut model = ModelReading {
+                state,
+                ..ModelReading::default()
+            };
+            model.process.arguments = Some(arguments.map(str::to_owned).to_vec());
+            log_writer("router", &model)
+        };
+        for state in [
+            ModelState::Loading,
+            ModelState::Ready,
+            ModelState::Asleep(Instant::now()),
+        ] {
+            assert_eq!(
+                writer_of("34541", state),
+                Some(LogWriter::RouterChild(34541))
+            );
+        }
+        for status in [ModelStatus::Unloaded, ModelStatus::Failed] {
+            assert_eq!(writer_of("0", ModelState::Reported(status)), None);
+            assert_eq!(writer_of("34541", ModelState::Reported(status)), None);
+        }
+        let single = ModelReading {
+            state: ModelState::Loading,
+            ..ModelReading::default()
+        };
+        assert_eq!(log_writer("llama-server", &single), None);
+    }
+}

@@ -1,0 +1,536 @@
+//! Takes off what a logging system has put around a line of llama-server.
+//!
+//! One table of formats. They may lie in each other (Docker's json-file around llama-server's own
+//! `--log-jsonl`), so what was inside is tried again, a few times. What has no known format is
+//! left as it is.
+
+use std::mem;
+
+use serde_json::{Map, Value};
+
+use crate::bounds;
+use crate::requests::log::journal_export::{JournalEntry, Progress};
+
+/// A line as llama-server wrote it, or as near to that as is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unwrapped {
+    /// Its text, without colours.
+    pub text: String,
+    /// Which process or container wrote it, where the wrapper names one.
+    pub origin: Option<String>,
+    /// llama-server's own time, in microseconds, where that is beside the text.
+    pub time: Option<u64>,
+    /// Which part of a longer line it is, where the wrapper says so.
+    piece: Option<Piece>,
+}
+
+/// A part of a line that was too long for its logging system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    /// 0 for standard output, 1 for standard error.
+    stream: usize,
+    is_last: bool,
+}
+
+/// Returns what is inside a line of one format; `None` if it has another one.
+type Format = fn(&str) -> Option<Unwrapped>;
+
+const FORMATS: [Format; 6] = [kubernetes, json, compose, pod, logfmt, syslog];
+/// How many wrappers may lie in each other.
+const MAX_LAYERS: usize = 4;
+/// How many bytes before the text syslog may write.
+const MAX_SYSLOG_HEAD: usize = 200;
+/// How many bytes of a line Docker puts into one object. Bytes that are not UTF-8 become more.
+const DOCKER_PIECE_BYTES: usize = 16 << 10;
+
+/// Takes the wrappers off a stream of lines.
+#[derive(Debug, Default)]
+pub struct Envelope {
+    /// By stream, whether its next piece continues a line.
+    is_continued: [bool; 2],
+    /// The entry of `journalctl -o export` that has begun.
+    entry: Option<JournalEntry>,
+}
+
+impl Envelope {
+    /// Takes one line, without its end; returns the lines that were in it.
+    pub fn take(&mut self, line: &[u8]) -> Vec<Unwrapped> {
+        if let Some(mut entry) = self.entry.take() {
+            match entry.take(line) {
+                Progress::Continues => {
+                    self.entry = Some(entry);
+                    return Vec::new();
+                }
+                Progress::Ended => {
+                    let message = String::from_utf8_lossy(&entry.message);
+                    let lines = message.lines();
+                    return lines
+                        .flat_map(|text| self.unwrap(text, entry.origin()))
+                        .collect();
+                }
+                Progress::Invalid => {}
+            }
+        }
+        if line.starts_with(b"__CURSOR=") {
+            self.entry = Some(JournalEntry::default());
+            return Vec::new();
+        }
+        // A long line may have been cut within a character.
+        let valid = line.utf8_chunks().next().map_or("", |chunk| chunk.valid());
+        self.unwrap(valid, None)
+    }
+
+    fn unwrap(&mut self, text: &str, origin: Option<String>) -> Vec<Unwrapped> {
+        let mut line = Unwrapped {
+            text: without_colours(text),
+            origin,
+            ..Unwrapped::default()
+        };
+        for _ in 0..MAX_LAYERS {
+            let Some(inner) = FORMATS.iter().find_map(|format| format(&line.text)) else {
+                break;
+            };
+            // What continues a line is not a line, whatever it says.
+            if let Some(Piece { stream, is_last }) = inner.piece
+                && mem::replace(&mut self.is_continued[stream], !is_last)
+            {
+                return Vec::new();
+            }
+            let inner_origin = inner.origin.as_deref().map(bounds::cut);
+            line = Unwrapped {
+                text: without_colours(&inner.text),
+                // What is logged cannot write into the outermost wrapper.
+                origin: line.origin.or(inner_origin.map(str::to_owned)),
+                time: inner.time.or(line.time),
+                piece: None,
+            };
+        }
+        if line.time.is_some() {
+            // llama-server's own object holds one line; what follows is quoted.
+            let end = line.text.find('\n').unwrap_or(line.text.len());
+            line.text.truncate(end);
+        }
+        if !line.text.contains('\n') {
+            return vec![line];
+        }
+        let lines = line.text.lines().map(|text| Unwrapped {
+            text: text.to_owned(),
+            origin: line.origin.clone(),
+            ..Unwrapped::default()
+        });
+        lines.collect()
+    }
+}
+
+/// A text without its terminal colours (`ESC [ 32 m`).
+fn without_colours(text: &str) -> String {
+    let mut parts = text.split("\x1b[");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
+        plain.push_str(rest.strip_prefix(['m', 'K']).unwrap_or(part));
+    }
+    plain
+}
+
+/// Kubernetes' CRI: `2026-11-24T20:12:22.123456789Z stderr F text`; `P` where the line goes on.
+fn kubernetes(text: &str) -> Option<Unwrapped> {
+    let mut parts = text.splitn(4, ' ');
+    let (time, stream, tag) = (parts.next()?, parts.next()?, parts.next()?);
+    if !is_timestamp(time) {
+        return None;
+    }
+    let is_last = match tag.split(':').next()? {
+        "F" => true,
+        "P" => false,
+        _ => return None,
+    };
+    Some(Unwrapped {
+        text: parts.next().unwrap_or_default().to_owned(),
+        piece: Some(Piece {
+            stream: stream_index(stream)?,
+            is_last,
+        }),
+        ..Unwrapped::default()
+    })
+}
+
+fn stream_index(name: &str) -> Option<usize> {
+    ["stdout", "stderr"]
+        .iter()
+        .position(|stream| *stream == name)
+}
+
+/// One JSON object a line: Docker's json-file (`log`), `journalctl -o json` (`MESSAGE`),
+/// llama-server's `--log-jsonl` (`msg`), and others that write `msg` or `message`.
+fn json(text: &str) -> Option<Unwrapped> {
+    if !text.starts_with('{') {
+        return None;
+    }
+    let object: Map<String, Value> = serde_json::from_str(text).ok()?;
+    let field = |key: &str| text_of(object.get(key)?);
+    if let Some(log) = field("log") {
+        let line = log.strip_suffix('\n');
+        let stream = field("stream").and_then(|stream| stream_index(&stream));
+        return Some(Unwrapped {
+            text: line.unwrap_or(&log).to_owned(),
+            // The last object of a longer line ends it. Others (Fluent Bit) write no line ends.
+            piece: stream.map(|stream| Piece {
+                stream,
+                is_last: line.is_some() || log.len() < DOCKER_PIECE_BYTES,
+            }),
+            ..Unwrapped::default()
+        });
+    }
+    let units = ["CONTAINER_NAME", "_SYSTEMD_UNIT", "SYSLOG_IDENTIFIER"];
+    let is_own = field("type").as_deref() == Some("log") && object.contains_key("level");
+    let time = object.get("time").and_then(Value::as_u64);
+    Some(Unwrapped {
+        text: ["MESSAGE", "msg", "message"].into_iter().find_map(field)?,
+        origin: process_name(units.into_iter().find_map(field), field("_PID")),
+        time: time.filter(|_| is_own),
+        piece: None,
+    })
+}
+
+/// A string; journald writes one that has control characters as an array of its bytes.
+fn text_of(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(bytes) => {
+            let bytes: Option<Vec<_>> = bytes
+                .iter()
+                .map(|byte| u8::try_from(byte.as_u64()?).ok())
+                .collect();
+            Some(String::from_utf8_lossy(&bytes?).into_owned())
+        }
+        _ => None,
+    }
+}
+
+/// `unit[PID]`, as far as both are known.
+pub fn process_name(unit: Option<String>, pid: Option<String>) -> Option<String> {
+    match pid {
+        Some(pid) => Some(format!("{}[{pid}]", unit.unwrap_or_default())),
+        None => unit,
+    }
+}
+
+/// `docker compose logs`: `llama-1  | text`; with `-t`, a time before the text.
+fn compose(text: &str) -> Option<Unwrapped> {
+    let (name, rest) = text.split_once(" | ")?;
+    let name = name.trim_end();
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+    (!name.is_empty() && name.bytes().all(is_name)).then(|| named(name, rest))
+}
+
+/// `kubectl logs --prefix`: `[pod/NAME/CONTAINER] text`.
+fn pod(text: &str) -> Option<Unwrapped> {
+    let (name, rest) = text.strip_prefix("[pod/")?.split_once("] ")?;
+    Some(named(name, rest))
+}
+
+/// A line whose origin stands before it, and perhaps a time after that.
+fn named(origin: &str, rest: &str) -> Unwrapped {
+    let text = match rest.split_once(' ') {
+        Some((time, text)) if is_timestamp(time) => text,
+        _ => rest,
+    };
+    Unwrapped {
+        text: text.to_owned(),
+        origin: Some(origin.to_owned()),
+        ..Unwrapped::default()
+    }
+}
+
+/// `time=… level=… msg="text"`, as Docker Model Runner's `/logs` and Ollama's log have it.
+fn logfmt(text: &str) -> Option<Unwrapped> {
+    let words = match text.strip_prefix('[') {
+        Some(rest) => rest.split_once("] ")?.1,
+        None => text,
+    };
+    let keys = ["time=", "ts=", "level="];
+    if !keys.iter().any(|key| words.starts_with(key)) {
+        return None;
+    }
+    Some(Unwrapped {
+        text: unquote(words.split_once(" msg=\"")?.1)?,
+        ..Unwrapped::default()
+    })
+}
+
+/// The text up to the closing quote, with Go's escapes resolved.
+fn unquote(text: &str) -> Option<String> {
+    let mut plain = String::new();
+    let mut rest = text.chars();
+    loop {
+        let character = match rest.next()? {
+            '"' => return Some(plain),
+            '\\' => match rest.next()? {
+                'n' => '\n',
+                't' => '\t',
+                'r' => '\r',
+                'x' => code_point(&mut rest, 2)?,
+                'u' => code_point(&mut rest, 4)?,
+                'U' => code_point(&mut rest, 8)?,
+                other => other,
+            },
+            other => other,
+        };
+        plain.push(character);
+    }
+}
+
+fn code_point(rest: &mut std::str::Chars, digits: usize) -> Option<char> {
+    let mut code: u32 = 0;
+    for _ in 0..digits {
+        let digit = rest.next()?.to_digit(16)?;
+        code = code.checked_mul(16)?.checked_add(digit)?;
+    }
+    char::from_u32(code)
+}
+
+/// journald and syslog: `Nov 24 20:12:22 host llama-server[4711]: text`, and with other times.
+fn syslog(text: &str) -> Option<Unwrapped> {
+    let (head, _) = bounds::cut_at(text, MAX_SYSLOG_HEAD).split_once("]: ")?;
+    let (name, pid) = head.rsplit_once('[')?;
+    if pid.is_empty() || !pid.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let mut words: Vec<_> = name.split_whitespace().collect();
+    let identifier = words.pop()?;
+    // Month, day, time and host; or one word of time, and perhaps the host.
+    if words.len() > 4 || !words.first().is_none_or(|word| is_time_word(word)) {
+        return None;
+    }
+    // journald leaves one character between the two: `llama-Qwen:[1351]: `.
+    if name.ends_with(' ') || identifier.contains('[') {
+        return None;
+    }
+    words.retain(|word| !is_time_word(word));
+    words.push(identifier);
+    Some(Unwrapped {
+        text: text.get(head.len()..)?.strip_prefix("]: ")?.to_owned(),
+        origin: Some(format!("{}[{pid}]", words.join(" "))),
+        ..Unwrapped::default()
+    })
+}
+
+/// `2026-11-24T20:12:22.123456789Z`, and with an offset.
+fn is_timestamp(word: &str) -> bool {
+    word.as_bytes().get(10) == Some(&b'T') && is_time_word(word)
+}
+
+/// A part of a date or a time.
+fn is_time_word(word: &str) -> bool {
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
+    let is_part = |byte: u8| byte.is_ascii_digit() || b"-:.,+TZ[]".contains(&byte);
+    MONTHS.contains(&word)
+        || (word.bytes().any(|byte| byte.is_ascii_digit()) && word.bytes().all(is_part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &str = "0.05.446.571 I slot print_timing: id  1 | task 0 |       total time =    1430.48 ms /    67 tokens";
+
+    fn unwrap(lines: &[impl AsRef<[u8]>]) -> Vec<(String, Option<String>, Option<u64>)> {
+        let mut envelope = Envelope::default();
+        let unwrapped = lines.iter().flat_map(|line| envelope.take(line.as_ref()));
+        unwrapped
+            .map(|line| (line.text, line.origin, line.time))
+            .collect()
+    }
+
+    fn texts(lines: &[impl AsRef<[u8]>]) -> Vec<String> {
+        unwrap(lines).into_iter().map(|(text, _, _)| text).collect()
+    }
+
+    #[test]
+    fn every_wrapper_is_taken_off() {
+        let quoted = LINE.replace('"', "\\\"");
+        let bytes: Vec<_> = format!("\x1b[32m{LINE}\x1b[0m")
+            .bytes()
+            .map(|byte| byte.to_string())
+            .collect();
+        for (wrapped, origin) in [
+            (LINE.to_owned(), None),
+            (
+                format!(
+                    "\x1b[34m0.05.446.571\x1b[0m \x1b[32mI \x1b[0m{}",
+                    &LINE[15..]
+                ),
+                None,
+            ),
+            (
+                format!(
+                    r#"{{"log":"{quoted}\n","stream":"stderr","time":"2026-02-10T09:00:00.000000001Z"}}"#
+                ),
+                None,
+            ),
+            (format!(r#"{{"level":"info","msg":"{quoted}"}}"#), None),
+            (
+                format!(
+                    r#"{{"_PID":"77","MESSAGE":"{quoted}","_SYSTEMD_UNIT":"llama.service","PRIORITY":"6"}}"#
+                ),
+                Some("llama.service[77]"),
+            ),
+            (
+                format!(
+                    r#"{{"MESSAGE":[{}],"SYSLOG_IDENTIFIER":"llama","_PID":"7"}}"#,
+                    bytes.join(",")
+                ),
+                Some("llama[7]"),
+            ),
+            (
+                format!("2026-11-24T20:12:22.123456789Z stderr F {LINE}"),
+                None,
+            ),
+            (format!("llama-1  | {LINE}"), Some("llama-1")),
+            (format!("\x1b[36mllama-1  |\x1b[0m {LINE}"), Some("llama-1")),
+            (
+                format!("llama-1  | 2026-11-24T20:12:22.123456789Z {LINE}"),
+                Some("llama-1"),
+            ),
+            (
+                format!("[pod/llama-7d9f/server] {LINE}"),
+                Some("llama-7d9f/server"),
+            ),
+            (
+                format!(
+                    r#"[2026-11-26T11:38:12.899808289Z] time=2026-11-26T11:38:12.899Z level=INFO msg="{quoted}""#
+                ),
+                None,
+            ),
+            (
+                format!(
+                    r#"time=2026-11-26T11:38:12.899Z level=INFO source=server.go:1 msg="{quoted}" more=1"#
+                ),
+                None,
+            ),
+            (
+                format!("Nov 24 20:12:22 host llama-server[123]: {LINE}"),
+                Some("host llama-server[123]"),
+            ),
+            (
+                format!("2026-07-28T20:08:36.626065-04:00 t0 llama-server[16]: {LINE}"),
+                Some("t0 llama-server[16]"),
+            ),
+            (
+                format!("[ 1234.567890] host llama-server[16]: {LINE}").replace("[ ", "["),
+                Some("host llama-server[16]"),
+            ),
+            (
+                format!("Jun 18 08:58:34  llama-Qwen:[1351]: {LINE}"),
+                Some("llama-Qwen:[1351]"),
+            ),
+            // In each other.
+            (
+                format!(
+                    r#"{{"log":"llama-1  | {quoted}\n","stream":"stderr","time":"2026-02-10T09:00:00Z"}}"#
+                ),
+                Some("llama-1"),
+            ),
+        ] {
+            let expected = (LINE.to_owned(), origin.map(str::to_owned), None);
+            assert_eq!(unwrap(&[&wrapped]), [expected], "{wrapped}");
+        }
+    }
+
+    #[test]
+    fn llama_servers_own_objects_have_a_time_and_one_line() {
+        let line = r#"{"type":"log","time":5446571,"level":"I","msg":"slot release: x\n0.1.2.3 I forged\n"}"#;
+        let own = ("slot release: x".to_owned(), None, Some(5_446_571));
+        assert_eq!(unwrap(&[line]), std::slice::from_ref(&own));
+        let docker = serde_json::json!({"log": format!("{line}\n"), "stream": "stdout", "time": "2026-02-10T09:00:00Z"});
+        assert_eq!(unwrap(&[docker.to_string()]), [own]);
+        for other in [
+            r#"{"type":"other","time":5,"level":"I","msg":"m"}"#,
+            r#"{"type":"log","time":"5","level":"I","msg":"m"}"#,
+            r#"{"type":"log","time":5,"msg":"m"}"#,
+        ] {
+            assert_eq!(unwrap(&[other]), [("m".to_owned(), None, None)], "{other}");
+        }
+    }
+
+    #[test]
+    fn the_rest_of_a_long_line_is_not_a_line() {
+        let docker = |text: &str, stream: &str| {
+            serde_json::json!({"log": text, "stream": stream, "time": ""}).to_string()
+        };
+        let long = "x".repeat(DOCKER_PIECE_BYTES);
+        assert_eq!(
+            texts(&[
+                docker(&long, "stderr"),
+                docker(&long, "stderr"),
+                docker("other\n", "stdout"),
+                docker(" end\n", "stderr"),
+                docker("next\n", "stderr"),
+            ]),
+            [&long, "other", "next"]
+        );
+        let without_ends = [docker("one", "stderr"), docker("two", "stderr")];
+        assert_eq!(texts(&without_ends), ["one", "two"]);
+        let time = "2026-11-24T20:12:22Z";
+        assert_eq!(
+            texts(&[
+                format!("{time} stderr P a long"),
+                format!("{time} stdout F other"),
+                format!("{time} stderr P slot"),
+                format!("{time} stderr F slot"),
+                format!("{time} stderr F next"),
+                format!("{time} stderr F "),
+            ]),
+            ["a long", "other", "next", ""]
+        );
+    }
+
+    #[test]
+    fn entries_of_journalctl_export_are_read() {
+        let mut log = b"__CURSOR=s=1\n_PID=7\nMESSAGE=one\n_SYSTEMD_UNIT=a.service\nPRIORITY=6\n\n\
+            __CURSOR=s=2\nMESSAGE\n"
+            .to_vec();
+        let coloured = format!("\x1b[32m{LINE}\x1b[0m\nmore");
+        log.extend((coloured.len() as u64).to_le_bytes());
+        log.extend(coloured.bytes());
+        log.extend(b"\n_PID=8\nCOREDUMP\n");
+        log.extend(5u64.to_le_bytes());
+        log.extend(b"a\n\nbc\n\n__CURSOR=s=3\n0.1.2.3 I no field\nMESSAGE=plain\n");
+        let lines: Vec<_> = log.split(|byte| *byte == b'\n').collect();
+        let text = |text: &str, source: &str| (text.to_owned(), Some(source.to_owned()), None);
+        let plain = |text: &str| (text.to_owned(), None, None);
+        assert_eq!(
+            unwrap(&lines),
+            [
+                text("one", "a.service[7]"),
+                text(LINE, "[8]"),
+                text("more", "[8]"),
+                plain("0.1.2.3 I no field"),
+                plain("MESSAGE=plain"),
+                plain("")
+            ]
+        );
+    }
+
+    #[test]
+    fn unknown_formats_are_left_as_they_are() {
+        for line in [
+            "",
+            "{",
+            "{\"log\":3}",
+            "{\"msg\":\"cut",
+            "slot launch_slot_: id  0 | task 1 | processing task",
+            "[34541] 0.03.7 I srv          stop: cancel task, id_task = 3",
+            "0.00.004.004 I srv    load_model: loading model '/models/x[1]: y'",
+            "[2026] x",
+            "level=INFO msg=\"no end",
+            "2026-11-24T20:12:22Z stderr X text",
+        ] {
+            assert_eq!(texts(&[line]), [line], "{line}");
+        }
+        assert_eq!(texts(&[b"abc\xffdef".as_slice()]), ["abc"]);
+    }
+}

@@ -1,0 +1,444 @@
+//! Latencies from llama-server's log (`--log-file`): a llama-server's, or that of a router and
+//! all its children.
+//!
+//! ```text
+//! tail          follows the file over rotations; cuts it into [lines]
+//! envelope      takes off what journald, Docker, Kubernetes, … put around a line
+//! parser        one line ──▶ one event
+//! tracker       the events of one server ──▶ ended requests; rejects impossible lines
+//! server        holds an ended request until a poll has read the server's counters
+//! plausibility  believes no more than those counters have grown by ──▶ Requests
+//! ```
+//!
+//! Users of the model's API can write whole lines into the log: llama-server prints an invalid
+//! `grammar` as it came. So no line is trusted alone. Which models there are, their names, slots
+//! and counters come from the polls ([`PolledModel`]). `SECURITY.md` has the whole picture.
+
+mod clock;
+mod envelope;
+mod journal_export;
+mod lines;
+pub mod parser;
+mod plausibility;
+mod server;
+pub mod tail;
+mod tracker;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::mem;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::readings::{CountersReading, Update};
+use crate::requests::log::envelope::Envelope;
+use crate::requests::log::parser::{LogEvent, LogLine, SlotLayout, parse};
+use crate::requests::log::server::{LoggedServer, WaitingRequest};
+use crate::requests::log::tracker::{EndedRequest, RELEASE_TIMEOUT};
+use crate::requests::{RequestSource, Requests, zero_completions};
+use crate::snapshot::RequestFigures;
+
+/// The log's entry among the sources.
+pub static SOURCE: RequestSource = RequestSource {
+    label: "log",
+    zero: || RequestFigures {
+        cancellations: Some(0),
+        ..zero_completions()
+    },
+};
+
+const NOTHING_UNDERSTOOD: &str = "no line of the log is understood: --log-file needs the output of llama-server itself \
+     (b7376 or later) at its default verbosity (-lv 3)";
+const NO_REQUESTS: &str = "the server answers requests that its log does not report: check that --log-file is this \
+     server's log, written at the default verbosity (-lv 3)";
+const SEVERAL_SERVERS: &str = "the log has lines of several servers and is no longer counted: give --log-file the log of \
+     one server";
+const LINES_REJECTED: &str =
+    "log lines were rejected: llamacpp_log_lines_rejected_total counts them by reason";
+
+/// The most requests that wait for a poll: what a busy server answers in an hour.
+const MAX_WAITING: usize = 16_384;
+/// The most children of a router that the log names and no poll has found.
+const MAX_UNKNOWN_CHILDREN: usize = 16;
+/// The most children of a router.
+const MAX_CHILDREN: usize = 1000;
+/// How long a request waits for a poll that finds its model, and a child is remembered.
+const UNKNOWN_MODEL_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a log may report nothing before a note says so.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// Which process writes the lines about a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogWriter {
+    /// The one server that the log is of.
+    Server,
+    /// The child of a router that listens on this port.
+    RouterChild(u16),
+}
+
+/// What a poll found of a model, as far as its log is concerned.
+#[derive(Clone, Debug)]
+pub struct PolledModel<'a> {
+    /// The label `model`.
+    pub model: &'a str,
+    /// Who writes its log lines; `None` where no log has them.
+    pub writer: Option<LogWriter>,
+    /// Number of slots.
+    pub slots: Option<u64>,
+    /// Its counters.
+    pub counters: &'a Update<CountersReading>,
+}
+
+/// Why a log line was rejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// It lacks llama-server's time and level where the log has them, or the reverse.
+    Format,
+    /// Its time is before that of an earlier line.
+    Time,
+    /// It names a slot that does not exist.
+    Slot,
+    /// Its request took longer than it was on its slot.
+    Duration,
+    /// Another server wrote it, or a child that no poll found.
+    Source,
+    /// It reports more than the server's own counters do.
+    Counters,
+}
+
+impl Rejection {
+    /// The values of the label `reason`, in the order of the variants.
+    const LABELS: [&'static str; 6] = ["format", "time", "slot", "duration", "source", "counters"];
+}
+
+/// The log of one base URL.
+#[derive(Debug)]
+pub struct ServerLog(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// Where requests are counted.
+    requests: Arc<Requests>,
+    /// Whether there is a log to follow.
+    is_found: bool,
+    envelope: Envelope,
+    origin: Origin,
+    /// By the port of the router's child; `None` is the one server that the log is of.
+    servers: BTreeMap<Option<u16>, LoggedServer>,
+    /// By [`Rejection`].
+    rejected: [u64; 6],
+    /// When the first line came.
+    first_line: Option<Instant>,
+    is_understood: bool,
+    /// Whether any line has reported the end of a request.
+    reports_requests: bool,
+    /// Since when the counters grow while no line reports a request.
+    unreported_since: Option<Instant>,
+}
+
+impl ServerLog {
+    /// A log that is not followed yet, and whose requests are counted in `requests`.
+    pub fn new(requests: Arc<Requests>) -> ServerLog {
+        ServerLog(Mutex::new(State {
+            requests,
+            is_found: false,
+            envelope: Envelope::default(),
+            origin: Origin::Unknown,
+            servers: BTreeMap::new(),
+            rejected: [0; 6],
+            first_line: None,
+            is_understood: false,
+            reports_requests: false,
+            unreported_since: None,
+        }))
+    }
+
+    /// Follows the log at `path` from now on, in a thread of its own; `-` is standard input.
+    ///
+    /// # Errors
+    /// The system cannot start a thread.
+    pub fn follow(self: &Arc<Self>, path: &Path) -> io::Result<()> {
+        let log = Arc::clone(self);
+        let path = path.to_owned();
+        let run = move || {
+            tail::follow(
+                &path,
+                || log.found(),
+                &mut |line: &[u8], is_history: bool| log.line(line, Instant::now(), is_history),
+            );
+        };
+        thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(run)
+            .map(drop)
+    }
+
+    /// Says that there is a log: from now on its figures start at zero.
+    pub fn found(&self) {
+        self.lock().found();
+    }
+
+    /// Takes a line that was read at that moment. History, the lines from before the exporter
+    /// followed the log, counts no request.
+    pub fn line(&self, line: &[u8], read: Instant, is_history: bool) {
+        let mut state = self.lock();
+        state.found();
+        if !line.is_empty() {
+            state.first_line.get_or_insert(read);
+        }
+        for unwrapped in state.envelope.take(line) {
+            if let Some(mut parsed) = parse(&unwrapped.text) {
+                parsed.time = unwrapped.time.or(parsed.time);
+                state.parsed(&parsed, unwrapped.origin, read, is_history);
+            }
+        }
+    }
+
+    /// Takes what a poll found, and counts the requests that waited for it.
+    pub fn polled(&self, now: Instant, models: &[PolledModel]) {
+        let mut state = self.lock();
+        if state.is_found {
+            state.polled(now, models);
+        }
+    }
+
+    /// How the slots of the server with this model are laid out, as far as the log says.
+    pub fn slot_layout(&self, model: &str) -> SlotLayout {
+        let state = self.lock();
+        let mut servers = state.servers.values();
+        servers
+            .find(|server| server.model.as_deref() == Some(model))
+            .map(|server| server.tracker.layout)
+            .unwrap_or_default()
+    }
+
+    /// Rejected lines by the label `reason`, zero included; `None` where there is no log.
+    pub fn lines_rejected(&self) -> Option<Vec<(&'static str, u64)>> {
+        let state = self.lock();
+        let rejected = Rejection::LABELS.into_iter().zip(state.rejected);
+        state.is_found.then(|| rejected.collect())
+    }
+
+    /// What is wrong with the log, for people.
+    pub fn notes(&self, now: Instant) -> Vec<&'static str> {
+        let state = self.lock();
+        let is_over = |since: Option<Instant>| {
+            since.is_some_and(|since| now.saturating_duration_since(since) > SILENCE)
+        };
+        let is_several = matches!(state.origin, Origin::Several);
+        let is_rejecting = state.rejected.iter().any(|count| *count > 0);
+        let is_foreign = !state.is_understood && is_over(state.first_line);
+        let is_silent = state.is_understood && is_over(state.unreported_since);
+        let notes = [
+            (is_several, SEVERAL_SERVERS),
+            (!is_several && is_rejecting, LINES_REJECTED),
+            (is_foreign, NOTHING_UNDERSTOOD),
+            (is_silent, NO_REQUESTS),
+        ];
+        let applicable = notes.into_iter().filter(|(applies, _)| *applies);
+        applicable.map(|(_, note)| note).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn found(&mut self) {
+        if !mem::replace(&mut self.is_found, true) {
+            self.requests.start(&SOURCE);
+        }
+    }
+
+    fn parsed(&mut self, line: &LogLine, origin: Option<String>, read: Instant, is_history: bool) {
+        self.is_understood = true;
+        let Some(event) = line.event else {
+            if let Some(server) = self.servers.get_mut(&line.port) {
+                server.tracker.take_time(line, read);
+            }
+            return;
+        };
+        let is_loading = event == LogEvent::Loading;
+        if !(self.origin.accepts(origin, is_loading) && self.accepts_port(line.port)) {
+            return self.reject(Rejection::Source, is_history);
+        }
+        let server = self.servers.entry(line.port).or_default();
+        server.last_line = Some(read);
+        match server.tracker.take(line, event, read, server.slots) {
+            Ok(ended) => {
+                for request in ended {
+                    self.ended(line.port, request, read, is_history);
+                }
+                if let Some(server) = self.servers.get_mut(&line.port).filter(|_| is_loading) {
+                    server.restart();
+                }
+            }
+            Err(rejection) => self.reject(rejection, is_history),
+        }
+    }
+
+    /// Whether lines of the child on this port may be believed, as far as is known.
+    fn accepts_port(&self, port: Option<u16>) -> bool {
+        if port.is_none() {
+            return true;
+        }
+        // A single server writes no port before its lines: where some of its lines have none, a
+        // line with one is forged.
+        let single = self.servers.get(&None);
+        if single.is_some_and(|server| server.model.is_some() && server.last_line.is_some()) {
+            return false;
+        }
+        let is_unknown = |(port, server): &(&Option<u16>, &LoggedServer)| {
+            port.is_some() && server.model.is_none()
+        };
+        self.servers.contains_key(&port)
+            || (self.servers.iter().filter(is_unknown).count() < MAX_UNKNOWN_CHILDREN
+                && self.servers.len() < MAX_CHILDREN)
+    }
+
+    /// Counts a request that the log reports as ended, or has it wait for a poll.
+    fn ended(&mut self, port: Option<u16>, request: EndedRequest, read: Instant, is_history: bool) {
+        if is_history {
+            return;
+        }
+        self.reports_requests = true;
+        let waiting = self.servers.values().map(|server| server.waiting.len());
+        let is_full = waiting.fold(0, usize::saturating_add) >= MAX_WAITING;
+        let Some(server) = self.servers.get_mut(&port) else {
+            return;
+        };
+        match &server.model {
+            Some(model) if server.has_no_counters => {
+                let end = request.end;
+                self.requests
+                    .count(model, &SOURCE, |figures| end.count(figures));
+            }
+            _ if is_full => self.reject(Rejection::Counters, false),
+            model => server.waiting.push_back(WaitingRequest {
+                model: model.clone(),
+                request,
+                read,
+                starts: server.starts,
+                was_checked: false,
+            }),
+        }
+    }
+
+    fn reject(&mut self, reason: Rejection, is_history: bool) {
+        if !is_history && let Some(count) = self.rejected.get_mut(reason as usize) {
+            *count = count.saturating_add(1);
+        }
+    }
+
+    fn polled(&mut self, now: Instant, models: &[PolledModel]) {
+        for polled in models {
+            let port = match polled.writer {
+                Some(LogWriter::Server) => self.only_port(),
+                Some(LogWriter::RouterChild(port)) => Some(port),
+                None => continue,
+            };
+            if self.servers.len() < MAX_CHILDREN || self.servers.contains_key(&port) {
+                self.servers.entry(port).or_default().polled(polled);
+            }
+        }
+        let mut has_growth = false;
+        let ports: Vec<_> = self.servers.keys().copied().collect();
+        for port in ports {
+            let tracker = self
+                .servers
+                .get_mut(&port)
+                .map(|server| &mut server.tracker);
+            let settled = tracker.map(|tracker| tracker.settle(now, RELEASE_TIMEOUT));
+            for request in settled.unwrap_or_default() {
+                self.ended(port, request, now, false);
+            }
+            let Some(server) = self.servers.get_mut(&port) else {
+                continue;
+            };
+            let polled = models.iter().find(|model| server.is_of(port, model));
+            let counters = polled.map_or(&Update::Stale, |polled| polled.counters);
+            let (confirmed, rejected) = server.check_waiting(now, counters);
+            has_growth |= server.budget.has_grown();
+            for (model, end) in confirmed {
+                self.requests
+                    .count(&model, &SOURCE, |figures| end.count(figures));
+            }
+            for reason in rejected {
+                self.reject(reason, false);
+            }
+        }
+        self.servers.retain(|port, server| {
+            let is_recent = server
+                .last_line
+                .is_some_and(|at| now.saturating_duration_since(at) <= UNKNOWN_MODEL_TIMEOUT);
+            let is_polled = models.iter().any(|model| server.is_of(*port, model));
+            port.is_none() || is_polled || is_recent || !server.waiting.is_empty()
+        });
+        if has_growth && !self.reports_requests {
+            self.unreported_since.get_or_insert(now);
+        } else {
+            self.unreported_since = None;
+        }
+    }
+
+    /// Under which port a single server's lines come: where each has a number in brackets
+    /// before it, that is its wrapper's.
+    fn only_port(&self) -> Option<u16> {
+        let mut writing = self
+            .servers
+            .iter()
+            .filter(|(_, server)| server.last_line.is_some());
+        match (writing.next(), writing.next()) {
+            (Some((port, _)), None) => *port,
+            _ => None,
+        }
+    }
+}
+
+/// Who writes the log, by the name that a log collector gives the writer of each line.
+#[derive(Debug, Default)]
+enum Origin {
+    #[default]
+    Unknown,
+    /// The lines name none.
+    Unnamed,
+    One(String),
+    /// One server after another: the first is over, the second has been started.
+    Replaced(String, String),
+    /// Several at a time: no line is counted any more.
+    Several,
+}
+
+impl Origin {
+    /// Whether a line of that origin is the watched server's.
+    fn accepts(&mut self, origin: Option<String>, is_loading: bool) -> bool {
+        let Some(origin) = origin else {
+            if matches!(self, Origin::Unknown) {
+                *self = Origin::Unnamed;
+            }
+            return matches!(self, Origin::Unnamed);
+        };
+        *self = match mem::take(self) {
+            Origin::Unknown => Origin::One(origin),
+            // A name may be forged there.
+            Origin::Unnamed => {
+                *self = Origin::Unnamed;
+                return false;
+            }
+            Origin::One(one) if one == origin => Origin::One(one),
+            Origin::One(one) if is_loading => Origin::Replaced(one, origin),
+            Origin::Replaced(old, now) if now == origin => Origin::Replaced(old, now),
+            Origin::Replaced(old, now) if is_loading && old != origin => {
+                Origin::Replaced(now, origin)
+            }
+            Origin::One(_) | Origin::Replaced(..) | Origin::Several => Origin::Several,
+        };
+        !matches!(self, Origin::Several)
+    }
+}
+
+#[cfg(test)]
+mod tests;

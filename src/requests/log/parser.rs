@@ -1,0 +1,462 @@
+//! Parses one line of llama-server's log into an event.
+//!
+//! The formats of builds b7376 to b11549 are parsed alike. Wrappers and colours are gone by then;
+//! what else stands before llama-server's own words, such as an unknown wrapper's prefix, is
+//! skipped.
+
+use crate::requests::PhaseTiming;
+
+/// A line of llama-server.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogLine {
+    /// The port of the router's child that wrote it, if one did.
+    pub port: Option<u16>,
+    /// Microseconds since the server's start, where the line has its time and level (from b9294).
+    pub time: Option<u64>,
+    /// What it reports, if that is anything that is used.
+    pub event: Option<LogEvent>,
+}
+
+/// What a line reports. It holds no text: users of the model's API can write whole lines into the
+/// log, and no label may come from there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LogEvent {
+    /// The server begins to load its model: nothing from before goes on.
+    Loading,
+    /// All slots are idle: no more timings of ended tasks follow (before b10068).
+    Idle,
+    /// How the slots are laid out; each line has a part of it.
+    Layout(SlotLayout),
+    /// A task was put on a slot.
+    Launched {
+        /// Which one.
+        task: SlotTask,
+        /// Whether its prompt is another task's (`n` > 1 in the request).
+        is_child: bool,
+    },
+    /// The next lines have this task's timings (before b9294).
+    TimingsOf(SlotTask),
+    /// Time and tokens of the prompt. Without a task, here and below, it is that of
+    /// [`LogEvent::TimingsOf`].
+    Prompt(Option<SlotTask>, PhaseTiming),
+    /// Time and tokens of the generation.
+    Generation(Option<SlotTask>, PhaseTiming),
+    /// Both together: the last line of a task's timings.
+    Total(Option<SlotTask>, PhaseTiming),
+    /// A task has left its slot.
+    Released {
+        /// Which one.
+        task: SlotTask,
+        /// Tokens in the slot.
+        tokens: u64,
+    },
+    /// The client of the task with this ID went away.
+    Cancelled(u64),
+    /// The task with this ID was answered with an error.
+    Failed(u64),
+}
+
+/// One task on one slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotTask {
+    /// The slot's ID.
+    pub slot: u64,
+    /// The task's ID, which is unique while the server runs.
+    pub id: u64,
+}
+
+/// How a server's slots are laid out, as far as its log says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotLayout {
+    /// Number of slots (`n_slots`).
+    pub slots: Option<u64>,
+    /// Tokens that fit in one slot (`n_ctx_slot`, from b9538; `n_ctx` before).
+    pub slot_context: Option<u64>,
+    /// Whether all slots share one KV cache (`kv_unified`; not reported from b9294 to b9713).
+    pub kv_unified: Option<bool>,
+}
+
+impl SlotLayout {
+    /// This layout with what a later line adds.
+    #[must_use]
+    pub fn updated(self, later: SlotLayout) -> SlotLayout {
+        SlotLayout {
+            slots: later.slots.or(self.slots),
+            slot_context: later.slot_context.or(self.slot_context),
+            kv_unified: later.kv_unified.or(self.kv_unified),
+        }
+    }
+
+    /// Cells of the KV cache, where it is known how the slots share it.
+    pub fn kv_cells(&self) -> Option<u64> {
+        let (slots, context) = (self.slots?, self.slot_context?);
+        let is_shared = slots == 1 || self.kv_unified?;
+        let caches = if is_shared { 1 } else { slots };
+        Some(context.saturating_mul(caches)).filter(|cells| *cells > 0)
+    }
+}
+
+/// How far into a line llama-server's own words may begin, in bytes.
+const MAX_PREFIX: usize = 300;
+
+/// Parses one line; `None` if it is not one of llama-server's.
+pub fn parse(text: &str) -> Option<LogLine> {
+    // A line that names its function is parsed as that alone: it may quote other lines.
+    let (prefix, event) = match tagged(text) {
+        Some(tagged) => tagged,
+        None => untagged(text).map(|(prefix, event)| (prefix, Some(event)))?,
+    };
+    Some(LogLine {
+        port: port(prefix),
+        time: time(prefix),
+        event,
+    })
+}
+
+/// `317.06.410.187 I `, right before the words: minutes, seconds, milliseconds, microseconds and
+/// the level.
+fn time(prefix: &str) -> Option<u64> {
+    let (before, level) = prefix.strip_suffix(' ')?.rsplit_once(' ')?;
+    if !matches!(level, "I" | "W" | "E" | "D") {
+        return None;
+    }
+    let word = before.rsplit(' ').next()?;
+    let mut parts = word.split('.');
+    let mut micros: u64 = 0;
+    for (digits, units) in [(0, 1), (2, 60), (3, 1000), (3, 1000)] {
+        let part = parts.next()?;
+        let is_part =
+            part.bytes().all(|byte| byte.is_ascii_digit()) && (digits == 0 || part.len() == digits);
+        let value: u64 = part.parse().ok().filter(|_| is_part)?;
+        micros = micros.checked_mul(units)?.checked_add(value)?;
+    }
+    parts.next().is_none().then_some(micros)
+}
+
+/// A line that names the function that wrote it: `slot print_timing: …`, `srv  stop: …`. Returns
+/// what stands before it, and its event.
+fn tagged(text: &str) -> Option<(&str, Option<LogEvent>)> {
+    let head = &text.as_bytes()[..text.len().min(MAX_PREFIX)];
+    for start in 0..head.len() {
+        let is_slot = head[start..].starts_with(b"slot ");
+        if !(is_slot || head[start..].starts_with(b"srv ")) || !begins_word(head, start) {
+            continue;
+        }
+        let words = text[start..].split_once(' ').unwrap_or_default().1;
+        let Some((function, message)) = words.split_once(": ") else {
+            continue;
+        };
+        // Not a host with the name srv, followed by a program's.
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_~:()<>".contains(&byte);
+        if !function.trim_start().bytes().all(is_name) {
+            continue;
+        }
+        let event = if is_slot {
+            slot_event(function, message)
+        } else {
+            server_event(message)
+        };
+        return Some((&text[..start], event));
+    }
+    None
+}
+
+/// A line that names no function: timings before b9294, and what the library writes.
+fn untagged(text: &str) -> Option<(&str, LogEvent)> {
+    if let Some(at) = text.find("llama_context: kv_unified") {
+        let (_, value) = text[at..].split_once('=')?;
+        let layout = SlotLayout {
+            kv_unified: Some(flag(value.trim())?),
+            ..SlotLayout::default()
+        };
+        return Some((&text[..at], LogEvent::Layout(layout)));
+    }
+    let at = text.find(" time = ")?;
+    if at > MAX_PREFIX {
+        return None;
+    }
+    let before = &text[..at];
+    let mut names = ["prompt eval", "eval", "total"].into_iter();
+    let start = names.find_map(|name| before.strip_suffix(name))?.len();
+    if !begins_word(text.as_bytes(), start) {
+        return None;
+    }
+    Some((&text[..start], timing(None, &text[start..])?))
+}
+
+/// Whether a word may begin there: at the start, or right after a prefix.
+fn begins_word(text: &[u8], start: usize) -> bool {
+    let before = start.checked_sub(1).and_then(|before| text.get(before));
+    before.is_none_or(|before| b" \t\"|:]=\r".contains(before))
+}
+
+/// `[34541] `, which a router puts before the lines of a child.
+fn port(prefix: &str) -> Option<u16> {
+    let (before, rest) = prefix.split_at(prefix.find('[')?);
+    // journald writes `name[123]: `.
+    let port = rest[1..].split_once("] ").and_then(|(port, _)| {
+        let whole = before.is_empty() || before.ends_with([' ', '\t', '"', '|']);
+        port.trim_start().parse().ok().filter(|_| whole)
+    });
+    port.or_else(|| self::port(&rest[1..]))
+}
+
+fn slot_event(function: &str, message: &str) -> Option<LogEvent> {
+    let rest = message.strip_prefix("id ")?;
+    let (slot, rest) = rest.split_once('|')?;
+    let (id, rest) = rest.trim_start().strip_prefix("task ")?.split_once('|')?;
+    let rest = rest.trim();
+    if let Some(context) = rest.strip_prefix("new slot, n_ctx = ") {
+        return Some(LogEvent::Layout(SlotLayout {
+            slot_context: Some(number(context)?),
+            ..SlotLayout::default()
+        }));
+    }
+    let task = SlotTask {
+        slot: slot.trim().parse().ok()?,
+        id: id.trim().parse().ok()?,
+    };
+    if let Some(rest) = rest.strip_prefix("processing task") {
+        Some(LogEvent::Launched {
+            task,
+            is_child: rest.starts_with(", is_child = 1"),
+        })
+    } else if let Some(rest) = rest.strip_prefix("stop processing: ") {
+        Some(LogEvent::Released {
+            task,
+            tokens: number(rest.split_once("= ")?.1)?,
+        })
+    } else if function.trim_start().starts_with("print_timing") {
+        // The line ends here, or with whatever an unknown wrapper appends.
+        if rest.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+            timing(Some(task), rest)
+        } else {
+            Some(LogEvent::TimingsOf(task))
+        }
+    } else {
+        None
+    }
+}
+
+fn server_event(message: &str) -> Option<LogEvent> {
+    let after = |key: &str| message.split_once(key).map(|(_, rest)| rest);
+    if let Some(id) = message.strip_prefix("cancel task, id_task = ") {
+        Some(LogEvent::Cancelled(number(id)?))
+    } else if let Some(rest) = message.strip_prefix("task id = ") {
+        let (id, rest) = rest.split_once(", ")?;
+        let id = id.parse().ok().filter(|_| rest.starts_with("error"))?;
+        Some(LogEvent::Failed(id))
+    } else if message.starts_with("loading model") {
+        Some(LogEvent::Loading)
+    } else if message.starts_with("all slots are idle") {
+        Some(LogEvent::Idle)
+    } else if message.starts_with("initializing") {
+        Some(LogEvent::Layout(SlotLayout {
+            slots: Some(number(after("n_slots = ")?)?),
+            slot_context: after("n_ctx_slot = ").and_then(number),
+            kv_unified: after("kv_unified = ").and_then(flag),
+        }))
+    } else {
+        None
+    }
+}
+
+/// `prompt eval time =      42.92 ms /     7 tokens (…`
+fn timing(task: Option<SlotTask>, text: &str) -> Option<LogEvent> {
+    let (name, rest) = text.split_once(" time = ")?;
+    let (ms, rest) = rest.split_once("ms /")?;
+    let (tokens, _) = rest.split_once(" tokens")?;
+    let ms = ms.trim().parse().ok();
+    let timing = PhaseTiming {
+        ms: ms.filter(|ms: &f64| ms.is_finite() && *ms >= 0.0)?,
+        tokens: tokens.trim().parse().ok()?,
+    };
+    match name {
+        "prompt eval" => Some(LogEvent::Prompt(task, timing)),
+        "eval" => Some(LogEvent::Generation(task, timing)),
+        "total" => Some(LogEvent::Total(task, timing)),
+        _ => None,
+    }
+}
+
+/// The number that a text begins with.
+fn number(text: &str) -> Option<u64> {
+    let end = text.find(|c: char| !c.is_ascii_digit());
+    text[..end.unwrap_or(text.len())].parse().ok()
+}
+
+fn flag(text: &str) -> Option<bool> {
+    let text = text.trim_start_matches('\'');
+    let values = [("true", true), ("false", false)];
+    let value = values.into_iter().find(|(word, _)| text.starts_with(word));
+    value.map(|(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TASK: SlotTask = SlotTask { slot: 1, id: 150 };
+
+    fn event(line: &str) -> Option<LogEvent> {
+        parse(line).and_then(|line| line.event)
+    }
+
+    #[test]
+    fn timings_are_parsed_with_and_without_their_task() {
+        let span = PhaseTiming {
+            ms: 42.92,
+            tokens: 7,
+        };
+        let words = "prompt eval time =      42.92 ms /     7 tokens (    6.13 ms per token,   163.08 tokens per second)";
+        let headed = format!("0.05.446.571 I slot print_timing: id  1 | task 150 | {words}");
+        assert_eq!(event(&headed), Some(LogEvent::Prompt(Some(TASK), span)));
+        assert_eq!(event(words), Some(LogEvent::Prompt(None, span)));
+        assert_eq!(
+            event(
+                "       eval time =       0.00 ms /     1 tokens (    -nan ms per token, 1000000.00 tokens per second)"
+            ),
+            Some(LogEvent::Generation(
+                None,
+                PhaseTiming { ms: 0.0, tokens: 1 }
+            ))
+        );
+        assert_eq!(
+            event("slot print_timing: id  1 | task 150 | "),
+            Some(LogEvent::TimingsOf(TASK))
+        );
+    }
+
+    #[test]
+    fn an_unknown_wrapper_is_skipped() {
+        let words =
+            "slot      release: id  1 | task 150 | stop processing: n_tokens = 44, truncated = 0";
+        for (prefix, time) in [
+            ("", None),
+            ("0.05.846.253 I ", Some(5_846_253)),
+            ("317.06.410.187 W ", Some(19_026_410_187)),
+            ("[llama] 0.05.846.253 I ", Some(5_846_253)),
+            ("host srv 0.05.846.253 I ", Some(5_846_253)),
+            ("0.05.846.253 i ", None),
+            ("0.5.846.253 I ", None),
+            ("0.05.846.253.1 I ", None),
+            ("99999999999999999999.05.846.253 I ", None),
+            ("I ", None),
+            ("{\"unknown\":\"", None),
+            ("    MESSAGE=", None),
+        ] {
+            let line = format!("{prefix}{words}");
+            let read = parse(&line).unwrap_or_else(|| panic!("{prefix:?}"));
+            let expected = LogLine {
+                port: None,
+                time,
+                event: Some(LogEvent::Released {
+                    task: TASK,
+                    tokens: 44,
+                }),
+            };
+            assert_eq!(read, expected, "{prefix:?}");
+            for behind in ["", "\\n\",\"stream\":\"stderr\"}", "\""] {
+                let timing =
+                    format!("{prefix}      total time =    1430.48 ms /    67 tokens{behind}");
+                let total = event(&timing);
+                assert!(matches!(total, Some(LogEvent::Total(None, _))), "{timing}");
+                let head = format!("{prefix}slot print_timing: id  1 | task 150 | {behind}");
+                assert_eq!(event(&head), Some(LogEvent::TimingsOf(TASK)), "{head}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_port_of_a_routers_child_is_parsed() {
+        for (line, port) in [
+            (
+                "[34541] 0.03.7 I srv          stop: cancel task, id_task = 3",
+                Some(34541),
+            ),
+            (
+                "unknown | [34541] 0.03.7 I srv          stop: cancel task, id_task = 3",
+                Some(34541),
+            ),
+            (
+                "host llama[77]: [ 8081] srv          stop: cancel task, id_task = 3",
+                Some(8081),
+            ),
+            (
+                "host llama[77]: srv          stop: cancel task, id_task = 3",
+                None,
+            ),
+        ] {
+            let read = parse(line).unwrap();
+            assert_eq!(
+                (read.port, read.event),
+                (port, Some(LogEvent::Cancelled(3))),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_slot_layout_of_old_and_new_builds_is_parsed() {
+        assert_eq!(
+            event(
+                "srv    load_model: initializing, n_slots = 2, n_ctx_slot = 2048, kv_unified = 'true'"
+            ),
+            Some(LogEvent::Layout(SlotLayout {
+                slots: Some(2),
+                slot_context: Some(2048),
+                kv_unified: Some(true)
+            }))
+        );
+        assert_eq!(
+            event("srv          init: initializing slots, n_slots = 4"),
+            Some(LogEvent::Layout(SlotLayout {
+                slots: Some(4),
+                slot_context: None,
+                kv_unified: None
+            }))
+        );
+        assert_eq!(
+            event("slot   load_model: id  0 | task -1 | new slot, n_ctx = 2048"),
+            Some(LogEvent::Layout(SlotLayout {
+                slot_context: Some(2048),
+                ..SlotLayout::default()
+            }))
+        );
+        assert_eq!(
+            event("llama_context: kv_unified    = false"),
+            Some(LogEvent::Layout(SlotLayout {
+                kv_unified: Some(false),
+                ..SlotLayout::default()
+            }))
+        );
+    }
+
+    #[test]
+    fn an_error_is_not_a_cancellation() {
+        assert_eq!(
+            event(
+                "0.39.291.176 E srv    send_error: task id = 18, error: request (3002 tokens) exceeds the available context size"
+            ),
+            Some(LogEvent::Failed(18))
+        );
+    }
+
+    #[test]
+    fn lines_that_a_line_quotes_are_not_parsed() {
+        for line in [
+            "srv  log_server_r: request: {\"prompt\":\"slot print_timing: id  1 | task 150 | total time = 1.00 ms / 2 tokens\"}",
+            "0.05 I slot update_slots: id  1 | task 2 | prompt: 'srv stop: cancel task, id_task = 2'",
+            "my favourite slot release: id  1",
+            "retotal time = 1.00 ms / 2 tokens",
+            "slot print_timing: id  1 | task 2 | n_decoded =    102, tg =  33.77 t/s",
+            "slot print_timing: id  1 | task 2 | total time = NaN ms / 2 tokens",
+            "slot print_timing: id  1 | task 2 | total time = -3 ms / 2 tokens",
+            "",
+            "slot ",
+            "srv : ",
+        ] {
+            assert_eq!(event(line), None, "{line}");
+        }
+    }
+}

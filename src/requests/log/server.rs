@@ -1,0 +1,157 @@
+//! One server whose lines are in the log, and its ended requests while they wait for a poll to
+//! confirm them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::readings::{CountersReading, Update};
+use crate::requests::RequestEnd;
+use crate::requests::log::plausibility::{Claim, CounterBudget};
+use crate::requests::log::tracker::{EndedRequest, Tracker};
+use crate::requests::log::{LogWriter, PolledModel, Rejection, UNKNOWN_MODEL_TIMEOUT};
+
+/// How long a request waits for a poll that reads the counters again.
+const COUNTERS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much later than a line the counters may confirm it.
+const COUNTERS_DELAY: Duration = Duration::from_secs(3);
+/// How many slots a server has of which neither poll nor log says so.
+const ASSUMED_SLOTS: u64 = 64;
+
+/// One server whose lines are in the log.
+#[derive(Debug, Default)]
+pub struct LoggedServer {
+    /// What its lines so far add up to.
+    pub tracker: Tracker,
+    /// The model that it holds, once a poll has said so.
+    pub model: Option<Arc<str>>,
+    /// Number of slots, as the last poll found it.
+    pub slots: Option<u64>,
+    /// What its counters let the log report.
+    pub budget: CounterBudget,
+    /// Whether a poll has found that it has no counters.
+    pub has_no_counters: bool,
+    /// How often it was started while the log was followed.
+    pub starts: u64,
+    /// Ended requests that wait for a poll.
+    pub waiting: VecDeque<WaitingRequest>,
+    /// When its last line was read.
+    pub last_line: Option<Instant>,
+}
+
+/// An ended request that waits for a poll.
+#[derive(Clone, Debug)]
+pub struct WaitingRequest {
+    /// The model that was loaded when it ended, where that was known.
+    pub model: Option<Arc<str>>,
+    /// How it ended.
+    pub request: EndedRequest,
+    /// When its last line was read.
+    pub read: Instant,
+    /// How often the server had been started by then.
+    pub starts: u64,
+    /// Whether the counters did not cover it at an earlier poll.
+    pub was_checked: bool,
+}
+
+impl LoggedServer {
+    /// Takes what a poll found of its model.
+    pub fn polled(&mut self, polled: &PolledModel) {
+        if self.model.as_deref() != Some(polled.model) {
+            self.model = Some(polled.model.into());
+        }
+        self.slots = polled.slots;
+        self.has_no_counters = *polled.counters == Update::Absent && !self.budget.is_known();
+    }
+
+    /// Takes that it was started again: it may hold another model now, with other slots.
+    pub fn restart(&mut self) {
+        self.model = None;
+        self.slots = None;
+        self.starts = self.starts.saturating_add(1);
+    }
+
+    /// Whether this server, which writes under that port, is the one with the polled model.
+    pub fn is_of(&self, port: Option<u16>, polled: &PolledModel) -> bool {
+        match polled.writer {
+            Some(LogWriter::Server) => self.model.as_deref() == Some(polled.model),
+            Some(LogWriter::RouterChild(child)) => Some(child) == port,
+            None => false,
+        }
+    }
+
+    /// Takes the counters that a poll found. Returns the requests that they cover, or that there
+    /// is nothing to check against, and why others are rejected; the rest waits on.
+    pub fn check_waiting(
+        &mut self,
+        now: Instant,
+        counters: &Update<CountersReading>,
+    ) -> (Vec<(Arc<str>, RequestEnd)>, Vec<Rejection>) {
+        let mut has_restarted = false;
+        if let Update::New(reading) = counters {
+            has_restarted = self.budget.update(reading);
+        }
+        let slots = self.slots.or(self.tracker.layout.slots);
+        let slots = slots.unwrap_or(ASSUMED_SLOTS);
+        let (current_model, budget, starts) = (&self.model, &mut self.budget, self.starts);
+        // What a server did before its restart was in no counter that was read.
+        let is_of_before = |waiting: &WaitingRequest| has_restarted && waiting.starts < starts;
+        let mut covered = match counters {
+            Update::New(CountersReading { at, .. }) => {
+                let claims = self.waiting.iter().filter(|waiting| {
+                    let has_model = waiting.model.is_some() || current_model.is_some();
+                    has_model && waiting.read <= *at && !is_of_before(waiting)
+                });
+                let claims: Vec<_> = claims.filter_map(|waiting| waiting.claim(slots)).collect();
+                budget.accept(&claims).into_iter()
+            }
+            _ => Vec::new().into_iter(),
+        };
+        let (mut confirmed, mut rejected) = (Vec::new(), Vec::new());
+        self.waiting.retain_mut(|waiting| {
+            let waited = now.saturating_duration_since(waiting.read);
+            let Some(model) = waiting.model.as_ref().or(current_model.as_ref()) else {
+                let is_over = waited > UNKNOWN_MODEL_TIMEOUT;
+                rejected.extend(is_over.then_some(Rejection::Source));
+                return !is_over;
+            };
+            let is_confirmed = match (waiting.claim(slots), counters) {
+                (None, _) => true,
+                (_, Update::New(_)) if is_of_before(waiting) => true,
+                (_, Update::New(reading)) if waiting.read > reading.at => false,
+                (_, Update::New(reading)) => {
+                    let is_covered = covered.next() == Some(true);
+                    let waited = reading.at.saturating_duration_since(waiting.read);
+                    if !is_covered && waiting.was_checked && waited >= COUNTERS_DELAY {
+                        rejected.push(Rejection::Counters);
+                        return false;
+                    }
+                    waiting.was_checked = true;
+                    is_covered
+                }
+                (Some(claim), Update::Unchanged | Update::Stale | Update::Absent) => {
+                    let is_believed = self.has_no_counters || waited > COUNTERS_TIMEOUT;
+                    if is_believed {
+                        // The counters will have grown by it when they are read again.
+                        budget.spend(&claim);
+                    }
+                    is_believed
+                }
+            };
+            if is_confirmed {
+                confirmed.push((Arc::clone(model), waiting.request.end));
+            }
+            !is_confirmed
+        });
+        (confirmed, rejected)
+    }
+}
+
+impl WaitingRequest {
+    /// By how much it must have moved the counters of a server with so many slots; `None` where
+    /// that is not known.
+    fn claim(&self, slots: u64) -> Option<Claim> {
+        let EndedRequest { end, launched } = self.request;
+        Claim::new(&end, slots, launched, self.read)
+    }
+}

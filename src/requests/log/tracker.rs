@@ -1,0 +1,622 @@
+//! Follows the tasks of one server through the events of its log, and finds the requests that
+//! end. Rejects events that the server cannot have written.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem;
+use std::time::{Duration, Instant};
+
+use crate::requests::log::Rejection;
+use crate::requests::log::clock::LogClock;
+use crate::requests::log::parser::{LogEvent, LogLine, SlotLayout, SlotTask};
+use crate::requests::{PhaseTiming, RequestEnd, RequestTimings};
+
+/// The most slots that are tracked: of a server whose number of slots a poll has found, and of
+/// one that only the log speaks of.
+const MAX_SLOTS: usize = 1024;
+const MAX_LOGGED_SLOTS: usize = 64;
+/// How many ended tasks are remembered: a task may be cancelled right after its end.
+const MAX_ENDED: usize = 256;
+/// How long after a task has left its slot its timings may come (in builds before b7376; since
+/// then they come before it).
+pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+/// By how many microseconds the times in a line may differ from the time of the line.
+const ROUNDING: u64 = 10_000;
+/// How many lines without a time show that an earlier one with a time was forged.
+const MAX_UNTIMED: u32 = 32;
+
+/// A request that has ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EndedRequest {
+    /// How it ended.
+    pub end: RequestEnd,
+    /// When its launch was read; `None` where that may have been before the log was followed.
+    pub launched: Option<Instant>,
+}
+
+/// What is known of one server from its log.
+#[derive(Debug, Default)]
+pub struct Tracker {
+    /// The layout of its slots since its last start.
+    pub layout: SlotLayout,
+    format: Option<LineFormat>,
+    clock: LogClock,
+    /// Whether a task was launched since its start: it reports its layout before that.
+    has_begun: bool,
+    /// Whose timings the next lines have, on builds that name the task once, and the time of the
+    /// line that named it.
+    timings_of: Option<(SlotTask, Option<u64>)>,
+    /// The last task of each slot, while it is on it.
+    tasks: BTreeMap<u64, TrackedTask>,
+    /// Slots that any line was about, and how many there may be.
+    known_slots: BTreeSet<u64>,
+    max_slots: usize,
+    /// IDs of the last tasks that ended.
+    ended: VecDeque<u64>,
+}
+
+/// Whether the lines have llama-server's own time and level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LineFormat {
+    /// They do not (before b9294, or with `--no-log-timestamps`).
+    Untimed,
+    /// They do, from the first line on.
+    Timed,
+    /// They do since a server loaded its model; so many lines without came since the last one.
+    TimedSinceLoading(u32),
+}
+
+#[derive(Debug)]
+struct TrackedTask {
+    task: SlotTask,
+    /// Its launch, if that was read.
+    launch: Option<Launch>,
+    /// Whether it may have been launched before the log was followed.
+    may_be_older: bool,
+    prompt: Option<PhaseTiming>,
+    generation: Option<PhaseTiming>,
+    /// Whether any timings of it were printed: then it is not an embedding.
+    has_timings: bool,
+    /// When it left the slot, and how many tokens were in it, where its timings may still come.
+    released: Option<(Instant, u64)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Launch {
+    read: Instant,
+    /// llama-server's own time, in microseconds.
+    time: Option<u64>,
+    is_child: bool,
+}
+
+impl Tracker {
+    /// Takes the time of a line without an event.
+    pub fn take_time(&mut self, line: &LogLine, read: Instant) {
+        if let Some(time) = line.time {
+            self.clock.accepts(time, read);
+        }
+    }
+
+    /// Takes the event of a line that was read at that moment. `slots` is how many slots the
+    /// server has, if a poll has found that. Returns the requests that have ended.
+    ///
+    /// # Errors
+    /// Why this server cannot have written the line.
+    pub fn take(
+        &mut self,
+        line: &LogLine,
+        event: LogEvent,
+        read: Instant,
+        slots: Option<u64>,
+    ) -> Result<Vec<EndedRequest>, Rejection> {
+        self.max_slots = slots.map_or(MAX_LOGGED_SLOTS, |_| MAX_SLOTS);
+        self.check(line, event, read, slots)?;
+        let mut ended = match event {
+            LogEvent::TimingsOf(_)
+            | LogEvent::Prompt(..)
+            | LogEvent::Generation(..)
+            | LogEvent::Total(..) => Vec::new(),
+            _ => self.settle(read, Duration::ZERO),
+        };
+        match event {
+            LogEvent::Loading => {
+                *self = Tracker {
+                    format: self.format,
+                    clock: mem::take(&mut self.clock),
+                    known_slots: mem::take(&mut self.known_slots),
+                    max_slots: self.max_slots,
+                    ..Tracker::default()
+                };
+            }
+            LogEvent::Layout(layout) => self.layout = self.layout.updated(layout),
+            LogEvent::Total(task, total) => {
+                let end = self.total(task, total.ms, line.time, read);
+                ended.extend(end.transpose()?);
+            }
+            _ => ended.extend(self.task_event(event, line.time, read)),
+        }
+        Ok(ended)
+    }
+
+    /// Returns the tasks that left their slot at least `timeout` ago and got no timings: they had
+    /// no generation.
+    pub fn settle(&mut self, now: Instant, timeout: Duration) -> Vec<EndedRequest> {
+        let mut settled = Vec::new();
+        self.tasks.retain(|_, tracked| {
+            let due = tracked
+                .released
+                .filter(|(at, _)| now.saturating_duration_since(*at) >= timeout);
+            settled.extend(due.map(|(_, tokens)| (tracked.task.id, tokens)));
+            due.is_none()
+        });
+        let ended = settled
+            .into_iter()
+            .filter_map(|(id, tokens)| self.end(id, RequestEnd::PromptOnly(tokens), Some(now)));
+        ended.collect()
+    }
+
+    /// Whether a line can be this server's.
+    fn check(
+        &mut self,
+        line: &LogLine,
+        event: LogEvent,
+        read: Instant,
+        slots: Option<u64>,
+    ) -> Result<(), Rejection> {
+        let (task, may_lack_time) = match event {
+            LogEvent::Launched { task, .. }
+            | LogEvent::TimingsOf(task)
+            | LogEvent::Released { task, .. } => (Some(task), false),
+            // From b9093 to b9294 only the first of the four lines of timings has the time.
+            LogEvent::Prompt(task, _)
+            | LogEvent::Generation(task, _)
+            | LogEvent::Total(task, _) => (task, task.is_none()),
+            _ => (None, false),
+        };
+        if line.time.is_some() || !may_lack_time {
+            self.check_format(line.time.is_some(), event == LogEvent::Loading)?;
+        }
+        if let Some(time) = line.time
+            && !self.clock.accepts(time, read)
+        {
+            if event != LogEvent::Loading {
+                return Err(Rejection::Time);
+            }
+            self.clock.restart(time, read);
+        }
+        let is_late_layout = matches!(event, LogEvent::Layout(_)) && self.has_begun;
+        let is_beyond = |slots| task.is_some_and(|task| task.slot >= slots);
+        if is_late_layout || slots.or(self.layout.slots).is_some_and(is_beyond) {
+            return Err(Rejection::Slot);
+        }
+        Ok(())
+    }
+
+    fn check_format(&mut self, is_timed: bool, is_loading: bool) -> Result<(), Rejection> {
+        use LineFormat::{Timed, TimedSinceLoading, Untimed};
+        let (format, is_accepted) = match (self.format, is_timed) {
+            (None, true) => (Timed, true),
+            (None, false) => (Untimed, true),
+            // A newer build was started.
+            (Some(Untimed), true) if is_loading => (TimedSinceLoading(0), true),
+            (Some(TimedSinceLoading(_)), true) => (TimedSinceLoading(0), true),
+            (Some(TimedSinceLoading(MAX_UNTIMED)), false) => (Untimed, true),
+            (Some(TimedSinceLoading(untimed)), false) => {
+                (TimedSinceLoading(untimed.saturating_add(1)), false)
+            }
+            (Some(format), is_timed) => (format, is_timed == (format == Timed)),
+        };
+        self.format = Some(format);
+        is_accepted.then_some(()).ok_or(Rejection::Format)
+    }
+
+    /// Takes an event of one task; returns the request if that ends it.
+    fn task_event(
+        &mut self,
+        event: LogEvent,
+        time: Option<u64>,
+        read: Instant,
+    ) -> Option<EndedRequest> {
+        match event {
+            LogEvent::Launched { task, is_child } => {
+                self.has_begun = true;
+                self.tasks.remove(&task.slot);
+                self.track(task)?.launch = Some(Launch {
+                    read,
+                    time,
+                    is_child,
+                });
+            }
+            LogEvent::TimingsOf(task) => {
+                self.timings_of = Some((task, time));
+                self.track_timings(Some(task))?;
+            }
+            LogEvent::Prompt(task, timing) => {
+                let tracked = self.track_timings(task)?;
+                tracked.prompt = Some(timing);
+                tracked.generation = None;
+            }
+            LogEvent::Generation(task, timing) => {
+                let tracked = self.track_timings(task)?;
+                // Without the line of its prompt, the request is not known whole.
+                tracked.prompt?;
+                tracked.generation = Some(timing);
+            }
+            LogEvent::Released { task, tokens } => {
+                if self.known_slots.len() < self.max_slots {
+                    self.known_slots.insert(task.slot);
+                }
+                let tracked = self.tasks.get_mut(&task.slot);
+                let tracked = tracked.filter(|tracked| tracked.task == task)?;
+                let is_prompt_only = tracked.launch.is_some() && !tracked.has_timings;
+                if is_prompt_only && time.is_none() {
+                    tracked.released = Some((read, tokens));
+                    return None;
+                }
+                self.tasks.remove(&task.slot);
+                if is_prompt_only {
+                    return self.end(task.id, RequestEnd::PromptOnly(tokens), Some(read));
+                }
+            }
+            LogEvent::Cancelled(id) => return self.end(id, RequestEnd::Cancelled, Some(read)),
+            LogEvent::Failed(id) => {
+                self.mark_ended(id);
+            }
+            LogEvent::Loading | LogEvent::Idle | LogEvent::Layout(_) | LogEvent::Total(..) => {}
+        }
+        None
+    }
+
+    /// Takes the last line of a task's timings. Returns its request, if all of them were read, or
+    /// that the request cannot have taken so long.
+    fn total(
+        &mut self,
+        task: Option<SlotTask>,
+        total_ms: f64,
+        time: Option<u64>,
+        read: Instant,
+    ) -> Option<Result<EndedRequest, Rejection>> {
+        let (task, time) = match task {
+            Some(task) => (task, time),
+            None => self.timings_of.take()?,
+        };
+        let tracked = self.track_timings(Some(task))?;
+        let launch = tracked.launch;
+        let timings = RequestTimings {
+            prompt: tracked.prompt.take()?,
+            generation: tracked.generation.take()?,
+            total_ms,
+            is_child: launch.is_some_and(|launch| launch.is_child),
+        };
+        let launched = match launch {
+            Some(launch) => Some(launch.read),
+            None => (!tracked.may_be_older).then_some(read),
+        };
+        if let Some(time) = time {
+            // A launch that was not read was no earlier than the server's start, time 0.
+            let launch_time = launch.and_then(|launch| launch.time).unwrap_or(0);
+            let passed = time.saturating_sub(launch_time).saturating_add(ROUNDING);
+            let phases_ms = timings.prompt.ms + timings.generation.ms;
+            if phases_ms.max(total_ms) * 1000.0 > passed as f64 {
+                return Some(Err(Rejection::Duration));
+            }
+        }
+        self.end(task.id, RequestEnd::Completed(timings), launched)
+            .map(Ok)
+    }
+
+    /// The request of a task that ends, unless it has ended before.
+    fn end(&mut self, id: u64, end: RequestEnd, launched: Option<Instant>) -> Option<EndedRequest> {
+        self.mark_ended(id)
+            .then_some(EndedRequest { end, launched })
+    }
+
+    /// Whether a task had not ended yet.
+    fn mark_ended(&mut self, id: u64) -> bool {
+        if self.ended.contains(&id) {
+            return false;
+        }
+        if self.ended.len() == MAX_ENDED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(id);
+        true
+    }
+
+    /// What is tracked of a task with timings: this one, or the one that an earlier line named.
+    fn track_timings(&mut self, task: Option<SlotTask>) -> Option<&mut TrackedTask> {
+        let named = self.timings_of.map(|(task, _)| task);
+        let tracked = self.track(task.or(named)?)?;
+        tracked.has_timings = true;
+        tracked.released = None;
+        Some(tracked)
+    }
+
+    /// What is tracked of a task, which is the last one of its slot.
+    fn track(&mut self, task: SlotTask) -> Option<&mut TrackedTask> {
+        let known = self.tasks.get(&task.slot);
+        if known.is_none_or(|tracked| tracked.task != task) {
+            if self.known_slots.len() >= self.max_slots && !self.known_slots.contains(&task.slot) {
+                return None;
+            }
+            let tracked = TrackedTask {
+                task,
+                launch: None,
+                may_be_older: self.known_slots.insert(task.slot),
+                prompt: None,
+                generation: None,
+                has_timings: false,
+                released: None,
+            };
+            self.tasks.insert(task.slot, tracked);
+        }
+        self.tasks.get_mut(&task.slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::requests::log::parser::parse;
+
+    /// What comes of the lines of one server with two slots, and then of nothing more.
+    fn results(log: &str) -> Vec<Result<RequestEnd, Rejection>> {
+        let now = Instant::now();
+        let mut tracker = Tracker::default();
+        let mut results = Vec::new();
+        for line in log.lines().filter_map(parse) {
+            match tracker.take(&line, line.event.unwrap(), now, Some(2)) {
+                Ok(ended) => results.extend(ended.into_iter().map(|ended| Ok(ended.end))),
+                Err(rejection) => results.push(Err(rejection)),
+            }
+        }
+        let settled = tracker.settle(now + 2 * RELEASE_TIMEOUT, RELEASE_TIMEOUT);
+        results.extend(settled.into_iter().map(|ended| Ok(ended.end)));
+        results
+    }
+
+    fn ends(log: &str) -> Vec<RequestEnd> {
+        results(log).into_iter().map(Result::unwrap).collect()
+    }
+
+    fn rejections(log: &str) -> Vec<Rejection> {
+        results(log).into_iter().filter_map(Result::err).collect()
+    }
+
+    fn completed(prompt: f64, prompt_n: u64, generation: f64, n: u64, total_ms: f64) -> RequestEnd {
+        let timing = |ms, tokens| PhaseTiming { ms, tokens };
+        RequestEnd::Completed(RequestTimings {
+            prompt: timing(prompt, prompt_n),
+            generation: timing(generation, n),
+            total_ms,
+            is_child: false,
+        })
+    }
+
+    #[test]
+    fn requests_of_two_slots_interleave() {
+        let log = "\
+slot launch_slot_: id  0 | task 1 | processing task, is_child = 0
+slot launch_slot_: id  1 | task 2 | processing task, is_child = 0
+slot print_timing: id  0 | task 1 | prompt eval time =      10.00 ms /     5 tokens (x)
+slot print_timing: id  1 | task 2 | prompt eval time =      20.00 ms /     6 tokens (x)
+slot print_timing: id  1 | task 2 |        eval time =     200.00 ms /    60 tokens (x)
+slot print_timing: id  0 | task 1 |        eval time =     100.00 ms /    50 tokens (x)
+slot print_timing: id  0 | task 1 |       total time =     110.00 ms /    55 tokens
+slot      release: id  0 | task 1 | stop processing: n_tokens = 54, truncated = 0
+slot print_timing: id  1 | task 2 |       total time =     220.00 ms /    66 tokens
+slot      release: id  1 | task 2 | stop processing: n_tokens = 65, truncated = 0
+";
+        assert_eq!(
+            ends(log),
+            [
+                completed(10.0, 5, 100.0, 50, 110.0),
+                completed(20.0, 6, 200.0, 60, 220.0)
+            ]
+        );
+    }
+
+    #[test]
+    fn an_embedding_counts_its_prompt() {
+        let log = "\
+slot launch_slot_: id  1 | task 0 | processing task, is_child = 0
+slot      release: id  1 | task 0 | stop processing: n_tokens = 5, truncated = 0
+";
+        assert_eq!(ends(log), [RequestEnd::PromptOnly(5)]);
+    }
+
+    #[test]
+    fn a_cancelled_request_is_counted_once() {
+        let log = "\
+slot launch_slot_: id  1 | task 2 | processing task, is_child = 0
+srv          stop: cancel task, id_task = 2
+srv          stop: cancel task, id_task = 2
+slot      release: id  1 | task 2 | stop processing: n_tokens = 45, truncated = 0
+srv          stop: cancel task, id_task = 24
+";
+        assert_eq!(ends(log), [RequestEnd::Cancelled, RequestEnd::Cancelled]);
+    }
+
+    #[test]
+    fn a_failed_request_is_neither_a_cancellation_nor_an_embedding() {
+        let log = "\
+slot launch_slot_: id  0 | task 18 | processing task, is_child = 0
+srv    send_error: task id = 18, error: request (3002 tokens) exceeds the available context size
+srv          stop: cancel task, id_task = 18
+slot      release: id  0 | task 18 | stop processing: n_tokens = 5, truncated = 0
+";
+        assert_eq!(ends(log), []);
+    }
+
+    #[test]
+    fn a_request_without_its_first_lines_is_not_counted() {
+        for log in [
+            "slot print_timing: id  0 | task 1 |        eval time =     100.00 ms /    50 tokens (x)\n\
+             slot print_timing: id  0 | task 1 |       total time =     110.00 ms /    55 tokens\n\
+             slot      release: id  0 | task 1 | stop processing: n_tokens = 54, truncated = 0\n",
+            "slot      release: id  0 | task 1 | stop processing: n_tokens = 54, truncated = 0\n",
+            "       eval time =     100.00 ms /    50 tokens (x)\n      total time =     110.00 ms /    55 tokens\n",
+        ] {
+            assert_eq!(ends(log), [], "{log}");
+        }
+    }
+
+    #[test]
+    fn a_restart_discards_running_tasks() {
+        let log = "\
+slot launch_slot_: id  0 | task 1 | processing task, is_child = 0
+srv    load_model: loading model '/m.gguf'
+slot      release: id  0 | task 1 | stop processing: n_tokens = 54, truncated = 0
+";
+        assert_eq!(ends(log), []);
+    }
+
+    #[test]
+    fn a_task_with_timings_is_not_an_embedding() {
+        let launch = "slot launch_slot_: id  0 | task 7 | processing task\n";
+        let release =
+            "slot      release: id  0 | task 7 | stop processing: n_tokens = 9, truncated = 0\n";
+        for lost in [
+            "slot print_timing: id  0 | task 7 | \n",
+            "slot print_timing: id  0 | task 7 | \\n\",\"stream\":\"stderr\"}\n",
+            "slot print_timing: id  0 | task 7 | prompt eval time =      10.00 ms /     5 tokens (x)\n",
+            "slot print_timing: id  0 | task 7 |        eval time =      10.00 ms /     5 tokens (x)\n",
+            "slot print_timing: id  0 | task 7 |       total time =      10.00 ms /     5 tokens\n",
+        ] {
+            assert_eq!(ends(&format!("{launch}{lost}{release}")), [], "{lost}");
+        }
+        assert_eq!(
+            ends(&format!("{launch}{release}")),
+            [RequestEnd::PromptOnly(9)]
+        );
+    }
+
+    #[test]
+    fn timings_may_follow_the_release_of_the_slot() {
+        let release = "\
+slot launch_slot_: id  0 | task 35 | processing task
+slot      release: id  0 | task 35 | stop processing: n_past = 434, truncated = 0
+";
+        let timings = "\
+slot print_timing: id  0 | task 35 |
+prompt eval time =     182.78 ms /   237 tokens (x)
+       eval time =     342.29 ms /    13 tokens (x)
+      total time =     525.07 ms /   250 tokens
+srv  update_slots: all slots are idle
+";
+        let both = format!("{release}{timings}");
+        assert_eq!(ends(&both), [completed(182.78, 237, 342.29, 13, 525.07)]);
+        let next = "slot launch_slot_: id  0 | task 36 | processing task\n";
+        assert_eq!(
+            ends(&format!("{release}{next}")),
+            [RequestEnd::PromptOnly(434)]
+        );
+    }
+
+    #[test]
+    fn a_repeated_request_is_counted_once() {
+        let log = "\
+slot print_timing: id  0 | task 1 | prompt eval time =      10.00 ms /     5 tokens (x)
+slot print_timing: id  0 | task 1 |        eval time =     100.00 ms /    50 tokens (x)
+slot print_timing: id  0 | task 1 |       total time =     110.00 ms /    55 tokens
+";
+        assert_eq!(ends(&log.repeat(3)), [completed(10.0, 5, 100.0, 50, 110.0)]);
+    }
+
+    const TIMED: &str = "\
+0.10.000.000 I slot launch_slot_: id  0 | task 1 | processing task
+0.12.000.000 I slot print_timing: id  0 | task 1 | prompt eval time =     500.00 ms /     5 tokens (x)
+0.12.000.000 I slot print_timing: id  0 | task 1 |        eval time =    1500.00 ms /    50 tokens (x)
+0.12.000.000 I slot print_timing: id  0 | task 1 |       total time =    2000.00 ms /    55 tokens
+0.12.000.000 I slot      release: id  0 | task 1 | stop processing: n_tokens = 54, truncated = 0
+";
+
+    #[test]
+    fn lines_without_a_time_are_rejected_in_a_log_with_times() {
+        let plain: String = TIMED
+            .lines()
+            .map(|line| format!("{}\n", &line[15..]))
+            .collect();
+        let plain = plain.replace("task 1", "task 2");
+        let one = completed(500.0, 5, 1500.0, 50, 2000.0);
+        assert_eq!(ends(TIMED), [one]);
+        assert_eq!(ends(&plain), [one]);
+        let mixed = results(&format!("{TIMED}{plain}"));
+        assert_eq!(mixed[0], Ok(one));
+        assert_eq!(mixed[1..], [Err(Rejection::Format); 5]);
+        // Nor the other way round, until another server is started.
+        assert_eq!(
+            rejections(&format!("{plain}{TIMED}")),
+            [Rejection::Format; 5]
+        );
+        let loading = "0.00.000.100 I srv    load_model: loading model 'm'\n";
+        let upgraded = results(&format!("{plain}{loading}{TIMED}"));
+        assert_eq!(upgraded, [Ok(one), Ok(one)]);
+        // That line may have been forged: then lines without a time go on.
+        let forged = format!("{plain}{loading}{}", plain.repeat(8));
+        assert_eq!(rejections(&forged).len(), MAX_UNTIMED as usize);
+    }
+
+    #[test]
+    fn lines_that_go_back_in_time_are_rejected() {
+        let early = TIMED
+            .replace("0.10.", "0.09.")
+            .replace("0.12.", "0.11.")
+            .replace("task 1", "task 2");
+        assert_eq!(rejections(&format!("{TIMED}{early}")), [Rejection::Time; 5]);
+        let restarted =
+            format!("{TIMED}0.00.500.000 I srv  load_model: loading model 'm'\n{early}");
+        assert_eq!(rejections(&restarted), []);
+        assert_eq!(ends(&restarted).len(), 2);
+    }
+
+    #[test]
+    fn lines_of_a_slot_that_does_not_exist_are_rejected() {
+        assert_eq!(
+            rejections(&TIMED.replace("id  0", "id  2")),
+            [Rejection::Slot; 5]
+        );
+        // What a server says of itself it says before it begins to work.
+        let late = format!(
+            "{TIMED}0.13.000.000 I srv load_model: initializing, n_slots = 9, n_ctx_slot = 7\n"
+        );
+        assert_eq!(rejections(&late), [Rejection::Slot]);
+    }
+
+    #[test]
+    fn a_request_cannot_take_longer_than_since_its_launch() {
+        let total = "total time =    2000.00 ms";
+        for longer in ["total time =    2020.00 ms", "total time =  200000.00 ms"] {
+            assert_eq!(
+                rejections(&TIMED.replace(total, longer)),
+                [Rejection::Duration]
+            );
+        }
+        let parts = TIMED.replace("eval time =     500.00", "eval time =     600.00");
+        assert_eq!(rejections(&parts), [Rejection::Duration]);
+        // Nor than since the start of the server, where its launch was not seen.
+        let (_, unlaunched) = TIMED.split_once('\n').unwrap();
+        let longer = unlaunched.replace(total, "total time =   11000.00 ms");
+        assert_eq!(ends(&longer).len(), 1);
+        let longer = unlaunched.replace(total, "total time =   13000.00 ms");
+        assert_eq!(rejections(&longer), [Rejection::Duration]);
+    }
+
+    #[test]
+    fn tracked_slots_and_tasks_are_limited() {
+        for (slots, most) in [(None, MAX_LOGGED_SLOTS), (Some(u64::MAX), MAX_SLOTS)] {
+            let mut tracker = Tracker::default();
+            for id in 0..10_000u64 {
+                let launch = format!("slot launch_slot_: id  {id} | task {id} | processing task");
+                let cancel = format!("srv  stop: cancel task, id_task = {id}");
+                for line in [launch, cancel] {
+                    let line = parse(&line).unwrap();
+                    let _ = tracker.take(&line, line.event.unwrap(), Instant::now(), slots);
+                }
+            }
+            assert_eq!(tracker.tasks.len(), most);
+            assert_eq!(tracker.known_slots.len(), most);
+            assert!(tracker.ended.len() <= MAX_ENDED);
+        }
+    }
+}
