@@ -61,9 +61,9 @@ class TooShortError(Exception):
     """The requests ended before a poll could see them."""
 
 
-def check(condition, words):
+def check(condition, message):
     if not condition:
-        raise ScenarioError(words)
+        raise ScenarioError(message)
 
 
 class BuildTest:
@@ -445,8 +445,8 @@ def write(rows):
     DOCUMENT.write_text(text + "\n")
 
 
-def say(words):
-    print(words, file=sys.stderr, flush=True)
+def say(message):
+    print(message, file=sys.stderr, flush=True)
 
 
 def setup(*what):
