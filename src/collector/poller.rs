@@ -143,7 +143,7 @@ impl Poller {
         }
         for failed in &reading.failures {
             let count = errors
-                .entry((failed.target.endpoint, failed.failure.reason))
+                .entry((failed.target.endpoint, failed.error.reason))
                 .or_insert(0);
             *count = count.saturating_add(1);
         }
@@ -237,8 +237,8 @@ fn failed(failures: &[FailedRequest]) -> Vec<Failed> {
     let failed = failures.iter().map(|failed| Failed {
         endpoint: failed.target.endpoint,
         model: failed.target.model.clone(),
-        reason: failed.failure.reason,
-        detail: failed.failure.detail.clone(),
+        reason: failed.error.reason,
+        detail: failed.error.detail.clone(),
     });
     failed.collect()
 }

@@ -12,7 +12,7 @@ use crate::requests::probe::{Completion, Prober};
 use crate::requests::records::Records;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Cell, Model, ModelRequests, Reason, Snapshot};
-use crate::upstream::completion::Completions;
+use crate::upstream::completion::CompletionClient;
 use crate::upstream::detection::Upstream;
 use crate::upstream::http::exchange::Exchange;
 use crate::upstream::reading::Reading;
@@ -58,7 +58,7 @@ impl RequestSources {
                 .map_err(|error| format!("cannot start the log thread: {error}"))?;
         }
         if let Some(interval) = settings.probe_interval {
-            let completions = Completions::new(base, settings)?;
+            let completions = CompletionClient::new(base, settings)?;
             let prober = Prober {
                 send: move |snapshot: &Snapshot, model: &Model| {
                     send_probe(&completions, snapshot, model)
@@ -124,7 +124,7 @@ impl RequestSources {
 
 /// Sends one completion to a model; `None` if it is no longer loaded.
 fn send_probe(
-    completions: &Completions,
+    completions: &CompletionClient,
     snapshot: &Snapshot,
     model: &Model,
 ) -> Result<Option<Completion>, Reason> {

@@ -78,14 +78,12 @@ impl StateLog {
 
     fn log_failures(&mut self, server: &dyn Display, reading: &Reading) {
         for failed in &reading.failures {
-            let FailedRequest {
-                target, failure, ..
-            } = failed;
-            let reason = failure.reason;
+            let FailedRequest { target, error, .. } = failed;
+            let reason = error.reason;
             let pairs: [(&str, &dyn Display); 3] = [
                 ("reason", &reason.label()),
                 ("server", server),
-                ("detail", failure),
+                ("detail", error),
             ];
             if self.failing.insert(target.clone(), reason) == Some(reason) {
                 log_target(log::debug, "a request still fails", target, &pairs);

@@ -28,11 +28,11 @@ const ENDPOINTS: [&str; 7] = [
 impl Advice {
     /// What to do about `base`, of which `reading` is not up.
     pub fn on(base: &BaseUrl, reading: &Reading) -> Advice {
-        let failures = || reading.failures.iter().map(|failed| &failed.failure);
+        let failures = || reading.failures.iter().map(|failed| &failed.error);
         // What says most of why it is down comes first.
         let first = failures()
             .find(|failure| failure.reason == Reason::Unauthorized)
-            .or_else(|| failures().find(|failure| failure.is_proxys))
+            .or_else(|| failures().find(|failure| failure.is_bad_gateway))
             .or_else(|| failures().next());
         let advice = |text: &str| Advice {
             reason: first.map_or("status", |failure| failure.reason.label()),
@@ -83,7 +83,7 @@ impl Advice {
                 "it does not answer in time: it hangs, or all of its HTTP threads are taken \
                  (llama-server --threads-http)",
             ),
-            Reason::Status if failure.is_proxys => advice(&format!(
+            Reason::Status if failure.is_bad_gateway => advice(&format!(
                 "a proxy answers there ({}), and the server behind it is down or cannot be reached",
                 failure.detail
             )),
@@ -119,18 +119,18 @@ fn is_no_http(detail: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::http::client::Failure;
+    use crate::upstream::http::client::RequestError;
     use crate::upstream::identification::Product;
     use crate::upstream::reading::{FailedRequest, Target};
 
-    fn on(base: &str, failures: Vec<Failure>) -> Advice {
+    fn on(base: &str, failures: Vec<RequestError>) -> Advice {
         let target = Target {
             endpoint: "/health",
             model: None,
         };
-        let failed = |failure| FailedRequest {
+        let failed = |error| FailedRequest {
             target: target.clone(),
-            failure,
+            error,
             is_pending: false,
         };
         let reading = Reading {
@@ -140,17 +140,17 @@ mod tests {
         Advice::on(&base.parse().unwrap(), &reading)
     }
 
-    fn by_proxy() -> Failure {
-        Failure {
-            is_proxys: true,
-            ..Failure::new(Reason::Status, "HTTP status 502")
+    fn by_proxy() -> RequestError {
+        RequestError {
+            is_bad_gateway: true,
+            ..RequestError::new(Reason::Status, "HTTP status 502")
         }
     }
 
     #[test]
     fn the_failure_that_says_most_is_told() {
-        let parse = || Failure::new(Reason::Parse, "is no JSON");
-        let refused = || Failure::new(Reason::Unauthorized, "the server wants an API key");
+        let parse = || RequestError::new(Reason::Parse, "is no JSON");
+        let refused = || RequestError::new(Reason::Unauthorized, "the server wants an API key");
         let advice = on("http://h:1", vec![parse(), by_proxy()]);
         assert_eq!(advice.reason, "status");
         assert!(
@@ -184,9 +184,9 @@ mod tests {
 
     #[test]
     fn the_wrong_scheme_is_told() {
-        let cut = || Failure::new(Reason::Connect, "Connection reset by peer (os error 104)");
-        let speaks = |what| Failure::new(Reason::Connect, what);
-        let late = || Failure::new(Reason::Timeout, "no whole answer within the time-out");
+        let cut = || RequestError::new(Reason::Connect, "Connection reset by peer (os error 104)");
+        let speaks = |what| RequestError::new(Reason::Connect, what);
+        let late = || RequestError::new(Reason::Timeout, "no whole answer within the time-out");
         assert!(on("http://h:1", vec![cut()]).text.contains("use https://"));
         assert!(!on("https://h:1", vec![cut()]).text.contains("https://"));
         assert_eq!(on("http://h:1", vec![speaks(SPEAKS_TLS)]).text, SPEAKS_TLS);

@@ -8,7 +8,7 @@ use serde::de::IgnoredAny;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
 use crate::upstream::api::{ModelEntry, Props, RouterStatus};
-use crate::upstream::http::client::{Answer, Client, Failure};
+use crate::upstream::http::client::{Client, HttpResponse, RequestError};
 
 /// How long a saturated server may take to come to it: the histogram ends there.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
@@ -19,7 +19,7 @@ const MODELS_LIMIT: u64 = 16 << 20;
 
 /// What came of it.
 #[derive(Clone, Copy, Debug)]
-pub struct Completed {
+pub struct Completion {
     /// From sending it to the first token.
     pub first_token: Duration,
     /// Prompt tokens that were computed for it, as far as the server says.
@@ -29,22 +29,22 @@ pub struct Completed {
 }
 
 /// Sends completions to one base URL.
-pub struct Completions {
+pub struct CompletionClient {
     client: Client,
     root: String,
 }
 
-impl Completions {
+impl CompletionClient {
     /// For the server at `base`.
     ///
     /// # Errors
     /// As [`Client::new`].
-    pub fn new(base: &BaseUrl, settings: &Settings) -> Result<Completions, String> {
+    pub fn new(base: &BaseUrl, settings: &Settings) -> Result<CompletionClient, String> {
         let patient = Settings {
             timeout: LONGEST_WAIT,
             ..settings.clone()
         };
-        Ok(Completions {
+        Ok(CompletionClient {
             client: Client::new(base, &patient)?,
             root: base.root(),
         })
@@ -55,7 +55,7 @@ impl Completions {
     ///
     /// # Errors
     /// Why there was no token.
-    pub fn one_token(&self, of_router: Option<&str>) -> Result<Option<Completed>, Failure> {
+    pub fn one_token(&self, of_router: Option<&str>) -> Result<Option<Completion>, RequestError> {
         let result = match self.is_awake(of_router) {
             Ok(true) => self.send(of_router).map(Some),
             Ok(false) => Ok(None),
@@ -66,7 +66,7 @@ impl Completions {
     }
 
     /// Asked in a way that wakes nothing, right before what would.
-    fn is_awake(&self, of_router: Option<&str>) -> Result<bool, Failure> {
+    fn is_awake(&self, of_router: Option<&str>) -> Result<bool, RequestError> {
         let Some(model) = of_router else {
             let props = self.get("/props", PROPS_LIMIT)?.json::<Props>()?;
             return Ok(props.is_sleeping != Some(true));
@@ -80,14 +80,14 @@ impl Completions {
         Ok(is_loaded)
     }
 
-    fn get(&self, path: &str, limit: u64) -> Result<Answer, Failure> {
+    fn get(&self, path: &str, limit: u64) -> Result<HttpResponse, RequestError> {
         let url = format!("{}{path}", self.root);
         self.client
             .get(&url, limit, Duration::MAX)
             .and_then(answered)
     }
 
-    fn send(&self, of_router: Option<&str>) -> Result<Completed, Failure> {
+    fn send(&self, of_router: Option<&str>) -> Result<Completion, RequestError> {
         let mut request = serde_json::json!({
             "prompt": "Hello", "max_tokens": 1, "stream": true, "temperature": 0, "cache_prompt": false,
         });
@@ -117,15 +117,18 @@ impl Completions {
             timings = chunk.timings.or(timings);
         })?;
         if failed {
-            return Err(Failure::new(Reason::Status, "an error is in the stream"));
+            return Err(RequestError::new(
+                Reason::Status,
+                "an error is in the stream",
+            ));
         }
-        let first_token =
-            first_token.ok_or_else(|| Failure::new(Reason::Parse, "no token is in the stream"))?;
+        let first_token = first_token
+            .ok_or_else(|| RequestError::new(Reason::Parse, "no token is in the stream"))?;
         let timings = timings.unwrap_or(Timings {
             prompt_n: 0,
             predicted_n: 1,
         });
-        Ok(Completed {
+        Ok(Completion {
             first_token,
             prompt: timings.prompt_n,
             generated: timings.predicted_n,
@@ -134,10 +137,10 @@ impl Completions {
 }
 
 /// Refuses an answer that only says why there is none.
-fn answered(answer: Answer) -> Result<Answer, Failure> {
+fn answered(answer: HttpResponse) -> Result<HttpResponse, RequestError> {
     match answer.status {
         200 => Ok(answer),
-        401 | 403 => Err(Failure::new(
+        401 | 403 => Err(RequestError::new(
             Reason::Unauthorized,
             "the server wants an API key",
         )),

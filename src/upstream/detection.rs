@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crate::bounds::BoundedDuration;
 use crate::settings::{BaseUrl, Settings};
 use crate::upstream::api::Props;
-use crate::upstream::http::client::Answer;
-use crate::upstream::http::exchange::{Endpoint, Exchange, Outcome};
+use crate::upstream::http::client::HttpResponse;
+use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome};
 use crate::upstream::identification::{Product, ask_models};
 use crate::upstream::llama_server::{Asked, HEALTH, LlamaServer, PROPS, ask_health, ask_props};
 use crate::upstream::llama_swap::LlamaSwap;
@@ -108,7 +108,7 @@ impl Upstream {
                 None => return,
             }
         }
-        let is_late = asked.health.as_ref().is_some_and(Outcome::timed_out);
+        let is_late = asked.health.as_ref().is_some_and(RequestOutcome::timed_out);
         match &mut self.kind {
             Kind::LlamaServer(server) => server.read(exchange, asked, reading),
             Kind::Router(router) => router.read(exchange, reading),
@@ -141,7 +141,7 @@ impl Upstream {
         let models = ask_models(exchange, &self.place());
         let is_still = |named: &Product| named.is_certain;
         reading.product = models
-            .answer()
+            .ok()
             .filter(|list| !list.is_own)
             .and_then(|list| list.product)
             .filter(is_still);
@@ -153,7 +153,7 @@ impl Upstream {
         let is_named = |product: &Product| product.is_certain;
         if !reading.product.as_ref().is_some_and(is_named) {
             let url = format!("{}{}", self.base.root(), ROOT.path);
-            let text = exchange.get_optional(ROOT, &url, Answer::text).answer();
+            let text = exchange.get_optional(ROOT, &url, HttpResponse::text).ok();
             let product = text.and_then(|text| Product::of_root(&text));
             reading.product = product.or(reading.product.take());
         }
@@ -195,9 +195,9 @@ impl Upstream {
         if health.timed_out() && exchange.is_pending(&place.url(PROPS)) {
             return None;
         }
-        let is_healthy = matches!(health, Outcome::Answer(_));
+        let is_healthy = matches!(health, RequestOutcome::Ok(_));
         // What is loading answers nothing else.
-        let is_loading = matches!(health, Outcome::NotLoaded);
+        let is_loading = matches!(health, RequestOutcome::NotLoaded);
         let mut asked = Asked {
             health: Some(health),
             props: None,
@@ -226,7 +226,7 @@ impl Upstream {
         for look in [Upstream::runner, Upstream::swap] {
             let outcome = look(self, exchange);
             match outcome {
-                Outcome::Answer(kind) => {
+                RequestOutcome::Ok(kind) => {
                     exchange.discard_failures(HEALTH);
                     return Found::Kind(kind);
                 }
@@ -256,17 +256,17 @@ impl Upstream {
         }
     }
 
-    fn runner(&self, exchange: &mut Exchange) -> Outcome<Kind> {
+    fn runner(&self, exchange: &mut Exchange) -> RequestOutcome<Kind> {
         ModelRunner::detect(exchange, &self.base).map(|runner| Kind::ModelRunner(Box::new(runner)))
     }
 
-    fn swap(&self, exchange: &mut Exchange) -> Outcome<Kind> {
+    fn swap(&self, exchange: &mut Exchange) -> RequestOutcome<Kind> {
         LlamaSwap::detect(exchange, &self.base, &self.settings)
             .map(|swap| Kind::LlamaSwap(Box::new(swap)))
     }
 
-    fn router(&self, props: &Outcome<Props>, root: String) -> Option<Kind> {
-        let Outcome::Answer(props) = props else {
+    fn router(&self, props: &RequestOutcome<Props>, root: String) -> Option<Kind> {
+        let RequestOutcome::Ok(props) = props else {
             return None;
         };
         props

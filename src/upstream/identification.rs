@@ -5,7 +5,7 @@
 //! unless `/v1/models` shows that another product answers.
 
 use crate::upstream::api::{Health, ModelEntry, Props};
-use crate::upstream::http::exchange::{Endpoint, Exchange, Outcome};
+use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome};
 use crate::upstream::telemetry::ServerUrl;
 
 /// `GET /v1/models`.
@@ -193,7 +193,7 @@ impl ModelEntry {
 }
 
 /// Asks for `/v1/models` at `place`.
-pub fn ask_models(exchange: &mut Exchange, place: &ServerUrl) -> Outcome<ModelList> {
+pub fn ask_models(exchange: &mut Exchange, place: &ServerUrl) -> RequestOutcome<ModelList> {
     exchange.get(MODELS, &place.url(MODELS), |answer| {
         let mut list = ModelList::default();
         answer.each_in("data", |entry| list.take(entry))?;
@@ -221,17 +221,17 @@ impl Evidence {
     }
 
     /// Takes what `/health` answered.
-    pub fn saw_health(&mut self, health: &Outcome<Health>) {
-        if let Outcome::Answer(health) = health {
+    pub fn saw_health(&mut self, health: &RequestOutcome<Health>) {
+        if let RequestOutcome::Ok(health) = health {
             self.is_likely = true;
             self.is_own |= health.slots_idle.is_some();
         }
     }
 
     /// Takes what `/props` answered.
-    pub fn saw_props(&mut self, props: &Outcome<Props>) {
-        self.is_doubtful = matches!(props, Outcome::Unrecognized);
-        if let Outcome::Answer(props) = props {
+    pub fn saw_props(&mut self, props: &RequestOutcome<Props>) {
+        self.is_doubtful = matches!(props, RequestOutcome::Unrecognized);
+        if let RequestOutcome::Ok(props) = props {
             self.is_likely = true;
             // KoboldCpp has `total_slots` and `default_generation_settings`, and none of these.
             let names_itself =
@@ -241,8 +241,8 @@ impl Evidence {
     }
 
     /// Takes what `/v1/models` answered.
-    pub fn saw_models(&mut self, models: &Outcome<ModelList>) {
-        if let Outcome::Answer(list) = models {
+    pub fn saw_models(&mut self, models: &RequestOutcome<ModelList>) {
+        if let RequestOutcome::Ok(list) = models {
             self.is_own |= list.is_own;
             self.product.clone_from(&list.product);
         }
@@ -268,19 +268,19 @@ impl Evidence {
 mod tests {
     use super::*;
 
-    fn list(json: &str) -> Outcome<ModelList> {
+    fn list(json: &str) -> RequestOutcome<ModelList> {
         let entries: Vec<ModelEntry> = serde_json::from_str(json).unwrap();
         let mut list = ModelList::default();
         entries.into_iter().for_each(|entry| list.take(entry));
-        Outcome::Answer(list)
+        RequestOutcome::Ok(list)
     }
 
-    fn health(json: &str) -> Outcome<Health> {
-        Outcome::Answer(serde_json::from_str(json).unwrap())
+    fn health(json: &str) -> RequestOutcome<Health> {
+        RequestOutcome::Ok(serde_json::from_str(json).unwrap())
     }
 
-    fn props(json: &str) -> Outcome<Props> {
-        Outcome::Answer(serde_json::from_str(json).unwrap())
+    fn props(json: &str) -> RequestOutcome<Props> {
+        RequestOutcome::Ok(serde_json::from_str(json).unwrap())
     }
 
     #[test]
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_product_that_names_itself_anywhere_in_the_list_is_known() {
-        let Outcome::Answer(list) = list(
+        let RequestOutcome::Ok(list) = list(
             r#"[{"id":"hf.co/a/b","owned_by":"a"},{"id":"c"},{"id":"qwen3:8b","owned_by":"library"}]"#,
         ) else {
             unreachable!()
@@ -371,7 +371,7 @@ mod tests {
             let models = list(json);
             evidence.saw_models(&models);
             assert!(evidence.are_enough(), "{json}");
-            let first = models.answer().and_then(|list| list.first?.id);
+            let first = models.ok().and_then(|list| list.first?.id);
             assert_eq!(first.as_deref(), Some("m"), "{json}");
         }
     }
@@ -380,7 +380,7 @@ mod tests {
     fn a_document_of_another_kind_at_props_makes_health_doubtful() {
         let mut evidence = Evidence::default();
         evidence.saw_health(&health(r#"{"status":"ok"}"#));
-        evidence.saw_props(&Outcome::Unrecognized);
+        evidence.saw_props(&RequestOutcome::Unrecognized);
         assert!(!evidence.are_enough());
         evidence.saw_models(&list(r#"[{"id":"m","owned_by":"llamacpp"}]"#));
         assert!(evidence.are_enough());

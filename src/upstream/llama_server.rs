@@ -14,7 +14,7 @@ use crate::readings::{ModelFacts, ModelReading, ModelState, Stats, Update};
 use crate::settings::{BaseUrl, DEFAULT_MODEL, Settings};
 use crate::snapshot::{Reason, ServerInfo};
 use crate::upstream::api::{Health, ModelEntry, Props};
-use crate::upstream::http::exchange::{Endpoint, Exchange, Outcome, recognized};
+use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome, recognized};
 use crate::upstream::identification::{Evidence, Product, ask_models};
 use crate::upstream::idle_guard::IdleGuard;
 use crate::upstream::reading::Reading;
@@ -92,9 +92,9 @@ impl Answered {
 #[derive(Debug, Default)]
 pub struct Asked {
     /// `/health`.
-    pub health: Option<Outcome<Health>>,
+    pub health: Option<RequestOutcome<Health>>,
     /// `/props`.
-    pub props: Option<Outcome<Props>>,
+    pub props: Option<RequestOutcome<Props>>,
 }
 
 impl LlamaServer {
@@ -200,7 +200,7 @@ impl LlamaServer {
         let url = self.place.url(HEALTH);
         let health = asked.health.unwrap_or_else(|| ask_health(exchange, &url));
         match health {
-            Outcome::NotLoaded => return Answered::As(ModelState::Loading),
+            RequestOutcome::NotLoaded => return Answered::As(ModelState::Loading),
             // In ik_llama.cpp it waits behind a prompt: the others tell whether the server is there.
             _ if health.is_unanswered() && !exchange.is_pending(&url) => return Answered::Nobody,
             _ => evidence.saw_health(&health),
@@ -214,7 +214,7 @@ impl LlamaServer {
         let props = asked
             .props
             .unwrap_or_else(|| ask_props(exchange, &self.place));
-        if matches!(props, Outcome::NotLoaded) {
+        if matches!(props, RequestOutcome::NotLoaded) {
             return Answered::As(ModelState::Loading);
         }
         if props.timed_out() {
@@ -223,41 +223,41 @@ impl LlamaServer {
             return Answered::busy_if(evidence.are_enough(), busy);
         }
         // Before, one model's server was at this address.
-        if matches!(&props, Outcome::Answer(props) if props.is_router()) {
+        if matches!(&props, RequestOutcome::Ok(props) if props.is_router()) {
             return Answered::AsRouter {
                 is_only_a_list: false,
             };
         }
         evidence.saw_props(&props);
         let is_told = evidence.are_enough();
-        let is_unreachable = matches!(props, Outcome::BadGateway);
-        let tells_its_role = matches!(props, Outcome::Answer(_));
+        let is_unreachable = matches!(props, RequestOutcome::BadGateway);
+        let tells_its_role = matches!(props, RequestOutcome::Ok(_));
         // A refused key is not among these: the server itself may refuse it.
         let is_proxys_page = matches!(
             props,
-            Outcome::Unrecognized
-                | Outcome::Missing(_)
-                | Outcome::Failed(Reason::Status | Reason::TooLarge | Reason::Parse)
+            RequestOutcome::Unrecognized
+                | RequestOutcome::NotServed(_)
+                | RequestOutcome::Failed(Reason::Status | Reason::TooLarge | Reason::Parse)
         );
-        let new_facts = self.take_props(props.answer());
+        let new_facts = self.take_props(props.ok());
         let is_unknown = self.entry.as_ref().is_none_or(|entry| entry.meta.is_none());
         let mut is_list_own = false;
         // Whose models they are tells who answers where nothing else has.
         if new_facts || is_unknown || !evidence.are_own() {
             let models = ask_models(exchange, &self.place);
-            if matches!(models, Outcome::NotLoaded) {
+            if matches!(models, RequestOutcome::NotLoaded) {
                 return Answered::As(ModelState::Loading);
             }
             if models.timed_out() {
                 self.take(model, self.work.unread(true));
                 return Answered::busy_if(evidence.are_enough(), busy);
             }
-            if is_unreachable && matches!(models, Outcome::BadGateway) {
+            if is_unreachable && matches!(models, RequestOutcome::BadGateway) {
                 // Whatever else is answered, /health too, is the proxy's own.
                 return Answered::Nobody;
             }
             evidence.saw_models(&models);
-            if let Outcome::Answer(list) = models {
+            if let RequestOutcome::Ok(list) = models {
                 is_list_own = list.is_own;
                 if list.is_router && !tells_its_role {
                     if !is_told {
@@ -271,7 +271,7 @@ impl LlamaServer {
             }
         }
         self.place.model_names = self.model_names();
-        let has_health = matches!(health, Outcome::Answer(_));
+        let has_health = matches!(health, RequestOutcome::Ok(_));
         let only_passed_on = match () {
             () if health.timed_out() => None,
             () if has_health && is_proxys_page && is_list_own => Some(ONLY_V1_AND_HEALTH),
@@ -318,9 +318,9 @@ impl LlamaServer {
     }
 
     /// Takes back what failed in this poll because a proxy passes on nothing but `/v1`.
-    fn forgive_proxy(&mut self, exchange: &mut Exchange, health: &Outcome<Health>) {
+    fn forgive_proxy(&mut self, exchange: &mut Exchange, health: &RequestOutcome<Health>) {
         // llama-server refuses nobody at /health: where that is refused, the proxy refuses the others.
-        let proxy_refuses = matches!(health, Outcome::Failed(Reason::Unauthorized));
+        let proxy_refuses = matches!(health, RequestOutcome::Failed(Reason::Unauthorized));
         let is_proxys = |reason| match reason {
             Reason::Connect | Reason::Timeout => false,
             Reason::Unauthorized => proxy_refuses,
@@ -337,7 +337,7 @@ impl LlamaServer {
     }
 
     fn ask_stats(&mut self, exchange: &mut Exchange) -> Option<Stats> {
-        let parse = |answer: crate::upstream::http::client::Answer| {
+        let parse = |answer: crate::upstream::http::client::HttpResponse| {
             let Object(stats): Object<Stats> = answer.json()?;
             recognized(
                 stats.is_recognizable(),
@@ -347,10 +347,10 @@ impl LlamaServer {
         };
         if let Some(url) = self.stats_url.clone() {
             let stats = exchange.get(STATS, &url, parse);
-            if stats.missing().is_some() {
+            if stats.not_served().is_some() {
                 self.stats_url = None;
             }
-            return stats.answer();
+            return stats.ok();
         }
         if self.asked_stats {
             // Asked for once after each connect, and not again where it is not there.
@@ -359,7 +359,7 @@ impl LlamaServer {
         self.asked_stats = true;
         for url in self.stats_candidates.clone() {
             // That a server has no such document is no failure, however it says so.
-            if let Some(stats) = exchange.get_optional(STATS, &url, parse).answer() {
+            if let Some(stats) = exchange.get_optional(STATS, &url, parse).ok() {
                 self.stats_url = Some(url);
                 return Some(stats);
             }
@@ -428,7 +428,7 @@ impl LlamaServer {
 }
 
 /// Asks for `/health`.
-pub fn ask_health(exchange: &mut Exchange, url: &str) -> Outcome<Health> {
+pub fn ask_health(exchange: &mut Exchange, url: &str) -> RequestOutcome<Health> {
     exchange.get(HEALTH, url, |answer| {
         let Object(health): Object<Health> = answer.json()?;
         recognized(
@@ -440,7 +440,7 @@ pub fn ask_health(exchange: &mut Exchange, url: &str) -> Outcome<Health> {
 }
 
 /// Asks for `/props` at `place`.
-pub fn ask_props(exchange: &mut Exchange, place: &ServerUrl) -> Outcome<Props> {
+pub fn ask_props(exchange: &mut Exchange, place: &ServerUrl) -> RequestOutcome<Props> {
     exchange.get(PROPS, &place.url(PROPS), |answer| {
         let Object(props): Object<Props> = answer.json()?;
         recognized(

@@ -23,8 +23,8 @@ use crate::settings::BaseUrl;
 use crate::snapshot::{Reason, ServerInfo};
 use crate::upstream::api::counters_by_model::CountersByModel;
 use crate::upstream::api::list::keep;
-use crate::upstream::http::client::{Answer, Failure};
-use crate::upstream::http::exchange::{Endpoint, Exchange, Missing, Outcome, recognized};
+use crate::upstream::http::client::{HttpResponse, RequestError};
+use crate::upstream::http::exchange::{Endpoint, Exchange, NotServed, RequestOutcome, recognized};
 use crate::upstream::model_limit::LimitedModels;
 use crate::upstream::model_names::{NameIndex, Spellings, canonical, told_id};
 use crate::upstream::reading::Reading;
@@ -90,7 +90,7 @@ pub struct ModelRunner {
     /// The context sizes that somebody configured, by canonical name or ID.
     contexts: BTreeMap<String, f64>,
     disk_usage: Option<f64>,
-    no_metrics: Option<Missing>,
+    no_metrics: Option<NotServed>,
     /// Whether the last `/metrics` was no exposition.
     metrics_are_foreign: bool,
     /// Whether lines of the last `/metrics` were not understood.
@@ -194,7 +194,7 @@ struct Version {
 
 /// Reads `/engines/ps`. It is an array though nothing runs, and anybody may answer null, or an
 /// array of something else.
-fn runners(answer: Answer) -> Result<Vec<Runner>, Failure> {
+fn runners(answer: HttpResponse) -> Result<Vec<Runner>, RequestError> {
     let mut runners = Vec::new();
     let is_array = answer.each(keep(&mut runners))?;
     let are_runners = runners.is_empty()
@@ -214,7 +214,7 @@ type ByRunner = BTreeMap<(String, Option<String>), Counters>;
 impl ModelRunner {
     /// Looks whether Docker Model Runner answers at `base`, or at what stands before its
     /// `/engines`.
-    pub fn detect(exchange: &mut Exchange, base: &BaseUrl) -> Outcome<ModelRunner> {
+    pub fn detect(exchange: &mut Exchange, base: &BaseUrl) -> RequestOutcome<ModelRunner> {
         let root = base.before_engines();
         let ps = exchange.get_optional(PS, &format!("{root}{}", PS.path), runners);
         ps.map(|_| {
@@ -225,7 +225,7 @@ impl ModelRunner {
                 });
             ModelRunner {
                 root,
-                version: version.answer().flatten(),
+                version: version.ok().flatten(),
                 models: Vec::new(),
                 names: NameIndex::default(),
                 left_out: false,
@@ -244,7 +244,7 @@ impl ModelRunner {
     /// Asks all that may be asked now.
     pub fn read(&mut self, exchange: &mut Exchange, reading: &mut Reading) {
         let runners = exchange.get(PS, &self.url(PS), runners);
-        let Some(runners) = runners.answer() else {
+        let Some(runners) = runners.ok() else {
             return;
         };
         let names: Vec<&str> = runners
@@ -280,7 +280,7 @@ impl ModelRunner {
         let list = exchange.get_optional(VERSION, &self.url(VERSION), |answer| {
             answer.each(|_: IgnoredAny| {})
         });
-        matches!(list, Outcome::Answer(_))
+        matches!(list, RequestOutcome::Ok(_))
     }
 
     /// Asks for the last requests of every model, and has them read by `take`.
@@ -289,7 +289,7 @@ impl ModelRunner {
         let records = exchange.get(REQUESTS, &self.url(REQUESTS), |answer| {
             answer.stream(|body| take(body, &label))
         });
-        if records.missing() == Some(Missing::NotServed) {
+        if records.not_served() == Some(NotServed::NotFound) {
             // So it says that nobody has asked anything yet.
             let _nothing_to_misread = take(&mut b"[]".as_slice(), &label);
         }
@@ -312,7 +312,7 @@ impl ModelRunner {
         if listed.timed_out() {
             return true;
         }
-        if let Some((models, left_out)) = listed.answer() {
+        if let Some((models, left_out)) = listed.ok() {
             self.models = models;
             let names = self.models.iter();
             let names = names.map(|known| (known.id.as_str(), known.names.as_slice()));
@@ -326,14 +326,14 @@ impl ModelRunner {
             let configured: Vec<Configured> = answer.list()?;
             Ok(configured.iter().flat_map(contexts).collect())
         });
-        if let Some(contexts) = configured.answer() {
+        if let Some(contexts) = configured.ok() {
             self.contexts = contexts;
         }
         let disk = exchange.get(DISK, &self.url(DISK), |answer| {
             let Object(disk): Object<Disk> = answer.json()?;
             Ok(disk)
         });
-        self.disk_usage = disk.answer().and_then(|disk| disk.models_disk_usage);
+        self.disk_usage = disk.ok().and_then(|disk| disk.models_disk_usage);
         false
     }
 
@@ -351,9 +351,9 @@ impl ModelRunner {
             // A runner is busy, and with it the runner of runners: what it counted stands.
             return Update::Stale;
         }
-        self.no_metrics = counters.missing();
-        self.metrics_are_foreign = matches!(counters, Outcome::Failed(Reason::Parse));
-        let Some(counters) = counters.answer() else {
+        self.no_metrics = counters.not_served();
+        self.metrics_are_foreign = matches!(counters, RequestOutcome::Failed(Reason::Parse));
+        let Some(counters) = counters.ok() else {
             return Update::Absent;
         };
         self.passes_over_lines = counters.passed_over > 0;

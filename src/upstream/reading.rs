@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::readings::slots::MOST_SLOTS;
 use crate::readings::{ModelReading, Update};
 use crate::snapshot::{Reason, ServerInfo};
-use crate::upstream::http::client::Failure;
+use crate::upstream::http::client::RequestError;
 use crate::upstream::identification::Product;
 
 /// What one poll brought.
@@ -48,7 +48,7 @@ pub struct FailedRequest {
     /// What it was for.
     pub target: Target,
     /// Why it failed.
-    pub failure: Failure,
+    pub error: RequestError,
     /// Whether it was sent and still waits for its answer.
     pub is_pending: bool,
 }
@@ -64,14 +64,14 @@ impl Reading {
         if held.saturating_add(slots(&model)) > MOST_SLOTS {
             model.slots = Update::Absent;
             let why = "the models have more slots together than any real server";
-            let failure = Failure::new(Reason::TooLarge, why);
+            let error = RequestError::new(Reason::TooLarge, why);
             let target = Target {
                 endpoint: "/slots",
                 model: Some(model.name.clone()),
             };
             self.failures.push(FailedRequest {
                 target,
-                failure,
+                error,
                 is_pending: false,
             });
         }

@@ -113,7 +113,7 @@ impl Router {
             })?;
             Ok(models.finish())
         });
-        let Some((mut models, left_out)) = models.answer() else {
+        let Some((mut models, left_out)) = models.ok() else {
             return;
         };
         // A llama-server of one model lists it as well, and tells no state: it is at this address now.
@@ -207,7 +207,7 @@ impl Router {
         if child.props.is_none() && !late {
             let props = ask_props(exchange, &child.place);
             late = props.timed_out();
-            child.props = props.answer();
+            child.props = props.ok();
             child
                 .work
                 .idle_guard

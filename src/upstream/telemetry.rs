@@ -11,7 +11,7 @@ use crate::bounds;
 use crate::readings::{CountersReading, Slots, SlotsReading, Update};
 use crate::snapshot::Reason;
 use crate::upstream::api::counters_by_model::CountersByModel;
-use crate::upstream::http::exchange::{Endpoint, Exchange, Missing};
+use crate::upstream::http::exchange::{Endpoint, Exchange, NotServed};
 use crate::upstream::idle_guard::IdleGuard;
 
 const METRICS: Endpoint = Endpoint {
@@ -54,8 +54,8 @@ impl ServerUrl {
 pub struct TelemetryReader {
     /// When it may be asked.
     pub idle_guard: IdleGuard,
-    no_metrics: Option<Missing>,
-    no_slots: Option<Missing>,
+    no_metrics: Option<NotServed>,
+    no_slots: Option<NotServed>,
     /// Whether lines of the last `/metrics` were not understood.
     passes_over_lines: bool,
 }
@@ -120,9 +120,9 @@ impl TelemetryReader {
     /// Asks what may be asked now.
     pub fn read(&mut self, exchange: &mut Exchange, place: &ServerUrl) -> Read {
         let (metrics_url, slots_url) = (place.url(METRICS), place.url(SLOTS));
-        if exchange.is_queue_held(METRICS, &metrics_url) {
+        if exchange.is_queue_blocked(METRICS, &metrics_url) {
             self.look_whether_lost(exchange, &metrics_url, &slots_url);
-            if exchange.is_queue_held(METRICS, &metrics_url) {
+            if exchange.is_queue_blocked(METRICS, &metrics_url) {
                 return self.unread(true);
             }
         }
@@ -150,8 +150,8 @@ impl TelemetryReader {
             if metrics.timed_out() {
                 return self.unread(true);
             }
-            self.no_metrics = metrics.missing();
-            if let Some((counters, passed_over)) = metrics.answer() {
+            self.no_metrics = metrics.not_served();
+            if let Some((counters, passed_over)) = metrics.ok() {
                 self.passes_over_lines = passed_over;
                 self.idle_guard.saw_metrics(counters.at, &counters.counters);
                 read.counters = Update::New(counters);
@@ -180,8 +180,8 @@ impl TelemetryReader {
                 read.late = true;
                 return read;
             }
-            self.no_slots = slots.missing();
-            if let Some(slots) = slots.answer() {
+            self.no_slots = slots.not_served();
+            if let Some(slots) = slots.ok() {
                 let busy = slots.slots.iter().any(|slot| slot.is_processing);
                 self.idle_guard.saw_slots(slots.at, busy);
                 read.slots = Update::New(slots);
@@ -200,7 +200,7 @@ impl TelemetryReader {
     /// Where a request waits for so long that it may have got lost, asks another endpoint of the
     /// same queue: an answer shows that. There are never more than these two.
     fn look_whether_lost(&self, exchange: &mut Exchange, metrics_url: &str, slots_url: &str) {
-        if self.idle_guard.is_asleep() || !exchange.is_doubtful(METRICS, metrics_url) {
+        if self.idle_guard.is_asleep() || !exchange.may_be_lost(METRICS, metrics_url) {
             return;
         }
         let others = [
@@ -225,7 +225,7 @@ impl TelemetryReader {
         let endpoints = [(METRICS, &mut self.no_metrics), (SLOTS, &mut self.no_slots)];
         for (endpoint, missing) in endpoints {
             if exchange.discard_failures_where(endpoint, &is_proxys) {
-                *missing = Some(Missing::NotServed);
+                *missing = Some(NotServed::NotFound);
             }
         }
     }
@@ -234,20 +234,20 @@ impl TelemetryReader {
     pub fn notes(&self, has_stats: bool) -> Vec<&'static str> {
         let mut notes = Vec::new();
         match self.no_metrics {
-            Some(Missing::SwitchedOff) => notes.push(
+            Some(NotServed::Disabled) => notes.push(
                 "/metrics is switched off: start llama-server with --metrics to get token counters, \
                  decode calls and waiting requests",
             ),
-            Some(Missing::NotServed) => notes.push("/metrics is not served at this address"),
+            Some(NotServed::NotFound) => notes.push("/metrics is not served at this address"),
             None if self.passes_over_lines => notes.push(LINES_PASSED_OVER),
             None => {}
         }
         match self.no_slots {
-            Some(Missing::SwitchedOff) => notes.push(
+            Some(NotServed::Disabled) => notes.push(
                 "/slots is switched off: start llama-server with --slots to get context use and \
                  exact live tokens",
             ),
-            Some(Missing::NotServed) => notes.push("/slots is not served at this address"),
+            Some(NotServed::NotFound) => notes.push("/slots is not served at this address"),
             None => {}
         }
         match (self.no_metrics, self.no_slots) {
@@ -354,7 +354,7 @@ mod tests {
             }
             assert_eq!(asked.lock().unwrap().len(), before, "{lost}");
 
-            exchange.doubt_after(Duration::ZERO);
+            exchange.suspect_after(Duration::ZERO);
             let read = read(&mut exchange);
             assert!(!read.late, "{lost}");
             assert!(matches!(read.counters, Update::New(_)), "{lost}");

@@ -22,33 +22,33 @@ use crate::bounds::json::{LimitedJson, StringLimits};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
 use crate::upstream::api::list::{Each, EachIn, keep};
-use crate::upstream::http::reach::Reach;
-use crate::upstream::http::resolver::Resolve;
-pub use crate::upstream::http::transport::Waiting;
-use crate::upstream::http::transport::{Line, Tcp};
+use crate::upstream::http::allowed_addresses::AllowedAddresses;
+use crate::upstream::http::resolver::TimedResolver;
+pub use crate::upstream::http::transport::PendingConnection;
+use crate::upstream::http::transport::{LastConnection, TcpConnector};
 
 /// Why a question got no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct RequestError {
     /// The kind of failure that the metrics count.
     pub reason: Reason,
     /// What happened, for people; may quote the server.
     pub detail: String,
     /// Whether a proxy says that it cannot reach the server behind it.
-    pub is_proxys: bool,
+    pub is_bad_gateway: bool,
     /// Whether it is a document of another kind than the endpoint answers.
     pub is_unrecognized: bool,
 }
 
-impl Failure {
+impl RequestError {
     /// A failure for `reason`, told in `detail`.
-    pub fn new(reason: Reason, detail: impl Into<String>) -> Failure {
+    pub fn new(reason: Reason, detail: impl Into<String>) -> RequestError {
         let mut detail = detail.into();
         detail.truncate(bounds::cut_at(&detail, LONGEST_DETAIL).len());
-        Failure {
+        RequestError {
             reason,
             detail,
-            is_proxys: false,
+            is_bad_gateway: false,
             is_unrecognized: false,
         }
     }
@@ -56,11 +56,11 @@ impl Failure {
 
 /// Whether a proxy answers this where it cannot reach the server behind it: llama-server itself
 /// says 503 only while it loads, and from 520 on they are Cloudflare's own.
-fn is_proxys(status: u16) -> bool {
+fn is_bad_gateway(status: u16) -> bool {
     matches!(status, 502..=504 | 520..=530)
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.detail)
     }
@@ -74,7 +74,7 @@ const LONGEST_EXPLANATION: u64 = 64 << 10;
 /// Asks one upstream, one question at a time.
 pub struct Client {
     agent: Agent,
-    line: Line,
+    line: LastConnection,
     credentials: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -84,15 +84,19 @@ impl Client {
     /// # Errors
     /// Names `--ca-file` when it holds no certificate.
     pub fn new(base: &BaseUrl, settings: &Settings) -> Result<Client, String> {
-        Client::within(Reach::Anywhere, base, settings)
+        Client::within(AllowedAddresses::Any, base, settings)
     }
 
     /// The same, of which no connection leaves `reach`.
     ///
     /// # Errors
     /// As [`Client::new`].
-    pub fn within(reach: Reach, base: &BaseUrl, settings: &Settings) -> Result<Client, String> {
-        let line = Line::default();
+    pub fn within(
+        reach: AllowedAddresses,
+        base: &BaseUrl,
+        settings: &Settings,
+    ) -> Result<Client, String> {
+        let line = LastConnection::default();
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -108,7 +112,7 @@ impl Client {
             .output_buffer_size(4 * 1024)
             .max_idle_connections(1)
             .max_idle_connections_per_host(1);
-        let tcp = Tcp::new(line.clone());
+        let tcp = TcpConnector::new(line.clone());
         #[cfg(feature = "tls")]
         let (config, connector) = (
             config.tls_config(crate::upstream::http::tls::config(settings)?),
@@ -116,7 +120,7 @@ impl Client {
         );
         #[cfg(not(feature = "tls"))]
         let connector = ().chain(tcp);
-        let agent = Agent::with_parts(config.build(), connector, Resolve::within(reach));
+        let agent = Agent::with_parts(config.build(), connector, TimedResolver::within(reach));
         Ok(Client {
             agent,
             line,
@@ -129,7 +133,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Reason::Connect`] or [`Reason::Timeout`]: nothing answered, or not in time.
-    pub fn get(&self, url: &str, limit: u64, time: Duration) -> Result<Answer, Failure> {
+    pub fn get(&self, url: &str, limit: u64, time: Duration) -> Result<HttpResponse, RequestError> {
         self.line.put_down();
         let mut request = self
             .agent
@@ -141,21 +145,21 @@ impl Client {
             request = request.header(name, value);
         }
         let response = request.call().map_err(|error| failure(&error))?;
-        Answer::new(response, limit)
+        HttpResponse::new(response, limit)
     }
 
     /// Sends `json` to `url` and gives the answer as soon as it begins.
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub fn post(&self, url: &str, json: &str, limit: u64) -> Result<Answer, Failure> {
+    pub fn post(&self, url: &str, json: &str, limit: u64) -> Result<HttpResponse, RequestError> {
         self.line.put_down();
         let mut request = self.agent.post(url).content_type("application/json");
         for (name, value) in &self.credentials {
             request = request.header(name, value);
         }
         let response = request.send(json).map_err(|error| failure(&error))?;
-        Answer::new(response, limit)
+        HttpResponse::new(response, limit)
     }
 
     /// The address of whoever answered last, over the connection that it answered by.
@@ -163,8 +167,8 @@ impl Client {
         self.line.peer()
     }
 
-    /// The question that was asked last and timed out, kept open: see [`Waiting`].
-    pub fn waiting(&self) -> Option<Waiting> {
+    /// The question that was asked last and timed out, kept open: see [`PendingConnection`].
+    pub fn waiting(&self) -> Option<PendingConnection> {
         self.line.keep_waiting()
     }
 
@@ -227,25 +231,28 @@ fn base64(bytes: &[u8]) -> String {
 }
 
 /// What a question was answered.
-pub struct Answer {
+pub struct HttpResponse {
     /// The HTTP status.
     pub status: u16,
     headers: HeaderMap,
     body: Limited,
 }
 
-impl Answer {
-    fn new(response: ureq::http::Response<ureq::Body>, limit: u64) -> Result<Answer, Failure> {
+impl HttpResponse {
+    fn new(
+        response: ureq::http::Response<ureq::Body>,
+        limit: u64,
+    ) -> Result<HttpResponse, RequestError> {
         let (head, body) = response.into_parts();
         if body.content_length().is_some_and(|length| length > limit) {
-            return Err(Failure::new(Reason::TooLarge, TOO_LARGE));
+            return Err(RequestError::new(Reason::TooLarge, TOO_LARGE));
         }
         let body = Limited {
             inner: body.into_reader(),
             left: limit,
             failure: None,
         };
-        Ok(Answer {
+        Ok(HttpResponse {
             status: head.status.as_u16(),
             headers: head.headers,
             body,
@@ -259,11 +266,11 @@ impl Answer {
     pub fn stream<T>(
         mut self,
         take: impl FnOnce(&mut dyn Read) -> Result<T, String>,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, RequestError> {
         let taken = take(&mut io::BufReader::with_capacity(16 * 1024, &mut self.body));
         taken.map_err(|why| {
             let known = self.body.failure.take();
-            known.unwrap_or_else(|| Failure::new(Reason::Parse, why))
+            known.unwrap_or_else(|| RequestError::new(Reason::Parse, why))
         })
     }
 
@@ -271,7 +278,7 @@ impl Answer {
     ///
     /// # Errors
     /// [`Reason::Parse`] where it is not UTF-8, or what broke the reading.
-    pub fn lines(mut self, mut each: impl FnMut(&str)) -> Result<(), Failure> {
+    pub fn lines(mut self, mut each: impl FnMut(&str)) -> Result<(), RequestError> {
         let mut reader = io::BufReader::new(&mut self.body);
         let mut line = String::new();
         loop {
@@ -280,7 +287,7 @@ impl Answer {
                 Ok(0) => return Ok(()),
                 Ok(_) => each(line.trim_end()),
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    return Err(Failure::new(Reason::Parse, "is not valid UTF-8"));
+                    return Err(RequestError::new(Reason::Parse, "is not valid UTF-8"));
                 }
                 Err(error) => {
                     let known = self.body.failure.take();
@@ -300,7 +307,7 @@ impl Answer {
     ///
     /// # Errors
     /// [`Reason::Parse`], or what broke the reading.
-    pub fn json<T: DeserializeOwned>(self) -> Result<T, Failure> {
+    pub fn json<T: DeserializeOwned>(self) -> Result<T, RequestError> {
         self.json_with(PhantomData)
     }
 
@@ -308,33 +315,33 @@ impl Answer {
     /// it was an array.
     ///
     /// # Errors
-    /// As [`Answer::json`]; some objects may have been handed over by then.
-    pub fn each<T: DeserializeOwned>(self, take: impl FnMut(T)) -> Result<bool, Failure> {
+    /// As [`HttpResponse::json`]; some objects may have been handed over by then.
+    pub fn each<T: DeserializeOwned>(self, take: impl FnMut(T)) -> Result<bool, RequestError> {
         self.json_with(Each::new(take))
     }
 
     /// Reads an object, and hands each object of its list `key` to `take`.
     ///
     /// # Errors
-    /// As [`Answer::json`], or there is no such list.
+    /// As [`HttpResponse::json`], or there is no such list.
     pub fn each_in<T: DeserializeOwned>(
         self,
         key: &'static str,
         take: impl FnMut(T),
-    ) -> Result<(), Failure> {
+    ) -> Result<(), RequestError> {
         if self.json_with(EachIn::new(key, take))? {
             Ok(())
         } else {
             let why = format!("is not the expected answer: it has no list `{key}`");
-            Err(Failure::new(Reason::Parse, why))
+            Err(RequestError::new(Reason::Parse, why))
         }
     }
 
     /// Reads an array of objects, and keeps the first thousand of them; null is an empty one.
     ///
     /// # Errors
-    /// As [`Answer::json`].
-    pub fn list<T: DeserializeOwned>(self) -> Result<Vec<T>, Failure> {
+    /// As [`HttpResponse::json`].
+    pub fn list<T: DeserializeOwned>(self) -> Result<Vec<T>, RequestError> {
         let mut list = Vec::new();
         self.each(keep(&mut list))?;
         Ok(list)
@@ -343,14 +350,14 @@ impl Answer {
     /// Reads an object, and keeps the first thousand objects of its list `key`.
     ///
     /// # Errors
-    /// As [`Answer::each_in`].
-    pub fn list_in<T: DeserializeOwned>(self, key: &'static str) -> Result<Vec<T>, Failure> {
+    /// As [`HttpResponse::each_in`].
+    pub fn list_in<T: DeserializeOwned>(self, key: &'static str) -> Result<Vec<T>, RequestError> {
         let mut list = Vec::new();
         self.each_in(key, keep(&mut list))?;
         Ok(list)
     }
 
-    fn json_with<T, S>(mut self, seed: S) -> Result<T, Failure>
+    fn json_with<T, S>(mut self, seed: S) -> Result<T, RequestError>
     where
         S: for<'de> DeserializeSeed<'de, Value = T>,
     {
@@ -371,11 +378,11 @@ impl Answer {
     ///
     /// # Errors
     /// [`Reason::Parse`] where it is not UTF-8, or what broke the reading.
-    pub fn text(mut self) -> Result<String, Failure> {
+    pub fn text(mut self) -> Result<String, RequestError> {
         let mut bytes = Vec::new();
         match self.body.read_to_end(&mut bytes) {
             Ok(_) => String::from_utf8(bytes)
-                .map_err(|_| Failure::new(Reason::Parse, "is not valid UTF-8")),
+                .map_err(|_| RequestError::new(Reason::Parse, "is not valid UTF-8")),
             Err(error) => Err(self
                 .body
                 .failure
@@ -393,10 +400,10 @@ impl Answer {
     }
 
     /// The failure that the status is.
-    pub fn status_failure(&self) -> Failure {
-        Failure {
-            is_proxys: is_proxys(self.status),
-            ..Failure::new(Reason::Status, self.status_text())
+    pub fn status_failure(&self) -> RequestError {
+        RequestError {
+            is_bad_gateway: is_bad_gateway(self.status),
+            ..RequestError::new(Reason::Status, self.status_text())
         }
     }
 
@@ -424,7 +431,7 @@ fn redirect_target(location: &str) -> String {
 }
 
 /// Where JSON is broken, and how; not in serde's words, which may quote what stands there.
-fn json_failure(error: &serde_json::Error) -> Failure {
+fn json_failure(error: &serde_json::Error) -> RequestError {
     use serde_json::error::Category;
     let what = match error.classify() {
         Category::Eof => "is cut short",
@@ -434,14 +441,14 @@ fn json_failure(error: &serde_json::Error) -> Failure {
         Category::Io => "is nested too deep",
     };
     let place = format!("{what}, line {} column {}", error.line(), error.column());
-    Failure::new(Reason::Parse, place)
+    RequestError::new(Reason::Parse, place)
 }
 
 /// A body that ends with an error once it is larger than allowed, and remembers why it ended.
 struct Limited {
     inner: ureq::BodyReader<'static>,
     left: u64,
-    failure: Option<Failure>,
+    failure: Option<RequestError>,
 }
 
 impl Read for Limited {
@@ -456,34 +463,36 @@ impl Read for Limited {
                 Ok(count)
             }
             None => {
-                self.failure = Some(Failure::new(Reason::TooLarge, TOO_LARGE));
+                self.failure = Some(RequestError::new(Reason::TooLarge, TOO_LARGE));
                 Err(io::Error::other("too large"))
             }
         }
     }
 }
 
-fn io_failure(error: &io::Error) -> Failure {
+fn io_failure(error: &io::Error) -> RequestError {
     // ureq wraps its own errors, time-outs among them, into those of a reader.
     match error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<ureq::Error>())
     {
         Some(inner) => failure(inner),
-        None if error.kind() == io::ErrorKind::TimedOut => Failure::new(Reason::Timeout, TOO_LATE),
+        None if error.kind() == io::ErrorKind::TimedOut => {
+            RequestError::new(Reason::Timeout, TOO_LATE)
+        }
         // What rustls says of an answer that is no TLS at all.
         None if error.to_string().contains("InvalidContentType") => {
-            Failure::new(Reason::Connect, SPEAKS_NO_TLS)
+            RequestError::new(Reason::Connect, SPEAKS_NO_TLS)
         }
         None => connect_failure(error.to_string()),
     }
 }
 
 /// The connection failed; `said` is why.
-fn connect_failure(said: String) -> Failure {
+fn connect_failure(said: String) -> RequestError {
     #[cfg(feature = "tls")]
     let said = crate::upstream::http::tls::explain(&said).unwrap_or(said);
-    Failure::new(Reason::Connect, said)
+    RequestError::new(Reason::Connect, said)
 }
 
 const TOO_LARGE: &str = "the answer is larger than any real server's";
@@ -497,24 +506,24 @@ pub const NO_HTTP: &str = "is no HTTP";
 /// Said where TLS was asked for and plain HTTP is spoken.
 pub const SPEAKS_NO_TLS: &str = "the server speaks no TLS: use http:// in --base-url";
 
-fn failure(error: &ureq::Error) -> Failure {
+fn failure(error: &ureq::Error) -> RequestError {
     use ureq::Error;
     match error {
         Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) => {
-            Failure::new(Reason::Timeout, NOT_CONNECTED)
+            RequestError::new(Reason::Timeout, NOT_CONNECTED)
         }
-        Error::Timeout(_) => Failure::new(Reason::Timeout, TOO_LATE),
+        Error::Timeout(_) => RequestError::new(Reason::Timeout, TOO_LATE),
         Error::Io(error) => io_failure(error),
-        Error::HostNotFound => Failure::new(Reason::Connect, "the host name is not known"),
+        Error::HostNotFound => RequestError::new(Reason::Connect, "the host name is not known"),
         Error::LargeResponseHeader(..) => {
-            Failure::new(Reason::TooLarge, "the answer's headers are too large")
+            RequestError::new(Reason::TooLarge, "the answer's headers are too large")
         }
-        Error::BodyExceedsLimit(_) => Failure::new(Reason::TooLarge, TOO_LARGE),
-        Error::Protocol(error) => Failure::new(Reason::Parse, format!("{NO_HTTP}: {error}")),
-        Error::Http(error) => Failure::new(Reason::Parse, format!("{NO_HTTP}: {error}")),
+        Error::BodyExceedsLimit(_) => RequestError::new(Reason::TooLarge, TOO_LARGE),
+        Error::Protocol(error) => RequestError::new(Reason::Parse, format!("{NO_HTTP}: {error}")),
+        Error::Http(error) => RequestError::new(Reason::Parse, format!("{NO_HTTP}: {error}")),
         #[cfg(feature = "tls")]
         Error::Rustls(error) => connect_failure(error.to_string()),
-        other => Failure::new(Reason::Connect, other.to_string()),
+        other => RequestError::new(Reason::Connect, other.to_string()),
     }
 }
 

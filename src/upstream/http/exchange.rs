@@ -6,9 +6,9 @@ use std::time::Instant;
 use crate::process::log;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
-use crate::upstream::http::client::{Answer, Client, Failure, SPEAKS_TLS};
+use crate::upstream::http::allowed_addresses::AllowedAddresses;
+use crate::upstream::http::client::{Client, HttpResponse, RequestError, SPEAKS_TLS};
 use crate::upstream::http::open_requests::OpenRequests;
-use crate::upstream::http::reach::Reach;
 use crate::upstream::reading::{FailedRequest, Reading, Target};
 
 /// One thing to ask for: its path, which is also the label `endpoint`, and the
@@ -25,11 +25,11 @@ const POLL_TOO_LONG: &str = "not asked: the poll has taken too long already";
 
 /// What came of a question.
 #[derive(Debug)]
-pub enum Outcome<T> {
+pub enum RequestOutcome<T> {
     /// It was answered.
-    Answer(T),
+    Ok(T),
     /// There is nothing to ask there.
-    Missing(Missing),
+    NotServed(NotServed),
     /// The model is being loaded, or not loaded.
     NotLoaded,
     /// A proxy answered that it cannot reach the server behind it; that was counted.
@@ -42,61 +42,64 @@ pub enum Outcome<T> {
 
 /// Why there is nothing to ask at an endpoint; no failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Missing {
+pub enum NotServed {
     /// The server has it, and was told not to serve it (status 501).
-    SwitchedOff,
+    Disabled,
     /// There is no such thing at this address (status 404).
-    NotServed,
+    NotFound,
 }
 
-impl<T> Outcome<T> {
+impl<T> RequestOutcome<T> {
     /// The answer, if there is one.
-    pub fn answer(self) -> Option<T> {
+    pub fn ok(self) -> Option<T> {
         match self {
-            Outcome::Answer(answer) => Some(answer),
+            RequestOutcome::Ok(answer) => Some(answer),
             _ => None,
         }
     }
 
     /// The same, with the answer put through `change`.
-    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Outcome<U> {
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> RequestOutcome<U> {
         match self {
-            Outcome::Answer(answer) => Outcome::Answer(change(answer)),
-            Outcome::Missing(missing) => Outcome::Missing(missing),
-            Outcome::NotLoaded => Outcome::NotLoaded,
-            Outcome::BadGateway => Outcome::BadGateway,
-            Outcome::Unrecognized => Outcome::Unrecognized,
-            Outcome::Failed(reason) => Outcome::Failed(reason),
+            RequestOutcome::Ok(answer) => RequestOutcome::Ok(change(answer)),
+            RequestOutcome::NotServed(why) => RequestOutcome::NotServed(why),
+            RequestOutcome::NotLoaded => RequestOutcome::NotLoaded,
+            RequestOutcome::BadGateway => RequestOutcome::BadGateway,
+            RequestOutcome::Unrecognized => RequestOutcome::Unrecognized,
+            RequestOutcome::Failed(reason) => RequestOutcome::Failed(reason),
         }
     }
 
     /// Why there is nothing to ask, if that is so.
-    pub fn missing(&self) -> Option<Missing> {
+    pub fn not_served(&self) -> Option<NotServed> {
         match self {
-            Outcome::Missing(missing) => Some(*missing),
+            RequestOutcome::NotServed(missing) => Some(*missing),
             _ => None,
         }
     }
 
     /// Whether the answer has not come in time.
     pub fn timed_out(&self) -> bool {
-        matches!(self, Outcome::Failed(Reason::Timeout))
+        matches!(self, RequestOutcome::Failed(Reason::Timeout))
     }
 
     /// Whether nobody is there who would answer.
     pub fn is_unanswered(&self) -> bool {
-        matches!(self, Outcome::Failed(Reason::Connect | Reason::Timeout))
+        matches!(
+            self,
+            RequestOutcome::Failed(Reason::Connect | Reason::Timeout)
+        )
     }
 
     fn label(&self) -> &'static str {
         match self {
-            Outcome::Answer(_) => "answer",
-            Outcome::Missing(Missing::SwitchedOff) => "switched_off",
-            Outcome::Missing(Missing::NotServed) => "not_served",
-            Outcome::NotLoaded => "not_loaded",
-            Outcome::BadGateway => "unreachable",
-            Outcome::Unrecognized => "foreign",
-            Outcome::Failed(reason) => reason.label(),
+            RequestOutcome::Ok(_) => "answer",
+            RequestOutcome::NotServed(NotServed::Disabled) => "switched_off",
+            RequestOutcome::NotServed(NotServed::NotFound) => "not_served",
+            RequestOutcome::NotLoaded => "not_loaded",
+            RequestOutcome::BadGateway => "unreachable",
+            RequestOutcome::Unrecognized => "foreign",
+            RequestOutcome::Failed(reason) => reason.label(),
         }
     }
 }
@@ -126,14 +129,18 @@ impl Exchange {
     /// # Errors
     /// As [`Client::new`].
     pub fn new(base: &BaseUrl, settings: &Settings) -> Result<Exchange, String> {
-        Exchange::within(Reach::Anywhere, base, settings)
+        Exchange::restricted_to(AllowedAddresses::Any, base, settings)
     }
 
     /// The same, over no connection that leaves `reach`.
     ///
     /// # Errors
     /// As [`Client::new`].
-    pub fn within(reach: Reach, base: &BaseUrl, settings: &Settings) -> Result<Exchange, String> {
+    pub fn restricted_to(
+        reach: AllowedAddresses,
+        base: &BaseUrl,
+        settings: &Settings,
+    ) -> Result<Exchange, String> {
         Ok(Exchange {
             client: Client::within(reach, base, settings)?,
             open: OpenRequests::new(settings.timeout),
@@ -198,7 +205,7 @@ impl Exchange {
     ) -> bool {
         let before = self.failures.len();
         self.failures.retain(|failed| {
-            failed.target.endpoint != endpoint.path || !is_discarded(failed.failure.reason)
+            failed.target.endpoint != endpoint.path || !is_discarded(failed.error.reason)
         });
         self.failures.len() < before
     }
@@ -210,8 +217,8 @@ impl Exchange {
 
     /// Doubts a request that waits alone at this age.
     #[cfg(test)]
-    pub(crate) fn doubt_after(&mut self, age: std::time::Duration) {
-        self.open.doubt_after(age);
+    pub(crate) fn suspect_after(&mut self, age: std::time::Duration) {
+        self.open.suspect_after(age);
     }
 
     /// Whether the request for `url` was sent, in this poll or before, and is still waiting for
@@ -222,13 +229,13 @@ impl Exchange {
 
     /// Whether a request of ours waits behind the work of the server of `endpoint` at `url`, so
     /// that another would wait as well.
-    pub fn is_queue_held(&self, endpoint: Endpoint, url: &str) -> bool {
-        self.open.is_queue_held(endpoint.path, url)
+    pub fn is_queue_blocked(&self, endpoint: Endpoint, url: &str) -> bool {
+        self.open.is_queue_blocked(endpoint.path, url)
     }
 
     /// Whether that request waits alone, and for so long that it may have got lost.
-    pub fn is_doubtful(&self, endpoint: Endpoint, url: &str) -> bool {
-        self.open.is_doubtful(endpoint.path, url, Instant::now())
+    pub fn may_be_lost(&self, endpoint: Endpoint, url: &str) -> bool {
+        self.open.may_be_lost(endpoint.path, url, Instant::now())
     }
 
     /// Asks for `url`, unless that question is still open: then it is late again, and not
@@ -237,10 +244,10 @@ impl Exchange {
         &mut self,
         endpoint: Endpoint,
         url: &str,
-        parse: impl FnOnce(Answer) -> Result<T, Failure>,
-    ) -> Outcome<T> {
+        parse: impl FnOnce(HttpResponse) -> Result<T, RequestError>,
+    ) -> RequestOutcome<T> {
         if self.is_pending(url) {
-            return Outcome::Failed(Reason::Timeout);
+            return RequestOutcome::Failed(Reason::Timeout);
         }
         let target = Target {
             endpoint: endpoint.path,
@@ -258,8 +265,8 @@ impl Exchange {
         let outcome = match result {
             Ok(outcome) => {
                 self.answered.push(target);
-                if matches!(outcome, Outcome::Answer(_) | Outcome::NotLoaded) {
-                    let is_new = matches!(outcome, Outcome::NotLoaded);
+                if matches!(outcome, RequestOutcome::Ok(_) | RequestOutcome::NotLoaded) {
+                    let is_new = matches!(outcome, RequestOutcome::NotLoaded);
                     self.open
                         .answered(endpoint.path, url, Instant::now(), is_new);
                 }
@@ -268,18 +275,19 @@ impl Exchange {
             Err(failure) => {
                 let reason = failure.reason;
                 self.keep_open(endpoint, url, asked, reason);
-                let (is_proxys, is_unrecognized) = (failure.is_proxys, failure.is_unrecognized);
+                let (is_bad_gateway, is_unrecognized) =
+                    (failure.is_bad_gateway, failure.is_unrecognized);
                 self.failures.push(FailedRequest {
                     target,
-                    failure,
+                    error: failure,
                     is_pending: self.open.contains(url),
                 });
-                if is_proxys {
-                    Outcome::BadGateway
+                if is_bad_gateway {
+                    RequestOutcome::BadGateway
                 } else if is_unrecognized {
-                    Outcome::Unrecognized
+                    RequestOutcome::Unrecognized
                 } else {
-                    Outcome::Failed(reason)
+                    RequestOutcome::Failed(reason)
                 }
             }
         };
@@ -296,17 +304,17 @@ impl Exchange {
     }
 
     /// The outcome of a request that is not sent: the poll has taken too long.
-    fn refuse<T>(&mut self, target: Target) -> Outcome<T> {
+    fn refuse<T>(&mut self, target: Target) -> RequestOutcome<T> {
         if !self.is_out_of_time {
             self.is_out_of_time = true;
-            let failure = Failure::new(Reason::Timeout, POLL_TOO_LONG);
+            let failure = RequestError::new(Reason::Timeout, POLL_TOO_LONG);
             self.failures.push(FailedRequest {
                 target,
-                failure,
+                error: failure,
                 is_pending: false,
             });
         }
-        Outcome::Failed(Reason::Timeout)
+        RequestOutcome::Failed(Reason::Timeout)
     }
 
     /// Asks to see whether there is such a thing at all: any answer that says no is no failure.
@@ -314,8 +322,8 @@ impl Exchange {
         &mut self,
         endpoint: Endpoint,
         url: &str,
-        parse: impl FnOnce(Answer) -> Result<T, Failure>,
-    ) -> Outcome<T> {
+        parse: impl FnOnce(HttpResponse) -> Result<T, RequestError>,
+    ) -> RequestOutcome<T> {
         let (failures, answered) = (self.failures.len(), self.answered.len());
         let outcome = self.get(endpoint, url, parse);
         if !outcome.is_unanswered() {
@@ -329,26 +337,26 @@ impl Exchange {
     fn sort<T>(
         &self,
         endpoint: Endpoint,
-        answer: Answer,
-        parse: impl FnOnce(Answer) -> Result<T, Failure>,
-    ) -> Result<Outcome<T>, Failure> {
+        answer: HttpResponse,
+        parse: impl FnOnce(HttpResponse) -> Result<T, RequestError>,
+    ) -> Result<RequestOutcome<T>, RequestError> {
         match answer.status {
-            200 => parse(answer).map(Outcome::Answer),
-            404 => Ok(missing(answer, Missing::NotServed)),
-            501 => Ok(missing(answer, Missing::SwitchedOff)),
+            200 => parse(answer).map(RequestOutcome::Ok),
+            404 => Ok(missing(answer, NotServed::NotFound)),
+            501 => Ok(missing(answer, NotServed::Disabled)),
             401 | 403 => Err(self.refusal(endpoint, answer)),
             400 | 500 | 503 => {
                 let failure = answer.status_failure();
                 let body = answer.explanation();
                 if NOT_LOADED.iter().any(|message| body.contains(message)) {
-                    return Ok(Outcome::NotLoaded);
+                    return Ok(RequestOutcome::NotLoaded);
                 }
                 // So say nginx, Apache and Go's servers where plain HTTP comes to a port for TLS.
                 let speaks_tls = ["HTTPS port", "HTTPS server", "SSL-enabled server port"]
                     .iter()
                     .any(|said| body.contains(said));
                 if speaks_tls {
-                    return Err(Failure::new(Reason::Status, SPEAKS_TLS));
+                    return Err(RequestError::new(Reason::Status, SPEAKS_TLS));
                 }
                 Err(failure)
             }
@@ -357,7 +365,7 @@ impl Exchange {
     }
 
     /// Whose key is wanted: that of llama-server, or that of a proxy before it.
-    fn refusal(&self, endpoint: Endpoint, answer: Answer) -> Failure {
+    fn refusal(&self, endpoint: Endpoint, answer: HttpResponse) -> RequestError {
         let is_json = |kind: &str| kind.starts_with("application/json");
         let is_page = !answer.header("Content-Type").is_some_and(is_json);
         let challenge = answer.header("WWW-Authenticate").unwrap_or_default();
@@ -365,7 +373,7 @@ impl Exchange {
         // llama-server refuses nobody at /health.
         let refused_health = || {
             let is_so = |failed: &FailedRequest| {
-                failed.target.endpoint == "/health" && failed.failure.reason == Reason::Unauthorized
+                failed.target.endpoint == "/health" && failed.error.reason == Reason::Unauthorized
             };
             self.failures.iter().any(is_so)
         };
@@ -401,7 +409,7 @@ impl Exchange {
                 "the server wants an API key: give it in LLAMACPP_API_KEY_FILE or LLAMACPP_API_KEY"
             }
         };
-        Failure::new(Reason::Unauthorized, why)
+        RequestError::new(Reason::Unauthorized, why)
     }
 
     fn keep_open(&mut self, endpoint: Endpoint, url: &str, since: Instant, reason: Reason) {
@@ -429,23 +437,23 @@ const NOT_LOADED: [&str; 5] = [
     "proxy error: Failed to read connection",
 ];
 
-fn missing<T>(answer: Answer, why: Missing) -> Outcome<T> {
+fn missing<T>(answer: HttpResponse, why: NotServed) -> RequestOutcome<T> {
     // Read, so that the next question can use the connection.
     answer.explanation();
-    Outcome::Missing(why)
+    RequestOutcome::NotServed(why)
 }
 
 /// Takes an answer that shows whose it is; any JSON would do otherwise.
 ///
 /// # Errors
 /// [`Reason::Parse`] where it is not `known`.
-pub fn recognized<T>(known: bool, answer: T, why: &str) -> Result<T, Failure> {
+pub fn recognized<T>(known: bool, answer: T, why: &str) -> Result<T, RequestError> {
     if known {
         Ok(answer)
     } else {
-        Err(Failure {
+        Err(RequestError {
             is_unrecognized: true,
-            ..Failure::new(Reason::Parse, format!("is not the expected answer: {why}"))
+            ..RequestError::new(Reason::Parse, format!("is not the expected answer: {why}"))
         })
     }
 }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::upstream::http::transport::Waiting;
+use crate::upstream::http::transport::PendingConnection;
 
 /// Endpoints that wait behind the model's work: in llama-server before b10566 all but `/health`,
 /// in ik_llama.cpp that as well.
@@ -49,7 +49,7 @@ struct OpenRequest {
     path: &'static str,
     url: String,
     since: Instant,
-    connection: Waiting,
+    connection: PendingConnection,
     all: &'static AtomicUsize,
 }
 
@@ -94,7 +94,7 @@ impl OpenRequests {
 
     /// Doubts a request that waits alone at this age.
     #[cfg(test)]
-    pub(super) fn doubt_after(&mut self, age: Duration) {
+    pub(super) fn suspect_after(&mut self, age: Duration) {
         self.doubted_after = age;
     }
 
@@ -111,7 +111,13 @@ impl OpenRequests {
 
     /// Keeps the request for `url`, sent at `since`. Where there are too many the oldest is given
     /// up, or this one, where the others are of other base URLs.
-    pub fn keep(&mut self, path: &'static str, url: &str, since: Instant, connection: Waiting) {
+    pub fn keep(
+        &mut self,
+        path: &'static str,
+        url: &str,
+        since: Instant,
+        connection: PendingConnection,
+    ) {
         let is_full = || self.all.load(Ordering::Relaxed) >= MOST_OF_ALL;
         if self.requests.len() >= MOST_OPEN || is_full() {
             self.requests.pop_front();
@@ -148,13 +154,13 @@ impl OpenRequests {
     }
 
     /// Whether a request waits behind the work of the server of `path` at `url`.
-    pub fn is_queue_held(&self, path: &str, url: &str) -> bool {
+    pub fn is_queue_blocked(&self, path: &str, url: &str) -> bool {
         self.queued_at(path, url).next().is_some()
     }
 
     /// Whether it waits alone there, and for so long that it may have got lost: then one more
     /// request, to another endpoint of the queue, tells.
-    pub fn is_doubtful(&self, path: &str, url: &str, now: Instant) -> bool {
+    pub fn may_be_lost(&self, path: &str, url: &str, now: Instant) -> bool {
         let mut queued = self.queued_at(path, url);
         match (queued.next(), queued.next()) {
             (Some(request), None) => request.age(now) >= self.doubted_after,
@@ -183,10 +189,13 @@ mod tests {
     const PROPS: &str = "http://h:1/props";
 
     /// The two ends of a connection: ours, and the server's.
-    fn connection() -> (Waiting, TcpStream) {
+    fn connection() -> (PendingConnection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (Waiting::new(Arc::new(ours)), listener.accept().unwrap().0)
+        (
+            PendingConnection::new(Arc::new(ours)),
+            listener.accept().unwrap().0,
+        )
     }
 
     /// Requests for these URLs, open since `start`, and the server's ends of their connections.
@@ -258,12 +267,12 @@ mod tests {
     fn a_request_that_waits_alone_for_long_is_doubted_and_two_are_not() {
         let start = Instant::now();
         let (mut open, _peers) = open(start, &[("/metrics", METRICS)]);
-        assert!(open.is_queue_held("/slots", SLOTS));
-        assert!(!open.is_doubtful("/slots", SLOTS, start + 59 * SECOND));
-        assert!(open.is_doubtful("/slots", SLOTS, start + 61 * SECOND));
+        assert!(open.is_queue_blocked("/slots", SLOTS));
+        assert!(!open.may_be_lost("/slots", SLOTS, start + 59 * SECOND));
+        assert!(open.may_be_lost("/slots", SLOTS, start + 61 * SECOND));
         let (ours, _peer) = connection();
         open.keep("/slots", SLOTS, start + 61 * SECOND, ours);
-        assert!(!open.is_doubtful("/slots", SLOTS, start + 3600 * SECOND));
+        assert!(!open.may_be_lost("/slots", SLOTS, start + 3600 * SECOND));
     }
 
     #[test]

@@ -14,18 +14,18 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 use ureq::{Error, Timeout};
 
-use crate::upstream::http::reach::Reach;
+use crate::upstream::http::allowed_addresses::AllowedAddresses;
 
 /// Resolves one name at a time.
 #[derive(Debug, Default)]
-pub struct Resolve {
+pub struct TimedResolver {
     /// Which of the addresses may be connected to.
-    reach: Reach,
+    reach: AllowedAddresses,
     /// Alive as long as the last lookup is under way.
     under_way: Mutex<Weak<()>>,
 }
 
-impl Resolver for Resolve {
+impl Resolver for TimedResolver {
     fn resolve(
         &self,
         uri: &Uri,
@@ -62,10 +62,10 @@ impl Resolver for Resolve {
 /// As many addresses as ureq's list of them holds.
 const MOST_ADDRESSES: usize = 16;
 
-impl Resolve {
+impl TimedResolver {
     /// Resolves to the addresses within `reach`.
-    pub fn within(reach: Reach) -> Resolve {
-        Resolve {
+    pub fn within(reach: AllowedAddresses) -> TimedResolver {
+        TimedResolver {
             reach,
             under_way: Mutex::default(),
         }

@@ -150,7 +150,7 @@ mod tests {
         ] {
             let text = explain(said).unwrap();
             assert!(text.starts_with(PREFIX) && text.contains(part), "{text}");
-            for name in ["Other", "Entity", "Issuer", "DnsName", "Failure"] {
+            for name in ["Other", "Entity", "Issuer", "DnsName", "RequestError"] {
                 assert!(!text.contains(name), "{text}");
             }
         }

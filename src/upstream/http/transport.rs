@@ -19,15 +19,15 @@ use crate::process::os;
 /// Closing it would not take it back: llama-server leaves it in its queue, and
 /// one of its HTTP threads with it, until the batch at hand is done.
 #[derive(Clone, Debug)]
-pub struct Waiting(Arc<TcpStream>);
+pub struct PendingConnection(Arc<TcpStream>);
 
-impl Waiting {
+impl PendingConnection {
     /// Watches `stream`, also for a peer that is gone without a word: then the connection ends
     /// with an error within about a minute.
-    pub fn new(stream: Arc<TcpStream>) -> Waiting {
+    pub fn new(stream: Arc<TcpStream>) -> PendingConnection {
         // Where the system cannot, a lost connection is noticed by other requests' answers.
         let _ = os::notice_lost_peer(&stream);
-        Waiting(stream)
+        PendingConnection(stream)
     }
 
     /// Whether the server has answered by now, or closed the connection.
@@ -44,7 +44,7 @@ impl Waiting {
 
 /// The connection that the last question went over.
 #[derive(Clone, Debug, Default)]
-pub struct Line(Arc<Mutex<Used>>);
+pub struct LastConnection(Arc<Mutex<Used>>);
 
 #[derive(Debug, Default)]
 struct Used {
@@ -53,7 +53,7 @@ struct Used {
     refused: bool,
 }
 
-impl Line {
+impl LastConnection {
     /// Forgets which connection it was, before a new question.
     pub fn put_down(&self) {
         // What is forgotten here stays open in ureq's pool; see `hang_up`.
@@ -67,8 +67,8 @@ impl Line {
     }
 
     /// Takes the connection of a question that timed out after it was sent.
-    pub fn keep_waiting(&self) -> Option<Waiting> {
-        self.swap(None).map(Waiting::new)
+    pub fn keep_waiting(&self) -> Option<PendingConnection> {
+        self.swap(None).map(PendingConnection::new)
     }
 
     /// Whether nobody listens at the server's address.
@@ -93,20 +93,20 @@ impl Line {
     }
 }
 
-/// Opens TCP connections and tells `Line` which one is in use.
+/// Opens TCP connections and tells `LastConnection` which one is in use.
 #[derive(Debug)]
-pub struct Tcp {
-    line: Line,
+pub struct TcpConnector {
+    line: LastConnection,
 }
 
-impl Tcp {
+impl TcpConnector {
     /// A connector whose connections are seen on `line`.
-    pub fn new(line: Line) -> Tcp {
-        Tcp { line }
+    pub fn new(line: LastConnection) -> TcpConnector {
+        TcpConnector { line }
     }
 }
 
-impl Connector for Tcp {
+impl Connector for TcpConnector {
     type Out = TcpTransport;
 
     fn connect(
@@ -158,7 +158,7 @@ impl Connector for Tcp {
 pub struct TcpTransport {
     stream: Arc<TcpStream>,
     buffers: LazyBuffers,
-    line: Line,
+    line: LastConnection,
 }
 
 impl Transport for TcpTransport {

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use crate::readings::{ModelReading, ModelState, ModelStatus, Update};
 use crate::settings::{ApiKeys, BaseUrl, Settings};
-use crate::upstream::http::exchange::{Exchange, Outcome};
-use crate::upstream::http::reach::Reach;
+use crate::upstream::http::allowed_addresses::AllowedAddresses;
+use crate::upstream::http::exchange::{Exchange, RequestOutcome};
 use crate::upstream::llama_server::{Asked, LlamaServer, PROPS, ask_props};
 use crate::upstream::reading::Reading;
 use crate::upstream::telemetry::ServerUrl;
@@ -16,7 +16,7 @@ pub struct Life {
     /// Where llama-swap says that the server is.
     proxy: Option<String>,
     /// Where llama-swap itself is.
-    reach: Option<Reach>,
+    reach: Option<AllowedAddresses>,
     access: Access,
     /// Chosen once: two sources, mixed within one life, would make its counters jump and fall.
     tokens: Option<TokenSource>,
@@ -65,7 +65,12 @@ enum Read {
 
 impl Life {
     /// The life of a model whose server is at `proxy`, if that is within `reach`.
-    pub fn new(name: &str, proxy: Option<&str>, reach: Option<Reach>, settings: &Settings) -> Life {
+    pub fn new(
+        name: &str,
+        proxy: Option<&str>,
+        reach: Option<AllowedAddresses>,
+        settings: &Settings,
+    ) -> Life {
         let direct = proxy
             .zip(reach)
             .and_then(|(proxy, reach)| Direct::new(name, proxy, reach, settings));
@@ -80,7 +85,7 @@ impl Life {
     }
 
     /// Whether a server at `proxy` is still this one.
-    pub fn is_at(&self, proxy: Option<&str>, reach: Option<Reach>) -> bool {
+    pub fn is_at(&self, proxy: Option<&str>, reach: Option<AllowedAddresses>) -> bool {
         self.proxy.as_deref() == proxy && self.reach == reach
     }
 
@@ -152,14 +157,19 @@ impl Life {
 impl Direct {
     /// The server at the host and port of `proxy`: nothing else of that is used, and no
     /// connection leaves `reach`. It is asked without the key, which is llama-swap's.
-    fn new(name: &str, proxy: &str, reach: Reach, settings: &Settings) -> Option<Direct> {
+    fn new(
+        name: &str,
+        proxy: &str,
+        reach: AllowedAddresses,
+        settings: &Settings,
+    ) -> Option<Direct> {
         let base = proxy.parse::<BaseUrl>().ok()?.bare();
         let settings = Settings {
             api_keys: ApiKeys::default(),
             ..settings.clone()
         };
         Some(Direct {
-            exchange: Exchange::within(reach, &base, &settings).ok()?,
+            exchange: Exchange::restricted_to(reach, &base, &settings).ok()?,
             place: ServerUrl {
                 root: base.root(),
                 query: String::new(),
@@ -189,7 +199,7 @@ impl Direct {
         if !self.is_known {
             let props = ask_props(&mut self.exchange, &self.place);
             match &props {
-                Outcome::Answer(_) | Outcome::NotLoaded => {}
+                RequestOutcome::Ok(_) | RequestOutcome::NotLoaded => {}
                 _ if self.exchange.is_out_of_time() => return Read::NotAsked,
                 late if late.timed_out() && self.exchange.is_pending(&self.place.url(PROPS)) => {
                     return Read::Late;

@@ -18,8 +18,8 @@ use crate::bounds::lenient::{Object, object, text};
 use crate::readings::{ModelReading, ModelStatus};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::ServerInfo;
-use crate::upstream::http::exchange::{Endpoint, Exchange, Outcome};
-use crate::upstream::http::reach::Reach;
+use crate::upstream::http::allowed_addresses::AllowedAddresses;
+use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome};
 use crate::upstream::llama_swap::activity::{Activity, Page};
 use crate::upstream::llama_swap::life::{Access, Life, TokenSource, told, unread};
 use crate::upstream::model_limit::{LimitedModels, MOST_MODELS};
@@ -160,7 +160,7 @@ impl LlamaSwap {
         exchange: &mut Exchange,
         base: &BaseUrl,
         settings: &Settings,
-    ) -> Outcome<LlamaSwap> {
+    ) -> RequestOutcome<LlamaSwap> {
         let root = base.root();
         let running =
             exchange.get_optional(RUNNING, &format!("{root}{}", RUNNING.path), |answer| {
@@ -174,7 +174,7 @@ impl LlamaSwap {
                 });
             LlamaSwap {
                 root,
-                version: version.answer().flatten(),
+                version: version.ok().flatten(),
                 settings: settings.clone(),
                 lives: BTreeMap::new(),
                 activity: Activity::default(),
@@ -201,7 +201,7 @@ impl LlamaSwap {
         let Some(processes) = self.processes(exchange) else {
             return;
         };
-        let reach = exchange.peer().map(Reach::of);
+        let reach = exchange.peer().map(AllowedAddresses::of_server_at);
         reading.up = true;
         reading.info = Some(ServerInfo {
             kind: "llama-swap",
@@ -236,7 +236,7 @@ impl LlamaSwap {
             })?;
             Ok(processes)
         });
-        processes.answer()
+        processes.ok()
     }
 
     /// The names of its models, no aliases, as many as are shown: those that have a process first.
@@ -261,7 +261,7 @@ impl LlamaSwap {
         let (names, left_out) = names.finish();
         reading.left_out = left_out;
         let names = names.into_iter().collect();
-        if listed.answer().is_some() {
+        if listed.ok().is_some() {
             self.activity.forget_all_but(&names);
         }
         names
@@ -272,7 +272,7 @@ impl LlamaSwap {
     fn read_ready(
         &mut self,
         processes: &BTreeMap<String, Process>,
-        reach: Option<Reach>,
+        reach: Option<AllowedAddresses>,
         deadline: Instant,
         reading: &mut Reading,
     ) -> BTreeSet<String> {
@@ -357,7 +357,7 @@ impl LlamaSwap {
                 answer.each_in("data", |entry| page.add(entry))?;
                 Ok(page)
             });
-            if requests.missing().is_none() {
+            if requests.not_served().is_none() {
                 return self.answered_at(ActivityAt::New, requests);
             }
             self.activity_at = ActivityAt::Old;
@@ -368,7 +368,7 @@ impl LlamaSwap {
                 answer.each(|entry| page.add(entry))?;
                 Ok(page)
             });
-            if requests.missing().is_none() {
+            if requests.not_served().is_none() {
                 return self.answered_at(ActivityAt::Old, requests);
             }
             self.activity_at = ActivityAt::Nowhere;
@@ -376,8 +376,8 @@ impl LlamaSwap {
         None
     }
 
-    fn answered_at(&mut self, place: ActivityAt, requests: Outcome<Page>) -> Option<Page> {
-        let page = requests.answer()?;
+    fn answered_at(&mut self, place: ActivityAt, requests: RequestOutcome<Page>) -> Option<Page> {
+        let page = requests.ok()?;
         self.activity_at = place;
         Some(page)
     }

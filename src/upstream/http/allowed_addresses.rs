@@ -1,48 +1,48 @@
-//! Which addresses a client may connect to, where an upstream says whom to ask.
+//! Which addresses a client may connect to, where an upstream names the server to poll.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The addresses that a client may connect to. They are judged once they are resolved, so that
-/// no spelling of one, and no name for it, makes a difference.
+/// The addresses that a client may connect to. They are checked after name resolution, so no
+/// spelling of an address, and no name for it, gets around the check.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Reach {
+pub enum AllowedAddresses {
     /// All of them.
     #[default]
-    Anywhere,
+    Any,
     /// Those of the machine that this program runs on.
     Loopback,
     /// This one.
-    Host(IpAddr),
+    Only(IpAddr),
 }
 
-impl Reach {
-    /// What a server at `peer` may have us connect to: itself, at any port. Where it is at a
+impl AllowedAddresses {
+    /// What a server at `peer` may have us connect to: its own address, any port. If that is a
     /// loopback address, every loopback address is the same machine.
-    pub fn of(peer: IpAddr) -> Reach {
+    pub fn of_server_at(peer: IpAddr) -> AllowedAddresses {
         let peer = connected(peer);
         if peer.is_loopback() {
-            Reach::Loopback
+            AllowedAddresses::Loopback
         } else {
-            Reach::Host(peer)
+            AllowedAddresses::Only(peer)
         }
     }
 
-    /// Whether a connection to `address` stays within it.
+    /// Whether a connection to `address` is allowed.
     pub fn includes(self, address: IpAddr) -> bool {
         match self {
-            Reach::Anywhere => true,
-            Reach::Loopback => connected(address).is_loopback(),
-            Reach::Host(host) => connected(address) == host,
+            AllowedAddresses::Any => true,
+            AllowedAddresses::Loopback => connected(address).is_loopback(),
+            AllowedAddresses::Only(host) => connected(address) == host,
         }
     }
 }
 
-/// The address that a connection to `address` ends at: the IPv4 one in an IPv4-mapped one, and
-/// the machine's own in place of none.
+/// The address that a connection to `address` ends at: the IPv4 address inside an IPv4-mapped one,
+/// and localhost for the unspecified address.
 fn connected(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
-        IpAddr::V4(none) if none.is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(none) if none.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
+        IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         other => other,
     }
 }
@@ -52,11 +52,11 @@ mod tests {
     use super::*;
 
     fn includes(peer: &str, address: &str) -> bool {
-        Reach::of(peer.parse().unwrap()).includes(address.parse().unwrap())
+        AllowedAddresses::of_server_at(peer.parse().unwrap()).includes(address.parse().unwrap())
     }
 
     #[test]
-    fn loopback_is_reached_from_loopback_alone() {
+    fn only_a_server_on_loopback_may_name_loopback() {
         let spellings = [
             "127.0.0.1",
             "127.8.8.8",
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn another_host_reaches_itself_alone() {
+    fn a_server_elsewhere_may_name_only_itself() {
         for (peer, address) in [
             ("192.0.2.7", "192.0.2.7"),
             ("192.0.2.7", "::ffff:192.0.2.7"),
@@ -90,6 +90,6 @@ mod tests {
         for address in ["192.0.2.8", "2001:db8::7", "169.254.169.254", "10.0.0.1"] {
             assert!(!includes("192.0.2.7", address), "{address}");
         }
-        assert!(Reach::Anywhere.includes("169.254.169.254".parse().unwrap()));
+        assert!(AllowedAddresses::Any.includes("169.254.169.254".parse().unwrap()));
     }
 }
