@@ -5,10 +5,11 @@
 
 mod support;
 
+use fastrand::Rng;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,36 +19,14 @@ use support::{Answer, Exporter, Scrape, Server};
 /// What a server answers: status, content type and body by path and query.
 type Answers = BTreeMap<String, (u16, String, Vec<u8>)>;
 
-/// Numbers that are the same for the same seed (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, count: usize) -> usize {
-        (self.next() % count.max(1) as u64) as usize
-    }
-
-    /// Once in so many times.
-    fn once_in(&mut self, times: usize) -> bool {
-        self.below(times) == 0
-    }
-
-    fn pick<'a, T: ?Sized>(&mut self, from: &[&'a T]) -> &'a T {
-        from[self.below(from.len())]
-    }
+/// Whether an event of one in so many occurs.
+fn one_in(random: &mut Rng, times: usize) -> bool {
+    random.usize(..times) == 0
 }
 
-fn folder(kind: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/recordings")
-        .join(kind)
+/// An index below `count`, or 0.
+fn below(random: &mut Rng, count: usize) -> usize {
+    random.usize(..count.max(1))
 }
 
 fn json_answer(body: Vec<u8>) -> (u16, String, Vec<u8>) {
@@ -91,8 +70,7 @@ fn llama_servers() -> Vec<Answers> {
 
 /// Every state of the recorded router; its two models are called so in it.
 fn routers() -> Vec<Answers> {
-    let folder = folder("router/b10068");
-    let file = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    let file = |name: &str| recordings::read(&format!("recordings/router/b10068/{name}"));
     let states = [
         "both-loaded",
         "crashed",
@@ -119,31 +97,22 @@ fn routers() -> Vec<Answers> {
 
 /// Every state of a recorded server whose folders have a table of answers.
 fn tabled(kind: &str) -> Vec<Answers> {
-    let read = |state: &Path| {
-        let mut answers = Answers::new();
-        for folder in [folder(kind).join("any"), state.to_owned()] {
-            let table = std::fs::read_to_string(folder.join("answers.tsv")).unwrap();
-            for line in table.lines() {
-                let mut parts = line.split('\t');
-                let mut next = || parts.next().unwrap();
-                let (path, status, content_type, file) = (next(), next(), next(), next());
-                let body = std::fs::read(folder.join(file)).unwrap();
-                let answer = (status.parse().unwrap(), content_type.to_owned(), body);
-                answers.insert(path.to_owned(), answer);
-            }
-        }
-        answers
-    };
-    let states = std::fs::read_dir(folder(kind)).unwrap();
+    let states = std::fs::read_dir(recordings::path("recordings").join(kind)).unwrap();
     let mut states: Vec<_> = states.map(|state| state.unwrap().path()).collect();
     states.retain(|state| state.is_dir() && !state.ends_with("any"));
     states.sort();
-    states.iter().map(|state| read(state)).collect()
+    let answers = states.iter().map(|state| {
+        let state = state.file_name().unwrap().to_str().unwrap();
+        let answers = recordings::recorded_answers(kind, state).into_iter();
+        let answers = answers.map(|a| (a.path, (a.status, a.content_type, a.body)));
+        answers.collect()
+    });
+    answers.collect()
 }
 
 /// A value that no endpoint promises.
-fn strange(random: &mut Random) -> Value {
-    match random.below(16) {
+fn strange(random: &mut Rng) -> Value {
+    match below(random, 16) {
         0 => Value::Null,
         1 => json!(true),
         2 => json!(-1),
@@ -154,29 +123,29 @@ fn strange(random: &mut Random) -> Value {
         7 => json!(1e308),
         8 => json!(""),
         9 => json!("NaN"),
-        10 => json!("x".repeat(random.below(20_000))),
+        10 => json!("x".repeat(below(random, 20_000))),
         11 => json!("\u{0}\"\\\n\r\u{202e}🦙{}=,"),
         12 => json!([]),
         13 => json!({}),
-        14 => json!(random.next()),
+        14 => json!(random.u64(..)),
         _ => {
-            let levels = random.below(300);
+            let levels = below(random, 300);
             (0..levels).fold(json!(1), |inner, _| json!([inner]))
         }
     }
 }
 
 /// Some value within `value`, in which larger ones are as likely as small ones.
-fn any_part<'a>(value: &'a mut Value, random: &mut Random) -> &'a mut Value {
+fn any_part<'a>(value: &'a mut Value, random: &mut Rng) -> &'a mut Value {
     let count = match value {
         Value::Array(items) => items.len(),
         Value::Object(fields) => fields.len(),
         _ => 0,
     };
-    if count == 0 || random.once_in(6) {
+    if count == 0 || one_in(random, 6) {
         return value;
     }
-    let chosen = random.below(count);
+    let chosen = below(random, count);
     match value {
         Value::Array(items) => any_part(&mut items[chosen], random),
         Value::Object(fields) => any_part(fields.values_mut().nth(chosen).unwrap(), random),
@@ -184,23 +153,23 @@ fn any_part<'a>(value: &'a mut Value, random: &mut Random) -> &'a mut Value {
     }
 }
 
-fn change_json(document: &mut Value, random: &mut Random) {
+fn change_json(document: &mut Value, random: &mut Rng) {
     let part = any_part(document, random);
-    match (part, random.below(5)) {
+    match (part, below(random, 5)) {
         (Value::Array(items), 0) if !items.is_empty() => {
-            drop(items.remove(random.below(items.len())));
+            drop(items.remove(below(random, items.len())));
         }
         (Value::Array(items), 1) if !items.is_empty() => {
             // Once more, or some hundred times.
-            let again = items[random.below(items.len())].clone();
-            let times = if random.once_in(4) { 300 } else { 1 };
+            let again = items[below(random, items.len())].clone();
+            let times = if one_in(random, 4) { 300 } else { 1 };
             items.extend(std::iter::repeat_n(again, times));
         }
         (Value::Array(items), 2) => items.reverse(),
         (Value::Object(fields), 0) if !fields.is_empty() => {
             let key = fields
                 .keys()
-                .nth(random.below(fields.len()))
+                .nth(below(random, fields.len()))
                 .unwrap()
                 .clone();
             fields.remove(&key);
@@ -209,33 +178,33 @@ fn change_json(document: &mut Value, random: &mut Random) {
             // The values change places.
             let keys: Vec<_> = fields.keys().cloned().collect();
             let mut values: Vec<_> = std::mem::take(fields).into_iter().map(|(_, v)| v).collect();
-            let by = random.below(values.len());
+            let by = below(random, values.len());
             values.rotate_left(by);
             *fields = keys.into_iter().zip(values).collect::<Map<_, _>>();
         }
         (Value::Object(fields), 2) => {
-            let key = "k".repeat(random.below(6000));
+            let key = "k".repeat(below(random, 6000));
             fields.insert(key, strange(random));
         }
         (Value::Number(number), 0 | 1) => {
             let number = number.as_f64().unwrap_or_default();
-            let changed = [number + 1.0, -number, number * 1e9, number / 3.0][random.below(4)];
+            let changed = [number + 1.0, -number, number * 1e9, number / 3.0][below(random, 4)];
             *any_part(document, random) = json!(changed);
         }
-        (Value::String(text), 0) => *text = text.repeat(1 + random.below(400)),
+        (Value::String(text), 0) => *text = text.repeat(1 + below(random, 400)),
         (part, _) => *part = strange(random),
     }
 }
 
-fn change_exposition(text: &str, random: &mut Random) -> String {
+fn change_exposition(text: &str, random: &mut Rng) -> String {
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
     if lines.is_empty() {
         return text.to_owned();
     }
-    let at = random.below(lines.len());
+    let at = below(random, lines.len());
     let line = lines[at].clone();
     let (name, value) = line.rsplit_once(' ').unwrap_or((&line, ""));
-    match random.below(9) {
+    match below(random, 9) {
         0 => drop(lines.remove(at)),
         1 => lines.insert(at, line.clone()),
         2 => lines.reverse(),
@@ -254,21 +223,21 @@ fn change_exposition(text: &str, random: &mut Random) -> String {
                 "18446744073709551616",
                 "0.5",
             ];
-            lines[at] = format!("{name} {}", random.pick(&values));
+            lines[at] = format!("{name} {}", values[below(random, values.len())]);
         }
-        4 => lines[at] = format!("{name}{{model=\"m{}\"}} {value}", random.below(3)),
+        4 => lines[at] = format!("{name}{{model=\"m{}\"}} {value}", below(random, 3)),
         5 => lines[at] = format!("{line} 1700000000000 # {{a=\"b\"}} 1"),
-        6 => lines[at] = line.chars().take(random.below(line.len())).collect(),
-        7 => lines[at] = "x".repeat(random.below(40_000)),
+        6 => lines[at] = line.chars().take(below(random, line.len())).collect(),
+        7 => lines[at] = "x".repeat(below(random, 40_000)),
         _ => return text.replace('\n', "\r\n"),
     }
     lines.join("\n") + "\n"
 }
 
 /// One body with some changes, in what it says and in how it is written.
-fn change_body(body: &[u8], random: &mut Random) -> Vec<u8> {
+fn change_body(body: &[u8], random: &mut Rng) -> Vec<u8> {
     let mut text = String::from_utf8_lossy(body).into_owned();
-    for _ in 0..=random.below(4) {
+    for _ in 0..=below(random, 4) {
         match serde_json::from_str::<Value>(&text) {
             Ok(mut document) => {
                 change_json(&mut document, random);
@@ -277,16 +246,16 @@ fn change_body(body: &[u8], random: &mut Random) -> Vec<u8> {
             Err(_) => text = change_exposition(&text, random),
         }
     }
-    if random.once_in(8) {
+    if one_in(random, 8) {
         // The first key stands twice.
         text = text.replacen("{\"", "{\"id\":7,\"id\":\"m\",\"", 1);
     }
     let mut bytes = text.into_bytes();
-    match random.below(20) {
-        0 => bytes.truncate(random.below(bytes.len())),
+    match below(random, 20) {
+        0 => bytes.truncate(below(random, bytes.len())),
         1 if !bytes.is_empty() => {
-            let at = random.below(bytes.len());
-            bytes[at] = random.next() as u8;
+            let at = below(random, bytes.len());
+            bytes[at] = random.u8(..);
         }
         2 => bytes = b"<!doctype html><html><body>It works!</body></html>".into(),
         _ => {}
@@ -295,20 +264,20 @@ fn change_body(body: &[u8], random: &mut Random) -> Vec<u8> {
 }
 
 /// What goes wrong now and then with the answer as a whole.
-fn change_answer(status: u16, content_type: &str, body: Vec<u8>, random: &mut Random) -> Answer {
-    let status = if random.once_in(12) {
-        [204, 302, 400, 401, 404, 500, 501, 502, 503][random.below(9)]
+fn change_answer(status: u16, content_type: &str, body: Vec<u8>, random: &mut Rng) -> Answer {
+    let status = if one_in(random, 12) {
+        [204, 302, 400, 401, 404, 500, 501, 502, 503][below(random, 9)]
     } else {
         status
     };
-    let cut = random.below(body.len());
+    let cut = below(random, body.len());
     let answer = Answer::new(status, content_type, body);
-    match random.below(16) {
+    match below(random, 16) {
         0 => answer.chunked(),
         1 => answer.until_closed(),
         2 => answer.cut_after(cut),
         3 => Answer::reset(),
-        4 => answer.header("Process-Start-Time-Unix", &random.below(3).to_string()),
+        4 => answer.header("Process-Start-Time-Unix", &below(random, 3).to_string()),
         _ => answer,
     }
 }
@@ -344,7 +313,7 @@ fn check_with_promtool(text: &str) {
 
 /// Plays states of one kind of server, changed at random, until `end`; gives how many.
 fn play(kind: &str, states: &[Answers], seed: u64, end: Instant) -> usize {
-    let mut random = Random(seed);
+    let mut random = Rng::with_seed(seed);
     let server = Server::start();
     // What is in the recordings only with a query is told apart by it there, too.
     let serve = |path: &str, answer: Answer| {
@@ -356,10 +325,10 @@ fn play(kind: &str, states: &[Answers], seed: u64, end: Instant) -> usize {
         .start();
     let mut rounds = 0;
     while Instant::now() < end || rounds == 0 {
-        let state = &states[random.below(states.len())];
-        let everything = random.once_in(10);
+        let state = &states[below(&mut random, states.len())];
+        let everything = one_in(&mut random, 10);
         for (path, (status, content_type, body)) in state {
-            let answer = if everything || random.once_in(3) {
+            let answer = if everything || one_in(&mut random, 3) {
                 let body = change_body(body, &mut random);
                 change_answer(*status, content_type, body, &mut random)
             } else {
@@ -368,7 +337,7 @@ fn play(kind: &str, states: &[Answers], seed: u64, end: Instant) -> usize {
             serve(path, answer);
         }
         // Read strictly: no series twice, no value that no metric can have.
-        let scrape = exporter.after_polls(1 + random.below(3) as u64);
+        let scrape = exporter.after_polls(1 + below(&mut random, 3) as u64);
         assert!(exporter.is_alive(), "{kind}: {}", exporter.output());
         assert_eq!(exporter.get("/").status, 200, "{kind}");
         check_with_promtool(&scrape.text);
@@ -380,9 +349,8 @@ fn play(kind: &str, states: &[Answers], seed: u64, end: Instant) -> usize {
     }
     let is_well = |scrape: &Scrape| scrape.up() && scrape.has("llamacpp_status");
     exporter.until(&format!("the {kind} is shown again"), is_well);
-    if let Some(memory) = exporter.most_memory() {
-        assert!(memory < 32 << 20, "{kind}: {memory} bytes of memory");
-    }
+    let memory = exporter.peak_memory();
+    assert!(memory < 32 << 20, "{kind}: {memory} bytes of memory");
     rounds
 }
 

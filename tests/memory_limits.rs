@@ -9,10 +9,9 @@ mod support;
 
 use serde_json::{Value, json};
 use std::fmt::Write as _;
-use std::sync::Mutex;
-use std::thread;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use support::recordings::{self, OLD, Stage};
-use support::{Answer, Exporter, LONGEST_WAIT, Scrape, Server};
+use support::{Answer, Exporter, Server, for_each_case, wait_until};
 
 /// What the exporter may have resident at most, besides the bytes of a scrape.
 const MEMORY_LIMIT: u64 = 32 << 20;
@@ -416,11 +415,11 @@ fn measure(case: &Case) -> String {
         .timeout("30s")
         .start();
     // The first answer of records is history: only at the second one they count.
-    let text = polled(&exporter, 2);
+    wait_until("two polls", || exporter.polls() >= 2);
     assert!(exporter.is_alive());
-    // No series stands twice, and each is whole.
-    let scrape = Scrape::parse(&text);
-    let memory = exporter.most_memory().unwrap_or_default();
+    let scrape = exporter.scrape();
+    let text = &scrape.text;
+    let memory = exporter.peak_memory();
     let poll = scrape
         .value("llamacpp_exporter_poll_duration_seconds")
         .unwrap();
@@ -443,42 +442,12 @@ fn measure(case: &Case) -> String {
     row
 }
 
-/// A scrape after so many polls.
-fn polled(exporter: &Exporter, polls: u64) -> String {
-    let start = std::time::Instant::now();
-    loop {
-        let text = exporter.get("/metrics").body;
-        let done = text
-            .lines()
-            .find_map(|line| line.strip_prefix("llamacpp_exporter_polls_total "));
-        if done.is_some_and(|done| done.parse::<u64>().unwrap() >= polls) {
-            return text;
-        }
-        assert!(
-            start.elapsed() < LONGEST_WAIT,
-            "polls do not go on: {}",
-            exporter.output()
-        );
-        thread::sleep(std::time::Duration::from_millis(20));
-    }
-}
-
 #[test]
-fn whatever_is_as_large_as_its_body_may_be_stays_within_the_bounds() {
-    let cases = Mutex::new(cases());
-    let rows = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..3 {
-            scope.spawn(|| {
-                loop {
-                    let next = cases.lock().unwrap().next();
-                    let Some(case) = next else { break };
-                    let row = measure(&case);
-                    println!("{row}");
-                    rows.lock().unwrap().push(row);
-                }
-            });
-        }
+fn documents_of_the_largest_size_stay_within_the_limits() {
+    let measured = AtomicUsize::new(0);
+    for_each_case(cases().map(|case| (case.what.clone(), case)), |case| {
+        println!("{}", measure(&case));
+        measured.fetch_add(1, Ordering::Relaxed);
     });
-    assert!(rows.into_inner().unwrap().len() > 100);
+    assert!(measured.into_inner() > 100);
 }

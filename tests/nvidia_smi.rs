@@ -13,9 +13,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::exporter::{self, Start};
+use rustix::process::Signal;
+use support::exporter::{self, Builder};
 use support::recordings::{NEW, Stage};
-use support::{Exporter, Server, eventually};
+use support::{Exporter, Server, wait_until};
 use tempfile::TempDir;
 
 /// A folder with an `nvidia-smi` that is a shell script, and what it and the test write.
@@ -51,15 +52,12 @@ impl Fake {
     }
 
     /// An exporter that finds it, and looks at no other GPU of this machine.
-    fn exporter(&self, base_url: &str) -> Start {
+    fn exporter(&self, base_url: &str) -> Builder {
         fs::create_dir_all(self.path("sys")).unwrap();
-        Exporter::of(base_url)
+        Exporter::with_url(base_url)
             .interval("1s")
-            .variable(
-                "PATH",
-                &format!("{}:/usr/bin:/bin", self.path("").display()),
-            )
-            .variable("LLAMACPP_SYSFS", self.path("sys").to_str().unwrap())
+            .env("PATH", format!("{}:/usr/bin:/bin", self.path("").display()))
+            .env("LLAMACPP_SYSFS", self.path("sys").to_str().unwrap())
     }
 
     /// The same, of a server that there is not.
@@ -105,7 +103,7 @@ fn values_of_nvidia_smi_are_exported_and_unknown_ones_are_absent() {
     let metrics = |exporter: &Exporter| exporter.get("/metrics").body;
     // The last of the recorded lines of GPU 0.
     let last = "llamacpp_gpu_utilization_percent{gpu=\"0\"} 26";
-    eventually("three GPUs", || {
+    wait_until("three GPUs", || {
         let text = metrics(&exporter);
         text.contains("gpu=\"2\"") && text.contains(last)
     });
@@ -147,7 +145,7 @@ esac
 "#,
     );
     let exporter = fake.start();
-    eventually("it was started again", || {
+    wait_until("it was started again", || {
         let text = exporter.get("/metrics").body;
         let found = text
             .lines()
@@ -177,11 +175,11 @@ fn nvidia_smi_inherits_only_the_library_path() {
     let fake = Fake::new("echo \"CWD=$PWD\" >> {calls}; env >> {calls}; exec sleep 1000\n");
     let _exporter = fake
         .exporter("http://127.0.0.1:9")
-        .variable("LLAMACPP_API_KEY", "sk-ours")
-        .variable("AWS_SECRET_ACCESS_KEY", "ours")
-        .variable("LD_LIBRARY_PATH", "/usr/local/nvidia/lib64")
+        .env("LLAMACPP_API_KEY", "sk-ours")
+        .env("AWS_SECRET_ACCESS_KEY", "ours")
+        .env("LD_LIBRARY_PATH", "/usr/local/nvidia/lib64")
         .start();
-    eventually("both have started", || {
+    wait_until("both have started", || {
         fake.calls().matches("LC_ALL=").count() == 2
     });
     let calls = fake.calls();
@@ -223,7 +221,7 @@ fn an_nvidia_smi_in_the_working_directory_is_not_run() {
         .args(["--base-url", "http://127.0.0.1:9", "--addr", "127.0.0.1:0"])
         .args(["--interval", "50ms"])
         .env("PATH", "below:./below:/usr/bin:/bin");
-    let exporter = Exporter::start(command);
+    let exporter = Exporter::spawn(command);
     exporter.after_polls(3);
     assert_eq!(fake.calls(), "");
 }
@@ -235,8 +233,8 @@ fn no_gpu_disables_nvidia_smi() {
         let exporter = fake
             .exporter("http://127.0.0.1:9")
             .interval("50ms")
-            .arguments(arguments)
-            .variable("LLAMACPP_NO_GPU", variable)
+            .args(arguments)
+            .env("LLAMACPP_NO_GPU", variable)
             .start();
         let scrape = exporter.after_polls(5);
         assert_eq!(fake.calls(), "");
@@ -267,9 +265,9 @@ fn a_suspended_gpu_is_read_only_after_something_else_wakes_it() {
     assert_eq!(fake.calls(), "", "nvidia-smi was started");
     laptop(&fake, "active\n");
     let awake = |exporter: &Exporter| exporter.get("/metrics").body.contains("gpu=\"0\"");
-    eventually("it is read", || awake(&exporter));
+    wait_until("it is read", || awake(&exporter));
     laptop(&fake, "suspended\n");
-    eventually("it has no values", || !awake(&exporter));
+    wait_until("it has no values", || !awake(&exporter));
     let starts = fake.calls().lines().count();
     exporter.after_polls(3);
     assert_eq!(fake.calls().lines().count(), starts);
@@ -290,12 +288,12 @@ done
     fake.write("proc/driver/nvidia/gpus/0000:01:00.0/power", power);
     let exporter = fake
         .exporter("http://127.0.0.1:9")
-        .arguments(&["--procfs", fake.path("proc").to_str().unwrap()])
+        .args(&["--procfs", fake.path("proc").to_str().unwrap()])
         .start();
-    eventually("it is read at first", || {
+    wait_until("it is read at first", || {
         exporter.get("/metrics").body.contains("gpu=\"0\"")
     });
-    eventually("both have ended", || {
+    wait_until("both have ended", || {
         let alive = |pid: &str| is_running(pid);
         !fake.calls().lines().any(alive)
     });
@@ -349,7 +347,7 @@ fn a_gpu_without_own_memory_has_the_memory_of_the_process() {
     let server = Server::recorded(NEW, Stage::Idle);
     let exporter = fake
         .exporter(&server.url())
-        .arguments(&arguments.each_ref().map(String::as_str))
+        .args(&arguments.each_ref().map(String::as_str))
         .start();
     let scrape = exporter.until("the memory of the process", |scrape| {
         scrape.has(PROCESS_MEMORY)
@@ -400,14 +398,14 @@ fn in_a_container_only_a_process_that_has_the_gpu_open_is_matched() {
         .args(["--interval", "1s", "--sysfs", "/nonexistent"])
         .args(arguments)
         .env("PATH", format!("{}:/usr/bin:/bin", fake.path("").display()));
-    let exporter = Exporter::start(command);
+    let exporter = Exporter::spawn(command);
     exporter.until("both are read", |scrape| {
         scrape.has("llamacpp_memory_usage_bytes") && scrape.has("llamacpp_temperature_celsius")
     });
     assert!(!exporter.after_polls(3).has(PROCESS_MEMORY));
     std::os::unix::fs::symlink("/dev/nvidia0", fake.path("proc/6/fd/9")).unwrap();
     let scrape = exporter.until("it is seen to use it", |scrape| scrape.has(PROCESS_MEMORY));
-    assert_eq!(scrape.value(PROCESS_MEMORY), Some(2566.0 * 1048576.0));
+    scrape.assert_value(PROCESS_MEMORY, 2566.0 * 1048576.0);
 }
 
 #[test]
@@ -450,7 +448,7 @@ fn without_nvidia_smi_there_is_no_thread_for_it() {
     let exporters = fakes.each_ref().map(Fake::start);
     // One that starts them, and one for each of the two that reads it. Threads that are still
     // starting, or that look a name up, come and go.
-    eventually("there are three threads more", || {
+    wait_until("there are three threads more", || {
         let [with, without] = exporters.each_ref().map(Exporter::threads);
         with == without + 3
     });
@@ -460,15 +458,15 @@ fn without_nvidia_smi_there_is_no_thread_for_it() {
 /// loop was seen to go on.
 #[test]
 fn nvidia_smi_ends_with_the_exporter() {
-    for signal in ["TERM", "KILL"] {
+    for signal in [Signal::TERM, Signal::KILL] {
         let fake = Fake::new("trap '' TERM\necho $$ >> {calls}\nexec sleep 1000\n");
-        let exporter = fake.start();
+        let mut exporter = fake.start();
         let running = || {
             let calls = fake.calls();
             calls.lines().filter(|pid| is_running(pid)).count()
         };
-        eventually("both run", || running() == 2);
+        wait_until("both run", || running() == 2);
         exporter.signal(signal);
-        eventually("both have ended", || running() == 0);
+        wait_until("both have ended", || running() == 0);
     }
 }

@@ -4,13 +4,13 @@ use std::net::TcpListener;
 
 use crate::called;
 use crate::support::recordings::{NEW, Stage};
-use crate::support::{Answer, Server};
+use crate::support::{Answer, Server, assert_contains};
 
 #[test]
 fn check_reports_the_server_and_its_metrics() {
     let server = Server::recorded(NEW, Stage::After);
     let ended = called(&["--check", "--base-url", &server.url()], &[]);
-    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    ended.assert_code(0);
     for word in [
         server.url().as_str(),
         "llama-server",
@@ -41,16 +41,16 @@ fn check_names_the_flag_of_a_disabled_endpoint() {
         Answer::error(501, "This server does not support metrics endpoint."),
     );
     let ended = called(&["--check", "--base-url", &server.url()], &[]);
-    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
-    assert!(ended.stdout.contains("--metrics"), "{}", ended.stdout);
+    ended.assert_code(0);
+    assert_contains(&ended.stdout, &["--metrics"]);
     let server = Server::recorded(NEW, Stage::After);
     server.answer(
         "/slots",
         Answer::error(501, "This server does not support slots endpoint."),
     );
     let ended = called(&["--check", "--base-url", &server.url()], &[]);
-    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
-    assert!(ended.stdout.contains("--slots"), "{}", ended.stdout);
+    ended.assert_code(0);
+    assert_contains(&ended.stdout, &["--slots"]);
 }
 
 #[test]
@@ -60,24 +60,15 @@ fn check_reports_a_missing_key() {
         server.answer(path, Answer::error(401, "Invalid API Key"));
     }
     let ended = called(&["--check", "--base-url", &server.url()], &[]);
-    assert_eq!(
-        ended.status.code(),
-        Some(0),
-        "it answered: {}",
-        ended.stderr
-    );
-    assert!(
-        ended.stdout.contains("LLAMACPP_API_KEY"),
-        "{}",
-        ended.stdout
-    );
+    ended.assert_code(0);
+    assert_contains(&ended.stdout, &["LLAMACPP_API_KEY"]);
 }
 
 #[test]
 fn check_fails_when_no_server_answers() {
-    let nobody = Server::nobody();
+    let nobody = Server::stopped();
     let ended = called(&["--check", "--base-url", &nobody.url()], &[]);
-    assert_eq!(ended.status.code(), Some(1));
+    ended.assert_code(1);
     let report = ended.stdout + &ended.stderr;
     assert!(report.contains(&nobody.url()), "{report}");
     assert!(report.contains("refused"), "it says why: {report}");
@@ -93,7 +84,7 @@ fn check_ends_although_an_endpoint_never_answers() {
             &[],
         );
         assert_eq!(server.count(path), 1, "{path}: it is not asked again");
-        assert_eq!(ended.status.code(), Some(0), "{path}: {}", ended.stderr);
+        ended.assert_code(0);
     }
 }
 
@@ -106,5 +97,5 @@ fn check_does_not_bind_the_address() {
         &["--check", "--base-url", &server.url(), "--addr", &address],
         &[],
     );
-    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    ended.assert_code(0);
 }

@@ -1,10 +1,10 @@
 //! API keys, and users and passwords in base URLs: which server they are sent to, and that they
 //! appear in no output.
 
-use crate::support::exporter::Ended;
+use crate::support::exporter::Output;
 use crate::support::recordings::{NEW, Stage};
-use crate::support::{Answer, Exporter, Server, eventually};
-use crate::{KEY, called, file_with};
+use crate::support::{Answer, Exporter, Server, file_with, wait_until};
+use crate::{KEY, called};
 
 #[test]
 fn the_key_comes_from_a_file_or_a_variable() {
@@ -23,10 +23,10 @@ fn the_key_comes_from_a_file_or_a_variable() {
         (&flag[..], vec![file, key], "Bearer sk-of-the-flag"),
     ] {
         let server = Server::recorded(NEW, Stage::Busy);
-        let start = Exporter::watching(&server).arguments(arguments);
+        let start = Exporter::watching(&server).args(arguments);
         let start = variables
             .iter()
-            .fold(start, |start, (name, value)| start.variable(name, value));
+            .fold(start, |start, (name, value)| start.env(name, value));
         start.start().after_polls(1);
         for path in ["/props", "/metrics", "/slots"] {
             assert_eq!(
@@ -63,14 +63,14 @@ fn each_server_is_sent_only_its_own_key() {
     let basic = Some("Basic bWU6cHc=".to_owned());
     let bearer = |key: &str| Some(format!("Bearer {key}"));
     let flags = arguments.map(|text| ["--api-key-file", text]).concat();
-    let exporter = Exporter::of(&urls.join(",")).arguments(&flags);
+    let exporter = Exporter::with_url(&urls.join(",")).args(&flags);
     let variable = arguments.map(String::as_str).join(",");
-    let by_variable = Exporter::of(&urls.join(",")).variable("LLAMACPP_API_KEY_FILE", &variable);
+    let by_variable = Exporter::with_url(&urls.join(",")).env("LLAMACPP_API_KEY_FILE", &variable);
     for exporter in [exporter, by_variable] {
         let servers = [&own, &plain, &user, &both];
         let before = servers.map(|server| server.count("/props"));
         let _exporter = exporter.start();
-        eventually("all are asked", || {
+        wait_until("all are asked", || {
             let mut counts = servers.iter().zip(before);
             counts.all(|(server, before)| server.count("/props") > before)
         });
@@ -90,8 +90,8 @@ fn the_user_of_a_url_and_a_key_are_both_sent() {
     let key = file_with(KEY);
     let path = key.path().to_str().unwrap();
     let server = Server::recorded(NEW, Stage::Busy);
-    Exporter::of(&format!("http://me:pw@{}", server.authority()))
-        .arguments(&["--api-key-file", path])
+    Exporter::with_url(&format!("http://me:pw@{}", server.authority()))
+        .args(&["--api-key-file", path])
         .start()
         .after_polls(1);
     let sent = [Some("Basic bWU6cHc=".to_owned()), Some(KEY.to_owned())];
@@ -101,7 +101,7 @@ fn the_user_of_a_url_and_a_key_are_both_sent() {
 #[test]
 fn userinfo_in_the_url_is_basic_authentication() {
     let server = Server::recorded(NEW, Stage::Busy);
-    let exporter = Exporter::of(&format!("http://me:p%40ss@{}", server.authority())).start();
+    let exporter = Exporter::with_url(&format!("http://me:p%40ss@{}", server.authority())).start();
     exporter.after_polls(1);
     // me:p@ss
     assert_eq!(
@@ -129,7 +129,7 @@ fn a_secret_sent_over_plain_http_is_warned_of_once() {
             &[],
         )
     };
-    let warnings = |ended: &Ended| {
+    let warnings = |ended: &Output| {
         let mut lines = ended.stderr.lines().map(str::to_owned).collect::<Vec<_>>();
         lines.retain(|line| line.contains("WARN") && line.contains("sent over http"));
         lines
@@ -137,7 +137,7 @@ fn a_secret_sent_over_plain_http_is_warned_of_once() {
     let lines = warnings(&called(far));
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains(far), "{lines:?}");
-    assert!(warnings(&called(&Server::nobody().url())).is_empty());
+    assert!(warnings(&called(&Server::stopped().url())).is_empty());
 }
 
 const PASSWORD: &str = "s3cret-of-the-proxy";
@@ -170,13 +170,13 @@ fn secrets_appear_in_no_log_metric_page_or_report() {
     let servers = [
         Server::recorded(NEW, Stage::Busy),
         echoing_server(),
-        Server::nobody(),
+        Server::stopped(),
     ];
     for server in servers {
         let url = format!("http://user:{PASSWORD}@{}/v1", server.authority());
-        let exporter = Exporter::of(&url)
-            .arguments(&["--log-level", "debug"])
-            .variable("LLAMACPP_API_KEY_FILE", key_file.path().to_str().unwrap())
+        let exporter = Exporter::with_url(&url)
+            .args(&["--log-level", "debug"])
+            .env("LLAMACPP_API_KEY_FILE", key_file.path().to_str().unwrap())
             .start();
         exporter.after_polls(2);
         for path in ["/metrics", "/", "/healthz", "/readyz", "/nothing"] {
@@ -282,7 +282,7 @@ fn secrets_appear_in_no_error() {
             )],
         ),
     ] {
-        assert_eq!(ended.status.code(), Some(2), "{}", ended.stderr);
+        ended.assert_code(2);
         assert_no_secret("the error", &ended.stderr);
     }
 }

@@ -3,105 +3,59 @@
 use crate::called;
 use crate::support::exporter::program;
 use crate::support::recordings::{NEW, Stage};
-use crate::support::{Answer, Exporter, Server, eventually};
+use crate::support::{Answer, Exporter, Server};
 
-#[test]
-fn a_running_exporter_is_healthy() {
-    let server = Server::recorded(NEW, Stage::Busy);
-    let exporter = Exporter::watching(&server).start();
-    exporter.after_polls(1);
-    let address = exporter.address.to_string();
-    let well = called(&["--healthcheck", "--addr", &address], &[]);
-    assert_eq!(
-        well.status.code(),
-        Some(0),
-        "{}{}",
-        well.stdout,
-        well.stderr
-    );
-    let well = called(&["--healthcheck"], &[("LLAMACPP_EXPORTER_ADDR", &address)]);
-    assert_eq!(
-        well.status.code(),
-        Some(0),
-        "{}{}",
-        well.stdout,
-        well.stderr
-    );
-    // Given as in the image: every address, of which one is asked.
-    let port = format!(":{}", exporter.address.port());
-    let well = called(&["--healthcheck", "--addr", &port], &[]);
-    assert_eq!(
-        well.status.code(),
-        Some(0),
-        "{}{}",
-        well.stdout,
-        well.stderr
-    );
+#[track_caller]
+fn assert_healthcheck(address: &str, code: i32) {
+    called(&["--healthcheck", "--addr", address], &[]).assert_code(code);
 }
 
 #[test]
-fn an_exporter_whose_server_is_down_is_healthy() {
-    let exporter = Exporter::watching(&Server::nobody()).start();
+fn a_running_exporter_is_healthy_whether_its_server_is_up_or_down() {
+    for server in [Server::recorded(NEW, Stage::Busy), Server::stopped()] {
+        assert_healthy_while_it_runs(Exporter::watching(&server).start());
+    }
+}
+
+fn assert_healthy_while_it_runs(exporter: Exporter) {
     exporter.after_polls(1);
-    let ended = called(
-        &["--healthcheck", "--addr", &exporter.address.to_string()],
-        &[],
-    );
-    assert_eq!(
-        ended.status.code(),
-        Some(0),
-        "{}{}",
-        ended.stdout,
-        ended.stderr
-    );
+    let (address, port) = (exporter.address.clone(), exporter.socket_address().port());
+    assert_healthcheck(&address, 0);
+    let variables = [("LLAMACPP_EXPORTER_ADDR", address.as_str())];
+    called(&["--healthcheck"], &variables).assert_code(0);
+    // As in the image: every address, of which one is asked.
+    assert_healthcheck(&format!(":{port}"), 0);
+    assert_healthcheck(&format!("localhost:{port}"), 0);
+    drop(exporter);
+    assert_healthcheck(&address, 1);
 }
 
 #[test]
 fn a_unix_socket_is_asked() {
-    let server = Server::recorded(NEW, Stage::Busy);
     let folder = tempfile::tempdir().unwrap();
     let address = format!("unix:{}", folder.path().join("x.sock").display());
-    let mut child = program()
-        .args([
-            "--base-url",
-            &server.url(),
-            "--interval",
-            "100ms",
-            "--addr",
-            &address,
-        ])
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    eventually("the exporter is healthy", || {
-        let ended = called(&["--healthcheck", "--addr", &address], &[]);
-        ended.status.success()
-    });
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let mut command = program();
+    command.args(["--base-url", &Server::stopped().url(), "--addr", &address]);
+    let exporter = Exporter::spawn(command);
+    assert_healthcheck(&address, 0);
+    drop(exporter);
+    assert_healthcheck(&address, 1);
 }
 
 #[test]
 fn an_exporter_that_does_not_answer_200_is_unhealthy() {
-    let nobody = Server::nobody().authority();
-    let unwell = Server::start();
-    unwell.answer(
-        "/healthz",
-        Answer::new(503, "text/plain", "the poll thread is late"),
-    );
+    let unhealthy = Server::start();
+    let late = Answer::new(503, "text/plain", "the poll thread is late");
+    unhealthy.answer("/healthz", late);
     let silent = Server::start();
     silent.answer("/healthz", Answer::never());
-    for address in [nobody, unwell.authority(), silent.authority()] {
-        let ended = called(
+    for server in [Server::stopped(), unhealthy, silent] {
+        let address = server.authority();
+        let output = called(
             &["--healthcheck", "--addr", &address, "--timeout", "500ms"],
             &[],
         );
-        assert_eq!(ended.status.code(), Some(1), "{address}");
-        assert_eq!(
-            ended.stderr.lines().count(),
-            1,
-            "it says why: {}",
-            ended.stderr
-        );
+        output.assert_code(1);
+        assert_eq!(output.stderr.lines().count(), 1, "{}", output.stderr);
     }
 }

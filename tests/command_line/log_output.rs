@@ -2,33 +2,29 @@
 
 use crate::called;
 use crate::support::recordings::{self, OLD, Stage};
-use crate::support::{Answer, Exporter, Server};
+use crate::support::{Answer, Exporter, Server, assert_contains};
 
 #[test]
 fn the_log_level_filters_the_log() {
     let server = Server::recorded(OLD, Stage::Busy);
     let exporter = Exporter::watching(&server).start();
     exporter.after_polls(2);
-    assert!(
-        exporter.logged(&["DEBUG"]).is_empty(),
-        "{}",
-        exporter.output()
-    );
+    exporter.assert_logged(0, &["DEBUG"]);
     let quiet = [
         "--check",
         "--log-level",
         "error",
         "--base-url",
-        &Server::nobody().url(),
+        &Server::stopped().url(),
     ];
     assert_eq!(called(&quiet, &[]).stderr, "");
 }
 
 #[test]
 fn under_systemd_a_line_begins_with_its_priority() {
-    let nobody = Server::nobody();
+    let nobody = Server::stopped();
     let exporter = Exporter::watching(&nobody)
-        .variable("JOURNAL_STREAM", "8:1")
+        .env("JOURNAL_STREAM", "8:1")
         .start();
     exporter.wait_for_log(&["reason=connect"]);
     for line in exporter.log_lines() {
@@ -52,7 +48,7 @@ fn starts_with_time(line: &str) -> bool {
 
 #[test]
 fn a_line_begins_with_the_time_and_the_level() {
-    let exporter = Exporter::watching(&Server::nobody()).start();
+    let exporter = Exporter::watching(&Server::stopped()).start();
     exporter.wait_for_log(&["reason=connect"]);
     for line in exporter.log_lines() {
         assert!(starts_with_time(&line), "{line}");
@@ -103,15 +99,15 @@ fn assert_escaped(where_: &str, text: &str) {
 fn reports_and_logs_escape_control_characters() {
     let server = server_of_control_characters();
     let ended = called(&["--check", "--base-url", &server.url()], &[]);
-    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
-    assert!(ended.stdout.contains("\\u{202e}"), "{}", ended.stdout);
+    ended.assert_code(0);
+    assert_contains(&ended.stdout, &["\\u{202e}"]);
     assert_escaped("the report", &ended.stdout);
     assert_escaped("the report's log", &ended.stderr);
     for journal in [&[][..], &[("JOURNAL_STREAM", "8:1")]] {
-        let start = Exporter::watching(&server).arguments(&["--log-level", "debug"]);
+        let start = Exporter::watching(&server).args(&["--log-level", "debug"]);
         let start = journal
             .iter()
-            .fold(start, |start, (name, value)| start.variable(name, value));
+            .fold(start, |start, (name, value)| start.env(name, value));
         let exporter = start.start();
         exporter.after_polls(2);
         assert_escaped("the log", &exporter.output());
@@ -126,7 +122,7 @@ fn a_name_with_line_breaks_stays_on_one_log_line() {
     props["build_info"] = serde_json::json!("b1\nERROR forged too");
     server.answer("/props", Answer::json(props.to_string()));
     let exporter = Exporter::watching(&server)
-        .arguments(&["--log-level", "debug"])
+        .args(&["--log-level", "debug"])
         .start();
     exporter.after_polls(2);
     for line in exporter.log_lines() {

@@ -9,17 +9,10 @@ mod settings;
 mod shutdown;
 #[path = "../support/mod.rs"]
 mod support;
-use std::io::Write;
-use support::exporter::{Ended, program, run};
+use support::exporter::{Output, program, run};
 
-fn called(arguments: &[&str], variables: &[(&str, &str)]) -> Ended {
+fn called(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     run(program().args(arguments).envs(variables.iter().copied()))
-}
-
-fn file_with(text: &str) -> tempfile::NamedTempFile {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-    file
 }
 
 const KEY: &str = "sk-7Yq-do-not-tell";

@@ -2,10 +2,10 @@
 
 use std::net::TcpListener;
 
-use crate::support::exporter::{Ended, program, run};
+use crate::support::exporter::{Output, program, run};
 use crate::support::recordings::{NEW, OLD, Stage};
-use crate::support::{Answer, Exporter, Server};
-use crate::{KEY, called, file_with};
+use crate::support::{Answer, Exporter, Server, assert_contains, file_with};
+use crate::{KEY, called};
 
 const VARIABLES: [&str; 10] = [
     "LLAMACPP_BASE_URL",
@@ -24,7 +24,7 @@ const VARIABLES: [&str; 10] = [
 fn help_names_every_flag_variable_and_default() {
     for flag in ["--help", "-h"] {
         let ended = called(&[flag], &[]);
-        assert_eq!(ended.status.code(), Some(0));
+        ended.assert_code(0);
         assert_eq!(ended.stderr, "");
         for word in VARIABLES.iter().chain(&[
             "--base-url",
@@ -60,7 +60,7 @@ fn help_names_every_flag_variable_and_default() {
 #[test]
 fn version_prints_revision_target_and_features() {
     let ended = called(&["--version"], &[]);
-    assert_eq!(ended.status.code(), Some(0));
+    ended.assert_code(0);
     assert_eq!(ended.stderr, "");
     let mut lines = ended.stdout.lines();
     let version = env!("CARGO_PKG_VERSION");
@@ -79,13 +79,13 @@ fn version_prints_revision_target_and_features() {
 fn help_and_version_ignore_the_environment() {
     for flag in ["--help", "--version"] {
         let ended = called(&[flag], &[("LLAMACPP_SCRAPE_INTERVAL", "never")]);
-        assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+        ended.assert_code(0);
     }
 }
 
 /// Asserts that the start was refused in one line with all of these words.
-fn assert_refused(ended: &Ended, words: &[&str]) {
-    assert_eq!(ended.status.code(), Some(2), "{}", ended.stderr);
+fn assert_refused(ended: &Output, words: &[&str]) {
+    ended.assert_code(2);
     assert_eq!(ended.stdout, "");
     assert_eq!(
         ended.stderr.lines().count(),
@@ -273,7 +273,7 @@ fn an_empty_variable_counts_as_unset() {
     let server = Server::recorded(NEW, Stage::Busy);
     let mut start = Exporter::watching(&server);
     for variable in VARIABLES {
-        start = start.variable(variable, "");
+        start = start.env(variable, "");
     }
     assert!(start.start().after_polls(1).up());
 }
@@ -282,11 +282,11 @@ fn an_empty_variable_counts_as_unset() {
 fn a_flag_overrides_its_variable() {
     let (by_flag, by_variable) = (Server::recorded(OLD, Stage::Busy), Server::start());
     let exporter = Exporter::watching(&by_flag)
-        .variable("LLAMACPP_BASE_URL", &by_variable.url())
-        .variable("LLAMACPP_SCRAPE_INTERVAL", "1h")
-        .variable("LLAMACPP_EXPORTER_ADDR", "127.0.0.1:1")
-        .variable("LLAMACPP_MODEL", "of-the-variable")
-        .arguments(&["--model", "of-the-flag"])
+        .env("LLAMACPP_BASE_URL", by_variable.url())
+        .env("LLAMACPP_SCRAPE_INTERVAL", "1h")
+        .env("LLAMACPP_EXPORTER_ADDR", "127.0.0.1:1")
+        .env("LLAMACPP_MODEL", "of-the-variable")
+        .args(&["--model", "of-the-flag"])
         .start();
     let scrape = exporter.after_polls(2);
     assert!(scrape.up());
@@ -304,10 +304,10 @@ fn a_variable_overrides_the_default() {
         .env("LLAMACPP_SCRAPE_INTERVAL", "100ms")
         .env("LLAMACPP_CLIENT_TIMEOUT", "1")
         .env("LLAMACPP_LOG_LEVEL", "debug");
-    let exporter = Exporter::start(command);
+    let exporter = Exporter::spawn(command);
     // At the default interval of five seconds these would take longer than the test waits.
     let scrape = exporter.after_polls(20);
-    assert!(scrape.up(), "{scrape:?}");
+    scrape.assert_up();
     assert!(!exporter.logged(&["DEBUG"]).is_empty());
 }
 
@@ -318,7 +318,7 @@ fn the_model_name_comes_from_the_user_else_from_the_server() {
         let start = Exporter::watching(&server);
         let start = variables
             .iter()
-            .fold(start, |start, (name, value)| start.variable(name, value));
+            .fold(start, |start, (name, value)| start.env(name, value));
         let scrape = start.start().after_polls(1);
         scrape.label("llamacpp_slots", "model").map(str::to_owned)
     };
@@ -353,7 +353,7 @@ fn an_address_in_use_exits_with_status_1() {
         &["--addr", &address, "--base-url", "http://127.0.0.1:9"],
         &[],
     );
-    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    ended.assert_code(1);
     let told = ended
         .stderr
         .lines()
@@ -369,10 +369,6 @@ fn a_socket_that_cannot_be_created_exits_with_status_1() {
         &["--addr", address, "--base-url", "http://127.0.0.1:9"],
         &[],
     );
-    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
-    assert!(
-        ended.stderr.contains("/does/not/exist/x.sock"),
-        "{}",
-        ended.stderr
-    );
+    ended.assert_code(1);
+    assert_contains(&ended.stderr, &["/does/not/exist/x.sock"]);
 }

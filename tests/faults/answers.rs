@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use crate::support::recordings::{self, OLD, Stage};
-use crate::support::{self, Answer, Exporter, all_at_once};
+use crate::support::{Answer, Exporter, for_each, for_each_case};
 use crate::{ENDPOINTS, HEALTH, METRICS, MODELS, Monitored, PROPS, SLOTS};
 use crate::{assert_fault, assert_fault_at, assert_healthy, scrape_without_errors, server};
 
@@ -32,17 +32,14 @@ fn html_in_place_of_json_or_an_exposition() {
 
 #[test]
 fn truncated_documents() {
-    all_at_once(
-        ENDPOINTS.map(|endpoint| (endpoint, endpoint)).into(),
-        |endpoint| {
-            let body = String::from_utf8(server().script(endpoint).body().to_vec()).unwrap();
-            // The exposition ends within the name of a metric.
-            let end = body
-                .find("\nllamacpp:n_decode")
-                .map_or(body.len() / 2, |start| start + 12);
-            assert_fault(endpoint, Answer::json(&body[..end]), "parse");
-        },
-    );
+    for_each(ENDPOINTS, |endpoint| {
+        let body = String::from_utf8(server().answer_of(endpoint).body().to_vec()).unwrap();
+        // The exposition ends within the name of a metric.
+        let end = body
+            .find("\nllamacpp:n_decode")
+            .map_or(body.len() / 2, |start| start + 12);
+        assert_fault(endpoint, Answer::json(&body[..end]), "parse");
+    });
 }
 
 #[test]
@@ -68,10 +65,10 @@ fn documents_of_the_wrong_shape() {
         r#"[{"id":{}}]"#,
         r#"{"data":7}"#,
     ];
-    all_at_once(bodies.map(|body| (body, body)).into(), |body| {
+    for_each(bodies, |body| {
         let server = server();
         let monitored = Monitored::watching(&server);
-        let healthy = ENDPOINTS.map(|endpoint| server.script(endpoint));
+        let healthy = ENDPOINTS.map(|endpoint| server.answer_of(endpoint));
         for endpoint in ENDPOINTS {
             server.answer(endpoint, Answer::json(body));
         }
@@ -79,7 +76,7 @@ fn documents_of_the_wrong_shape() {
         for (endpoint, answer) in ENDPOINTS.iter().zip(healthy) {
             server.answer(endpoint, answer);
         }
-        monitored.recovers();
+        monitored.assert_recovered();
     });
 }
 
@@ -112,22 +109,18 @@ static SEQUENTIAL: Mutex<()> = Mutex::new(());
 
 fn assert_gigabyte_is_not_read(endpoints: &[&str], frame: impl Fn(Answer) -> Answer + Sync) {
     let _alone = SEQUENTIAL.lock().unwrap_or_else(PoisonError::into_inner);
-    let cases = endpoints
-        .iter()
-        .map(|endpoint| (*endpoint, *endpoint))
-        .collect();
-    all_at_once(cases, |endpoint| {
+    for_each(endpoints.iter().copied(), |endpoint| {
         let server = server();
-        let healthy = server.script(endpoint);
+        let healthy = server.answer_of(endpoint);
         server.answer(endpoint, frame(beginning(endpoint)).and_a_gigabyte_more());
         let monitored = Monitored::of(Exporter::watching(&server).timeout("60s"));
-        monitored.suffers(endpoint, "too_large");
+        monitored.assert_counted(endpoint, "too_large");
         for request in server.requests_to(endpoint) {
             // No endpoint's limit is larger; the system holds some more for us.
             assert!(request.flooded < 40 << 20, "it read on: {request:?}");
         }
         server.answer(endpoint, healthy);
-        monitored.recovers();
+        monitored.assert_recovered();
     });
 }
 
@@ -142,7 +135,7 @@ fn an_exposition_of_a_hundred_thousand_families() {
     let monitored = Monitored::of(Exporter::watching(&server).timeout("60s"));
     monitored.exporter.after_polls(2);
     server.replay(OLD, Stage::Busy);
-    monitored.recovers();
+    monitored.assert_recovered();
 }
 
 #[test]
@@ -165,7 +158,7 @@ fn deep_json_in_an_unknown_field() {
     let nested = "[".repeat(100_000) + &"]".repeat(100_000);
     let server = server();
     for endpoint in [PROPS, MODELS] {
-        let known = String::from_utf8(server.script(endpoint).body().to_vec()).unwrap();
+        let known = String::from_utf8(server.answer_of(endpoint).body().to_vec()).unwrap();
         let body = known.replacen('{', &format!(r#"{{"unknown":{nested},"#), 1);
         server.answer(endpoint, Answer::json(body));
     }
@@ -175,10 +168,10 @@ fn deep_json_in_an_unknown_field() {
     for endpoint in [PROPS, MODELS] {
         server.answer(
             endpoint,
-            support::Answer::json(recordings::file(OLD, file_of(endpoint))),
+            Answer::json(recordings::file(OLD, file_of(endpoint))),
         );
     }
-    monitored.recovers();
+    monitored.assert_recovered();
 }
 
 fn file_of(endpoint: &str) -> &'static str {
@@ -193,19 +186,16 @@ fn file_of(endpoint: &str) -> &'static str {
 fn invalid_utf8() {
     // In /metrics it costs its line alone: see `upstream::samples`.
     let endpoints = [(PROPS, "gemma"), (MODELS, "gemma"), (SLOTS, "n_decoded")];
-    all_at_once(
-        endpoints.map(|case| (case.0, case)).into(),
-        |(endpoint, place)| {
-            let mut body = server().script(endpoint).body().to_vec();
-            // The last place where it stands is one that counts.
-            let at = body
-                .windows(place.len())
-                .rposition(|part| part == place.as_bytes())
-                .unwrap();
-            body[at + 1] = 0xff;
-            assert_fault(endpoint, Answer::json(body), "parse");
-        },
-    );
+    for_each_case(endpoints.map(|case| (case.0, case)), |(endpoint, place)| {
+        let mut body = server().answer_of(endpoint).body().to_vec();
+        // The last place where it stands is one that counts.
+        let at = body
+            .windows(place.len())
+            .rposition(|part| part == place.as_bytes())
+            .unwrap();
+        body[at + 1] = 0xff;
+        assert_fault(endpoint, Answer::json(body), "parse");
+    });
 }
 
 #[test]
@@ -237,7 +227,7 @@ fn every_framing_of_a_body_is_read() {
     ] {
         let server = server();
         for endpoint in ENDPOINTS {
-            server.answer(endpoint, frame(server.script(endpoint)));
+            server.answer(endpoint, frame(server.answer_of(endpoint)));
         }
         assert_healthy(&scrape_without_errors(&server));
     }
@@ -248,27 +238,23 @@ fn redirects_are_not_followed_and_do_not_receive_the_key() {
     let elsewhere = server();
     let target = format!("{}/v1/props?token=hush", elsewhere.url());
     let statuses = [301, 302, 303, 307, 308];
-    all_at_once(
-        statuses.map(|status| ("a redirect", status)).into(),
-        |status| {
-            let server = server();
-            let healthy = server.script(PROPS);
-            let redirect = Answer::new(status, "text/html", "moved").header("Location", &target);
-            server.answer(PROPS, redirect);
-            let monitored = Monitored::of(
-                Exporter::watching(&server).variable("LLAMACPP_API_KEY", "sk-secret"),
-            );
-            monitored.suffers(PROPS, "status");
-            // Whoever set the URL learns where to point it.
-            monitored.has_said_once(&["endpoint=/props", &elsewhere.authority()]);
-            assert_eq!(
-                server.requests_to(PROPS)[0].header("Authorization"),
-                Some("Bearer sk-secret")
-            );
-            server.answer(PROPS, healthy);
-            monitored.recovers();
-        },
-    );
+    for_each(statuses, |status| {
+        let server = server();
+        let healthy = server.answer_of(PROPS);
+        let redirect = Answer::new(status, "text/html", "moved").header("Location", &target);
+        server.answer(PROPS, redirect);
+        let monitored =
+            Monitored::of(Exporter::watching(&server).env("LLAMACPP_API_KEY", "sk-secret"));
+        monitored.assert_counted(PROPS, "status");
+        // Whoever set the URL learns where to point it.
+        monitored.assert_logged_once(&["endpoint=/props", &elsewhere.authority()]);
+        assert_eq!(
+            server.requests_to(PROPS)[0].header("Authorization"),
+            Some("Bearer sk-secret")
+        );
+        server.answer(PROPS, healthy);
+        monitored.assert_recovered();
+    });
     assert!(
         elsewhere.requests().is_empty(),
         "{:?}",
@@ -279,7 +265,7 @@ fn redirects_are_not_followed_and_do_not_receive_the_key() {
 #[test]
 fn a_redirect_to_the_server_itself_is_not_followed() {
     let server = server();
-    server.answer("/moved", server.script(HEALTH));
+    server.answer("/moved", server.answer_of(HEALTH));
     assert_fault_at(
         &ENDPOINTS,
         Answer::new(307, "text/html", "").header("Location", "/moved"),

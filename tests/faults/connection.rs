@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::all_at_once;
-use crate::support::{self, Answer, ENDLESS, Exporter};
+use crate::support::{Answer, ENDLESS, Exporter, for_each, wait_until};
 use crate::{ENDPOINTS, HEALTH, Monitored, assert_fault, assert_fault_at, assert_healthy, server};
 
 #[test]
@@ -36,7 +35,7 @@ fn a_server_that_refuses_connections_is_down() {
     monitored.exporter.until("down", |scrape| scrape.down());
     let scrape = monitored.exporter.after_polls(3);
     assert!(scrape.errors_of(HEALTH)["connect"] >= 3, "{scrape:?}");
-    monitored.has_said_once(&["endpoint=/health", "reason=connect"]);
+    monitored.assert_logged_once(&["endpoint=/health", "reason=connect"]);
     for family in &scrape.families {
         let of_the_exporter = ["llamacpp_up", "llamacpp_exporter_", "process_"];
         let expected = of_the_exporter
@@ -48,8 +47,8 @@ fn a_server_that_refuses_connections_is_down() {
             family.0
         );
     }
-    server.start_again();
-    monitored.recovers();
+    server.restart();
+    monitored.assert_recovered();
 }
 
 #[test]
@@ -59,9 +58,9 @@ fn a_server_started_after_the_exporter_is_found() {
     let monitored = Monitored::watching(&server);
     let scrape = monitored.exporter.after_polls(3);
     assert!(scrape.down() && scrape.status().is_none(), "{scrape:?}");
-    monitored.has_said_once(&["endpoint=/health", "reason=connect"]);
-    server.start_again();
-    monitored.recovers();
+    monitored.assert_logged_once(&["endpoint=/health", "reason=connect"]);
+    server.restart();
+    monitored.assert_recovered();
 }
 
 #[test]
@@ -79,14 +78,14 @@ fn each_failure_of_a_server_is_logged_once() {
                 .len(),
             times
         );
-        server.start_again();
+        server.restart();
     }
-    monitored.recovers();
+    monitored.assert_recovered();
 }
 
 #[test]
 fn a_host_name_that_does_not_resolve_is_down() {
-    let monitored = Monitored::of(Exporter::of("http://no-such-host.invalid:8080"));
+    let monitored = Monitored::of(Exporter::with_url("http://no-such-host.invalid:8080"));
     let scrape = monitored
         .exporter
         .until("an error", |scrape| scrape.errors() > 0);
@@ -97,7 +96,7 @@ fn a_host_name_that_does_not_resolve_is_down() {
         errors.contains_key("connect") || errors.contains_key("timeout"),
         "{scrape:?}"
     );
-    monitored.stays_well();
+    monitored.assert_served_throughout();
 }
 
 #[test]
@@ -107,13 +106,10 @@ fn a_reset_in_place_of_an_answer() {
 
 #[test]
 fn a_connection_closed_within_the_body() {
-    all_at_once(
-        ENDPOINTS.map(|endpoint| (endpoint, endpoint)).into(),
-        |endpoint| {
-            let answer = server().script(endpoint).cut_after(10);
-            assert_fault(endpoint, answer, "connect");
-        },
-    );
+    for_each(ENDPOINTS, |endpoint| {
+        let answer = server().answer_of(endpoint).cut_after(10);
+        assert_fault(endpoint, answer, "connect");
+    });
 }
 
 #[test]
@@ -122,7 +118,7 @@ fn a_scrape_does_not_wait_for_a_poll() {
         let server = server();
         server.answer(endpoint, Answer::never());
         let exporter = Exporter::watching(&server).timeout(ENDLESS).start();
-        support::eventually("the poll waits for its answer", || {
+        wait_until("the poll waits for its answer", || {
             server.count(endpoint) == 1
         });
         for _ in 0..20 {
@@ -139,11 +135,10 @@ fn no_answer() {
 
 #[test]
 fn one_byte_per_second() {
-    all_at_once(
-        ENDPOINTS.map(|endpoint| (endpoint, endpoint)).into(),
-        |endpoint| {
-            let answer = server().script(endpoint).dripping(Duration::from_secs(1));
-            assert_fault(endpoint, answer, "timeout");
-        },
-    );
+    for_each(ENDPOINTS, |endpoint| {
+        let answer = server()
+            .answer_of(endpoint)
+            .dripping(Duration::from_secs(1));
+        assert_fault(endpoint, answer, "timeout");
+    });
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::recordings::{self, MIDDLE, OLD, Stage, with_values};
-use crate::support::{Answer, Exporter, Scrape, Server, all_at_once};
+use crate::support::{Answer, Exporter, Scrape, Server, for_each};
 use crate::{
     METRICS, MODELS, Monitored, PROPS, SLOTS, assert_healthy, scrape_without_errors, server,
 };
@@ -13,7 +13,7 @@ fn a_value_that_is_not_a_number_is_absent() {
     let nonsense = [
         "NaN", "nan", "-nan", "+Inf", "-Inf", "inf", "1e999", "1e300", "-1", "-1e300",
     ];
-    all_at_once(nonsense.map(|value| (value, value)).into(), |nonsense| {
+    for_each(nonsense, |nonsense| {
         let server = server();
         let exposition = with_values(
             &recordings::metrics(OLD, Stage::Busy),
@@ -39,17 +39,9 @@ fn a_value_that_is_not_a_number_is_absent() {
             assert!(!scrape.has(absent), "{absent} from {nonsense}:\n{scrape:?}");
         }
         // What stands beside it is known all the same.
-        assert_eq!(
-            scrape.value("llamacpp_prompt_seconds_total"),
-            Some(0.37),
-            "{scrape:?}"
-        );
-        assert_eq!(
-            scrape.value("llamacpp_requests_processing"),
-            Some(1.0),
-            "{scrape:?}"
-        );
-        assert_eq!(scrape.status(), Some("running"), "{scrape:?}");
+        scrape.assert_value("llamacpp_prompt_seconds_total", 0.37);
+        scrape.assert_value("llamacpp_requests_processing", 1.0);
+        scrape.assert_status("running");
     });
 }
 
@@ -92,7 +84,7 @@ fn negative_and_huge_numbers_in_json_are_not_exported() {
         "[]",
         "{}",
     ];
-    all_at_once(nonsense.map(|value| (value, value)).into(), |value| {
+    for_each(nonsense, |value| {
         let server = server();
         let models = String::from_utf8(recordings::file(OLD, "models.json")).unwrap();
         let models = models
@@ -110,7 +102,7 @@ fn negative_and_huge_numbers_in_json_are_not_exported() {
         let monitored = Monitored::watching(&server);
         // Every scrape is checked for what is not a number, infinite or negative.
         let scrape = monitored.exporter.after_polls(3);
-        assert!(scrape.up(), "{scrape:?}");
+        scrape.assert_up();
         for sample in &scrape.samples {
             let counts = [
                 "_tokens",
@@ -127,7 +119,7 @@ fn negative_and_huge_numbers_in_json_are_not_exported() {
         server.answer(MODELS, Answer::json(recordings::file(OLD, "models.json")));
         server.answer(PROPS, Answer::json(recordings::file(OLD, "props.json")));
         server.replay(OLD, Stage::Busy);
-        monitored.recovers();
+        monitored.assert_recovered();
     });
 }
 
@@ -145,7 +137,7 @@ fn a_model_may_have_any_name() {
         " ",
         long.as_str(),
     ];
-    all_at_once(names.map(|name| ("a name", name)).into(), |name| {
+    for_each(names, |name| {
         let server = server();
         let mut props = recordings::props(OLD);
         props["model_alias"] = json!(name);
@@ -180,24 +172,12 @@ fn ten_thousand_slots() {
     server.answer(PROPS, Answer::json(props.to_string()));
     server.answer(SLOTS, Answer::json(Value::from(slots).to_string()));
     let scrape = scrape_without_errors(&server);
-    assert_eq!(scrape.value("llamacpp_slots"), Some(10_000.0), "{scrape:?}");
-    assert_eq!(
-        scrape.value("llamacpp_slots_busy"),
-        Some(10_000.0),
-        "{scrape:?}"
-    );
-    assert_eq!(
-        scrape.value("llamacpp_generated_tokens_total"),
-        Some(20_000.0),
-        "{scrape:?}"
-    );
-    assert_eq!(
-        scrape.value("llamacpp_context_size_tokens"),
-        Some(9_999.0),
-        "{scrape:?}"
-    );
+    scrape.assert_value("llamacpp_slots", 10_000.0);
+    scrape.assert_value("llamacpp_slots_busy", 10_000.0);
+    scrape.assert_value("llamacpp_generated_tokens_total", 20_000.0);
+    scrape.assert_value("llamacpp_context_size_tokens", 9_999.0);
     // One series a slot would be too many.
-    assert!(!scrape.has("llamacpp_context_tokens"), "{scrape:?}");
+    scrape.assert_absent(&["llamacpp_context_tokens"]);
 }
 
 #[test]
@@ -236,11 +216,7 @@ fn both_shapes_of_next_token_are_read() {
             "next_token": next_token}]);
         server.answer(SLOTS, Answer::json(slots.to_string()));
         let scrape = scrape_without_errors(&server);
-        assert_eq!(
-            scrape.value("llamacpp_generated_tokens_total"),
-            Some(5.0),
-            "{scrape:?}"
-        );
+        scrape.assert_value("llamacpp_generated_tokens_total", 5.0);
     }
 }
 
@@ -297,7 +273,7 @@ fn an_invalid_line_of_metrics_is_skipped() {
     ));
     let tokens = scrape.value("llamacpp_prompt_tokens_total");
     assert_eq!(tokens, Some(1.5e6), "{scrape:?}");
-    assert!(exporter.logged(&["not understood"]).is_empty());
+    exporter.assert_logged(0, &["not understood"]);
 }
 
 #[test]
@@ -324,7 +300,7 @@ fn samples_of_several_models_are_not_mixed() {
         (of(&own, 3) + &of(&own, 4), None),
     ] {
         let (exporter, scrape) = scrape_of_exposition(&exposition);
-        assert!(scrape.up(), "{scrape:?}");
+        scrape.assert_up();
         assert_eq!(
             scrape.value("llamacpp_decode_calls_total"),
             calls,

@@ -11,9 +11,9 @@ mod documents;
 mod restarts;
 #[path = "../support/mod.rs"]
 mod support;
-use support::exporter::{Scraping, Start};
+use support::exporter::{Builder, Scraping};
 use support::recordings::{OLD, Stage};
-use support::{Answer, Exporter, Scrape, Server, all_at_once};
+use support::{Answer, Exporter, Scrape, Server, for_each};
 
 const HEALTH: &str = "/health";
 const PROPS: &str = "/props";
@@ -32,8 +32,8 @@ fn server() -> Server {
 
 /// What the exporter has to say about that server while nothing is wrong.
 fn assert_healthy(scrape: &Scrape) {
-    assert!(scrape.up(), "{scrape:?}");
-    assert_eq!(scrape.status(), Some("running"), "{scrape:?}");
+    scrape.assert_up();
+    scrape.assert_status("running");
     for (metric, value) in [
         ("llamacpp_generated_tokens_total", 2.0),
         ("llamacpp_prompt_tokens_total", 122.0),
@@ -44,7 +44,7 @@ fn assert_healthy(scrape: &Scrape) {
         ("llamacpp_max_context_size_tokens", 2048.0),
         ("llamacpp_model_size_bytes", 246_587_904.0),
     ] {
-        assert_eq!(scrape.value(metric), Some(value), "{metric} in\n{scrape:?}");
+        scrape.assert_value(metric, value);
     }
 }
 
@@ -59,14 +59,14 @@ impl Monitored {
     fn watching(server: &Server) -> Self {
         Self::of(Exporter::watching(server))
     }
-    fn of(start: Start) -> Self {
+    fn of(start: Builder) -> Self {
         let exporter = start.start();
         let scraping = exporter.keep_scraping();
         Monitored { scraping, exporter }
     }
     /// Waits for the fault to be noticed and to last, and asserts that it is counted under
     /// `reason` alone, that no other endpoint is blamed, and that one line of the log tells of it.
-    fn suffers(&self, endpoint: &str, reason: &str) -> Scrape {
+    fn assert_counted(&self, endpoint: &str, reason: &str) -> Scrape {
         self.exporter
             .until(&format!("{reason} counted at {endpoint}"), |scrape| {
                 scrape.errors_of(endpoint).contains_key(reason)
@@ -79,42 +79,35 @@ impl Monitored {
             scrape.errors(),
             "another endpoint is blamed: {scrape:?}"
         );
-        self.has_said_once(&[&format!("endpoint={endpoint}"), &format!("reason={reason}")]);
+        self.assert_logged_once(&[&format!("endpoint={endpoint}"), &format!("reason={reason}")]);
         scrape
     }
-    fn has_said_once(&self, words: &[&str]) {
-        let lines = self.exporter.logged(words);
-        assert_eq!(
-            lines.len(),
-            1,
-            "lines with {words:?} in the log:\n{}",
-            self.exporter.output()
-        );
+    fn assert_logged_once(&self, words: &[&str]) {
+        self.exporter.assert_logged(1, words);
     }
     /// Everything is right by the end of the next poll, stays so, and was served throughout.
-    fn recovers(self) {
-        // One poll may have begun before the mending; the next one has not.
+    fn assert_recovered(self) {
+        // One poll may have begun before the repair; the next one has not.
         let scrape = self.exporter.after_polls(1);
         assert_healthy(&scrape);
         let later = self.exporter.after_polls(1);
         assert_healthy(&later);
         assert_eq!(scrape.errors(), later.errors(), "errors go on: {later:?}");
-        self.stays_well();
+        self.assert_served_throughout();
     }
     /// It lives, it is small, and it answered every scrape.
-    fn stays_well(mut self) {
+    fn assert_served_throughout(mut self) {
         assert!(self.exporter.is_alive());
-        if let Some(memory) = self.exporter.most_memory() {
-            assert!(memory < MEMORY_LIMIT, "{memory} bytes of memory");
-        }
-        self.scraping.all_were_answered();
+        let memory = self.exporter.peak_memory();
+        assert!(memory < MEMORY_LIMIT, "{memory} bytes of memory");
+        self.scraping.assert_all_answered();
     }
 }
 
 /// The course of a fault: `endpoint` answers so for a while, and then as before.
 fn assert_fault(endpoint: &str, answer: Answer, reason: &str) {
     let server = server();
-    let healthy = server.script(endpoint);
+    let healthy = server.answer_of(endpoint);
     // What a server calls its model is asked until it is known: it has to break before.
     let at_once = endpoint == MODELS;
     if at_once {
@@ -126,7 +119,7 @@ fn assert_fault(endpoint: &str, answer: Answer, reason: &str) {
         assert_healthy(&monitored.exporter.after_polls(1));
         server.answer(endpoint, answer);
     }
-    let scrape = monitored.suffers(endpoint, reason);
+    let scrape = monitored.assert_counted(endpoint, reason);
     if endpoint == METRICS && reason != "timeout" {
         // Nobody knows these any longer. (A time-out means busy: then they stand.)
         assert_eq!(
@@ -141,15 +134,11 @@ fn assert_fault(endpoint: &str, answer: Answer, reason: &str) {
         );
     }
     server.answer(endpoint, healthy);
-    monitored.recovers();
+    monitored.assert_recovered();
 }
 
 fn assert_fault_at(endpoints: &[&str], answer: Answer, reason: &str) {
-    let cases = endpoints
-        .iter()
-        .map(|endpoint| (*endpoint, *endpoint))
-        .collect();
-    all_at_once(cases, |endpoint| {
+    for_each(endpoints.iter().copied(), |endpoint| {
         assert_fault(endpoint, answer.clone(), reason)
     });
 }
@@ -158,12 +147,7 @@ fn assert_fault_at(endpoints: &[&str], answer: Answer, reason: &str) {
 fn scrape_without_errors(server: &Server) -> Scrape {
     let monitored = Monitored::watching(server);
     let scrape = monitored.exporter.after_polls(2);
-    assert_eq!(
-        scrape.errors(),
-        0,
-        "{scrape:?}\n{}",
-        monitored.exporter.output()
-    );
-    monitored.stays_well();
+    scrape.assert_errors(0);
+    monitored.assert_served_throughout();
     scrape
 }

@@ -13,14 +13,14 @@ fn a_server_that_loads_its_model_is_up() {
     }
     let monitored = Monitored::watching(&server);
     let scrape = monitored.exporter.after_polls(2);
-    assert!(scrape.up(), "{scrape:?}");
-    assert_eq!(scrape.status(), Some("loading"), "{scrape:?}");
-    assert_eq!(scrape.errors(), 0, "{scrape:?}");
+    scrape.assert_up();
+    scrape.assert_status("loading");
+    scrape.assert_errors(0);
     server.answer(HEALTH, Answer::json(r#"{"status":"ok"}"#));
     server.answer(PROPS, Answer::json(recordings::file(OLD, "props.json")));
     server.answer(MODELS, Answer::json(recordings::file(OLD, "models.json")));
     server.replay(OLD, Stage::Busy);
-    monitored.recovers();
+    monitored.assert_recovered();
 }
 
 #[test]
@@ -32,9 +32,9 @@ fn disabled_metrics_are_no_error_and_the_log_names_the_flag() {
     );
     let monitored = Monitored::watching(&server);
     let scrape = monitored.exporter.after_polls(3);
-    assert_eq!(scrape.errors(), 0, "{scrape:?}");
-    assert_eq!(scrape.status(), Some("running"), "{scrape:?}");
-    assert_eq!(scrape.value("llamacpp_slots_busy"), Some(1.0), "{scrape:?}");
+    scrape.assert_errors(0);
+    scrape.assert_status("running");
+    scrape.assert_value("llamacpp_slots_busy", 1.0);
     assert_eq!(
         scrape.value("llamacpp_generated_tokens_total"),
         None,
@@ -45,8 +45,8 @@ fn disabled_metrics_are_no_error_and_the_log_names_the_flag() {
         None,
         "{scrape:?}"
     );
-    monitored.has_said_once(&["--metrics"]);
-    monitored.stays_well();
+    monitored.assert_logged_once(&["--metrics"]);
+    monitored.assert_served_throughout();
 }
 
 #[test]
@@ -58,15 +58,11 @@ fn disabled_slots_are_no_error() {
     );
     let monitored = Monitored::watching(&server);
     let scrape = monitored.exporter.after_polls(3);
-    assert_eq!(scrape.errors(), 0, "{scrape:?}");
-    assert_eq!(scrape.status(), Some("running"), "{scrape:?}");
-    assert_eq!(
-        scrape.value("llamacpp_decode_calls_total"),
-        Some(2.0),
-        "{scrape:?}"
-    );
-    monitored.has_said_once(&["--slots"]);
-    monitored.stays_well();
+    scrape.assert_errors(0);
+    scrape.assert_status("running");
+    scrape.assert_value("llamacpp_decode_calls_total", 2.0);
+    monitored.assert_logged_once(&["--slots"]);
+    monitored.assert_served_throughout();
 }
 
 #[test]
@@ -74,11 +70,7 @@ fn a_restart_resets_the_counters_and_the_rates() {
     let server = Server::recorded(NEW, Stage::After);
     let monitored = Monitored::watching(&server);
     let scrape = monitored.exporter.after_polls(2);
-    assert_eq!(
-        scrape.value("llamacpp_generated_tokens_total"),
-        Some(120.0),
-        "{scrape:?}"
-    );
+    scrape.assert_value("llamacpp_generated_tokens_total", 120.0);
     server.stop();
     monitored.exporter.until("down", |scrape| scrape.down());
     let young = with_values(
@@ -91,7 +83,7 @@ fn a_restart_resets_the_counters_and_the_rates() {
     );
     let life = Answer::new(200, "text/plain", young).header("Process-Start-Time-Unix", "99999");
     server.answer(METRICS, life);
-    server.start_again();
+    server.restart();
     let scrape = monitored.exporter.until("up again", Scrape::up);
     for rate in [
         "llamacpp_tokens_per_second",
@@ -103,27 +95,11 @@ fn a_restart_resets_the_counters_and_the_rates() {
         );
     }
     let scrape = monitored.exporter.after_polls(1);
-    assert_eq!(
-        scrape.value("llamacpp_generated_tokens_total"),
-        Some(7.0),
-        "{scrape:?}"
-    );
-    assert_eq!(
-        scrape.value("llamacpp_prompt_tokens_total"),
-        Some(9.0),
-        "{scrape:?}"
-    );
-    assert_eq!(
-        scrape.value("llamacpp_decode_calls_total"),
-        Some(8.0),
-        "{scrape:?}"
-    );
-    assert_eq!(
-        scrape.value("llamacpp_tokens_per_second"),
-        Some(0.0),
-        "{scrape:?}"
-    );
-    monitored.stays_well();
+    scrape.assert_value("llamacpp_generated_tokens_total", 7.0);
+    scrape.assert_value("llamacpp_prompt_tokens_total", 9.0);
+    scrape.assert_value("llamacpp_decode_calls_total", 8.0);
+    scrape.assert_value("llamacpp_tokens_per_second", 0.0);
+    monitored.assert_served_throughout();
 }
 
 #[test]
@@ -146,5 +122,5 @@ fn a_restart_between_two_polls_is_detected() {
     });
     let rate = scrape.value("llamacpp_tokens_per_second");
     assert!(rate.is_none_or(|rate| rate == 0.0), "invented: {scrape:?}");
-    monitored.stays_well();
+    monitored.assert_served_throughout();
 }

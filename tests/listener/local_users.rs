@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
@@ -15,7 +14,11 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use crate::exporter::{Exporter, Stranger, alone, signal};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::Signal;
+
+use crate::other_user::OtherUser;
+use crate::{sequential, start, start_command};
 
 /// Said once when the racer is ready, and then for each answer that it gets.
 const READY: &str = "racer: ready";
@@ -30,18 +33,18 @@ const RACES: usize = 15;
 /// namespace. Whoever gets through it talks to an HTTP server that believes any length.
 #[test]
 fn no_other_user_gets_in_during_the_start() {
-    let Some(stranger) = Stranger::new() else {
+    let Some(user) = OtherUser::new() else {
         return;
     };
-    let _alone = alone();
-    let mut racer = Racer::start(&stranger);
+    let _sequential = sequential();
+    let mut racer = Racer::start(&user);
     let mut exporters = HashSet::new();
     for race in 0..RACES {
-        let mut exporter = Exporter::start();
-        exporter.scrape().unwrap();
+        let mut exporter = start();
+        exporter.scrape();
         thread::sleep(Duration::from_millis(50));
-        assert!(exporter.is_alive(), "race {race}: {}", exporter.stderr());
-        exporter.scrape().unwrap();
+        assert!(exporter.is_alive(), "race {race}: {}", exporter.output());
+        exporter.scrape();
         exporters.insert(exporter.pid());
     }
     // The machine may run other programs that have such sockets.
@@ -53,20 +56,20 @@ fn no_other_user_gets_in_during_the_start() {
 /// Its environment may hold a key, and so may a core.
 #[test]
 fn no_other_process_of_the_same_user_reads_its_memory() {
-    let Some(stranger) = Stranger::new() else {
+    let Some(user) = OtherUser::new() else {
         return;
     };
-    let mut exporter = Exporter::start_by(stranger.exporter("ulimit -c unlimited"));
+    let mut exporter = start_command(user.exporter("ulimit -c unlimited"));
     for file in ["environ", "mem", "auxv"] {
         let path = format!("/proc/{}/{file}", exporter.pid());
         let owner = fs::metadata(&path).unwrap().uid();
         assert_eq!(owner, 0, "{path}");
-        let mut read = stranger.command("", Path::new("head"));
+        let mut read = user.command("", Path::new("head"));
         let read = read.args(["-c", "1", &path]).output().unwrap();
         assert!(!read.status.success(), "{path}");
     }
     // What it says of itself, it can still read.
-    let metrics = exporter.get("/metrics").unwrap().body;
+    let scrape = exporter.scrape();
     for name in [
         "process_cpu_seconds_total",
         "process_resident_memory_bytes",
@@ -74,14 +77,9 @@ fn no_other_process_of_the_same_user_reads_its_memory() {
         "process_max_fds",
         "process_start_time_seconds",
     ] {
-        let told = metrics.lines().any(|line| {
-            let value = line.strip_prefix(name).map(str::trim);
-            value.is_some_and(|value| value.parse::<f64>().is_ok())
-        });
-        assert!(told, "{name} in:\n{metrics}");
+        assert!(scrape.value(name).is_some(), "{name} in:\n{scrape:?}");
     }
-    signal("ABRT", exporter.pid());
-    let status = exporter.wait();
+    let status = exporter.signal(Signal::ABORT);
     assert_eq!(status.signal(), Some(6));
     assert!(!status.core_dumped());
 }
@@ -124,40 +122,14 @@ fn race(tried: &Mutex<HashSet<String>>) {
                 let _gone = stream.write_all(b"not HTTP\r\n\r\n");
                 let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
                 if matches!(stream.read(&mut [0; 100]), Ok(1..)) {
-                    println!("\n{ANSWERED}{}", server_of(&stream));
+                    println!(
+                        "\n{ANSWERED}{}",
+                        socket_peercred(&stream).unwrap().pid.as_raw_nonzero()
+                    );
                 }
             });
         }
     }
-}
-
-/// The number of the process that listens at the other end.
-#[allow(unsafe_code)]
-fn server_of(stream: &UnixStream) -> u32 {
-    unsafe extern "C" {
-        fn getsockopt(
-            descriptor: i32,
-            level: i32,
-            name: i32,
-            value: *mut [u32; 3],
-            length: *mut u32,
-        ) -> i32;
-    }
-    const SOL_SOCKET: i32 = 1;
-    const SO_PEERCRED: i32 = 17;
-    let mut credentials = [0; 3];
-    let mut length = size_of_val(&credentials) as u32;
-    // SAFETY: both pointers are of variables that live through the call, and the length is right.
-    unsafe {
-        getsockopt(
-            stream.as_raw_fd(),
-            SOL_SOCKET,
-            SO_PEERCRED,
-            &mut credentials,
-            &mut length,
-        )
-    };
-    credentials[0]
 }
 
 /// A process of another user that connects to all there is.
@@ -167,11 +139,11 @@ struct Racer {
 }
 
 impl Racer {
-    fn start(stranger: &Stranger) -> Self {
-        // The original may be out of the stranger's reach.
-        let program = stranger.directory().join("racer");
+    fn start(user: &OtherUser) -> Self {
+        // The original may be out of the user's reach.
+        let program = user.folder().join("racer");
         fs::copy(env::current_exe().unwrap(), &program).unwrap();
-        let mut command = stranger.command("", &program);
+        let mut command = user.command("", &program);
         command.args(["--ignored", "--exact", "local_users::racer", "--nocapture"]);
         command.env(RACER, "1");
         command.stdin(Stdio::piped()).stdout(Stdio::piped());

@@ -2,33 +2,23 @@
 //! than its lines tell, or more than the server's counters do.
 
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fastrand::Rng;
 use llamacpp_exporter::readings::{Counters, CountersReading, Update};
 use llamacpp_exporter::requests::Requests;
 use llamacpp_exporter::requests::log::{LogWriter, PolledModel, ServerLog};
 use llamacpp_exporter::snapshot::RequestFigures;
 
-/// Numbers that look random, and are the same at each run (xorshift).
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, most: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % most.max(1) as u64) as usize
-    }
-}
+use crate::support::recordings;
 
 /// All recorded logs and all that people have sent in.
 fn logs() -> Vec<Vec<u8>> {
     let mut found = Vec::new();
     let mut folders = vec![
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings"),
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/logs"),
+        recordings::path("recordings"),
+        recordings::path("cases/logs"),
     ];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
@@ -47,24 +37,24 @@ fn logs() -> Vec<Vec<u8>> {
 }
 
 /// The lines of a log with some lost, doubled, moved, cut, joined, or with other bytes in them.
-fn mutated(log: &[u8], others: &[Vec<u8>], chance: &mut Chance) -> Vec<Vec<u8>> {
+fn mutated(log: &[u8], others: &[Vec<u8>], random: &mut Rng) -> Vec<Vec<u8>> {
     let cut = |log: &[u8]| -> Vec<Vec<u8>> {
         let lines = log.split(|byte| *byte == b'\n');
         lines.map(<[u8]>::to_vec).collect()
     };
     let mut lines = cut(log);
-    for _ in 0..chance.below(40) {
-        let (at, to) = (chance.below(lines.len()), chance.below(lines.len()));
-        match chance.below(9) {
+    for _ in 0..random.usize(..40) {
+        let (at, to) = (random.usize(..lines.len()), random.usize(..lines.len()));
+        match random.usize(..9) {
             0 => drop(lines.remove(at)),
             1 => lines.insert(to, lines[at].clone()),
             2 => lines.swap(at, to),
             3 => {
-                let length = chance.below(lines[at].len() + 1);
+                let length = random.usize(..lines[at].len() + 1);
                 lines[at].truncate(length);
             }
             4 => {
-                let length = chance.below(lines[at].len() + 1);
+                let length = random.usize(..lines[at].len() + 1);
                 let rest = lines[at].split_off(length);
                 lines.insert(at + 1, rest);
             }
@@ -73,8 +63,8 @@ fn mutated(log: &[u8], others: &[Vec<u8>], chance: &mut Chance) -> Vec<Vec<u8>> 
                 lines[at].extend(next);
             }
             6 => {
-                let other = cut(&others[chance.below(others.len())]);
-                lines.insert(at, other[chance.below(other.len())].clone());
+                let other = cut(&others[random.usize(..others.len())]);
+                lines.insert(at, other[random.usize(..other.len())].clone());
             }
             7 => {
                 // Another number in the place of one.
@@ -87,14 +77,14 @@ fn mutated(log: &[u8], others: &[Vec<u8>], chance: &mut Chance) -> Vec<Vec<u8>> 
                         b"18446744073709551615",
                         b"1e999",
                     ];
-                    let number = numbers[chance.below(numbers.len())];
+                    let number = numbers[random.usize(..numbers.len())];
                     lines[at].splice(digits..=digits, number.iter().copied());
                 }
             }
             _ => {
                 if !lines[at].is_empty() {
-                    let byte = chance.below(lines[at].len());
-                    lines[at][byte] = chance.below(256) as u8;
+                    let byte = random.usize(..lines[at].len());
+                    lines[at][byte] = random.u8(..);
                 }
             }
         }
@@ -147,11 +137,11 @@ fn counted(lines: &[Vec<u8>], counters: Option<[f64; 2]>) -> RequestFigures {
 #[test]
 fn no_change_to_a_log_makes_it_tell_too_much() {
     let logs = logs();
-    let mut chance = Chance(0x9E37_79B9_7F4A_7C15);
+    let mut random = Rng::with_seed(0x9E37_79B9_7F4A_7C15);
     let mut all = 0;
     for round in 0..40 {
         for log in &logs {
-            let lines = mutated(log, &logs, &mut chance);
+            let lines = mutated(log, &logs, &mut random);
             let holding = |text: &str| {
                 let is_in = |line: &&Vec<u8>| {
                     let mut windows = line.windows(text.len());
@@ -168,7 +158,7 @@ fn no_change_to_a_log_makes_it_tell_too_much() {
             assert!(figures.cancellations.unwrap() <= holding("cancel"));
             assert!(duration.sum().is_finite() && duration.sum() >= 0.0);
 
-            let bounds = [chance.below(3000) as f64, chance.below(200) as f64];
+            let bounds = [random.usize(..3000) as f64, random.usize(..200) as f64];
             let figures = counted(&lines, Some(bounds));
             let generated = figures.generated_tokens.as_ref().unwrap();
             assert!(

@@ -5,10 +5,9 @@ use std::fs;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{self, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use crate::support::exporter::program;
+use crate::support::exporter::{program, run};
 use crate::support::recordings::{Stage, file};
 use crate::support::{Answer, Exporter, Scrape, Server};
 
@@ -16,23 +15,6 @@ const BUILD: &str = "b10068";
 /// In the log of that build.
 const FINISHED: f64 = 2.0;
 const COUNT: &str = "llamacpp_request_duration_seconds_count";
-
-/// A folder of its own for a test, gone with it.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("log-file-{name}-{}", process::id()));
-        fs::create_dir(&path).unwrap();
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// A server without `--metrics`: its counters, which stand still, bear no request of the log.
 fn server() -> Server {
@@ -67,7 +49,7 @@ fn count(scrape: &Scrape, server: Option<&Server>) -> Option<f64> {
     of_server.next().map(|sample| sample.value)
 }
 
-fn wait_for(exporter: &Exporter, wanted: f64) {
+fn wait_for_count(exporter: &Exporter, wanted: f64) {
     exporter.until("the requests are counted", |scrape| {
         count(scrape, None) == Some(wanted)
     });
@@ -81,10 +63,10 @@ fn the_log_on_the_standard_input_is_read_until_it_ends() {
     command
         .args(["--log-file", "-"])
         .stdin(Stdio::from(OwnedFd::from(theirs)));
-    let mut exporter = Exporter::start(command);
-    wait_for(&exporter, 0.0);
+    let mut exporter = Exporter::spawn(command);
+    wait_for_count(&exporter, 0.0);
     ours.write_all(&log()).unwrap();
-    wait_for(&exporter, FINISHED);
+    wait_for_count(&exporter, FINISHED);
     drop(ours);
     exporter.wait_for_log(&["on standard input has ended"]);
     let scrape = exporter.after_polls(3);
@@ -94,39 +76,33 @@ fn the_log_on_the_standard_input_is_read_until_it_ends() {
 
 #[test]
 fn a_pipe_is_read_as_it_is_written_and_again_by_the_next_writer() {
-    let folder = Folder::new("pipe");
-    let pipe = folder.0.join("pipe");
-    assert!(
-        Command::new("mkfifo")
-            .arg(&pipe)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    run(Command::new("mkfifo").arg(&pipe)).assert_code(0);
     let server = server();
     let mut command = watching(&[&server]);
     command.arg("--log-file").arg(&pipe);
-    let exporter = Exporter::start(command);
+    let exporter = Exporter::spawn(command);
     for writer in 1..=2 {
         let mut pipe = fs::File::options().write(true).open(&pipe).unwrap();
         pipe.write_all(&log()).unwrap();
         // Though this writer still has it open.
-        wait_for(&exporter, FINISHED * f64::from(writer));
+        wait_for_count(&exporter, FINISHED * f64::from(writer));
     }
 }
 
 #[test]
 fn each_of_several_servers_has_a_log_of_its_own() {
-    let folder = Folder::new("several");
+    let folder = tempfile::tempdir().unwrap();
     let servers = [server(), server()];
     let mut command = watching(&[&servers[0], &servers[1]]);
-    let path = |number: usize| folder.0.join(number.to_string());
+    let path = |number: usize| folder.path().join(number.to_string());
     for (number, server) in servers.iter().enumerate() {
         fs::write(path(number), "").unwrap();
         let log_file = format!("{}/v1={}", server.url(), path(number).display());
         command.args(["--log-file", &log_file]);
     }
-    let exporter = Exporter::start(command);
+    let exporter = Exporter::spawn(command);
     let both = |counts: [f64; 2]| {
         exporter.until("the requests of both are counted", |scrape| {
             [0, 1].map(|number| count(scrape, Some(&servers[number]))) == counts.map(Some)
@@ -142,14 +118,14 @@ fn each_of_several_servers_has_a_log_of_its_own() {
 /// Of the two requests in the log, the counters that were recorded after the first bear one.
 #[test]
 fn requests_that_the_counters_do_not_bear_are_rejected() {
-    let folder = Folder::new("counters");
-    let path = folder.0.join("log");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
     fs::write(&path, "").unwrap();
     let server = Server::recorded(BUILD, Stage::Idle);
     let mut command = watching(&[&server]);
     command.arg("--log-file").arg(&path);
-    let exporter = Exporter::start(command);
-    wait_for(&exporter, 0.0);
+    let exporter = Exporter::spawn(command);
+    wait_for_count(&exporter, 0.0);
     let rejected = |scrape: &Scrape, reason: &str| {
         let all = scrape.all("llamacpp_log_lines_rejected_total");
         let of_reason = all.iter().find(|sample| sample.labels["reason"] == reason);
@@ -160,7 +136,7 @@ fn requests_that_the_counters_do_not_bear_are_rejected() {
     }
     fs::write(&path, log()).unwrap();
     server.replay(BUILD, Stage::After);
-    wait_for(&exporter, 1.0);
+    wait_for_count(&exporter, 1.0);
     exporter.until("the other is rejected", |scrape| {
         rejected(scrape, "counters") == 1.0
     });
@@ -173,18 +149,18 @@ fn requests_that_the_counters_do_not_bear_are_rejected() {
 
 #[test]
 fn a_link_to_a_device_is_not_read() {
-    let folder = Folder::new("device");
-    let path = folder.0.join("log");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
     std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
     let server = server();
     let mut command = watching(&[&server]);
     command.arg("--log-file").arg(&path);
-    let exporter = Exporter::start(command);
+    let exporter = Exporter::spawn(command);
     exporter.wait_for_log(&[
         "cannot read the log file",
         "it is a device, not a regular file",
     ]);
     fs::remove_file(&path).unwrap();
     fs::write(&path, "").unwrap();
-    wait_for(&exporter, 0.0);
+    wait_for_count(&exporter, 0.0);
 }

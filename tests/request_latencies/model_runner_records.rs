@@ -61,7 +61,7 @@ fn each_record_is_counted_once_and_its_text_never_leaves() {
     let server = runner();
     keep(&server, &[record(1, 200), record(2, 200)]);
     let mut exporter = Exporter::watching(&server)
-        .arguments(&["--log-level", "debug"])
+        .args(&["--log-level", "debug"])
         .start();
     let count = "llamacpp_request_duration_seconds_count";
     let scrape = exporter.until("it has looked at the records", |scrape| {
@@ -135,7 +135,7 @@ fn without_records_none_are_asked_for() {
     let server = runner();
     keep(&server, &[]);
     let exporter = Exporter::watching(&server)
-        .arguments(&["--no-request-records"])
+        .args(&["--no-request-records"])
         .start();
     exporter.after_polls(3);
     assert_eq!(server.count("/engines/requests"), 0);
@@ -192,7 +192,7 @@ fn a_log_that_is_followed_in_vain_is_said_to_be() {
     let server = runner();
     keep(&server, &[]);
     let exporter = Exporter::watching(&server)
-        .arguments(&["--log-file", "/dev/null"])
+        .args(&["--log-file", "/dev/null"])
         .start();
     exporter.until("it has looked twice", |scrape| {
         scrape.get("llamacpp_exporter_polls_total", &[]) >= Some(2.0)

@@ -22,7 +22,7 @@ fn failures(scrape: &Scrape) -> Vec<(String, f64)> {
 
 fn probing(server: &Server) -> Exporter {
     Exporter::watching(server)
-        .arguments(&["--probe-interval", "100ms", "--log-level", "debug"])
+        .args(&["--probe-interval", "100ms", "--log-level", "debug"])
         .start()
 }
 
@@ -54,10 +54,7 @@ fn a_probe_is_timed_to_its_first_token_and_counted_apart() {
     );
     let took = of_probe("llamacpp_first_token_latency_seconds_sum").unwrap();
     assert!(took >= late.as_secs_f64(), "{took}");
-    assert_eq!(
-        scrape.value("llamacpp_probe_prompt_tokens_total"),
-        Some(2.0)
-    );
+    scrape.assert_value("llamacpp_probe_prompt_tokens_total", 2.0);
     assert!(!scrape.has("llamacpp_request_duration_seconds"));
     // Nothing but the probe has happened.
     let polls = exporter.scrape().polls();

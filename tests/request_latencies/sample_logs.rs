@@ -1,12 +1,9 @@
-//! Logs that people have sent in, whole or in part, with what was around them: each is written
-//! while the program follows it.
+//! Logs of users, whole or in part: each is written while the exporter follows it.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process;
 
-use crate::support::recordings::Stage;
-use crate::support::{Answer, Exporter, Scrape, Server, all_at_once};
+use crate::support::recordings::{self, Stage};
+use crate::support::{Answer, Exporter, Scrape, Server, for_each_case};
 
 /// What a log tells of one model: finished requests and the sum of their seconds, embeddings
 /// and the sum of all prompt tokens, cancellations.
@@ -25,8 +22,8 @@ struct Case {
     /// The router's child whose log it is, if it is a router's.
     child: Option<u16>,
     counts: Counts,
-    /// What the program says of the log.
-    says: Option<&'static str>,
+    /// What the exporter logs about it.
+    message: Option<&'static str>,
 }
 
 const NOTHING: Counts = Counts {
@@ -58,7 +55,7 @@ const fn case(log: &'static str, counts: Counts) -> Case {
         log,
         child: None,
         counts,
-        says: None,
+        message: None,
     }
 }
 
@@ -69,9 +66,9 @@ const fn of_child(port: u16, log: &'static str, counts: Counts) -> Case {
     }
 }
 
-const fn saying(log: &'static str, counts: Counts, says: &'static str) -> Case {
+const fn with_message(log: &'static str, counts: Counts, message: &'static str) -> Case {
     Case {
-        says: Some(says),
+        message: Some(message),
         ..case(log, counts)
     }
 }
@@ -83,7 +80,7 @@ const CASES: [Case; 13] = [
     ),
     case("release-before-timings/log.txt", finished(52_507, 237)),
     // The second server's lines are the first's no longer.
-    saying(
+    with_message(
         "two-servers-in-one-log/log.txt",
         finished(391_973, 21),
         "the log has lines of several servers",
@@ -111,12 +108,12 @@ const CASES: [Case; 13] = [
     case("log-prefixes-in-the-wild/log-lmstudio.txt", NOTHING),
     case("speculative-and-truncated/log.txt", finished(391_973, 21)),
     case("embeddings-cancelled-while-deferred/log.txt", cancelled(3)),
-    saying(
+    with_message(
         "very-old-log-formats/log-info.txt",
         NOTHING,
         "no line of the log is understood",
     ),
-    saying(
+    with_message(
         "very-old-log-formats/log-json.txt",
         NOTHING,
         "no line of the log is understood",
@@ -170,36 +167,30 @@ fn counts(scrape: &Scrape) -> Option<Counts> {
 }
 
 fn check(case: &Case) {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/cases/logs");
-    let text = fs::read(root.join(case.log)).unwrap();
-    let name = case.log.replace('/', "-");
-    let path = std::env::temp_dir().join(format!("{}-{name}", process::id()));
-    fs::write(&path, "").unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
     let server = server(case.child);
-    let exporter = Exporter::of(&server.url())
-        .interval("50ms")
-        .arguments(&["--log-file", path.to_str().unwrap()])
+    let exporter = Exporter::watching(&server)
+        .args(["--log-file".as_ref(), file.path()])
         .start();
     exporter.until("the log is followed", |scrape| {
         counts(scrape) == Some(NOTHING)
     });
-    fs::write(&path, text).unwrap();
-    exporter.until("what is in it is counted", |scrape| {
+    fs::write(&file, recordings::case(&format!("logs/{}", case.log))).unwrap();
+    exporter.until("its requests are counted", |scrape| {
         counts(scrape) == Some(case.counts)
     });
-    if let Some(says) = case.says {
-        exporter.wait_for_log(&[says]);
+    if let Some(message) = case.message {
+        exporter.wait_for_log(&[message]);
     }
     // What comes late, such as an embedding whose timings might have followed it, would be there.
     std::thread::sleep(std::time::Duration::from_secs(2));
     let scrape = exporter.after_polls(2);
     assert_eq!(counts(&scrape), Some(case.counts));
-    let models: Vec<_> = scrape.all("llamacpp_request_duration_seconds_count");
-    assert_eq!(models.len(), 1, "no label comes from a log");
-    let _ = fs::remove_file(&path);
+    let models = scrape.all("llamacpp_request_duration_seconds_count");
+    assert_eq!(models.len(), 1, "a log adds no label");
 }
 
 #[test]
-fn every_log_is_counted_as_it_should_be() {
-    all_at_once(CASES.iter().map(|case| (case.log, case)).collect(), check);
+fn each_log_has_its_counts() {
+    for_each_case(CASES.iter().map(|case| (case.log, case)), check);
 }

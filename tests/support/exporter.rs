@@ -1,79 +1,87 @@
-//! The exporter as a child process: started, scraped, listened to, and ended with its test.
+//! The exporter as a child process: started, scraped, and killed at the end of its test.
+
+use std::ffi::OsStr;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::exposition::Scrape;
 use super::server::Server;
-use super::{LONGEST_WAIT, eventually};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread;
-use std::time::{Duration, Instant};
+use super::{LONGEST_WAIT, try_for, wait_for, wait_until};
 
-/// The program, without anything of our own environment.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_llamacpp-exporter");
+
+/// The program with an empty environment.
 pub fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_llamacpp-exporter"));
+    let mut command = Command::new(BINARY);
     command.env_clear().stdin(Stdio::null());
-    // The scripted server is a thread of the test, which has its own: the machine under it would
-    // be the test itself, looked through again after every reconnect of dozens of exporters.
+    // A scripted server is a thread of the test process, whose /proc entries are of no interest.
     command.env("LLAMACPP_PROCFS", "/nonexistent");
     command
 }
 
-/// What a run of the program that ended by itself left.
-pub struct Ended {
+/// The exit status and the output of a program that has ended.
+pub struct Output {
     pub status: ExitStatus,
     pub stdout: String,
     pub stderr: String,
 }
 
-/// Runs a command to its end, for which it has [`LONGEST_WAIT`].
-pub fn run(command: &mut Command) -> Ended {
-    let mut child = command
+impl Output {
+    #[track_caller]
+    pub fn assert_code(&self, code: i32) {
+        let Output { stdout, stderr, .. } = self;
+        assert_eq!(
+            self.status.code(),
+            Some(code),
+            "stdout:\n{stdout}\nstderr:\n{stderr}"
+        );
+    }
+}
+
+/// Runs a command to its end.
+pub fn run(command: &mut Command) -> Output {
+    let child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let stdout = read_in_background(child.stdout.take().unwrap());
-    let stderr = read_in_background(child.stderr.take().unwrap());
-    let deadline = Instant::now() + LONGEST_WAIT;
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if Instant::now() >= deadline {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("{command:?} did not end within {LONGEST_WAIT:?}");
-        }
-        thread::sleep(Duration::from_millis(2));
+    let pid = child.id();
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || sender.send(child.wait_with_output()));
+    let Ok(output) = receiver.recv_timeout(LONGEST_WAIT) else {
+        send_signal(pid, Signal::KILL);
+        panic!("{command:?} did not end within {LONGEST_WAIT:?}");
     };
-    Ended {
-        status,
-        stdout: stdout.join().unwrap(),
-        stderr: stderr.join().unwrap(),
+    let output = output.unwrap();
+    let text = |bytes| String::from_utf8(bytes).expect("output is UTF-8");
+    Output {
+        status: output.status,
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
     }
 }
 
-fn read_in_background(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<String> {
-    thread::spawn(move || {
-        let mut text = String::new();
-        pipe.read_to_string(&mut text).expect("output is UTF-8");
-        text
-    })
+pub fn send_signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
 }
 
-/// How the exporter is to be started. It polls every 50 ms unless told otherwise.
-pub struct Start {
-    base_url: String,
+/// The settings of an exporter that polls every 50 ms unless set otherwise.
+pub struct Builder {
+    command: Command,
     interval: String,
     timeout: String,
-    arguments: Vec<String>,
-    variables: Vec<(String, String)>,
 }
 
-impl Start {
+impl Builder {
     pub fn interval(mut self, interval: &str) -> Self {
         self.interval = interval.into();
         self
@@ -84,170 +92,197 @@ impl Start {
         self
     }
 
-    pub fn arguments(mut self, arguments: &[&str]) -> Self {
-        self.arguments
-            .extend(arguments.iter().map(|argument| (*argument).to_owned()));
+    pub fn args(mut self, arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Self {
+        self.command.args(arguments);
         self
     }
 
-    pub fn variable(mut self, name: &str, value: &str) -> Self {
-        self.variables.push((name.into(), value.into()));
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
         self
     }
 
-    /// Starts it, at a port that the system chooses, and waits until it serves.
-    pub fn start(self) -> Exporter {
-        let mut command = program();
-        command
-            .args(["--base-url", &self.base_url, "--addr", "127.0.0.1:0"])
-            .args(["--interval", &self.interval, "--timeout", &self.timeout])
-            .args(&self.arguments)
-            .envs(self.variables);
-        Exporter::start(command)
+    pub fn envs<'a>(mut self, variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        self.command.envs(variables);
+        self
+    }
+
+    /// Starts it on a port that the system chooses, and waits until it serves.
+    pub fn start(mut self) -> Exporter {
+        self.command.args(["--addr", "127.0.0.1:0"]);
+        self.command
+            .args(["--interval", &self.interval, "--timeout", &self.timeout]);
+        Exporter::spawn(self.command)
     }
 }
 
-/// A running exporter. Ends with its test; then, if that failed, what it logged is shown.
+/// A running exporter. It is killed at the end of its test; if that failed, its log is printed.
 pub struct Exporter {
     child: Child,
-    pub address: SocketAddr,
+    /// Where it serves: `127.0.0.1:9100` or `unix:/run/x.sock`.
+    pub address: String,
     log: Arc<Mutex<Vec<String>>>,
     stdout: Arc<Mutex<Vec<String>>>,
 }
 
-/// An answer of the exporter.
-pub struct Response {
-    pub status: u16,
-    pub head: String,
-    pub body: String,
-}
-
 impl Exporter {
-    pub fn of(base_url: &str) -> Start {
-        Start {
-            base_url: base_url.into(),
+    pub fn with_url(base_url: &str) -> Builder {
+        let mut command = program();
+        command.args(["--base-url", base_url]);
+        Builder {
+            command,
             interval: "50ms".into(),
             timeout: "2s".into(),
-            arguments: vec![],
-            variables: vec![],
         }
     }
 
-    pub fn watching(server: &Server) -> Start {
-        Self::of(&server.url())
+    pub fn watching(server: &Server) -> Builder {
+        Self::with_url(&server.url())
     }
 
-    /// Starts the program by a command of the test's own, and waits until it serves.
-    pub fn start(mut command: Command) -> Self {
+    /// Starts a command, and waits until it serves.
+    pub fn spawn(mut command: Command) -> Self {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let log = follow(child.stderr.take().unwrap());
-        let stdout = follow(child.stdout.take().unwrap());
-        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let log = collect_lines(child.stderr.take().unwrap());
+        let stdout = collect_lines(child.stdout.take().unwrap());
         let mut exporter = Exporter {
             child,
-            address: nowhere,
+            address: String::new(),
             log,
             stdout,
         };
-        eventually("it says where it serves", || {
-            assert!(exporter.is_alive(), "it has ended");
-            let lines = exporter.logged(&["serving", "addr="]);
-            let address = lines.first().and_then(|line| line.split("addr=").nth(1));
-            let address = address.and_then(|rest| rest.split(' ').next()?.parse().ok());
-            exporter.address = address.unwrap_or(nowhere);
-            address.is_some()
+        exporter.address = wait_for("the log line with the address", || {
+            assert!(exporter.is_alive(), "it has ended: {}", exporter.output());
+            let line = exporter.logged(&["serving", "addr="]).into_iter().next()?;
+            let (_, address) = line.split_once("addr=")?;
+            Some(address.split(' ').next()?.trim_matches('"').to_owned())
         });
         exporter
     }
 
+    /// Where it serves, if that is no Unix socket.
+    pub fn socket_address(&self) -> SocketAddr {
+        self.address.parse().unwrap()
+    }
+
+    /// Sends bytes, and reads until the exporter closes the connection.
+    pub fn send(&self, request: impl AsRef<[u8]>) -> io::Result<Response> {
+        if let Some(path) = self.address.strip_prefix("unix:") {
+            let stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(LONGEST_WAIT))?;
+            return exchange(stream, request.as_ref());
+        }
+        let stream = TcpStream::connect(&self.address)?;
+        stream.set_read_timeout(Some(LONGEST_WAIT))?;
+        exchange(stream, request.as_ref())
+    }
+
     pub fn get(&self, path: &str) -> Response {
-        get(self.address, path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        self.send(request)
+            .unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    /// The body of `/metrics`.
+    pub fn metrics(&self) -> String {
+        let response = self.get("/metrics");
+        assert_eq!(response.status, 200, "{response:?}");
+        response.body
     }
 
     pub fn scrape(&self) -> Scrape {
-        let response = self.get("/metrics");
-        assert_eq!(response.status, 200);
-        Scrape::parse(&response.body)
+        Scrape::parse(&self.metrics())
     }
 
     /// Waits for `count` polls that begin after this call, and scrapes.
     pub fn after_polls(&self, count: u64) -> Scrape {
-        // The poll under way now may have begun before.
+        // The current poll may have begun before.
         let end = self.polls() + count + 1;
-        let deadline = Instant::now() + LONGEST_WAIT;
-        while self.polls() < end {
-            assert!(
-                Instant::now() < deadline,
-                "polls do not go on:\n{:?}",
-                self.scrape()
-            );
-            thread::sleep(Duration::from_millis(5));
-        }
+        wait_until("more polls", || self.polls() >= end);
         self.scrape()
     }
 
-    /// Polls that have ended; cheaper to ask for than the whole scrape is to check.
-    fn polls(&self) -> u64 {
-        let text = self.get("/metrics").body;
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("llamacpp_exporter_polls_total "));
-        line.map_or(0, |polls| polls.parse().unwrap())
+    /// Polls that have ended; cheaper than a scrape, which checks the whole exposition.
+    pub fn polls(&self) -> u64 {
+        let text = self.metrics();
+        let mut lines = text.lines();
+        let polls = lines.find_map(|line| line.strip_prefix("llamacpp_exporter_polls_total "));
+        polls.map_or(0, |polls| polls.parse().unwrap())
     }
 
     /// Scrapes until the condition holds.
     pub fn until(&self, what: &str, condition: impl Fn(&Scrape) -> bool) -> Scrape {
-        let deadline = Instant::now() + LONGEST_WAIT;
-        loop {
-            let scrape = self.scrape();
-            if condition(&scrape) {
-                return scrape;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "waited in vain: {what}\n{scrape:?}"
-            );
-            thread::sleep(Duration::from_millis(10));
-        }
+        try_for(|| Some(self.scrape()).filter(&condition))
+            .unwrap_or_else(|| panic!("timed out waiting for: {what}\n{:?}", self.scrape()))
     }
 
-    /// What it has written to stderr.
     pub fn log_lines(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
     }
 
     /// The lines of its log with all of these words.
     pub fn logged(&self, words: &[&str]) -> Vec<String> {
-        let has_all = |line: &String| words.iter().all(|word| line.contains(word));
-        self.log_lines().into_iter().filter(has_all).collect()
+        let mut lines = self.log_lines();
+        lines.retain(|line| words.iter().all(|word| line.contains(word)));
+        lines
+    }
+
+    #[track_caller]
+    pub fn assert_logged(&self, count: usize, words: &[&str]) {
+        assert_eq!(
+            self.logged(words).len(),
+            count,
+            "{words:?} in:\n{}",
+            self.output()
+        );
     }
 
     pub fn wait_for_log(&self, words: &[&str]) {
-        eventually(&format!("a log line with {words:?}"), || {
+        wait_until(&format!("a log line with {words:?}"), || {
             !self.logged(words).is_empty()
         });
     }
 
-    /// Everything it has written so far.
+    /// All that it has written to stderr and stdout.
     pub fn output(&self) -> String {
         let mut lines = self.log_lines();
         lines.extend(self.stdout.lock().unwrap().iter().cloned());
         lines.join("\n")
     }
 
-    /// The most memory that it ever had resident, in bytes, where the system tells.
-    pub fn most_memory(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))?;
-        Some(line.trim().strip_suffix(" kB")?.parse::<u64>().unwrap() * 1024)
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
-    /// The threads that it has now.
+    /// Its resident memory in bytes.
+    pub fn resident_memory(&self) -> u64 {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// The highest resident memory since its start, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        self.status_bytes("VmHWM:")
+    }
+
+    fn status_bytes(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let value = status
+            .lines()
+            .find_map(|line| line.strip_prefix(field))
+            .unwrap();
+        value
+            .trim()
+            .strip_suffix(" kB")
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+            * 1024
+    }
+
+    /// The number of its threads.
     pub fn threads(&self) -> usize {
-        let folder = format!("/proc/{}/task", self.child.id());
+        let folder = format!("/proc/{}/task", self.pid());
         std::fs::read_dir(folder).unwrap().count()
     }
 
@@ -255,35 +290,32 @@ impl Exporter {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Sends a signal, and waits for the end.
-    pub fn signal(mut self, signal: &str) -> ExitStatus {
-        let process = self.child.id().to_string();
-        let sent = Command::new("kill")
-            .args(["-s", signal, &process])
-            .status()
-            .unwrap();
-        assert!(sent.success());
-        let mut ended = None;
-        eventually(&format!("SIG{signal} ends it"), || {
-            ended = self.child.try_wait().unwrap();
-            ended.is_some()
-        });
-        ended.unwrap()
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        wait_for("the end of the exporter", || self.child.try_wait().unwrap())
+    }
+
+    /// Sends a signal, and waits for its end.
+    pub fn signal(&mut self, signal: Signal) -> ExitStatus {
+        send_signal(self.pid(), signal);
+        self.wait()
     }
 
     /// Scrapes every 20 ms from now on.
     pub fn keep_scraping(&self) -> Scraping {
-        const PAUSE: Duration = Duration::from_millis(20);
         let stop = Arc::new(AtomicBool::new(false));
-        let (address, end) = (self.address, stop.clone());
+        let (address, end) = (self.socket_address(), stop.clone());
         let thread = thread::spawn(move || {
             let mut scrapes = 0;
-            // A few are too few to judge by, however short the test.
+            // Fewer scrapes prove too little, however short the test.
             while scrapes < 20 || !end.load(Ordering::SeqCst) {
-                let response = get(address, "/metrics").expect("it answers throughout");
-                assert_eq!(response.status, 200);
+                let stream = TcpStream::connect(address).unwrap();
+                stream.set_read_timeout(Some(LONGEST_WAIT)).unwrap();
+                let response =
+                    exchange(stream, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+                assert_eq!(response.expect("an answer").status, 200);
                 scrapes += 1;
-                thread::sleep(PAUSE);
+                thread::sleep(Duration::from_millis(20));
             }
         });
         Scraping {
@@ -304,20 +336,19 @@ impl Drop for Exporter {
     }
 }
 
-/// Scrapes that go on beside a test.
+/// Scrapes in the background of a test.
 pub struct Scraping {
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Scraping {
-    /// Ends them, and demands that all of them were answered. How quickly is for the bench to
-    /// say; that they wait for no poll is a test of its own.
-    pub fn all_were_answered(mut self) {
-        self.end().expect("it answers throughout");
+    /// Stops, and asserts that each scrape was answered. The benchmark measures how fast.
+    pub fn assert_all_answered(mut self) {
+        self.stop().expect("every scrape is answered");
     }
 
-    fn end(&mut self) -> thread::Result<()> {
+    fn stop(&mut self) -> thread::Result<()> {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.take().map_or(Ok(()), thread::JoinHandle::join)
     }
@@ -326,16 +357,16 @@ impl Scraping {
 impl Drop for Scraping {
     fn drop(&mut self) {
         // A test that has failed already says why.
-        let _ = self.end();
+        let _ = self.stop();
     }
 }
 
-fn follow(pipe: impl Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
+fn collect_lines(pipe: impl Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
     let lines = Arc::new(Mutex::new(Vec::new()));
-    let followed = lines.clone();
+    let collected = lines.clone();
     thread::spawn(move || {
         for line in BufReader::new(pipe).lines() {
-            followed
+            collected
                 .lock()
                 .unwrap()
                 .push(line.expect("output is UTF-8"));
@@ -344,25 +375,44 @@ fn follow(pipe: impl Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
     lines
 }
 
-pub fn get(address: SocketAddr, path: &str) -> io::Result<Response> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(LONGEST_WAIT))?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let no_answer = || io::Error::other(format!("not an answer: {answer:?}"));
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(no_answer)?;
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|code| code.parse().ok())
-        .ok_or_else(no_answer)?;
-    Ok(Response {
-        status,
-        head: head.into(),
-        body: body.into(),
-    })
+/// What the exporter sent until it closed the connection.
+#[derive(Debug)]
+pub struct Response {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Response {
+    pub fn read(mut stream: impl Read) -> io::Result<Self> {
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let parse = || {
+            let (head, body) = text.split_once("\r\n\r\n")?;
+            let status = head
+                .strip_prefix("HTTP/1.1 ")?
+                .split(' ')
+                .next()?
+                .parse()
+                .ok()?;
+            Some(Response {
+                status,
+                head: head.to_owned(),
+                body: body.to_owned(),
+            })
+        };
+        parse().ok_or_else(|| io::Error::other(format!("not an HTTP response: {text:?}")))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().skip(1).find_map(|line| {
+            let (field, value) = line.split_once(':')?;
+            field.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+}
+
+fn exchange(mut stream: impl Read + Write, request: &[u8]) -> io::Result<Response> {
+    stream.write_all(request)?;
+    Response::read(stream)
 }

@@ -1,5 +1,5 @@
-//! A strict reader of the Prometheus text format: what a scrape must never get wrong is checked
-//! at every scrape of every test.
+//! A strict reader of the Prometheus text format, so that every scrape of every test checks the
+//! whole exposition.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -29,9 +29,9 @@ impl fmt::Debug for Scrape {
 }
 
 impl Scrape {
-    /// Reads the text, and panics at anything that is not as it should be: a family in two parts,
-    /// a series twice, a sample before its `# TYPE`, and any value that no family of ours can
-    /// have (not a number, infinite, negative).
+    /// Reads the text, and panics at any fault: a family in two parts, a series twice, a sample
+    /// before its `# TYPE`, and any value that no family of ours can have (not a number, infinite,
+    /// negative).
     pub fn parse(text: &str) -> Scrape {
         let mut scrape = Scrape {
             text: text.to_owned(),
@@ -105,16 +105,11 @@ impl Scrape {
     }
 
     fn check_histogram(&self, family: &str) {
-        let buckets = self.all(&format!("{family}_bucket"));
         let mut groups: BTreeMap<_, Vec<(f64, f64)>> = BTreeMap::new();
-        for bucket in buckets {
+        for bucket in self.all(&format!("{family}_bucket")) {
             let mut labels = bucket.labels.clone();
             let bound = labels.remove("le").expect("a bucket without a bound");
-            let bound = if bound == "+Inf" {
-                f64::INFINITY
-            } else {
-                bound.parse().unwrap()
-            };
+            let bound: f64 = bound.parse().unwrap();
             groups
                 .entry(labels)
                 .or_default()
@@ -183,7 +178,44 @@ impl Scrape {
             .map(String::as_str)
     }
 
-    /// The state in which the model is; there must be exactly one.
+    #[track_caller]
+    pub fn assert_up(&self) {
+        assert!(self.up(), "{self:?}");
+    }
+
+    #[track_caller]
+    pub fn assert_status(&self, status: &str) {
+        assert_eq!(self.status(), Some(status), "{self:?}");
+    }
+
+    /// Asserts how many requests to the server have failed.
+    #[track_caller]
+    pub fn assert_errors(&self, count: u64) {
+        assert_eq!(self.errors(), count, "{self:?}");
+    }
+
+    /// Asserts the value of the one sample of that name.
+    #[track_caller]
+    pub fn assert_value(&self, name: &str, value: f64) {
+        assert_eq!(self.value(name), Some(value), "{name} in\n{self:?}");
+    }
+
+    #[track_caller]
+    pub fn assert_values(&self, expected: &[(&str, f64)]) {
+        for (name, value) in expected {
+            self.assert_value(name, *value);
+        }
+    }
+
+    /// Asserts that none of these families is there.
+    #[track_caller]
+    pub fn assert_absent(&self, families: &[&str]) {
+        for family in families {
+            assert!(!self.has(family), "{family} in\n{self:?}");
+        }
+    }
+
+    /// The state of the one model; there must be exactly one.
     pub fn status(&self) -> Option<&str> {
         let states = self.all("llamacpp_status");
         let on: Vec<_> = states.iter().filter(|state| state.value == 1.0).collect();

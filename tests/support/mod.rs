@@ -1,7 +1,7 @@
-//! What the tests of the whole program share: a server that follows a script, the exporter as a
-//! child process, a strict reader of what it serves, and the recordings of genuine servers.
+//! The harness of the tests that run the whole program: the exporter as a child process, a scripted
+//! server, a strict reader of the exposition, and the recordings of real servers.
 
-// Each test file uses its own part of this.
+// Each test binary uses a part of this.
 #![allow(dead_code, unused_imports)]
 
 pub mod exporter;
@@ -9,6 +9,8 @@ pub mod exposition;
 pub mod recordings;
 pub mod server;
 
+use std::fmt::Display;
+use std::io::Write;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,41 +19,54 @@ pub use exporter::Exporter;
 pub use exposition::Scrape;
 pub use server::{Answer, Server};
 
-/// How long to wait for what must come: far longer than anything takes on a busy machine, so
-/// that it ends no test but one that waits in vain.
+/// The deadline of every wait: far longer than anything takes on a busy machine.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// A time-out or an interval that does not end while a test goes on.
+/// A time-out or an interval that does not end within a test.
 pub const ENDLESS: &str = "10m";
 
-/// Waits until `condition` holds, for at most [`LONGEST_WAIT`].
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LONGEST_WAIT;
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        thread::sleep(Duration::from_millis(10));
-    }
+/// Tries every 5 ms until there is a value, for at most [`LONGEST_WAIT`].
+pub fn wait_for<T>(what: &str, attempt: impl FnMut() -> Option<T>) -> T {
+    try_for(attempt).unwrap_or_else(|| panic!("timed out waiting for: {what}"))
 }
 
-/// Runs the cases, a few at a time, each in a thread that bears its name. They wait far more than
-/// they compute.
-pub fn all_at_once<T: Send>(cases: Vec<(&str, T)>, test: impl Fn(T) + Sync) {
-    const AT_A_TIME: usize = 5;
+fn try_for<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + LONGEST_WAIT;
+    while Instant::now() < deadline {
+        if let Some(value) = attempt() {
+            return Some(value);
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    None
+}
+
+/// Waits until the condition holds, for at most [`LONGEST_WAIT`].
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    wait_for(what, || condition().then_some(()));
+}
+
+/// Runs the cases, five at a time, each in a thread with its name. They wait more than they compute.
+pub fn for_each_case<N: Display, T: Send>(
+    cases: impl IntoIterator<Item = (N, T), IntoIter: Send>,
+    test: impl Fn(T) + Sync,
+) {
     let failed = Mutex::new(Vec::new());
     let cases = Mutex::new(cases.into_iter());
+    let next = || {
+        let (name, case) = cases.lock().unwrap().next()?;
+        Some((name.to_string(), case))
+    };
     thread::scope(|scope| {
-        for _ in 0..AT_A_TIME {
+        for _ in 0..5 {
             scope.spawn(|| {
-                loop {
-                    let next = cases.lock().unwrap().next();
-                    let Some((name, case)) = next else { break };
-                    let thread = thread::Builder::new().name(name.to_owned());
-                    let ended = thread::scope(|scope| {
-                        let running = thread.spawn_scoped(scope, || test(case)).unwrap();
-                        running.join()
+                while let Some((name, case)) = next() {
+                    let thread = thread::Builder::new().name(name.replace('\0', ""));
+                    let result = thread::scope(|scope| {
+                        thread.spawn_scoped(scope, || test(case)).unwrap().join()
                     });
-                    if ended.is_err() {
-                        failed.lock().unwrap().push(name.to_owned());
+                    if result.is_err() {
+                        failed.lock().unwrap().push(name);
                     }
                 }
             });
@@ -59,4 +74,26 @@ pub fn all_at_once<T: Send>(cases: Vec<(&str, T)>, test: impl Fn(T) + Sync) {
     });
     let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "failed: {}", failed.join(", "));
+}
+
+/// The same with cases that are named by themselves.
+pub fn for_each<T: Display + Copy + Send>(
+    cases: impl IntoIterator<Item = T, IntoIter: Send>,
+    test: impl Fn(T) + Sync,
+) {
+    for_each_case(cases.into_iter().map(|case| (case, case)), test);
+}
+
+/// Asserts that the text has all of these words.
+#[track_caller]
+pub fn assert_contains(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in:\n{text}");
+    }
+}
+
+pub fn file_with(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
 }

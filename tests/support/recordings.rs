@@ -1,8 +1,8 @@
-//! The recorded answers of genuine llama-servers, and small changes to them.
+//! The recorded answers of real servers, and small changes to them.
 
 use super::server::{Answer, Server};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Every build on record, oldest first.
 pub const BUILDS: [&str; 21] = [
@@ -52,20 +52,21 @@ impl Stage {
     }
 }
 
-fn folder() -> PathBuf {
-    [
-        env!("CARGO_MANIFEST_DIR"),
-        "tests",
-        "recordings",
-        "llama-server",
-    ]
-    .iter()
-    .collect()
+/// A file or folder below `tests/`.
+pub fn path(relative: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests")
+        .join(relative)
 }
 
-pub fn file(build: &str, name: &str) -> Vec<u8> {
-    let path = folder().join(build).join(name);
+pub fn read(relative: &str) -> Vec<u8> {
+    let path = path(relative);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A file of a recorded llama-server.
+pub fn file(build: &str, name: &str) -> Vec<u8> {
+    read(&format!("recordings/llama-server/{build}/{name}"))
 }
 
 pub fn props(build: &str) -> Value {
@@ -86,10 +87,38 @@ pub fn metrics(build: &str, stage: Stage) -> String {
 
 /// A file of `tests/cases`: an answer of a server that is no recorded llama-server, or of a proxy.
 pub fn case(name: &str) -> Vec<u8> {
-    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "cases", name]
-        .iter()
-        .collect();
-    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    read(&format!("cases/{name}"))
+}
+
+/// One row of a table `answers.tsv`: what a recorded server answered at a path.
+pub struct RecordedAnswer {
+    /// With its query.
+    pub path: String,
+    pub status: u16,
+    pub content_type: String,
+    pub body: Vec<u8>,
+}
+
+/// The answers of a Docker Model Runner or a llama-swap in a state, those of every state first.
+pub fn recorded_answers(kind: &str, state: &str) -> Vec<RecordedAnswer> {
+    let mut answers = Vec::new();
+    for folder in ["any", state] {
+        let folder = format!("recordings/{kind}/{folder}");
+        let table = String::from_utf8(read(&format!("{folder}/answers.tsv"))).unwrap();
+        answers.extend(table.lines().map(|line| {
+            let fields: Vec<_> = line.split('\t').collect();
+            let [path, status, content_type, file] = fields[..] else {
+                panic!("not a row of answers: {line}");
+            };
+            RecordedAnswer {
+                path: path.to_owned(),
+                status: status.parse().unwrap(),
+                content_type: content_type.to_owned(),
+                body: read(&format!("{folder}/{file}")),
+            }
+        }));
+    }
+    answers
 }
 
 /// The exposition with other values; panics when it has no such metric.
@@ -111,48 +140,29 @@ impl Server {
         server
     }
 
-    /// Answers as a llama-server did that was recorded.
+    /// Answers as a recorded llama-server.
     pub fn answer_recorded(&self, build: &str, stage: Stage) {
-        let server = self;
-        server.answer("/health", Answer::json(r#"{"status":"ok"}"#));
-        server.answer("/props", Answer::json(file(build, "props.json")));
-        server.answer("/v1/models", Answer::json(file(build, "models.json")));
-        server.answer("/models", Answer::json(file(build, "models.json")));
-        server.replay(build, stage);
+        self.answer("/health", Answer::json(r#"{"status":"ok"}"#));
+        self.answer("/props", Answer::json(file(build, "props.json")));
+        self.answer("/v1/models", Answer::json(file(build, "models.json")));
+        self.answer("/models", Answer::json(file(build, "models.json")));
+        self.replay(build, stage);
     }
 
     /// A Docker Model Runner or a llama-swap as it was recorded in that state.
     pub fn recorded_kind(kind: &str, state: &str) -> Server {
         let server = Server::start();
-        let recordings: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "recordings", kind]
-            .iter()
-            .collect();
-        for folder in ["any", state] {
-            let folder = recordings.join(folder);
-            let answers = std::fs::read_to_string(folder.join("answers.tsv")).unwrap();
-            for line in answers.lines() {
-                let [path, status, content_type, file] =
-                    line.split('\t').collect::<Vec<_>>().try_into().unwrap();
-                // The script knows no queries.
-                let path = path.split('?').next().unwrap();
-                let body = std::fs::read(folder.join(file)).unwrap();
-                let answer = Answer::new(status.parse().unwrap(), content_type, body);
-                server.answer(path, answer);
-            }
+        for recorded in recorded_answers(kind, state) {
+            let path = recorded.path.split('?').next().unwrap();
+            let answer = Answer::new(recorded.status, &recorded.content_type, recorded.body);
+            server.answer(path, answer);
         }
         server
     }
 
     /// A router as it was recorded, with the models of `file`, none of which is loaded.
     pub fn recorded_router(file: &str) -> Server {
-        let recording = |file: &str| {
-            let folder = [
-                env!("CARGO_MANIFEST_DIR"),
-                "tests/recordings/router/b10068",
-                file,
-            ];
-            std::fs::read(folder.iter().collect::<PathBuf>()).unwrap()
-        };
+        let recording = |file: &str| read(&format!("recordings/router/b10068/{file}"));
         let server = Server::start();
         server.answer("/health", Answer::json(recording("health.json")));
         server.answer("/props", Answer::json(recording("props.json")));

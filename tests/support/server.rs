@@ -1,4 +1,4 @@
-//! An HTTP server that follows a script: every path answers as it was told to, in the manner it
+//! An HTTP server that follows a script: every path answers as it was told to, in the delivery it
 //! was told to, and what it was asked is on record. The script can be changed while it runs.
 
 use std::collections::HashMap;
@@ -18,11 +18,11 @@ pub struct Answer {
     headers: Vec<(String, String)>,
     body: Arc<[u8]>,
     framing: Framing,
-    manner: Manner,
+    delivery: Delivery,
     delay: Duration,
 }
 
-/// How the reader is told where the body ends.
+/// How the end of the body is marked.
 #[derive(Clone, Copy)]
 enum Framing {
     Length,
@@ -34,7 +34,7 @@ enum Framing {
 }
 
 #[derive(Clone, Copy)]
-enum Manner {
+enum Delivery {
     Whole,
     /// One byte of the body each time.
     Dripping(Duration),
@@ -57,7 +57,7 @@ impl Answer {
             headers: vec![("Content-Type".into(), content_type.into())],
             body: body.as_ref().into(),
             framing: Framing::Length,
-            manner: Manner::Whole,
+            delivery: Delivery::Whole,
             delay: Duration::ZERO,
         }
     }
@@ -66,7 +66,7 @@ impl Answer {
         Self::new(200, "application/json; charset=utf-8", body)
     }
 
-    /// An exposition, as a llama-server sends it: with the identity of its life in a header.
+    /// An exposition, as a llama-server sends it: with the start time of the process in a header.
     pub fn exposition(body: impl AsRef<[u8]>) -> Self {
         Self::new(200, "text/plain; version=0.0.4", body)
             .header("Process-Start-Time-Unix", "8034772104")
@@ -97,7 +97,7 @@ impl Answer {
     /// A reset (RST) in place of an answer.
     pub fn reset() -> Self {
         Answer {
-            manner: Manner::Reset,
+            delivery: Delivery::Reset,
             ..Self::json("")
         }
     }
@@ -105,15 +105,15 @@ impl Answer {
     /// No answer before the script changes; then what the script says by then.
     pub fn never() -> Self {
         Answer {
-            manner: Manner::Never,
+            delivery: Delivery::Never,
             ..Self::json("")
         }
     }
 
-    /// No answer, not even when the script changes: as if what was sent had got lost on its way.
+    /// No answer, not even when the script changes: as if the request were lost on its way.
     pub fn lost() -> Self {
         Answer {
-            manner: Manner::Lost,
+            delivery: Delivery::Lost,
             ..Self::json("")
         }
     }
@@ -130,7 +130,7 @@ impl Answer {
     /// The body one byte at a time, until the script changes: then the rest at once.
     pub fn dripping(self, pause: Duration) -> Self {
         Answer {
-            manner: Manner::Dripping(pause),
+            delivery: Delivery::Dripping(pause),
             ..self
         }
     }
@@ -138,7 +138,7 @@ impl Answer {
     /// All of the head, and a part of the body.
     pub fn cut_after(self, bytes: usize) -> Self {
         Answer {
-            manner: Manner::CutAfter(bytes),
+            delivery: Delivery::CutAfter(bytes),
             ..self
         }
     }
@@ -158,7 +158,7 @@ impl Answer {
         }
     }
 
-    /// As servers of the last century say it: the body ends with the connection, which is not kept.
+    /// In HTTP/1.0: the body ends with the connection.
     pub fn http_1_0(self) -> Self {
         let bytes = Answer {
             framing: Framing::Close,
@@ -172,7 +172,7 @@ impl Answer {
     /// The body goes on for a gigabyte.
     pub fn and_a_gigabyte_more(self) -> Self {
         Answer {
-            manner: Manner::Flood,
+            delivery: Delivery::Flood,
             ..self
         }
     }
@@ -189,7 +189,7 @@ impl Answer {
         match self.framing {
             Framing::Length => {
                 let length = self.body.len()
-                    + if let Manner::Flood = self.manner {
+                    + if let Delivery::Flood = self.delivery {
                         GIGABYTE
                     } else {
                         0
@@ -206,7 +206,7 @@ impl Answer {
         head.into_bytes()
     }
 
-    /// A part of the body as it goes over the wire.
+    /// A part of the body as it is sent.
     fn framed(&self, part: &[u8]) -> Vec<u8> {
         match self.framing {
             Framing::Chunked => {
@@ -216,7 +216,7 @@ impl Answer {
         }
     }
 
-    /// The whole answer as it goes over the wire. A chunked one is sent in chunks of 100 bytes.
+    /// The whole answer as it is sent. A chunked one has chunks of 100 bytes.
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = self.head();
         if let Framing::Chunked = self.framing {
@@ -248,19 +248,19 @@ pub struct Request {
     /// Which of the server's connections it came over, counted from 1.
     pub connection: usize,
     pub at: Instant,
-    pub ending: Ending,
+    pub outcome: Outcome,
     /// How much of the gigabyte the system had taken.
     pub flooded: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Ending {
+pub enum Outcome {
     /// It still waits for its answer.
     Waiting,
     /// It was answered (or refused) as the script has it.
     Answered(Instant),
     /// The asker hung up before it had the answer.
-    HungUp(Instant),
+    Disconnected(Instant),
 }
 
 impl Request {
@@ -273,29 +273,29 @@ impl Request {
     }
 
     pub fn is_waiting(&self) -> bool {
-        self.ending == Ending::Waiting
+        self.outcome == Outcome::Waiting
     }
 
-    pub fn was_hung_up(&self) -> bool {
-        matches!(self.ending, Ending::HungUp(_))
+    pub fn was_disconnected(&self) -> bool {
+        matches!(self.outcome, Outcome::Disconnected(_))
     }
 }
 
 #[derive(Default)]
 struct Shared {
-    /// The answer of each path, and the edition of the script that it is from.
+    /// The answer of each path, and the version of the script that it is from.
     script: Mutex<HashMap<String, (Answer, usize)>>,
     /// The answer of every path that the script has not.
     elsewhere: Mutex<Option<Answer>>,
     /// The answer of every path, in place of the script.
-    cover: Mutex<Option<Answer>>,
-    edition: AtomicUsize,
+    everywhere: Mutex<Option<Answer>>,
+    version: AtomicUsize,
     record: Mutex<Vec<Request>>,
     connections: AtomicUsize,
 }
 
 /// One time that the server listens; `stop` ends it.
-struct Life {
+struct Listening {
     over: Arc<AtomicBool>,
     open: Open,
     accepting: thread::JoinHandle<()>,
@@ -307,7 +307,7 @@ type Open = Arc<Mutex<HashMap<usize, Arc<TcpStream>>>>;
 pub struct Server {
     address: SocketAddr,
     shared: Arc<Shared>,
-    life: Mutex<Option<Life>>,
+    listening: Mutex<Option<Listening>>,
 }
 
 impl Server {
@@ -321,42 +321,44 @@ impl Server {
         let listener = TcpListener::bind((address, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::<Shared>::default();
-        let life = Mutex::new(Some(live(listener, shared.clone())));
+        let listening = Mutex::new(Some(listen(listener, shared.clone())));
         Server {
             address,
             shared,
-            life,
+            listening,
         }
     }
 
     /// Refuses connections from now on, and ends those it has.
     pub fn stop(&self) {
-        let Some(life) = self.life.lock().unwrap().take() else {
+        let Some(listening) = self.listening.lock().unwrap().take() else {
             return;
         };
-        life.over.store(true, Ordering::SeqCst);
+        listening.over.store(true, Ordering::SeqCst);
         // Wakes the thread that accepts.
         let _ = TcpStream::connect(self.address);
-        life.accepting.join().unwrap();
-        for (_, stream) in life.open.lock().unwrap().drain() {
+        listening.accepting.join().unwrap();
+        for (_, stream) in listening.open.lock().unwrap().drain() {
             let _ = stream.shutdown(Shutdown::Both);
         }
+        // A child process that is being started has the listener until its exec.
+        super::wait_until("the port is closed", || {
+            TcpStream::connect(self.address).is_err()
+        });
     }
 
     /// Listens again where it listened before.
-    pub fn start_again(&self) {
-        let mut life = self.life.lock().unwrap();
-        assert!(life.is_none(), "it was not stopped");
-        let mut listener = None;
-        super::eventually("the port is free again", || {
-            listener = TcpListener::bind(self.address).ok();
-            listener.is_some()
+    pub fn restart(&self) {
+        let mut listening = self.listening.lock().unwrap();
+        assert!(listening.is_none(), "it was not stopped");
+        let listener = super::wait_for("the port is free again", || {
+            TcpListener::bind(self.address).ok()
         });
-        *life = Some(live(listener.unwrap(), self.shared.clone()));
+        *listening = Some(listen(listener, self.shared.clone()));
     }
 
-    /// A server stopped and forgotten: an address where nobody listens.
-    pub fn nobody() -> Self {
+    /// An address on which nothing listens.
+    pub fn stopped() -> Self {
         let server = Self::start();
         server.stop();
         server
@@ -374,53 +376,60 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    /// From now on, and for questions that wait, `path` answers so. A path may have a query: then
+    /// From now on, and for requests that wait, `path` answers so. A path may have a query: then
     /// only that.
     pub fn answer(&self, path: &str, answer: Answer) -> &Self {
-        let edition = self.shared.edition.fetch_add(1, Ordering::SeqCst) + 1;
+        let version = self.shared.version.fetch_add(1, Ordering::SeqCst) + 1;
         self.shared
             .script
             .lock()
             .unwrap()
-            .insert(path.to_owned(), (answer, edition));
+            .insert(path.to_owned(), (answer, version));
         self
     }
 
     /// From now on every path that has no answer of its own answers so.
-    pub fn answer_elsewhere(&self, answer: Answer) -> &Self {
+    pub fn answer_other_paths(&self, answer: Answer) -> &Self {
         *self.shared.elsewhere.lock().unwrap() = Some(answer);
         self
     }
 
     /// From now on every path answers so, as a proxy before a dead server does.
-    pub fn cover(&self, answer: Answer) -> &Self {
-        *self.shared.cover.lock().unwrap() = Some(answer);
+    pub fn answer_everything(&self, answer: Answer) -> &Self {
+        *self.shared.everywhere.lock().unwrap() = Some(answer);
         self
     }
 
     /// From now on every path answers by the script again.
-    pub fn uncover(&self) -> &Self {
-        *self.shared.cover.lock().unwrap() = None;
+    pub fn answer_by_script(&self) -> &Self {
+        *self.shared.everywhere.lock().unwrap() = None;
         self
     }
 
-    /// From now on `path` is not found.
-    pub fn without(&self, path: &str) -> &Self {
+    pub fn answer_404(&self, path: &str) -> &Self {
         self.answer(path, Answer::error(404, "File Not Found"))
     }
 
     /// What `path` answers at present.
-    pub fn script(&self, path: &str) -> Answer {
+    pub fn answer_of(&self, path: &str) -> Answer {
         self.shared.answer(path).0
     }
 
+    /// Answers these paths as another server does. Paths in the order in which they are polled:
+    /// the last is changed first, so that no poll sees a new answer before an old one.
+    pub fn answer_like(&self, other: &Server, paths: &[&str]) {
+        for path in paths.iter().rev() {
+            self.answer(path, other.answer_of(path));
+        }
+    }
+
     /// Connections that are open now.
-    pub fn open(&self) -> usize {
-        self.life
+    pub fn open_connections(&self) -> usize {
+        self.listening
             .lock()
             .unwrap()
             .as_ref()
-            .map_or(0, |life| life.open.lock().unwrap().len())
+            .map_or(0, |listening| listening.open.lock().unwrap().len())
     }
 
     /// Every request since the start.
@@ -448,8 +457,8 @@ impl Drop for Server {
 
 impl Shared {
     fn answer(&self, path: &str) -> (Answer, usize) {
-        if let Some(cover) = self.cover.lock().unwrap().clone() {
-            return (cover, 0);
+        if let Some(answer) = self.everywhere.lock().unwrap().clone() {
+            return (answer, 0);
         }
         if let Some(answer) = self.script.lock().unwrap().get(path) {
             return answer.clone();
@@ -491,7 +500,7 @@ fn own_address() -> Ipv4Addr {
     }
 }
 
-fn live(listener: TcpListener, shared: Arc<Shared>) -> Life {
+fn listen(listener: TcpListener, shared: Arc<Shared>) -> Listening {
     let over = Arc::new(AtomicBool::new(false));
     let open = Open::default();
     let accepting = thread::spawn({
@@ -516,7 +525,7 @@ fn live(listener: TcpListener, shared: Arc<Shared>) -> Life {
             }
         }
     });
-    Life {
+    Listening {
         over,
         open,
         accepting,
@@ -541,10 +550,10 @@ enum After {
 
 /// Why a held question is held no longer.
 #[derive(PartialEq)]
-enum Held {
+enum HoldEnd {
     LongEnough,
     ScriptChanged,
-    HungUp,
+    Disconnected,
 }
 
 impl Connection {
@@ -562,7 +571,7 @@ impl Connection {
             let now = Instant::now();
             self.shared.note(index, |request| {
                 if request.is_waiting() {
-                    request.ending = Ending::Answered(now);
+                    request.outcome = Outcome::Answered(now);
                 }
             });
             match after {
@@ -581,50 +590,50 @@ impl Connection {
     /// Plays the answer of `path` to the request of `length` bytes that lies unread.
     fn play(&self, path: &str, length: usize, index: usize) -> io::Result<After> {
         let mut stream = &*self.stream;
-        let (mut answer, mut edition) = self.shared.answer(path);
-        match answer.manner {
-            Manner::Reset => return Ok(After::Reset),
+        let (mut answer, mut version) = self.shared.answer(path);
+        match answer.delivery {
+            Delivery::Reset => return Ok(After::Reset),
             _ => stream.read_exact(&mut vec![0; length])?,
         }
-        while let Manner::Never | Manner::Lost = answer.manner {
-            if self.hold(path, edition, None) == Held::HungUp {
-                return Ok(self.hung_up(index));
+        while let Delivery::Never | Delivery::Lost = answer.delivery {
+            if self.hold(path, version, None) == HoldEnd::Disconnected {
+                return Ok(self.disconnected(index));
             }
-            let lost = matches!(answer.manner, Manner::Lost);
+            let lost = matches!(answer.delivery, Delivery::Lost);
             let (next, now) = self.shared.answer(path);
-            edition = now;
+            version = now;
             if !lost {
                 answer = next;
             }
         }
         if answer.delay > Duration::ZERO
-            && self.hold(path, edition, Some(answer.delay)) == Held::HungUp
+            && self.hold(path, version, Some(answer.delay)) == HoldEnd::Disconnected
         {
-            return Ok(self.hung_up(index));
+            return Ok(self.disconnected(index));
         }
-        match answer.manner {
-            Manner::Dripping(pause) => {
+        match answer.delivery {
+            Delivery::Dripping(pause) => {
                 stream.write_all(&answer.head())?;
                 let mut body = &answer.body[..];
                 while let [first, rest @ ..] = body {
                     stream.write_all(&[*first])?;
                     body = rest;
-                    match self.hold(path, edition, Some(pause)) {
-                        Held::LongEnough => {}
-                        Held::HungUp => return Ok(self.hung_up(index)),
-                        Held::ScriptChanged => {
+                    match self.hold(path, version, Some(pause)) {
+                        HoldEnd::LongEnough => {}
+                        HoldEnd::Disconnected => return Ok(self.disconnected(index)),
+                        HoldEnd::ScriptChanged => {
                             stream.write_all(body)?;
                             break;
                         }
                     }
                 }
             }
-            Manner::CutAfter(bytes) => {
+            Delivery::CutAfter(bytes) => {
                 stream.write_all(&answer.head())?;
                 stream.write_all(&answer.body[..bytes.min(answer.body.len())])?;
                 return Ok(After::Close);
             }
-            Manner::Flood => return self.flood(&answer, index),
+            Delivery::Flood => return self.flood(&answer, index),
             // In one write, so that no client can be blamed for reading it in parts.
             _ => stream.write_all(&answer.bytes())?,
         }
@@ -644,37 +653,38 @@ impl Connection {
         for sent in (0..GIGABYTE).step_by(part.len()) {
             self.shared.note(index, |request| request.flooded = sent);
             if stream.write_all(&framed).is_err() {
-                return Ok(self.hung_up(index));
+                return Ok(self.disconnected(index));
             }
         }
         Ok(After::Close)
     }
 
     /// Waits for the script of `path` to change, for the asker to hang up, or for `limit`.
-    fn hold(&self, path: &str, edition: usize, limit: Option<Duration>) -> Held {
+    fn hold(&self, path: &str, version: usize, limit: Option<Duration>) -> HoldEnd {
         let end = limit.map(|limit| Instant::now() + limit);
         let _ = self.stream.set_read_timeout(Some(Duration::from_millis(2)));
         let held = loop {
             if self.over.load(Ordering::SeqCst) || is_ended(&self.stream) {
-                break Held::HungUp;
+                break HoldEnd::Disconnected;
             }
-            if self.shared.answer(path).1 != edition {
-                break Held::ScriptChanged;
+            if self.shared.answer(path).1 != version {
+                break HoldEnd::ScriptChanged;
             }
             if end.is_some_and(|end| Instant::now() >= end) {
-                break Held::LongEnough;
+                break HoldEnd::LongEnough;
             }
         };
         let _ = self.stream.set_read_timeout(None);
         held
     }
 
-    fn hung_up(&self, index: usize) -> After {
+    fn disconnected(&self, index: usize) -> After {
         // Not when it was the server that ended.
         if !self.over.load(Ordering::SeqCst) {
             let now = Instant::now();
-            self.shared
-                .note(index, |request| request.ending = Ending::HungUp(now));
+            self.shared.note(index, |request| {
+                request.outcome = Outcome::Disconnected(now)
+            });
         }
         After::Close
     }
@@ -733,7 +743,7 @@ impl Request {
             headers,
             connection,
             at: Instant::now(),
-            ending: Ending::Waiting,
+            outcome: Outcome::Waiting,
             flooded: 0,
         }
     }

@@ -4,29 +4,17 @@ use std::time::Duration;
 
 use crate::support::recordings::{OLD, Stage};
 use crate::support::server::Request;
-use crate::support::{Answer, Exporter, Scrape, Server, all_at_once, eventually};
+use crate::support::{Answer, Exporter, Scrape, Server, for_each_case, wait_until};
 use crate::{most_waiting, work_requests};
 
 /// What is known of a server that is too busy to answer.
 fn assert_busy(scrape: &Scrape) {
-    assert!(scrape.up(), "{scrape:?}");
-    assert_eq!(scrape.status(), Some("running"), "{scrape:?}");
+    scrape.assert_up();
+    scrape.assert_status("running");
     // The last counters stand; no rate is known.
-    assert_eq!(
-        scrape.value("llamacpp_generated_tokens_total"),
-        Some(2.0),
-        "{scrape:?}"
-    );
-    assert_eq!(
-        scrape.value("llamacpp_prompt_tokens_total"),
-        Some(122.0),
-        "{scrape:?}"
-    );
-    assert_eq!(
-        scrape.value("llamacpp_decode_calls_total"),
-        Some(2.0),
-        "{scrape:?}"
-    );
+    scrape.assert_value("llamacpp_generated_tokens_total", 2.0);
+    scrape.assert_value("llamacpp_prompt_tokens_total", 122.0);
+    scrape.assert_value("llamacpp_decode_calls_total", 2.0);
     for rate in [
         "llamacpp_tokens_per_second",
         "llamacpp_prompt_tokens_per_second",
@@ -38,9 +26,9 @@ fn assert_busy(scrape: &Scrape) {
 #[test]
 fn a_request_that_timed_out_stays_open_and_is_the_only_one() {
     let cases = [("/metrics", "/metrics"), ("/slots", "/slots")];
-    all_at_once(cases.into(), |path| {
+    for_each_case(cases, |path| {
         let server = Server::recorded(OLD, Stage::Busy);
-        let healthy = server.script(path);
+        let healthy = server.answer_of(path);
         let exporter = Exporter::watching(&server).timeout("2s").start();
         exporter.after_polls(2);
         server.answer(path, Answer::never());
@@ -53,7 +41,7 @@ fn a_request_that_timed_out_stays_open_and_is_the_only_one() {
         let scrape = exporter.after_polls(15);
         assert_busy(&scrape);
         // Nothing holds the polls up but the one time-out.
-        assert_eq!(scrape.errors(), 1, "{scrape:?}");
+        scrape.assert_errors(1);
         assert_eq!(
             work_requests(&server).len(),
             asked,
@@ -65,7 +53,10 @@ fn a_request_that_timed_out_stays_open_and_is_the_only_one() {
             .filter(Request::is_waiting)
             .collect();
         assert_eq!(open.len(), 1, "{open:?}");
-        assert!(open[0].path == path && !open[0].was_hung_up(), "{open:?}");
+        assert!(
+            open[0].path == path && !open[0].was_disconnected(),
+            "{open:?}"
+        );
         let polls = (scrape.polls() - before) as usize;
         assert!(
             server.count("/health") + 1 >= health + polls,
@@ -79,7 +70,7 @@ fn a_request_that_timed_out_stays_open_and_is_the_only_one() {
         server.answer(path, healthy);
         let scrape = exporter.after_polls(2);
         assert!(scrape.has("llamacpp_tokens_per_second"), "{scrape:?}");
-        assert_eq!(scrape.errors(), 1, "{scrape:?}");
+        scrape.assert_errors(1);
         let before = (server.count("/metrics"), server.count("/slots"));
         exporter.after_polls(3);
         assert!(server.count("/metrics") >= before.0 + 3 && server.count("/slots") >= before.1 + 3);
@@ -89,30 +80,25 @@ fn a_request_that_timed_out_stays_open_and_is_the_only_one() {
 #[test]
 fn a_slow_server_never_has_two_requests_waiting() {
     let cases = [("/metrics", "/metrics"), ("/slots", "/slots")];
-    all_at_once(cases.into(), |path| {
+    for_each_case(cases, |path| {
         let server = Server::recorded(OLD, Stage::Busy);
         server.answer(
             path,
-            server.script(path).delayed(Duration::from_millis(1800)),
+            server.answer_of(path).delayed(Duration::from_millis(1800)),
         );
         let exporter = Exporter::watching(&server).timeout("800ms").start();
-        eventually("it goes on to ask", || server.count(path) >= 3);
+        wait_until("it goes on to ask", || server.count(path) >= 3);
         let scrape = exporter.scrape();
-        assert!(scrape.up(), "{scrape:?}");
-        assert_eq!(scrape.status(), Some("running"), "{scrape:?}");
+        scrape.assert_up();
+        scrape.assert_status("running");
         assert_eq!(most_waiting(&work_requests(&server)), 1);
         assert!(
-            !work_requests(&server).iter().any(Request::was_hung_up),
+            !work_requests(&server).iter().any(Request::was_disconnected),
             "{:?}",
             work_requests(&server)
         );
         // A state is told when it changes.
-        assert_eq!(
-            exporter
-                .logged(&[&format!("endpoint={path}"), "reason=timeout"])
-                .len(),
-            1
-        );
+        exporter.assert_logged(1, &[&format!("endpoint={path}"), "reason=timeout"]);
     });
 }
 
@@ -121,7 +107,7 @@ fn a_slow_server_never_has_two_requests_waiting() {
 fn a_server_whose_health_waits_behind_a_prompt_is_up_and_asked_once() {
     let server = Server::recorded(OLD, Stage::Busy);
     let queue = ["/health", "/metrics", "/slots"];
-    let healthy = queue.map(|path| server.script(path));
+    let healthy = queue.map(|path| server.answer_of(path));
     let exporter = Exporter::watching(&server).timeout("1s").start();
     exporter.after_polls(2);
     let before = queue.map(|path| server.count(path));
@@ -138,14 +124,14 @@ fn a_server_whose_health_waits_behind_a_prompt_is_up_and_asked_once() {
     assert!(open.iter().all(|count| *count <= 1), "{open:?}");
     assert!((1..=2).contains(&open.iter().sum::<usize>()), "{open:?}");
     assert_eq!(errors as usize, open.iter().sum::<usize>(), "{scrape:?}");
-    assert!(!server.requests().iter().any(Request::was_hung_up));
+    assert!(!server.requests().iter().any(Request::was_disconnected));
     for (path, answer) in queue.into_iter().zip(healthy) {
         server.answer(path, answer);
     }
     let scrape = exporter.until("rates are known again", |scrape| {
         scrape.has("llamacpp_tokens_per_second")
     });
-    assert_eq!(scrape.errors(), errors, "{scrape:?}");
+    scrape.assert_errors(errors);
     exporter.after_polls(2);
     for (path, before) in queue.into_iter().zip(before) {
         assert!(server.count(path) > before + 1, "{path} is asked again");
@@ -156,7 +142,7 @@ fn a_server_whose_health_waits_behind_a_prompt_is_up_and_asked_once() {
 #[test]
 fn a_lost_health_request_does_not_make_the_server_down() {
     let server = Server::recorded(OLD, Stage::Busy);
-    let healthy = server.script("/health");
+    let healthy = server.answer_of("/health");
     let exporter = Exporter::watching(&server).timeout("1s").start();
     exporter.after_polls(2);
     server.answer("/health", Answer::lost());
@@ -173,24 +159,20 @@ fn a_lost_health_request_does_not_make_the_server_down() {
 #[test]
 fn a_server_that_stops_with_a_request_open_is_down_and_found_again() {
     let server = Server::recorded(OLD, Stage::Busy);
-    let healthy = server.script("/metrics");
+    let healthy = server.answer_of("/metrics");
     let exporter = Exporter::watching(&server).timeout("1s").start();
     exporter.after_polls(2);
     server.answer("/metrics", Answer::never());
     exporter.until("a time-out", |scrape| scrape.errors() > 0);
     server.stop();
     let scrape = exporter.until("down", |scrape| scrape.down());
-    assert!(!scrape.has("llamacpp_generated_tokens_total"), "{scrape:?}");
+    scrape.assert_absent(&["llamacpp_generated_tokens_total"]);
     server.answer("/metrics", healthy);
-    server.start_again();
+    server.restart();
     let before = server.count("/metrics");
     let scrape = exporter.after_polls(2);
     assert!(server.count("/metrics") > before);
-    assert_eq!(
-        scrape.value("llamacpp_generated_tokens_total"),
-        Some(2.0),
-        "{scrape:?}"
-    );
+    scrape.assert_value("llamacpp_generated_tokens_total", 2.0);
 }
 
 #[test]
@@ -212,5 +194,5 @@ fn a_server_that_never_answers_is_not_flooded() {
     assert!(scrape.down(), "{scrape:?}");
     assert!(most_waiting(&work_requests(&server)) <= 1);
     assert!(most_waiting(&server.requests()) <= 2);
-    assert!(!server.requests().iter().any(Request::was_hung_up));
+    assert!(!server.requests().iter().any(Request::was_disconnected));
 }

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::exporter::Start;
+use crate::support::exporter::Builder;
 use crate::support::recordings::{self, MIDDLE, NEW, Stage};
-use crate::support::{Answer, Exporter, Server, all_at_once, eventually};
+use crate::support::{Answer, Exporter, Server, for_each, for_each_case, wait_until};
 use crate::work_requests;
 
 /// The server's `/props`, with a build number and with the model asleep or awake.
@@ -32,7 +32,7 @@ fn a_sleeping_server_is_left_asleep() {
         .map(|build| (*build, (*build, false)))
         .chain(FROM_B10566.iter().map(|build| (*build, (*build, true))))
         .collect();
-    all_at_once(cases, |(build, metrics_are_harmless)| {
+    for_each_case(cases, |(build, metrics_are_harmless)| {
         let server = Server::recorded(MIDDLE, Stage::After);
         server.answer("/props", props(build, false));
         let exporter = Exporter::watching(&server).start();
@@ -49,26 +49,18 @@ fn a_sleeping_server_is_left_asleep() {
         }
         for scrape in [scrape, later] {
             assert!(scrape.up(), "{build}: {scrape:?}");
-            assert_eq!(scrape.status(), Some("sleeping"), "{build}: {scrape:?}");
-            assert_eq!(scrape.errors(), 0, "{build}: {scrape:?}");
+            scrape.assert_status("sleeping");
+            scrape.assert_errors(0);
             // What it did before it fell asleep is not forgotten.
-            assert_eq!(
-                scrape.value("llamacpp_generated_tokens_total"),
-                Some(120.0),
-                "{scrape:?}"
-            );
-            assert_eq!(
-                scrape.value("llamacpp_decode_calls_total"),
-                Some(121.0),
-                "{scrape:?}"
-            );
+            scrape.assert_value("llamacpp_generated_tokens_total", 120.0);
+            scrape.assert_value("llamacpp_decode_calls_total", 121.0);
         }
         // A request wakes it.
         server.replay(MIDDLE, Stage::Busy);
         server.answer("/props", props(build, false));
         let scrape = exporter.after_polls(1);
         assert!(server.count("/metrics") > metrics, "{build}: asked at once");
-        assert_eq!(scrape.status(), Some("running"), "{build}: {scrape:?}");
+        scrape.assert_status("running");
     });
 }
 
@@ -83,7 +75,7 @@ fn the_first_rate_after_a_sleep_is_of_one_poll() {
     exporter.until("sleeping", |scrape| scrape.status() == Some("sleeping"));
     let asleep = Instant::now();
     let scrape = exporter.after_polls(15);
-    assert_eq!(scrape.value("llamacpp_tokens_per_second"), Some(0.0));
+    scrape.assert_value("llamacpp_tokens_per_second", 0.0);
     let metrics = recordings::metrics(MIDDLE, Stage::After);
     let metrics = recordings::with_values(&metrics, &[("tokens_predicted_total", "1120")]);
     server.answer("/metrics", Answer::exposition(metrics));
@@ -102,12 +94,12 @@ fn the_first_rate_after_a_sleep_is_of_one_poll() {
 
 #[test]
 fn a_server_that_is_asleep_from_the_start_is_left_asleep() {
-    all_at_once(BEFORE_B10566.map(|build| (build, build)).into(), |build| {
+    for_each(BEFORE_B10566, |build| {
         let server = Server::recorded(MIDDLE, Stage::After);
         server.answer("/props", props(build, true));
         let exporter = Exporter::watching(&server).start();
         let scrape = exporter.after_polls(3);
-        assert_eq!(scrape.status(), Some("sleeping"), "{build}: {scrape:?}");
+        scrape.assert_status("sleeping");
         assert_eq!(
             work_requests(&server).len(),
             0,
@@ -119,20 +111,20 @@ fn a_server_that_is_asleep_from_the_start_is_left_asleep() {
 
 const SLEEP: Duration = Duration::from_secs(1);
 
-fn with_sleep_timer(server: &Server) -> Start {
-    Exporter::watching(server).arguments(&["--sleep-idle-seconds", "1"])
+fn with_sleep_timer(server: &Server) -> Builder {
+    Exporter::watching(server).args(&["--sleep-idle-seconds", "1"])
 }
 
 #[test]
 fn an_idle_server_is_not_polled_until_its_sleep_timer_expires() {
-    all_at_once(BEFORE_B10566.map(|build| (build, build)).into(), |build| {
+    for_each(BEFORE_B10566, |build| {
         let server = Server::recorded(MIDDLE, Stage::Idle);
         server.answer("/props", props(build, false));
         let exporter = with_sleep_timer(&server).start();
         exporter.after_polls(1);
         let last = work_requests(&server).last().unwrap().at;
         let asked = work_requests(&server).len();
-        eventually("it is asked why it did not fall asleep", || {
+        wait_until("it is asked why it did not fall asleep", || {
             work_requests(&server).len() > asked
         });
         let gap = work_requests(&server)[asked].at - last;
@@ -153,7 +145,7 @@ fn requests_during_the_wait_are_counted_after_it() {
     let scrape = exporter.until("the work is seen", |scrape| {
         scrape.value("llamacpp_generated_tokens_total") == Some(120.0)
     });
-    assert_eq!(scrape.status(), Some("idle"), "{scrape:?}");
+    scrape.assert_status("idle");
 }
 
 #[test]
@@ -161,12 +153,12 @@ fn a_server_that_falls_asleep_on_time_is_not_polled_again() {
     let server = Server::recorded(MIDDLE, Stage::After);
     let told = Duration::from_secs(4);
     let exporter = Exporter::watching(&server)
-        .arguments(&["--sleep-idle-seconds", "4"])
+        .args(&["--sleep-idle-seconds", "4"])
         .start();
     exporter.after_polls(1);
     let asked = work_requests(&server).len();
     // It falls asleep in good time: a machine that is busy may hold this test up.
-    eventually("it is left alone", || {
+    wait_until("it is left alone", || {
         let last = work_requests(&server).last().unwrap().at;
         Instant::now() - last >= told / 4
     });
@@ -179,12 +171,8 @@ fn a_server_that_falls_asleep_on_time_is_not_polled_again() {
         work_requests(&server)
     );
     let scrape = exporter.scrape();
-    assert_eq!(scrape.status(), Some("sleeping"), "{scrape:?}");
-    assert_eq!(
-        scrape.value("llamacpp_generated_tokens_total"),
-        Some(120.0),
-        "{scrape:?}"
-    );
+    scrape.assert_status("sleeping");
+    scrape.assert_value("llamacpp_generated_tokens_total", 120.0);
 }
 
 #[test]
@@ -199,7 +187,7 @@ fn a_busy_server_with_a_sleep_timer_is_read_at_every_poll() {
 
 #[test]
 fn from_b10566_on_metrics_are_read_at_every_poll() {
-    all_at_once(FROM_B10566.map(|build| (build, build)).into(), |build| {
+    for_each(FROM_B10566, |build| {
         let server = Server::recorded(NEW, Stage::Idle);
         server.answer("/props", props(build, false));
         let exporter = with_sleep_timer(&server).start();

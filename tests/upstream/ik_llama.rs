@@ -1,7 +1,7 @@
 //! ik_llama.cpp, whose `/health` waits behind the prompt that is processed.
 
 use crate::support::recordings;
-use crate::support::{Answer, Exporter, Scrape, Server, all_at_once, eventually};
+use crate::support::{Answer, Exporter, Scrape, Server, for_each_case, wait_until};
 use crate::{assert_down, json_case};
 
 fn text(text: &str) -> Answer {
@@ -34,8 +34,8 @@ fn the_answers_of_ik_llama_are_read() {
         );
         let exporter = Exporter::watching(&server).start();
         let scrape = exporter.after_polls(3);
-        assert_eq!(scrape.errors(), 0, "{scrape:?}\n{}", exporter.output());
-        assert_eq!(scrape.status(), Some("running"), "{scrape:?}");
+        scrape.assert_errors(0);
+        scrape.assert_status("running");
         for (metric, value) in [
             ("llamacpp_slots", 2.0),
             ("llamacpp_slots_busy", 1.0),
@@ -47,7 +47,7 @@ fn the_answers_of_ik_llama_are_read() {
             ("llamacpp_kv_cache_usage_ratio", 0.0167007),
             ("llamacpp_model_parameters", 235_093_634_560.0),
         ] {
-            assert_eq!(scrape.value(metric), Some(value), "{metric} in\n{scrape:?}");
+            scrape.assert_value(metric, value);
         }
         assert_eq!(scrape.label("llamacpp_slots", "model"), Some("qwen3-235b"));
     }
@@ -56,22 +56,22 @@ fn the_answers_of_ik_llama_are_read() {
 #[test]
 fn a_server_that_loads_its_model_is_loading() {
     let server = Server::start();
-    server.cover(Answer::new(
+    server.answer_everything(Answer::new(
         503,
         "application/json",
         r#"{"status":"loading model"}"#,
     ));
     let scrape = Exporter::watching(&server).start().after_polls(2);
-    assert_eq!(scrape.status(), Some("loading"), "{scrape:?}");
+    scrape.assert_status("loading");
 }
 
 #[test]
 fn a_server_that_answers_health_late_is_up_and_busy() {
     let waiting = ["/health", "/metrics", "/slots"];
     let cases = [("at work from the start", true), ("at work later", false)];
-    all_at_once(cases.into(), |from_the_start| {
+    for_each_case(cases, |from_the_start| {
         let server = ik_llama();
-        let idle = waiting.map(|path| server.script(path));
+        let idle = waiting.map(|path| server.answer_of(path));
         let make_busy = || waiting.map(|path| server.answer(path, Answer::never()));
         if from_the_start {
             make_busy();
@@ -85,14 +85,14 @@ fn a_server_that_answers_health_late_is_up_and_busy() {
             scrape.errors_of("/health").contains_key("timeout")
         });
         let scrape = exporter.after_polls(6);
-        assert!(scrape.up(), "{scrape:?}");
-        assert_eq!(scrape.status(), Some("running"), "{scrape:?}");
+        scrape.assert_up();
+        scrape.assert_status("running");
         let is_running = [("model", "qwen3-235b"), ("status", "running")];
         assert_eq!(scrape.get("llamacpp_status", &is_running), Some(1.0));
         if !from_the_start {
             // The last counters stand.
-            assert_eq!(scrape.value("llamacpp_generated_tokens_total"), Some(136.0));
-            assert_eq!(scrape.value("llamacpp_prompt_tokens_total"), Some(2053.0));
+            scrape.assert_value("llamacpp_generated_tokens_total", 136.0);
+            scrape.assert_value("llamacpp_prompt_tokens_total", 2053.0);
         }
         let requests = server.requests().into_iter();
         let open = requests.filter(|request| request.is_waiting());
@@ -116,9 +116,9 @@ fn a_server_whose_answers_all_time_out_is_down() {
     let server = ik_llama();
     let exporter = Exporter::watching(&server).timeout("400ms").start();
     exporter.after_polls(2);
-    server.cover(Answer::never());
+    server.answer_everything(Answer::never());
     exporter.until("down", Scrape::down);
     assert_down(&exporter.after_polls(3));
-    server.uncover();
-    eventually("up again", || exporter.scrape().up());
+    server.answer_by_script();
+    wait_until("up again", || exporter.scrape().up());
 }

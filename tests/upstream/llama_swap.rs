@@ -64,7 +64,7 @@ fn request(id: u64, generated: u64) -> Value {
 
 /// A port where nobody listens, of a machine that is reached.
 fn nobody() -> String {
-    format!("http://{}", Server::nobody().authority())
+    format!("http://{}", Server::stopped().authority())
 }
 
 fn generated(scrape: &Scrape, model: &str) -> Option<f64> {
@@ -118,7 +118,7 @@ fn what_is_listed_at_the_start_is_history_also_for_the_next_exporter() {
             let prompt = scrape.get("llamacpp_prompt_tokens_total", &[("model", "m")]);
             assert_eq!(prompt, Some(0.0), "{scrape:?}");
             assert_eq!(status(&scrape, "m").as_deref(), Some("idle"));
-            assert_eq!(scrape.errors(), 0, "{scrape:?}");
+            scrape.assert_errors(0);
         }
     }
 }
@@ -150,7 +150,7 @@ fn counters_go_on_when_llama_swap_is_back() {
     exporter.until("down", Scrape::down);
     requests.push(request(12, 5));
     ended(&server, &requests);
-    server.start_again();
+    server.restart();
     until_generated(&exporter, 12.0);
 
     // A proxy before it says that it is gone.
@@ -162,7 +162,7 @@ fn counters_go_on_when_llama_swap_is_back() {
         "/props",
         "/engines/ps",
     ];
-    let scripts = paths.map(|path| (path, server.script(path)));
+    let scripts = paths.map(|path| (path, server.answer_of(path)));
     for path in paths {
         server.answer(path, Answer::new(502, "text/html", "Bad Gateway"));
     }
@@ -179,7 +179,7 @@ fn counters_go_on_when_llama_swap_is_back() {
     server.stop();
     exporter.until("down", Scrape::down);
     ended(&server, &[]);
-    server.start_again();
+    server.restart();
     let scrape = exporter.until("up", Scrape::up);
     assert_eq!(generated(&scrape, "m"), Some(16.0), "{scrape:?}");
     let mut after = request(1, 3);
@@ -191,7 +191,7 @@ fn counters_go_on_when_llama_swap_is_back() {
 #[test]
 fn the_list_of_older_versions_is_read() {
     let server = swap(&[("m", &nobody())]);
-    server.without(ACTIVITY);
+    server.answer_404(ACTIVITY);
     let list = |requests: Value| {
         server.answer(OLD_ACTIVITY, Answer::json(requests.to_string()));
     };
@@ -202,13 +202,13 @@ fn the_list_of_older_versions_is_read() {
         "cache_tokens": 0, "input_tokens": 3, "output_tokens": 4, "duration_ms": 20});
     list(json!([request(0, 50), request(1, 5), flat]));
     let scrape = until_generated(&exporter, 9.0);
-    assert_eq!(scrape.errors(), 0, "{scrape:?}");
+    scrape.assert_errors(0);
     // Where there is no such list, nothing is told, and that is no failure.
-    server.without(OLD_ACTIVITY);
+    server.answer_404(OLD_ACTIVITY);
     let exporter = Exporter::watching(&server).start();
     let scrape = exporter.after_polls(3);
     assert_eq!(generated(&scrape, "m"), None, "{scrape:?}");
-    assert_eq!(scrape.errors(), 0, "{scrape:?}");
+    scrape.assert_errors(0);
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn requests_that_are_not_listed_any_more_are_said_to_be_missing() {
     ended(&server, &[request(2000, 6), request(2001, 5)]);
     until_generated(&exporter, 11.0);
     exporter.after_polls(2);
-    assert_eq!(exporter.logged(&["more requests have ended"]).len(), 1);
+    exporter.assert_logged(1, &["more requests have ended"]);
 }
 
 // One source in each life of a model.
@@ -233,7 +233,8 @@ fn a_server_that_is_late_or_gone_for_a_while_brings_no_other_counts_in() {
     let exporter = Exporter::watching(&server).timeout("300ms").start();
     until_generated(&exporter, 2.0);
     ended(&server, &[request(1, 1000), request(2, 50_000)]);
-    let scripts = ["/health", "/props", "/metrics", "/slots"].map(|path| (path, own.script(path)));
+    let scripts =
+        ["/health", "/props", "/metrics", "/slots"].map(|path| (path, own.answer_of(path)));
     for fault in [
         Answer::never(),
         Answer::reset(),
@@ -352,7 +353,7 @@ fn a_model_of_another_engine_is_told_by_llama_swap_alone() {
             Some("idle"),
             "{scrape:?}"
         );
-        assert_eq!(scrape.errors(), 0, "{scrape:?}");
+        scrape.assert_errors(0);
     }
     assert_eq!(
         own.requests().len(),
@@ -360,7 +361,7 @@ fn a_model_of_another_engine_is_told_by_llama_swap_alone() {
         "once for all of its life: {:?}",
         own.requests()
     );
-    assert_eq!(exporter.logged(&["no llama-server"]).len(), 1);
+    exporter.assert_logged(1, &["no llama-server"]);
 }
 
 // Who is asked.
@@ -424,7 +425,7 @@ fn a_llama_swap_elsewhere_leads_nowhere_but_to_itself() {
             assert_eq!(status(&scrape, name).as_deref(), Some("idle"), "{proxy}");
             assert_eq!(generated(&scrape, name), Some(0.0), "{proxy}");
         }
-        assert_eq!(scrape.errors(), 0, "{scrape:?}");
+        scrape.assert_errors(0);
     }
     assert!(victim.requests().is_empty(), "{:?}", victim.requests());
 }
@@ -436,7 +437,7 @@ fn nothing_but_host_and_port_is_taken_from_an_address() {
     for proxy in spellings(own.port()) {
         let server = swap(&[("m", &proxy)]);
         let exporter = Exporter::watching(&server)
-            .variable("LLAMACPP_API_KEY", "sk-of-llama-swap")
+            .env("LLAMACPP_API_KEY", "sk-of-llama-swap")
             .start();
         until_generated(&exporter, 2.0);
         assert!(!exporter.output().contains("secret"), "{proxy}");
@@ -450,7 +451,7 @@ fn nothing_but_host_and_port_is_taken_from_an_address() {
 #[test]
 fn of_many_new_addresses_few_are_asked_in_one_poll() {
     let own = Server::start();
-    own.without("/props");
+    own.answer_404("/props");
     let server = Server::start();
     let names: Vec<_> = (0..60).map(|number| format!("m{number:02}")).collect();
     let models: Vec<_> = names.iter().map(|name| (name.clone(), own.url())).collect();
@@ -481,7 +482,7 @@ fn slow_servers_each_have_their_turn_and_none_is_called_idle_meanwhile() {
         for path in ["/health", "/props", "/v1/models", "/metrics", "/slots"] {
             server.answer(
                 path,
-                server.script(path).delayed(Duration::from_millis(150)),
+                server.answer_of(path).delayed(Duration::from_millis(150)),
             );
         }
     }
@@ -532,6 +533,6 @@ fn a_state_that_is_not_known_is_not_told() {
     run(&server, vec![json!({"model": "m", "state": "hibernating"})]);
     let exporter = Exporter::watching(&server).start();
     let scrape = exporter.after_polls(2);
-    assert!(scrape.up(), "{scrape:?}");
+    scrape.assert_up();
     assert_eq!(status(&scrape, "m"), None, "{scrape:?}");
 }

@@ -15,7 +15,7 @@ mod support;
 #[cfg(feature = "tls")]
 mod tls;
 
-use support::server::{Ending, Request};
+use support::server::{Outcome, Request};
 use support::{Answer, Scrape, Server};
 
 const ENDPOINTS: [&str; 5] = ["/health", "/props", "/v1/models", "/metrics", "/slots"];
@@ -41,7 +41,7 @@ fn most_waiting(requests: &[Request]) -> usize {
     let mut changes = Vec::new();
     for request in requests {
         changes.push((request.at, 1));
-        if let Ending::Answered(end) | Ending::HungUp(end) = request.ending {
+        if let Outcome::Answered(end) | Outcome::Disconnected(end) = request.outcome {
             changes.push((end, -1));
         }
     }

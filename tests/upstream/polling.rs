@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::most_waiting;
 use crate::support::recordings::{self, MIDDLE, NEW, OLD, Stage};
-use crate::support::{Answer, Exporter, Server, eventually};
+use crate::support::{Answer, Exporter, Server, wait_until};
 
 #[test]
 fn each_endpoint_is_polled_once_an_interval() {
@@ -28,7 +28,7 @@ fn polls_longer_than_the_interval_do_not_overlap() {
     for path in ["/health", "/props", "/metrics", "/slots"] {
         server.answer(
             path,
-            server.script(path).delayed(Duration::from_millis(100)),
+            server.answer_of(path).delayed(Duration::from_millis(100)),
         );
     }
     let exporter = Exporter::watching(&server).start();
@@ -100,11 +100,7 @@ fn a_request_between_two_polls_makes_the_slots_read_once() {
     server.replay(NEW, Stage::After);
     let scrape = exporter.after_polls(3);
     assert_eq!(server.count("/slots"), before + 1);
-    assert_eq!(
-        scrape.value("llamacpp_context_size_tokens"),
-        Some(241.0),
-        "{scrape:?}"
-    );
+    scrape.assert_value("llamacpp_context_size_tokens", 241.0);
 }
 
 #[test]
@@ -142,8 +138,8 @@ fn the_requests_of_a_poll_share_a_connection() {
         "{connections} connections in {polls} polls: {requests:?}"
     );
     // A connection that is kept open holds one of the server's threads.
-    eventually("no connection is open between two polls", || {
-        server.open() == 0
+    wait_until("no connection is open between two polls", || {
+        server.open_connections() == 0
     });
 }
 
@@ -151,7 +147,7 @@ fn the_requests_of_a_poll_share_a_connection() {
 fn the_key_is_sent_with_every_request() {
     let server = Server::recorded(OLD, Stage::Busy);
     let exporter = Exporter::watching(&server)
-        .variable("LLAMACPP_API_KEY", "sk-secret")
+        .env("LLAMACPP_API_KEY", "sk-secret")
         .start();
     exporter.after_polls(2);
     for request in server.requests_to("/metrics") {
@@ -183,8 +179,8 @@ fn base_urls_with_the_same_host_and_port_have_distinct_labels() {
     let other = Server::recorded(OLD, Stage::Busy);
     let second = server.url() + "/b";
     let arguments = ["--base-url", &second, "--base-url", &other.url()];
-    let exporter = Exporter::of(&(server.url() + "/a"))
-        .arguments(&arguments)
+    let exporter = Exporter::with_url(&(server.url() + "/a"))
+        .args(&arguments)
         .start();
     // A series that stands twice fails every scrape.
     let scrape = exporter.until("all are up", |scrape| {

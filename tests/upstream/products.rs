@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::recordings::{self, MIDDLE, OLD, Stage};
-use crate::support::{Answer, Exporter, Server, all_at_once};
+use crate::support::{Answer, Exporter, Server, for_each, for_each_case};
 use crate::{ENDPOINTS, assert_down, json_case, kind};
 
 fn models_owned_by(owner: &str) -> Answer {
@@ -15,7 +15,7 @@ fn models_owned_by(owner: &str) -> Answer {
 fn product(models: Answer, elsewhere: Answer, others: &[(&str, Answer)]) -> Server {
     let server = Server::start();
     server.answer("/v1/models", models);
-    server.answer_elsewhere(elsewhere);
+    server.answer_other_paths(elsewhere);
     for (path, answer) in others {
         server.answer(path, answer.clone());
     }
@@ -192,7 +192,7 @@ fn other_products_are_down_and_named_in_one_log_line() {
     let cases = products()
         .into_iter()
         .map(|(name, server)| (name, (name, server)));
-    all_at_once(cases.collect(), |(name, server)| {
+    for_each_case(cases, |(name, server)| {
         let exporter = Exporter::watching(&server).start();
         let scrape = exporter.after_polls(3);
         assert_down(&scrape);
@@ -203,22 +203,12 @@ fn other_products_are_down_and_named_in_one_log_line() {
         );
         let lines = exporter.logged(&["the server is down", "reason=not_llama_cpp", name]);
         assert_eq!(lines.len(), 1, "{}", exporter.output());
-        assert_eq!(
-            exporter.logged(&["a request failed"]).len(),
-            0,
-            "{}",
-            exporter.output()
-        );
-        assert_eq!(
-            exporter.logged(&["is up"]).len(),
-            0,
-            "{}",
-            exporter.output()
-        );
+        exporter.assert_logged(0, &["a request failed"]);
+        exporter.assert_logged(0, &["is up"]);
         // A llama-server takes its place.
         let real = Server::recorded(MIDDLE, Stage::After);
         for endpoint in ENDPOINTS {
-            server.answer(endpoint, real.script(endpoint));
+            server.answer(endpoint, real.answer_of(endpoint));
         }
         exporter.until("up", |scrape| {
             scrape.value("llamacpp_generated_tokens_total") == Some(120.0)
@@ -248,13 +238,13 @@ fn an_identified_product_is_asked_for_its_models_alone() {
 fn one_answer_of_llama_cpp_makes_a_llama_server() {
     let own = Server::recorded(MIDDLE, Stage::Busy);
     let endpoints = ["/props", "/metrics", "/slots"];
-    all_at_once(endpoints.map(|path| (path, path)).into(), |path: &str| {
+    for_each(endpoints, |path: &str| {
         // A fork that calls itself something else.
         let not_found = Answer::new(404, "text/plain", "not found");
         let server = product(
             models_owned_by("a-fork"),
             not_found,
-            &[(path, own.script(path))],
+            &[(path, own.answer_of(path))],
         );
         let scrape = Exporter::watching(&server).start().after_polls(3);
         assert!(scrape.up(), "{path}: {scrape:?}");

@@ -2,7 +2,7 @@
 //! pass on a part of the endpoints only.
 
 use crate::support::recordings::{self, MIDDLE, NEW, Stage};
-use crate::support::{Answer, Exporter, Scrape, Server, all_at_once};
+use crate::support::{Answer, Exporter, Scrape, Server, for_each, for_each_case};
 use crate::{ENDPOINTS, assert_down, kind};
 
 /// An answer of `tests/cases`, head included.
@@ -70,17 +70,17 @@ fn assert_down_behind_every_proxy(kind_of_server: &str, server: &Server) {
     // Figures of past requests stand while a server is down.
     let exporter = Exporter::watching(server)
         .interval("10ms")
-        .arguments(&["--no-request-records"])
+        .args(&["--no-request-records"])
         .start();
     let states = |scrape: &Scrape| scrape.all("llamacpp_status").len();
     let is_back = |scrape: &Scrape| scrape.up() && kind(scrape) == Some(kind_of_server);
     let before = states(&exporter.until("up", is_back));
     for (name, page) in proxy_answers() {
-        server.cover(page);
+        server.answer_everything(page);
         assert_down(&exporter.until(&format!("down, {name}"), Scrape::down));
         // Not only at the first poll.
         assert_down(&exporter.after_polls(1));
-        server.uncover();
+        server.answer_by_script();
         // The first poll may have met the page at some endpoints.
         exporter.until(
             &format!("up again after {name}, with all of its models"),
@@ -118,12 +118,12 @@ fn a_llama_swap_that_dies_behind_a_proxy_is_down() {
 
 #[test]
 fn a_proxy_without_a_server_is_down() {
-    all_at_once(proxy_answers(), |page| {
+    for_each_case(proxy_answers(), |page| {
         let server = Server::start();
-        server.cover(page);
+        server.answer_everything(page);
         let exporter = Exporter::watching(&server).start();
         assert_down(&exporter.after_polls(2));
-        assert_eq!(exporter.logged(&["the server is down"]).len(), 1);
+        exporter.assert_logged(1, &["the server is down"]);
     });
 }
 
@@ -132,9 +132,9 @@ fn a_server_that_reloads_its_model_behind_a_proxy_is_up() {
     let server = Server::recorded(MIDDLE, Stage::After);
     let exporter = Exporter::watching(&server).start();
     exporter.until("up", Scrape::up);
-    server.cover(raw_case("01-proxy-502/nginx-502.http"));
+    server.answer_everything(raw_case("01-proxy-502/nginx-502.http"));
     assert_down(&exporter.after_polls(1));
-    server.cover(Answer::error(503, "Loading model"));
+    server.answer_everything(Answer::error(503, "Loading model"));
     exporter.until("loading", |scrape| scrape.status() == Some("loading"));
 }
 
@@ -147,7 +147,7 @@ fn health_answered_by_a_proxy_does_not_keep_a_dead_server_up() {
             Answer::new(521, "text/plain", "error code: 521"),
         ),
     ];
-    all_at_once(pages, |page: Answer| assert_down_behind(&page));
+    for_each_case(pages, |page: Answer| assert_down_behind(&page));
 }
 
 fn assert_down_behind(page: &Answer) {
@@ -167,17 +167,16 @@ fn assert_down_behind(page: &Answer) {
 
 #[test]
 fn one_endpoint_alone_decides_whether_a_server_is_up() {
-    let cases = ENDPOINTS.map(|endpoint| (endpoint, endpoint)).into();
-    all_at_once(cases, |endpoint: &str| {
+    for_each(ENDPOINTS, |endpoint: &str| {
         for elsewhere in [
             Answer::html(),
             Answer::new(404, "text/html", "not here"),
             Answer::new(403, "text/html", "forbidden"),
         ] {
             let server = Server::start();
-            let alone = Server::recorded(MIDDLE, Stage::Busy).script(endpoint);
+            let alone = Server::recorded(MIDDLE, Stage::Busy).answer_of(endpoint);
             server.answer(endpoint, alone);
-            server.answer_elsewhere(elsewhere.clone());
+            server.answer_other_paths(elsewhere.clone());
             let exporter = Exporter::watching(&server).start();
             let scrape = exporter.after_polls(2);
             assert!(scrape.up(), "{endpoint}: {scrape:?}");
@@ -222,40 +221,32 @@ fn answers_of_blocked_paths() -> Vec<(&'static str, Answer)> {
 
 #[test]
 fn behind_a_proxy_of_v1_alone_the_server_is_up_without_errors() {
-    all_at_once(answers_of_blocked_paths(), |page| {
+    for_each_case(answers_of_blocked_paths(), |page| {
         let server = Server::start();
         server.answer(
             "/v1/models",
             Answer::json(recordings::file(NEW, "models.json")),
         );
-        server.answer_elsewhere(page);
-        let exporter = Exporter::of(&format!("{}/v1", server.url())).start();
+        server.answer_other_paths(page);
+        let exporter = Exporter::with_url(&format!("{}/v1", server.url())).start();
         let scrape = exporter.after_polls(5);
-        assert!(scrape.up(), "{scrape:?}");
+        scrape.assert_up();
         assert_eq!(kind(&scrape), Some("llama-server"), "{scrape:?}");
-        assert_eq!(
-            scrape.value("llamacpp_model_size_bytes"),
-            Some(246_587_904.0)
-        );
+        scrape.assert_value("llamacpp_model_size_bytes", 246_587_904.0);
         assert_eq!(
             scrape.status(),
             None,
             "nothing tells what it does: {scrape:?}"
         );
-        assert_eq!(scrape.errors(), 0, "{scrape:?}");
+        scrape.assert_errors(0);
         let polls = scrape.polls() as usize;
         assert!(server.count("/v1/models") >= polls, "asked at each poll");
         // What a proxy has not passed on is asked for once, and one line tells of it.
         assert_eq!((server.count("/metrics"), server.count("/slots")), (1, 1));
-        assert_eq!(exporter.logged(&["only /v1/models is"]).len(), 1);
-        assert_eq!(
-            exporter.logged(&["failed"]).len(),
-            0,
-            "{}",
-            exporter.output()
-        );
+        exporter.assert_logged(1, &["only /v1/models is"]);
+        exporter.assert_logged(0, &["failed"]);
         // Its models are all that keeps it up.
-        server.without("/v1/models");
+        server.answer_404("/v1/models");
         assert_down(&exporter.after_polls(1));
         server.answer(
             "/v1/models",
@@ -265,7 +256,7 @@ fn behind_a_proxy_of_v1_alone_the_server_is_up_without_errors() {
         // The proxy is told to pass on the rest.
         let whole = Server::recorded(NEW, Stage::Busy);
         for endpoint in ENDPOINTS {
-            server.answer(endpoint, whole.script(endpoint));
+            server.answer(endpoint, whole.answer_of(endpoint));
         }
         let scrape = exporter.until("read whole", |scrape| scrape.status() == Some("running"));
         assert!(scrape.has("llamacpp_generated_tokens_total"), "{scrape:?}");
@@ -278,28 +269,27 @@ fn behind_a_proxy_of_v1_and_health_the_server_is_up_without_errors() {
     // A refusal may be the server's own there: it wants a key at /props.
     let pages = answers_of_blocked_paths()
         .into_iter()
-        .filter(|(name, _)| !["401", "403"].contains(name))
-        .collect();
-    all_at_once(pages, |page| {
+        .filter(|(name, _)| !["401", "403"].contains(name));
+    for_each_case(pages, |page| {
         let server = Server::start();
         server.answer(
             "/v1/models",
             Answer::json(recordings::file(NEW, "models.json")),
         );
         server.answer("/health", Answer::json(r#"{"status":"ok"}"#));
-        server.answer_elsewhere(page);
-        let exporter = Exporter::of(&format!("{}/v1", server.url())).start();
+        server.answer_other_paths(page);
+        let exporter = Exporter::with_url(&format!("{}/v1", server.url())).start();
         let scrape = exporter.after_polls(5);
-        assert!(scrape.up(), "{scrape:?}");
+        scrape.assert_up();
         assert_eq!(kind(&scrape), Some("llama-server"), "{scrape:?}");
-        assert_eq!(scrape.errors(), 0, "{scrape:?}");
+        scrape.assert_errors(0);
         assert_eq!((server.count("/metrics"), server.count("/slots")), (1, 1));
         let notes = exporter.logged(&["only /health and /v1/models are"]);
         assert_eq!(notes.len(), 1, "{}", exporter.output());
         // The proxy is told to pass on the rest.
         let whole = Server::recorded(NEW, Stage::Busy);
         for endpoint in ENDPOINTS {
-            server.answer(endpoint, whole.script(endpoint));
+            server.answer(endpoint, whole.answer_of(endpoint));
         }
         exporter.until("read whole", |scrape| scrape.status() == Some("running"));
     });
@@ -315,24 +305,24 @@ fn behind_a_proxy_of_v1_alone_a_router_is_up_without_models() {
         (refused, true),
     ] {
         let server = Server::start();
-        server.answer("/v1/models", router.script("/v1/models"));
-        server.answer_elsewhere(elsewhere);
+        server.answer("/v1/models", router.answer_of("/v1/models"));
+        server.answer_other_paths(elsewhere);
         if with_health {
-            server.answer("/health", router.script("/health"));
+            server.answer("/health", router.answer_of("/health"));
         }
-        let exporter = Exporter::of(&format!("{}/v1", server.url())).start();
+        let exporter = Exporter::with_url(&format!("{}/v1", server.url())).start();
         let scrape = exporter.after_polls(3);
-        assert!(scrape.up(), "{scrape:?}");
+        scrape.assert_up();
         assert_eq!(kind(&scrape), Some("router"), "{scrape:?}");
         // None of them is the server's one model.
-        assert!(!scrape.has("llamacpp_status"), "{scrape:?}");
-        assert!(!scrape.has("llamacpp_model_info"), "{scrape:?}");
+        scrape.assert_absent(&["llamacpp_status"]);
+        scrape.assert_absent(&["llamacpp_model_info"]);
         if !with_health {
-            assert_eq!(scrape.errors(), 0, "{scrape:?}");
+            scrape.assert_errors(0);
         }
-        assert_eq!(exporter.logged(&["a router answers"]).len(), 1);
+        exporter.assert_logged(1, &["a router answers"]);
         for path in ["/health", "/props", "/models", "/metrics"] {
-            server.answer(path, router.script(path));
+            server.answer(path, router.answer_of(path));
         }
         exporter.until("its models", |scrape| scrape.has("llamacpp_status"));
     }
@@ -367,16 +357,16 @@ fn a_401_of_a_proxy_is_told_from_one_of_the_server() {
             (by_server(), false, "me:pw@", "sk-right", "X-Api-Key"),
         ),
     ];
-    all_at_once(cases.into(), |(answer, with_health, user, key, said)| {
+    for_each_case(cases, |(answer, with_health, user, key, said)| {
         let server = Server::start();
-        server.answer_elsewhere(answer.clone());
+        server.answer_other_paths(answer.clone());
         if !with_health {
             server.answer("/health", Answer::json(r#"{"status":"ok"}"#));
         }
         let url = format!("http://{user}{}", server.authority());
-        let mut start = Exporter::of(&url);
+        let mut start = Exporter::with_url(&url);
         if !key.is_empty() {
-            start = start.variable("LLAMACPP_API_KEY", key);
+            start = start.env("LLAMACPP_API_KEY", key);
         }
         let exporter = start.start();
         let scrape = exporter.after_polls(2);

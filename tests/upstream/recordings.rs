@@ -27,12 +27,7 @@ fn replay(build: &str) -> [Scrape; 3] {
         exporter.after_polls(2)
     });
     for scrape in &scrapes {
-        assert_eq!(
-            scrape.errors(),
-            0,
-            "{build}: {scrape:?}\n{}",
-            exporter.output()
-        );
+        scrape.assert_errors(0);
     }
     for path in ["/props", "/v1/models", "/metrics", "/slots"] {
         assert!(server.count(path) > 0, "{path} of {build} was not read");
@@ -76,9 +71,9 @@ fn every_file_of_every_build_is_read() {
                     assert_shape(build, Stage::Idle, &idle);
                     assert_shape(build, Stage::Busy, &busy);
                     assert_shape(build, Stage::After, &after);
-                    assert_eq!(idle.status(), Some("idle"), "{build}: {idle:?}");
-                    assert_eq!(busy.status(), Some("running"), "{build}: {busy:?}");
-                    assert_eq!(after.status(), Some("idle"), "{build}: {after:?}");
+                    idle.assert_status("idle");
+                    busy.assert_status("running");
+                    after.assert_status("idle");
                     // One request: a prompt of 122 tokens, 120 generated.
                     assert_says(
                         build,
@@ -347,19 +342,11 @@ fn without_slots_what_is_in_flight_comes_from_the_decode_calls() {
     server.answer("/metrics", recorded_metrics(OLD, Stage::Busy));
     let busy = exporter.after_polls(2);
     // 1 × 2 since the last rest, less 0 ended, less one for the one request at work.
-    assert_eq!(
-        busy.value("llamacpp_generated_tokens_total"),
-        Some(1.0),
-        "{busy:?}"
-    );
+    busy.assert_value("llamacpp_generated_tokens_total", 1.0);
     server.answer("/metrics", recorded_metrics(OLD, Stage::After));
     let after = exporter.after_polls(2);
-    assert_eq!(
-        after.value("llamacpp_generated_tokens_total"),
-        Some(120.0),
-        "{after:?}"
-    );
-    assert_eq!(after.errors(), 0, "{after:?}");
+    after.assert_value("llamacpp_generated_tokens_total", 120.0);
+    after.assert_errors(0);
 }
 
 fn recorded_metrics(build: &str, stage: Stage) -> crate::support::Answer {

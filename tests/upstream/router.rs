@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::exporter::{program, run};
 use crate::support::recordings::{self, MIDDLE, NEW, OLD, Stage};
 use crate::support::server::Request;
-use crate::support::{Answer, Exporter, Scrape, Server, eventually};
+use crate::support::{Answer, Exporter, Scrape, Server, wait_until};
 use crate::{json_case, kind};
 
 /// What one model's server is asked for.
@@ -65,7 +65,7 @@ fn a_failing_model_is_logged_once() {
     server.answer(&broken, busy_answer("/slots"));
     exporter.wait_for_log(&["it answers again", "endpoint=/slots", "model=b"]);
     exporter.after_polls(3);
-    assert_eq!(exporter.logged(&["endpoint=/slots"]).len(), 2);
+    exporter.assert_logged(2, &["endpoint=/slots"]);
 }
 
 /// The state of one model.
@@ -89,7 +89,7 @@ fn slow_models_take_turns_and_have_no_status_in_between() {
     let mut seen = BTreeMap::new();
     let mut unseen = 0;
     let mut polls = 0;
-    eventually("each was asked in two polls", || {
+    wait_until("each was asked in two polls", || {
         let scrape = exporter.scrape();
         if scrape.polls() == polls {
             return false;
@@ -114,20 +114,20 @@ fn slow_models_take_turns_and_have_no_status_in_between() {
 fn unanswered_requests_do_not_exhaust_the_descriptors() {
     let server = busy_router(&[]);
     // The router itself is asked without a query; whatever model's server is asked says nothing.
-    server.answer("/props?", server.script("/props"));
+    server.answer("/props?", server.answer_of("/props"));
     server.answer("/props", Answer::never());
     let exporter = Exporter::watching(&server).timeout("50ms").start();
     let mut names = (0..).map(|number| format!("m{number}"));
-    eventually("150 requests are unanswered", || {
+    wait_until("150 requests are unanswered", || {
         let models: Vec<_> = names.by_ref().take(4).collect();
         let models: Vec<_> = models.iter().map(String::as_str).collect();
         server.answer("/models", loaded_models(&models));
         let polls = exporter.scrape().polls();
-        eventually("a poll", || exporter.scrape().polls() > polls);
+        wait_until("a poll", || exporter.scrape().polls() > polls);
         let unanswered = |request: &&Request| request.query.contains("model=");
         server.requests().iter().filter(unanswered).count() > 150
     });
-    let open = server.open();
+    let open = server.open_connections();
     // A hundred that wait, and what a poll uses.
     assert!((50..=105).contains(&open), "{open}");
     assert!(exporter.scrape().up());
@@ -144,9 +144,9 @@ fn a_llama_server_that_becomes_a_router_is_detected_again() {
     };
     exporter.until("a llama-server", is("llama-server"));
     for path in ["/health", "/props", "/models", "/v1/models", "/metrics"] {
-        server.answer(path, router.script(path));
+        server.answer(path, router.answer_of(path));
     }
-    server.without("/slots");
+    server.answer_404("/slots");
     let scrape = exporter.until("a router", is("router"));
     assert_eq!(scrape.all("llamacpp_up").len(), 1);
     server.answer_recorded(NEW, Stage::After);
@@ -170,7 +170,7 @@ fn a_downloaded_model_is_unloaded() {
         Some(1.0)
     );
     assert_eq!(is_in("other", "failed"), Some(1.0));
-    assert_eq!(scrape.errors(), 0, "{scrape:?}");
+    scrape.assert_errors(0);
 }
 
 #[test]
@@ -234,6 +234,6 @@ fn a_model_or_slot_listed_twice_is_one_series() {
     let exporter = Exporter::watching(&server).start();
     // A series that stands twice fails every scrape.
     let scrape = exporter.after_polls(3);
-    assert_eq!(scrape.status(), Some("idle"), "{scrape:?}");
+    scrape.assert_status("idle");
     assert_eq!(scrape.all("llamacpp_context_tokens").len(), 2, "{scrape:?}");
 }

@@ -1,7 +1,7 @@
 //! The `/stats` document: served by forks and adapters of llama.cpp, all of its fields optional.
 
 use crate::support::recordings::{MIDDLE, Stage};
-use crate::support::{Answer, Exporter, Scrape, Server, all_at_once};
+use crate::support::{Answer, Exporter, Scrape, Server, for_each, for_each_case};
 use serde_json::{Value, json};
 
 fn document() -> Value {
@@ -27,15 +27,15 @@ fn adapter(document: &Value) -> Server {
 fn shown(server: &Server) -> Scrape {
     let exporter = Exporter::watching(server).start();
     let scrape = exporter.after_polls(1);
-    assert_eq!(scrape.errors(), 0, "{scrape:?}\n{}", exporter.output());
+    scrape.assert_errors(0);
     scrape
 }
 
 #[test]
 fn a_server_that_has_only_stats_is_watched_by_them() {
     let scrape = shown(&adapter(&document()));
-    assert!(scrape.up(), "{scrape:?}");
-    assert_eq!(scrape.status(), Some("running"), "{scrape:?}");
+    scrape.assert_up();
+    scrape.assert_status("running");
     let model = &[("model", "ai/adapted")];
     for (metric, value) in [
         ("llamacpp_tokens_per_second", 42.5),
@@ -106,18 +106,14 @@ fn it_is_asked_below_the_base_url_and_below_its_v1() {
         ("/v1/", "/v1/stats", vec!["/v1/stats"]),
         ("/llm/v1", "/llm/v1/stats", vec!["/llm/v1/stats"]),
     ];
-    let cases = cases.map(|case| (case.1, case)).into();
-    all_at_once(cases, |(suffix, place, may): (&str, &str, Vec<&str>)| {
+    let cases = cases.map(|case| (case.1, case));
+    for_each_case(cases, |(suffix, place, may): (&str, &str, Vec<&str>)| {
         let server = Server::start();
         server.answer(place, Answer::json(document().to_string()));
-        let exporter = Exporter::of(&format!("{}{suffix}", server.url())).start();
+        let exporter = Exporter::with_url(&format!("{}{suffix}", server.url())).start();
         let scrape = exporter.after_polls(2);
-        assert_eq!(
-            scrape.value("llamacpp_batch_size"),
-            Some(16.0),
-            "{suffix}: {scrape:?}"
-        );
-        assert_eq!(scrape.errors(), 0, "{suffix}: {scrape:?}");
+        scrape.assert_value("llamacpp_batch_size", 16.0);
+        scrape.assert_errors(0);
         for request in server
             .requests()
             .iter()
@@ -158,7 +154,7 @@ fn where_it_is_not_it_is_asked_for_once_and_after_each_reconnect() {
             );
             server.stop();
             exporter.until("down", |scrape| scrape.down());
-            server.start_again();
+            server.restart();
             exporter.until("up again", Scrape::up);
         }
     }
@@ -178,15 +174,11 @@ fn it_may_appear_with_a_reconnect() {
     server.stop();
     exporter.until("down", |scrape| scrape.down());
     server.answer("/stats", Answer::json(document().to_string()));
-    server.start_again();
+    server.restart();
     exporter.until("up again", Scrape::up);
     let before = server.count("/stats");
     let scrape = exporter.after_polls(3);
-    assert_eq!(
-        scrape.value("llamacpp_batch_size"),
-        Some(16.0),
-        "{scrape:?}"
-    );
+    scrape.assert_value("llamacpp_batch_size", 16.0);
     assert!(
         server.count("/stats") >= before + 3,
         "where it is, it is polled"
@@ -209,9 +201,9 @@ fn beside_a_llama_server_its_own_endpoints_come_first() {
         // Nothing ran in the interval, so the llama-server does not tell.
         ("llamacpp_batch_size", 16.0),
     ] {
-        assert_eq!(scrape.value(metric), Some(value), "{metric} in\n{scrape:?}");
+        scrape.assert_value(metric, value);
     }
-    assert_eq!(scrape.status(), Some("idle"), "{scrape:?}");
+    scrape.assert_status("idle");
     // There is one model, whatever the document calls it.
     let model = "/models/gemma-3-270m-it-Q4_K_M.gguf";
     for sample in scrape
@@ -258,11 +250,7 @@ fn every_part_of_it_may_be_missing() {
 #[test]
 fn what_it_does_not_tell_is_absent() {
     let scrape = shown(&adapter(&json!({"performance": {"tokens_per_second": 7}})));
-    assert_eq!(
-        scrape.value("llamacpp_tokens_per_second"),
-        Some(7.0),
-        "{scrape:?}"
-    );
+    scrape.assert_value("llamacpp_tokens_per_second", 7.0);
     for absent in [
         "llamacpp_batch_size",
         "llamacpp_batch_latency_seconds",
@@ -304,7 +292,7 @@ fn a_field_of_the_wrong_type_is_unknown_and_the_others_are_not() {
             Some(1500.0),
             "{wrong}:\n{scrape:?}"
         );
-        assert_eq!(scrape.status(), Some("running"), "{wrong}:\n{scrape:?}");
+        scrape.assert_status("running");
     }
 }
 
@@ -319,7 +307,7 @@ const NOT_THE_DOCUMENT: [&str; 6] = [
 
 #[test]
 fn a_server_that_answers_anything_to_everything_has_no_stats() {
-    all_at_once(NOT_THE_DOCUMENT.map(|body| (body, body)).into(), |body| {
+    for_each(NOT_THE_DOCUMENT, |body| {
         let server = Server::recorded(MIDDLE, Stage::After);
         server
             .answer("/stats", Answer::json(body))
@@ -327,32 +315,24 @@ fn a_server_that_answers_anything_to_everything_has_no_stats() {
         let exporter = Exporter::watching(&server).start();
         let scrape = exporter.after_polls(3);
         // Having no such document is no failure, however a server says so.
-        assert_eq!(scrape.errors(), 0, "{body}:\n{scrape:?}");
+        scrape.assert_errors(0);
         assert_eq!(
             (server.count("/stats"), server.count("/v1/stats")),
             (1, 1),
             "{body}"
         );
-        assert_eq!(
-            scrape.value("llamacpp_generated_tokens_total"),
-            Some(120.0),
-            "{scrape:?}"
-        );
+        scrape.assert_value("llamacpp_generated_tokens_total", 120.0);
     });
 }
 
 #[test]
 fn a_document_that_is_one_no_longer_is_a_parse_error() {
-    all_at_once(NOT_THE_DOCUMENT.map(|body| (body, body)).into(), |body| {
+    for_each(NOT_THE_DOCUMENT, |body| {
         let server = Server::recorded(MIDDLE, Stage::After);
         server.answer("/stats", Answer::json(document().to_string()));
         let exporter = Exporter::watching(&server).start();
         let scrape = exporter.after_polls(1);
-        assert_eq!(
-            scrape.value("llamacpp_batch_size"),
-            Some(16.0),
-            "{scrape:?}"
-        );
+        scrape.assert_value("llamacpp_batch_size", 16.0);
 
         server.answer("/stats", Answer::json(body));
         let scrape = exporter.after_polls(2);
@@ -360,24 +340,13 @@ fn a_document_that_is_one_no_longer_is_a_parse_error() {
             scrape.errors_of("/stats").into_keys().collect::<Vec<_>>(),
             ["parse"]
         );
-        assert_eq!(
-            exporter.logged(&["endpoint=/stats", "reason=parse"]).len(),
-            1
-        );
-        assert!(!scrape.has("llamacpp_batch_size"), "{scrape:?}");
-        assert_eq!(
-            scrape.value("llamacpp_generated_tokens_total"),
-            Some(120.0),
-            "{scrape:?}"
-        );
+        exporter.assert_logged(1, &["endpoint=/stats", "reason=parse"]);
+        scrape.assert_absent(&["llamacpp_batch_size"]);
+        scrape.assert_value("llamacpp_generated_tokens_total", 120.0);
 
         server.answer("/stats", Answer::json(document().to_string()));
         let scrape = exporter.after_polls(1);
-        assert_eq!(
-            scrape.value("llamacpp_batch_size"),
-            Some(16.0),
-            "{scrape:?}"
-        );
+        scrape.assert_value("llamacpp_batch_size", 16.0);
     });
 }
 
@@ -393,7 +362,7 @@ fn numbers_that_cannot_be_are_left_out() {
             "system": {"threads": wrong, "status": "idle"},
         });
         let scrape = shown(&adapter(&document));
-        assert_eq!(scrape.status(), Some("idle"), "{scrape:?}");
+        scrape.assert_status("idle");
         for sample in &scrape.samples {
             let of_the_exporter = [
                 "llamacpp_up",
@@ -439,12 +408,8 @@ fn when_it_fails_its_values_are_gone() {
         scrape.errors_of("/stats").contains_key("status"),
         "{scrape:?}"
     );
-    assert!(!scrape.has("llamacpp_tokens_per_second"), "{scrape:?}");
+    scrape.assert_absent(&["llamacpp_tokens_per_second"]);
     server.answer("/stats", Answer::json(document().to_string()));
     let scrape = exporter.after_polls(1);
-    assert_eq!(
-        scrape.value("llamacpp_tokens_per_second"),
-        Some(42.5),
-        "{scrape:?}"
-    );
+    scrape.assert_value("llamacpp_tokens_per_second", 42.5);
 }

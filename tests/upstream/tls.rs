@@ -107,9 +107,9 @@ fn watched(config: ServerConfig, ca: Option<&Authority>) -> (Scrape, Exporter) {
 fn watched_with(config: ServerConfig, ca: Option<&str>) -> (Scrape, Exporter) {
     let server = Server::recorded(NEW, Stage::Busy);
     let address = in_front_of(&server, config);
-    let mut start = Exporter::of(&format!("https://{address}"));
+    let mut start = Exporter::with_url(&format!("https://{address}"));
     if let Some(ca) = ca {
-        start = start.arguments(&["--ca-file", ca]);
+        start = start.args(&["--ca-file", ca]);
     }
     let exporter = start.start();
     (exporter.after_polls(3), exporter)
@@ -140,10 +140,10 @@ fn assert_not_trusted((scrape, exporter): (Scrape, Exporter), why: &str) {
 fn a_server_whose_authority_is_given_is_read() {
     let authority = Authority::new();
     let (scrape, _exporter) = watched(authority.certify("127.0.0.1", 2100), Some(&authority));
-    assert!(scrape.up(), "{scrape:?}");
-    assert_eq!(scrape.status(), Some("running"), "{scrape:?}");
-    assert_eq!(scrape.value("llamacpp_slots_busy"), Some(1.0), "{scrape:?}");
-    assert_eq!(scrape.errors(), 0, "{scrape:?}");
+    scrape.assert_up();
+    scrape.assert_status("running");
+    scrape.assert_value("llamacpp_slots_busy", 1.0);
+    scrape.assert_errors(0);
 }
 
 #[test]
@@ -211,14 +211,14 @@ fn a_servers_own_certificate_is_trusted_where_it_is_given() {
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let config = || serving(certificate.der().clone(), key.clone_key());
     let (scrape, _exporter) = watched_with(config(), file.path().to_str());
-    assert!(scrape.up(), "{scrape:?}");
+    scrape.assert_up();
     assert_not_trusted(watched_with(config(), None), "--ca-file");
 }
 
 #[test]
 fn a_server_that_does_not_speak_tls_is_an_error_of_the_connection() {
     let server = Server::recorded(NEW, Stage::Busy);
-    let exporter = Exporter::of(&format!("https://{}", server.authority())).start();
+    let exporter = Exporter::with_url(&format!("https://{}", server.authority())).start();
     // What a plain server makes of a greeting in TLS is nothing.
     let scrape = exporter.until("an error", |scrape| scrape.errors() > 0);
     assert!(scrape.down(), "{scrape:?}");
@@ -236,7 +236,7 @@ fn tls_asked_of_a_server_that_answers_in_plain_http_is_told() {
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
         }
     });
-    let exporter = Exporter::of(&format!("https://{address}")).start();
+    let exporter = Exporter::with_url(&format!("https://{address}")).start();
     exporter.wait_for_log(&["the server is down", "speaks no TLS: use http://"]);
 }
 
@@ -244,13 +244,13 @@ fn tls_asked_of_a_server_that_answers_in_plain_http_is_told() {
 fn plain_http_asked_of_a_server_that_speaks_tls_is_told() {
     let server = Server::recorded(NEW, Stage::Busy);
     let address = in_front_of(&server, Authority::new().certify("127.0.0.1", 2100));
-    let exporter = Exporter::of(&format!("http://{address}")).start();
+    let exporter = Exporter::with_url(&format!("http://{address}")).start();
     exporter.wait_for_log(&["the server is down", "use https://"]);
 
     // nginx's page.
     let server = Server::start();
     let page = "<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>";
-    server.answer_elsewhere(Answer::new(400, "text/html", page));
+    server.answer_other_paths(Answer::new(400, "text/html", page));
     let exporter = Exporter::watching(&server).start();
     exporter.wait_for_log(&["the server is down", "speaks TLS: use https://"]);
 }
