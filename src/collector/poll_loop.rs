@@ -38,10 +38,10 @@ fn run<C: Clock>(
 ) {
     let mut schedule = Schedule::new(interval, clock.now());
     loop {
-        let (snapshot, next_look) = poll(clock);
+        let (snapshot, extra_poll_at) = poll(clock);
         server.cell.publish(Arc::new(snapshot));
         server.watchdog.reset(clock.now(), interval, limit);
-        if !clock.sleep(schedule.pause(clock.now(), next_look)) {
+        if !clock.sleep(schedule.pause(clock.now(), extra_poll_at)) {
             return;
         }
     }

@@ -18,7 +18,7 @@ use crate::readings::ModelReading;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Cell, Failed, Model, Polls, Reason, Snapshot};
 use crate::upstream::advice::Advice;
-use crate::upstream::detection::Upstream;
+use crate::upstream::detection::DetectedServer;
 use crate::upstream::http::exchange::Exchange;
 use crate::upstream::reading::{FailedRequest, Reading};
 
@@ -31,7 +31,7 @@ pub struct Poller {
     /// How long one poll may take.
     limit: Duration,
     exchange: Exchange,
-    upstream: Upstream,
+    upstream: DetectedServer,
     /// What is remembered of each model, by name and mode.
     models: BTreeMap<(String, Option<String>), ModelTracker>,
     machine: Machine,
@@ -53,7 +53,7 @@ impl Poller {
             interval: settings.interval,
             limit: schedule::poll_limit(settings.interval, settings.timeout),
             exchange: Exchange::new(base, settings)?,
-            upstream: Upstream::new(base, settings),
+            upstream: DetectedServer::new(base, settings),
             models: BTreeMap::new(),
             machine: Machine::new(base, settings),
             requests: RequestSources::new(base, settings),
@@ -83,11 +83,11 @@ impl Poller {
         let started = clock.now();
         let mut reading = Reading::default();
         if let Some(timeout) = self.idle_timeout.take() {
-            self.upstream.may_sleep_after(timeout);
+            self.upstream.set_idle_timeout(timeout);
         }
         let deadline = bounds::deadline(started, self.limit);
         self.exchange.begin_poll(deadline);
-        self.upstream.read(&mut self.exchange, &mut reading);
+        self.upstream.poll(&mut self.exchange, &mut reading);
         reading.keep_first_of_each();
         self.requests
             .read_records(&mut self.upstream, &mut self.exchange);
@@ -111,7 +111,7 @@ impl Poller {
         let snapshot = Snapshot {
             server: self.server.clone(),
             up: Some(up),
-            info: reading.info.clone(),
+            info: reading.server_info(),
             models,
             requests: self.requests.figures(),
             log_lines_rejected: self.requests.log_lines_rejected(),
@@ -121,7 +121,7 @@ impl Poller {
             notes: reading
                 .notes
                 .iter()
-                .chain(reading.left_out.then_some(&LEFT_OUT))
+                .chain(reading.is_truncated.then_some(&LEFT_OUT))
                 .map(|note| (*note).to_owned())
                 .chain(self.machine.notes())
                 .chain((!up).then(|| Advice::on(&self.base, &reading).text))
@@ -223,7 +223,7 @@ impl Poller {
         let (interval, limit) = (self.interval, self.limit);
         poll_loop::start(server, interval, limit, move |clock| {
             let snapshot = self.poll(clock);
-            (snapshot, self.upstream.next_look())
+            (snapshot, self.upstream.extra_poll_at())
         })
     }
 }

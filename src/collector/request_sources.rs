@@ -13,9 +13,10 @@ use crate::requests::records::Records;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Cell, Model, ModelRequests, Reason, Snapshot};
 use crate::upstream::completion::CompletionClient;
-use crate::upstream::detection::Upstream;
+use crate::upstream::detection::DetectedServer;
 use crate::upstream::http::exchange::Exchange;
 use crate::upstream::reading::Reading;
+use crate::upstream::{LogSource, ServerKind};
 
 const LOG_UNUSED: &str =
     "--log-file has no effect here: only the logs of llama-server and its router are understood";
@@ -60,6 +61,7 @@ impl RequestSources {
         if let Some(interval) = settings.probe_interval {
             let completions = CompletionClient::new(base, settings)?;
             let prober = Prober {
+                may_probe: |snapshot| kind(snapshot).is_some_and(ServerKind::may_be_probed),
                 send: move |snapshot: &Snapshot, model: &Model| {
                     send_probe(&completions, snapshot, model)
                 },
@@ -75,7 +77,7 @@ impl RequestSources {
     }
 
     /// Counts the requests that the server has records of.
-    pub fn read_records(&mut self, upstream: &mut Upstream, exchange: &mut Exchange) {
+    pub fn read_records(&mut self, upstream: &mut DetectedServer, exchange: &mut Exchange) {
         if let Some(records) = &mut self.records {
             let requests = &self.requests;
             upstream.read_records(exchange, &mut |response, label| {
@@ -104,8 +106,8 @@ impl RequestSources {
                 model.kv_cache_ratio = cells.map(|cells| (used / cells).min(1.0));
             }
         }
-        let kind = reading.info.as_ref().map(|info| info.kind);
-        if self.has_log && matches!(kind, Some("model-runner" | "llama-swap")) {
+        let has_source = |kind: ServerKind| kind.log_source().is_some();
+        if self.has_log && !reading.kind.is_none_or(has_source) {
             reading.notes.push(LOG_UNUSED);
         }
         reading.notes.extend(self.log.notes(now));
@@ -122,17 +124,18 @@ impl RequestSources {
     }
 }
 
+fn kind(snapshot: &Snapshot) -> Option<ServerKind> {
+    ServerKind::from_label(snapshot.info.as_ref()?.kind)
+}
+
 /// Sends one completion to a model; `None` if it is no longer loaded.
 fn send_probe(
     completions: &CompletionClient,
     snapshot: &Snapshot,
     model: &Model,
 ) -> Result<Option<Completion>, Reason> {
-    let is_router = snapshot
-        .info
-        .as_ref()
-        .is_some_and(|info| info.kind == "router");
-    let completed = completions.one_token(is_router.then_some(&model.name));
+    let has_many = kind(snapshot).is_some_and(ServerKind::holds_many_models);
+    let completed = completions.one_token(has_many.then_some(&model.name));
     let completed = completed.map_err(|failure| {
         own_log::debug(
             "a probe got no token",
@@ -153,10 +156,10 @@ fn send_probe(
 
 /// What a poll found of each model, as far as the log is concerned.
 fn polled_models(reading: &Reading) -> Vec<PolledModel<'_>> {
-    let kind = reading.info.as_ref().map_or("", |info| info.kind);
+    let source = reading.kind.and_then(ServerKind::log_source);
     let polled = reading.models.iter().map(|model| PolledModel {
         model: &model.name,
-        writer: log_writer(kind, model),
+        writer: log_writer(source, model),
         slots: slots(model),
         counters: &model.counters,
     });
@@ -173,15 +176,17 @@ fn slots(model: &ModelReading) -> Option<u64> {
 }
 
 /// Which process writes the log lines about this model.
-fn log_writer(kind: &str, model: &ModelReading) -> Option<LogWriter> {
-    match kind {
+fn log_writer(source: Option<LogSource>, model: &ModelReading) -> Option<LogWriter> {
+    match source? {
         // While it loads, its name may still be that of the model before.
-        "llama-server" if !matches!(model.state, ModelState::Loading | ModelState::Waking) => {
+        LogSource::OneModel if !matches!(model.state, ModelState::Loading | ModelState::Waking) => {
             Some(LogWriter::Server)
         }
         // A model that is not loaded has the port of its last child, or 0: by now that may be
         // another model's.
-        "router" if !matches!(model.state, ModelState::Reported(_) | ModelState::Unknown) => {
+        LogSource::ChildPorts
+            if !matches!(model.state, ModelState::Reported(_) | ModelState::Unknown) =>
+        {
             let arguments = model.process.arguments.as_deref().unwrap_or_default();
             let mut arguments = arguments.iter().skip_while(|name| *name != "--port");
             let port = arguments.nth(1)?.parse().ok()?;
@@ -207,7 +212,7 @@ mod tests {
                 ..ModelReading::default()
             };
             model.process.arguments = Some(arguments.map(str::to_owned).to_vec());
-            log_writer("router", &model)
+            log_writer(Some(LogSource::ChildPorts), &model)
         };
         for state in [
             ModelState::Loading,
@@ -227,6 +232,6 @@ mod tests {
             state: ModelState::Loading,
             ..ModelReading::default()
         };
-        assert_eq!(log_writer("llama-server", &single), None);
+        assert_eq!(log_writer(Some(LogSource::OneModel), &single), None);
     }
 }

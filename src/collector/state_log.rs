@@ -59,7 +59,7 @@ impl StateLog {
                 log::info(note, &[("server", server)]);
             }
         }
-        if reading.left_out && !self.left_out {
+        if reading.is_truncated && !self.left_out {
             self.left_out = true;
             log::warn(LEFT_OUT, &[("server", server)]);
         }

@@ -39,6 +39,17 @@ pub struct ModelReading {
     pub stats: Option<Stats>,
 }
 
+impl ModelReading {
+    /// A model of which only the state is known.
+    pub fn new(name: &str, state: ModelState) -> ModelReading {
+        ModelReading {
+            name: name.to_owned(),
+            state,
+            ..ModelReading::default()
+        }
+    }
+}
+
 /// What does not change while a model is loaded.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelFacts {

@@ -49,6 +49,8 @@ pub struct Completion {
 
 /// Probes the models of one base URL.
 pub struct Prober<S> {
+    /// Whether a request to a loaded model of this kind of server loads no other.
+    pub may_probe: fn(&Snapshot) -> bool,
     /// Sends one completion to a model of a snapshot; `None` if it is no longer loaded.
     pub send: S,
     /// Where the probes are counted.
@@ -92,8 +94,11 @@ where
     /// unloaded meanwhile, or does not answer, is not probed any sooner for it.
     fn probe_all(&self, snapshot: &Snapshot, traffic: &mut Traffic) -> bool {
         let mut any = false;
+        if !(self.may_probe)(snapshot) {
+            return any;
+        }
         for model in &snapshot.models {
-            if !traffic.may_probe(snapshot, model) {
+            if !traffic.may_probe(model) {
                 continue;
             }
             any = true;
@@ -171,12 +176,9 @@ impl Traffic {
     }
 
     /// Whether a model may be probed now.
-    fn may_probe(&self, snapshot: &Snapshot, model: &Model) -> bool {
-        let kind = snapshot.info.as_ref().map(|info| info.kind);
+    fn may_probe(&self, model: &Model) -> bool {
         let since = self.probed.get(&model.name);
-        // With other servers a request may load a model.
-        matches!(kind, Some("llama-server" | "router"))
-            && matches!(model.status, Some(ModelStatus::Idle | ModelStatus::Running))
+        matches!(model.status, Some(ModelStatus::Idle | ModelStatus::Running))
             && since.is_none_or(|since| since.has_traffic)
     }
 
@@ -233,7 +235,6 @@ impl SinceProbe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::ServerInfo;
 
     const COMPLETION: Completion = Completion {
         first_token: Duration::from_millis(80),
@@ -244,10 +245,6 @@ mod tests {
     fn snapshot(poll: u64, status: ModelStatus, tokens: Option<f64>) -> Snapshot {
         let mut snapshot = Snapshot {
             up: Some(true),
-            info: Some(ServerInfo {
-                kind: "llama-server",
-                version: None,
-            }),
             models: vec![Model {
                 name: "m".to_owned(),
                 status: Some(status),
@@ -262,7 +259,7 @@ mod tests {
 
     fn may(traffic: &mut Traffic, snapshot: &Snapshot) -> bool {
         traffic.update(snapshot);
-        traffic.may_probe(snapshot, &snapshot.models[0])
+        traffic.may_probe(&snapshot.models[0])
     }
 
     #[test]
@@ -275,9 +272,6 @@ mod tests {
                 "{status:?}"
             );
         }
-        let mut runner = snapshot(1, ModelStatus::Idle, None);
-        runner.info = None;
-        assert!(!may(&mut Traffic::default(), &runner));
     }
 
     #[test]

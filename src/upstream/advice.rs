@@ -120,7 +120,7 @@ fn is_no_http(detail: &str) -> bool {
 mod tests {
     use super::*;
     use crate::upstream::http::client::RequestError;
-    use crate::upstream::identification::Product;
+    use crate::upstream::products::Product;
     use crate::upstream::reading::{FailedRequest, Target};
 
     fn on(base: &str, failures: Vec<RequestError>) -> Advice {
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn another_product_is_told_before_anything_else() {
         let reading = Reading {
-            product: Product::of_root("Ollama is running"),
+            product: Product::of_root_page("Ollama is running"),
             ..Reading::default()
         };
         let advice = Advice::on(&"http://h:11434".parse().unwrap(), &reading);

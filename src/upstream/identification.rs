@@ -1,150 +1,20 @@
-//! Telling a llama-server from other servers by what they answer in one poll.
+//! Tells a llama-server from other servers by what they answer in one poll.
 //!
-//! An answer that only llama.cpp and its forks give is enough to be taken for a llama-server.
-//! Others give some of its answers too (`{"status":"ok"}` at `/health` is common); those count
-//! unless `/v1/models` shows that another product answers.
+//! One answer that only llama.cpp and its forks give is enough. Answers that others give too
+//! (`{"status":"ok"}` at `/health` is common) are enough unless `/v1/models` shows another product.
+//! A proxy may pass on some paths only; what it answers on the others says nothing of the server.
 
+use crate::snapshot::Reason;
 use crate::upstream::api::{Health, ModelEntry, Props};
 use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome};
-use crate::upstream::telemetry::ServerUrl;
+use crate::upstream::products::Product;
+use crate::upstream::server_url::ServerUrl;
 
 /// `GET /v1/models`.
-pub const MODELS: Endpoint = Endpoint {
-    path: "/v1/models",
-    limit: 4 << 20,
-};
-
-/// A server that is no llama.cpp, as far as it can be told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Product {
-    /// What it seems to be.
-    pub name: String,
-    /// What to watch in its place.
-    pub advice: &'static str,
-    /// Whether it is certain that nothing at its address can be watched.
-    pub is_certain: bool,
-}
-
-const NOTHING_TO_WATCH: &str = "it runs no llama-server, so there is nothing here to watch";
-
-/// Ollama, which is also known by what it answers at its root.
-const OLLAMA: (&str, &str) = (
-    "Ollama",
-    "give the address of a llama-server that it runs, http://127.0.0.1:PORT: its port stands on its \
-     command line (ps -o args -C llama-server)",
-);
-const LM_STUDIO: (&str, &str) = ("LM Studio", NOTHING_TO_WATCH);
-
-/// Products by the `owned_by` of their models, each read off its source or documentation.
-const OWNERS: [(&str, (&str, &str)); 10] = [
-    ("library", OLLAMA),
-    ("organization_owner", LM_STUDIO),
-    (
-        "vllm",
-        (
-            "vLLM",
-            "it has a /metrics of its own, which Prometheus can scrape",
-        ),
-    ),
-    (
-        "sglang",
-        (
-            "SGLang",
-            "it has a /metrics of its own, which Prometheus can scrape",
-        ),
-    ),
-    (
-        "lemonade",
-        (
-            "Lemonade",
-            "give the address of a llama-server that it runs: its /v1/health names them (backend_url)",
-        ),
-    ),
-    (
-        "openai",
-        (
-            "LiteLLM or another gateway",
-            "give the address of a llama-server behind it",
-        ),
-    ),
-    ("koboldcpp", ("KoboldCpp", NOTHING_TO_WATCH)),
-    ("me", ("llama-cpp-python", NOTHING_TO_WATCH)),
-    (
-        "user",
-        (
-            "Jan, text-generation-webui or another server",
-            "give the address of a llama-server that it runs, if it runs one: its port stands on its \
-             command line (ps -o args -C llama-server)",
-        ),
-    ),
-    ("tabbyAPI", ("TabbyAPI", NOTHING_TO_WATCH)),
-];
-
-/// Servers that can be watched, where no more of them answers than their models: a proxy may pass
-/// on no more, or they answer the rest a moment later.
-const WATCHED_OWNERS: [(&str, (&str, &str)); 2] = [
-    (
-        "llama-swap",
-        (
-            "llama-swap behind a proxy",
-            "have the proxy pass on /running too",
-        ),
-    ),
-    (
-        "docker",
-        (
-            "Docker Model Runner behind a proxy",
-            "have the proxy pass on /engines, /models and /metrics too",
-        ),
-    ),
-];
+const MODELS: Endpoint = Endpoint::new("/v1/models", 4 << 20);
 
 /// The `owned_by` of llama.cpp, and of forks that spell it as the project does.
-const OWN: [&str; 2] = ["llamacpp", "llama.cpp"];
-
-impl Product {
-    fn known((name, advice): (&str, &'static str)) -> Product {
-        Product {
-            name: name.to_owned(),
-            advice,
-            is_certain: true,
-        }
-    }
-
-    /// The product whose models are owned by `owner`.
-    fn of_owner(owner: Option<&str>) -> Product {
-        let is_owner = |(name, _): &&(&str, _)| Some(*name) == owner;
-        if let Some((_, product)) = OWNERS.iter().find(is_owner) {
-            return Product::known(*product);
-        }
-        if let Some((_, product)) = WATCHED_OWNERS.iter().find(is_owner) {
-            return Product {
-                is_certain: false,
-                ..Product::known(*product)
-            };
-        }
-        Product {
-            name: match owner {
-                Some(owner) => format!("an OpenAI-compatible server (owned_by {owner:?})"),
-                None => "an OpenAI-compatible server".to_owned(),
-            },
-            advice: "give the address of a llama-server",
-            is_certain: false,
-        }
-    }
-
-    /// The product that answers `text` at its root.
-    pub fn of_root(text: &str) -> Option<Product> {
-        let known = if text.contains("Ollama is running") {
-            OLLAMA
-        } else if text.contains("Unexpected endpoint or method") {
-            LM_STUDIO
-        } else {
-            return None;
-        };
-        Some(Product::known(known))
-    }
-}
+const LLAMA_CPP_OWNERS: [&str; 2] = ["llamacpp", "llama.cpp"];
 
 /// What `/v1/models` lists, as far as it is used.
 #[derive(Debug, Default)]
@@ -152,25 +22,24 @@ pub struct ModelList {
     /// The first model, llama.cpp's own before another's.
     pub first: Option<ModelEntry>,
     /// Whether a model is llama.cpp's own.
-    pub is_own: bool,
+    pub is_llama_cpp: bool,
     /// Whether it is the list of a router.
     pub is_router: bool,
-    /// Whose models they are, where they are another's.
+    /// The product whose models are listed, if it is another.
     pub product: Option<Product>,
 }
 
 impl ModelList {
-    fn take(&mut self, entry: ModelEntry) {
-        if entry.is_own() {
+    fn push(&mut self, entry: ModelEntry) {
+        if entry.is_llama_cpp() {
             self.is_router |= entry.status.is_some();
-            if !self.is_own {
+            if !self.is_llama_cpp {
                 self.first = Some(entry);
             }
-            self.is_own = true;
+            self.is_llama_cpp = true;
             return;
         }
-        let is_certain = |product: &Product| product.is_certain;
-        if !self.product.as_ref().is_some_and(is_certain) {
+        if !self.product.as_ref().is_some_and(|known| known.is_certain) {
             let product = Product::of_owner(entry.owned_by.as_deref());
             if product.is_certain || self.product.is_none() {
                 self.product = Some(product);
@@ -181,86 +50,166 @@ impl ModelList {
 }
 
 impl ModelEntry {
-    /// Whether llama.cpp lists it: by its own word, or by the facts that only llama.cpp tells.
-    fn is_own(&self) -> bool {
+    /// Whether llama.cpp lists it: by its owner, or by facts that only llama.cpp gives.
+    fn is_llama_cpp(&self) -> bool {
         let owner = self.owned_by.as_deref();
-        let has_facts = self
-            .meta
-            .as_ref()
-            .is_some_and(|meta| meta.n_params.is_some() || meta.size.is_some());
-        owner.is_some_and(|owner| OWN.contains(&owner)) || has_facts
+        let meta = self.meta.as_ref();
+        owner.is_some_and(|owner| LLAMA_CPP_OWNERS.contains(&owner))
+            || meta.is_some_and(|meta| meta.n_params.is_some() || meta.size.is_some())
     }
 }
 
-/// Asks for `/v1/models` at `place`.
-pub fn ask_models(exchange: &mut Exchange, place: &ServerUrl) -> RequestOutcome<ModelList> {
-    exchange.get(MODELS, &place.url(MODELS), |answer| {
+/// Reads `/v1/models`.
+pub fn read_models(exchange: &mut Exchange, url: &ServerUrl) -> RequestOutcome<ModelList> {
+    exchange.get(MODELS, &url.of(MODELS), |answer| {
         let mut list = ModelList::default();
-        answer.each_in("data", |entry| list.take(entry))?;
+        answer.each_in("data", |entry| list.push(entry))?;
         Ok(list)
     })
 }
 
-/// Who answers, by the answers of one poll.
+/// Paths that a proxy passes on to the server, where those are not all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PassedOn {
+    /// `/v1/models` of all that is read.
+    V1,
+    /// `/v1/models` and `/health`, and perhaps `/metrics` and `/slots`.
+    V1AndHealth,
+}
+
+impl PassedOn {
+    /// What to do about it, for people.
+    pub fn note(self) -> &'static str {
+        match self {
+            PassedOn::V1 => {
+                "neither /health nor /props is passed on to the server, only /v1/models is: have \
+                 the proxy pass on /health, /props, /metrics and /slots to see more"
+            }
+            PassedOn::V1AndHealth => {
+                "/props is not passed on to the server, only /health and /v1/models are: have the \
+                 proxy pass on /props, /metrics and /slots to see more"
+            }
+        }
+    }
+}
+
+/// What the answers of one poll show of who gave them.
 #[derive(Debug, Default)]
 pub struct Evidence {
-    /// Something answered as only llama.cpp and its forks do.
-    is_own: bool,
-    /// Something answered as llama.cpp does, and others do too.
+    health: Option<RequestOutcome<()>>,
+    props: Option<RequestOutcome<()>>,
+    /// An answer that only llama.cpp and its forks give.
+    is_llama_cpp: bool,
+    /// An answer that llama.cpp gives, and others do too.
     is_likely: bool,
-    /// `/props` is a document of another kind: `{"status":"ok"}` is answered to anything.
-    is_doubtful: bool,
-    /// `/v1/models` shows that it is this.
+    /// Whether that was enough without `/v1/models`.
+    was_enough: bool,
+    /// `/v1/models` lists llama.cpp's own.
+    lists_own_models: bool,
+    /// The product whose models `/v1/models` lists.
     product: Option<Product>,
 }
 
 impl Evidence {
-    /// Takes that something answered as only llama.cpp does.
-    pub fn saw_own(&mut self, is_own: bool) {
-        self.is_own |= is_own;
-    }
-
-    /// Takes what `/health` answered.
-    pub fn saw_health(&mut self, health: &RequestOutcome<Health>) {
+    /// Adds the answer to `/health`.
+    pub fn add_health(&mut self, health: &RequestOutcome<Health>) {
+        self.health = Some(health.without_answer());
         if let RequestOutcome::Ok(health) = health {
             self.is_likely = true;
-            self.is_own |= health.slots_idle.is_some();
+            self.is_llama_cpp |= health.slots_idle.is_some();
         }
     }
 
-    /// Takes what `/props` answered.
-    pub fn saw_props(&mut self, props: &RequestOutcome<Props>) {
-        self.is_doubtful = matches!(props, RequestOutcome::Unrecognized);
+    /// Adds the answer to `/props`.
+    pub fn add_props(&mut self, props: &RequestOutcome<Props>) {
+        self.props = Some(props.without_answer());
         if let RequestOutcome::Ok(props) = props {
             self.is_likely = true;
             // KoboldCpp has `total_slots` and `default_generation_settings`, and none of these.
-            let names_itself =
+            self.is_llama_cpp |=
                 props.build_info.is_some() || props.model_alias.is_some() || props.role.is_some();
-            self.is_own |= names_itself;
         }
+        self.was_enough = self.is_enough();
     }
 
-    /// Takes what `/v1/models` answered.
-    pub fn saw_models(&mut self, models: &RequestOutcome<ModelList>) {
+    /// Adds the answer to `/v1/models`.
+    pub fn add_models(&mut self, models: &RequestOutcome<ModelList>) {
         if let RequestOutcome::Ok(list) = models {
-            self.is_own |= list.is_own;
+            self.lists_own_models = list.is_llama_cpp;
+            self.is_llama_cpp |= list.is_llama_cpp;
             self.product.clone_from(&list.product);
         }
     }
 
+    /// Adds whether there was another answer that only llama.cpp gives.
+    pub fn add_llama_cpp(&mut self, is_llama_cpp: bool) {
+        self.is_llama_cpp |= is_llama_cpp;
+    }
+
     /// Whether it is llama.cpp beyond doubt.
-    pub fn are_own(&self) -> bool {
-        self.is_own
+    pub fn is_llama_cpp(&self) -> bool {
+        self.is_llama_cpp
     }
 
     /// Whether it is to be taken for llama.cpp.
-    pub fn are_enough(&self) -> bool {
-        self.is_own || self.is_likely && !self.is_doubtful && self.product.is_none()
+    pub fn is_enough(&self) -> bool {
+        // Something that is no `/props` may answer `{"status":"ok"}` to anything.
+        let is_doubtful = matches!(self.props, Some(RequestOutcome::Unrecognized));
+        self.is_llama_cpp || self.is_likely && !is_doubtful && self.product.is_none()
     }
 
-    /// What else it is, where it is to be taken for another product.
+    /// What else it is, if it is to be taken for another product.
     pub fn product(self) -> Option<Product> {
-        self.product.filter(|_| !self.is_own)
+        self.product.filter(|_| !self.is_llama_cpp)
+    }
+
+    /// Whether `/props` was answered, and not by a router (that is known by its answer).
+    pub fn has_props(&self) -> bool {
+        matches!(self.props, Some(RequestOutcome::Ok(())))
+    }
+
+    /// Whether a proxy has answered `/props` in place of a server that it cannot reach.
+    pub fn props_is_bad_gateway(&self) -> bool {
+        matches!(self.props, Some(RequestOutcome::BadGateway))
+    }
+
+    /// Whether nothing but `/v1/models` shows that it is llama.cpp.
+    pub fn is_v1_alone(&self) -> bool {
+        !self.was_enough && self.is_llama_cpp
+    }
+
+    /// What a proxy passes on to the server, as far as `/health`, `/props` and `/v1/models` show.
+    pub fn passed_on(&self) -> Option<PassedOn> {
+        let is_proxys_page = match self.props {
+            Some(RequestOutcome::Unrecognized | RequestOutcome::NotServed(_)) => true,
+            // A refused key is not among these: the server itself may refuse it.
+            Some(RequestOutcome::Failed(reason)) => {
+                matches!(reason, Reason::Status | Reason::TooLarge | Reason::Parse)
+            }
+            _ => false,
+        };
+        match &self.health {
+            Some(health) if health.timed_out() => None,
+            Some(RequestOutcome::Ok(())) if is_proxys_page && self.lists_own_models => {
+                Some(PassedOn::V1AndHealth)
+            }
+            _ => self.is_v1_alone().then_some(PassedOn::V1),
+        }
+    }
+
+    /// Whether a failure for this reason may be the answer of the proxy in the server's place.
+    pub fn may_be_proxys(&self, reason: Reason) -> bool {
+        match reason {
+            Reason::Connect | Reason::Timeout => false,
+            // llama-server refuses nobody at /health: the proxy does, there and elsewhere.
+            Reason::Unauthorized => {
+                matches!(
+                    self.health,
+                    Some(RequestOutcome::Failed(Reason::Unauthorized))
+                )
+            }
+            Reason::Status | Reason::TooLarge | Reason::Parse => true,
+        }
     }
 }
 
@@ -271,7 +220,7 @@ mod tests {
     fn list(json: &str) -> RequestOutcome<ModelList> {
         let entries: Vec<ModelEntry> = serde_json::from_str(json).unwrap();
         let mut list = ModelList::default();
-        entries.into_iter().for_each(|entry| list.take(entry));
+        entries.into_iter().for_each(|entry| list.push(entry));
         RequestOutcome::Ok(list)
     }
 
@@ -294,10 +243,10 @@ mod tests {
             ("acme", "an OpenAI-compatible server (owned_by \"acme\")"),
         ] {
             let mut evidence = Evidence::default();
-            evidence.saw_health(&health(r#"{"status":"ok"}"#));
-            assert!(evidence.are_enough());
-            evidence.saw_models(&list(&format!(r#"[{{"id":"m","owned_by":"{owner}"}}]"#)));
-            assert!(!evidence.are_enough(), "{owner}");
+            evidence.add_health(&health(r#"{"status":"ok"}"#));
+            assert!(evidence.is_enough());
+            evidence.add_models(&list(&format!(r#"[{{"id":"m","owned_by":"{owner}"}}]"#)));
+            assert!(!evidence.is_enough(), "{owner}");
             assert_eq!(
                 evidence.product().map(|product| product.name).as_deref(),
                 Some(name)
@@ -316,48 +265,39 @@ mod tests {
             list.product.map(|product| product.name).as_deref(),
             Some("Ollama")
         );
-        assert!(!list.is_own);
+        assert!(!list.is_llama_cpp);
     }
 
     #[test]
     fn one_answer_of_llama_cpp_is_enough_whatever_the_owner() {
         let foreign = || list(r#"[{"id":"m","owned_by":"a-fork"}]"#);
         let mut by_props = Evidence::default();
-        by_props.saw_props(&props(r#"{"build_info":"b1-x","total_slots":1}"#));
-        by_props.saw_models(&foreign());
-        assert!(by_props.are_enough() && by_props.product().is_none());
+        by_props.add_props(&props(r#"{"build_info":"b1-x","total_slots":1}"#));
+        by_props.add_models(&foreign());
+        assert!(by_props.is_enough() && by_props.product().is_none());
 
         let mut by_ik_health = Evidence::default();
-        by_ik_health.saw_health(&health(
+        by_ik_health.add_health(&health(
             r#"{"slots_idle":4,"slots_processing":0,"status":"ok"}"#,
         ));
-        by_ik_health.saw_models(&foreign());
-        assert!(by_ik_health.are_enough());
+        by_ik_health.add_models(&foreign());
+        assert!(by_ik_health.is_enough());
 
         let mut by_metrics = Evidence::default();
-        by_metrics.saw_models(&foreign());
-        assert!(!by_metrics.are_enough());
-        by_metrics.saw_own(true);
-        assert!(by_metrics.are_enough());
-    }
-
-    #[test]
-    fn what_can_be_watched_is_looked_for_again() {
-        let is_certain = |owner| Product::of_owner(Some(owner)).is_certain;
-        for owner in ["llama-swap", "docker", "acme"] {
-            assert!(!is_certain(owner), "{owner}");
-        }
-        assert!(is_certain("library") && is_certain("openai"));
+        by_metrics.add_models(&foreign());
+        assert!(!by_metrics.is_enough());
+        by_metrics.add_llama_cpp(true);
+        assert!(by_metrics.is_enough());
     }
 
     #[test]
     fn what_kobold_cpp_imitates_is_not_enough() {
         let mut evidence = Evidence::default();
-        evidence.saw_props(&props(
+        evidence.add_props(&props(
             r#"{"total_slots":1,"default_generation_settings":{"n_ctx":8192}}"#,
         ));
-        evidence.saw_models(&list(r#"[{"id":"koboldcpp/m","owned_by":"koboldcpp"}]"#));
-        assert!(!evidence.are_enough());
+        evidence.add_models(&list(r#"[{"id":"koboldcpp/m","owned_by":"koboldcpp"}]"#));
+        assert!(!evidence.is_enough());
     }
 
     #[test]
@@ -369,8 +309,8 @@ mod tests {
         ] {
             let mut evidence = Evidence::default();
             let models = list(json);
-            evidence.saw_models(&models);
-            assert!(evidence.are_enough(), "{json}");
+            evidence.add_models(&models);
+            assert!(evidence.is_enough(), "{json}");
             let first = models.ok().and_then(|list| list.first?.id);
             assert_eq!(first.as_deref(), Some("m"), "{json}");
         }
@@ -379,16 +319,16 @@ mod tests {
     #[test]
     fn a_document_of_another_kind_at_props_makes_health_doubtful() {
         let mut evidence = Evidence::default();
-        evidence.saw_health(&health(r#"{"status":"ok"}"#));
-        evidence.saw_props(&RequestOutcome::Unrecognized);
-        assert!(!evidence.are_enough());
-        evidence.saw_models(&list(r#"[{"id":"m","owned_by":"llamacpp"}]"#));
-        assert!(evidence.are_enough());
+        evidence.add_health(&health(r#"{"status":"ok"}"#));
+        evidence.add_props(&RequestOutcome::Unrecognized);
+        assert!(!evidence.is_enough());
+        evidence.add_models(&list(r#"[{"id":"m","owned_by":"llamacpp"}]"#));
+        assert!(evidence.is_enough());
     }
 
     #[test]
     fn nothing_is_not_enough() {
-        assert!(!Evidence::default().are_enough());
+        assert!(!Evidence::default().is_enough());
         assert_eq!(Evidence::default().product(), None);
     }
 }

@@ -1,10 +1,9 @@
-//! When a question may be asked without doing harm.
+//! When a server may be read without waking it or keeping it awake.
 //!
-//! `/slots` counts as work on every build of llama-server, and `/metrics`
-//! before b10566: each wakes a server that sleeps and starts its idle timer
-//! anew. So a server that may fall asleep is left alone while it is idle, until
-//! it wakes, or until it should have fallen asleep by now and has not: then
-//! there was work.
+//! `/slots` counts as work on every build of llama-server, and `/metrics` before b10566: each
+//! wakes a sleeping server and restarts its idle timer. So a server that may fall asleep is not
+//! read while it is idle, until it wakes, or until it should be asleep and is not: then there was
+//! work.
 
 use std::time::{Duration, Instant};
 
@@ -12,188 +11,181 @@ use crate::bounds::{BoundedDuration, deadline};
 use crate::readings::Counters;
 use crate::readings::counters::rounding_step;
 
-/// From this build on `/metrics` neither wakes a sleeper nor resets its timer.
-const METRICS_ARE_HARMLESS: u32 = 10_566;
+/// From this build on `/metrics` neither wakes a sleeping server nor restarts its idle timer.
+const METRICS_ARE_NO_WORK_FROM: u32 = 10_566;
 /// How much later than due a server may fall asleep; measured: 0.06 s.
 const GRACE: Duration = Duration::from_millis(500);
-/// How many reads after a wake may find nothing and are not believed.
+/// How many reads after a wake may find no work and are not believed.
 const READS_AFTER_WAKE: u8 = 3;
-/// How long to leave a server alone of which only is known that it sleeps at times.
-const FIRST_PATIENCE: BoundedDuration = BoundedDuration::from_secs(60);
-const LONGEST_PATIENCE: BoundedDuration = BoundedDuration::from_secs(3600);
+/// The idle timeout of a server of which only is known that it sleeps at times.
+const ASSUMED_TIMEOUT: BoundedDuration = BoundedDuration::from_secs(60);
+const LONGEST_TIMEOUT: BoundedDuration = BoundedDuration::from_secs(3600);
 
-/// What is known of one server's sleep, and of what went on when it was last read.
+/// Guards the sleep of one server.
 #[derive(Debug)]
 pub struct IdleGuard {
-    /// The number of the build, where the server tells it.
+    /// The number of the build, where the server gives it.
     build: Option<u32>,
-    /// Whether its `/metrics` has what only builds from [`METRICS_ARE_HARMLESS`] on have.
+    /// Whether its `/metrics` has what only builds from [`METRICS_ARE_NO_WORK_FROM`] on have.
     has_new_metrics: bool,
-    /// How long it takes to fall asleep; `None`: it never does, as far as is known.
-    patience: Option<BoundedDuration>,
-    asleep: bool,
-    /// Reads that may find nothing before a server that woke counts as idle: it wakes for
-    /// work, but answers what came in while it was loading before it begins with that.
-    waking: u8,
-    /// When the last read that counts as work found nothing going on.
-    quiet_since: Option<Instant>,
-    /// What `/metrics` said last.
+    /// How long it is idle before it sleeps; `None`: it never sleeps, as far as is known.
+    timeout: Option<BoundedDuration>,
+    is_asleep: bool,
+    /// Reads that may find no work before a server that woke counts as idle: it wakes for work,
+    /// but answers what came in while it was loading before it begins with that.
+    reads_after_wake: u8,
+    /// When the last read that counts as work found the server idle.
+    idle_since: Option<Instant>,
+    /// The last `/metrics`.
     counters: Option<Counters>,
-    /// What `/metrics` said before `/slots` was read last.
+    /// The last `/metrics` before the last `/slots`.
     counters_at_slots: Option<Counters>,
-    slots_read: bool,
+    has_read_slots: bool,
 }
 
 impl IdleGuard {
-    /// Nothing is known yet but, where the user said so, how long the server takes to fall asleep.
-    pub fn new(sleep_idle: Option<BoundedDuration>) -> IdleGuard {
+    /// Nothing is known yet but the idle timeout, if the user gave it.
+    pub fn new(timeout: Option<BoundedDuration>) -> IdleGuard {
         IdleGuard {
             build: None,
             has_new_metrics: false,
-            patience: sleep_idle,
-            asleep: false,
-            waking: 0,
-            quiet_since: None,
+            timeout,
+            is_asleep: false,
+            reads_after_wake: 0,
+            idle_since: None,
             counters: None,
             counters_at_slots: None,
-            slots_read: false,
+            has_read_slots: false,
         }
     }
 
-    /// Takes from elsewhere how long the server takes to fall asleep. What the user
-    /// said, or what was seen, stands.
-    pub fn told(&mut self, sleep_idle: BoundedDuration) {
-        self.patience.get_or_insert(sleep_idle);
+    /// Sets the idle timeout, unless the user gave it or it was measured.
+    pub fn set_timeout(&mut self, timeout: BoundedDuration) {
+        self.timeout.get_or_insert(timeout);
     }
 
-    /// Forgets what the last life of the server was doing; keeps what is known of its sleep.
-    pub fn reconnected(&mut self) {
-        *self = IdleGuard::new(self.patience);
+    /// Forgets what the server was doing, for it has restarted; keeps its idle timeout.
+    pub fn reset(&mut self) {
+        *self = IdleGuard::new(self.timeout);
     }
 
-    /// Takes the number of the server's build, where it tells one.
-    pub fn saw_build(&mut self, build: Option<u32>) {
+    /// Sets the number of the server's build, if it gives one.
+    pub fn set_build(&mut self, build: Option<u32>) {
         self.build = build;
     }
 
-    /// Whether a read of `/metrics` counts as work. Where the build does not tell its number,
-    /// what `/metrics` holds tells; until it was read, it is taken for work.
+    /// Whether reading `/metrics` counts as work. If the number of the build is not known,
+    /// what `/metrics` holds decides; until it was read, it counts as work.
     fn metrics_are_work(&self) -> bool {
         match self.build {
-            Some(build) => build < METRICS_ARE_HARMLESS,
+            Some(build) => build < METRICS_ARE_NO_WORK_FROM,
             None => !self.has_new_metrics,
         }
     }
 
-    /// Takes whether the server sleeps at `now`.
-    pub fn saw_sleep(&mut self, now: Instant, asleep: bool) {
-        let woke = self.asleep && !asleep;
-        if asleep && !self.asleep {
-            // It cannot have taken longer to fall asleep than since the last read.
-            let took = self
-                .quiet_since
+    /// Records whether the server was asleep at `now`.
+    pub fn record_sleep(&mut self, now: Instant, is_asleep: bool) {
+        let woke = self.is_asleep && !is_asleep;
+        if is_asleep && !self.is_asleep {
+            // Its timeout cannot be longer than the time since the last read.
+            let measured = self
+                .idle_since
                 .map(|since| BoundedDuration::new(now.duration_since(since)));
-            self.patience = took
-                .into_iter()
-                .chain(self.patience)
-                .min()
-                .or(Some(FIRST_PATIENCE));
+            let shortest = measured.into_iter().chain(self.timeout).min();
+            self.timeout = shortest.or(Some(ASSUMED_TIMEOUT));
         }
         if woke {
-            self.waking = READS_AFTER_WAKE;
+            self.reads_after_wake = READS_AFTER_WAKE;
         }
-        if asleep || woke {
-            self.quiet_since = None;
-            self.slots_read &= !asleep;
+        if is_asleep || woke {
+            self.idle_since = None;
+            self.has_read_slots &= !is_asleep;
         }
-        self.asleep = asleep;
+        self.is_asleep = is_asleep;
     }
 
-    /// When a server that is left alone should be asleep, and is worth a look if it is not.
-    pub fn next_look(&self) -> Option<Instant> {
-        let (patience, since) = self.patience.zip(self.quiet_since)?;
-        // Where /metrics is no work it is read at every poll, and tells all that there is to see.
-        let blind = self.metrics_are_work() || self.counters.is_none();
-        (blind && !self.asleep).then(|| deadline(deadline(since, patience), GRACE))
+    /// When an idle server should be asleep; if it is not, it is worth reading then.
+    pub fn extra_poll_at(&self) -> Option<Instant> {
+        let (timeout, since) = self.timeout.zip(self.idle_since)?;
+        // If /metrics is no work it is read at every poll, and nothing is missed.
+        let is_unread = self.metrics_are_work() || self.counters.is_none();
+        (is_unread && !self.is_asleep).then(|| deadline(deadline(since, timeout), GRACE))
     }
 
-    /// Whether the server sleeps, as far as `/props` told.
+    /// Whether the server is asleep, by its last `/props`.
     pub fn is_asleep(&self) -> bool {
-        self.asleep
+        self.is_asleep
     }
 
-    /// Whether `/metrics` may be asked at `now`.
-    pub fn may_ask_metrics(&self, now: Instant) -> bool {
-        !self.metrics_are_work() || self.may_disturb(now)
+    /// Whether `/metrics` may be read at `now`.
+    pub fn may_read_metrics(&self, now: Instant) -> bool {
+        !self.metrics_are_work() || self.may_cause_work(now)
     }
 
-    /// Whether `/slots` may be asked at `now`, and is worth it: something is or was
-    /// going on since it was read last.
-    pub fn may_ask_slots(&self, now: Instant) -> bool {
-        if self.asleep {
+    /// Whether `/slots` may be read at `now`, and there was work since the last time.
+    pub fn may_read_slots(&self, now: Instant) -> bool {
+        if self.is_asleep {
             return false;
         }
         match (&self.counters, &self.counters_at_slots) {
-            _ if !self.slots_read && self.counters.is_some() => true,
-            // Without /metrics only /slots itself tells.
-            (None, _) => self.may_disturb(now),
+            _ if !self.has_read_slots && self.counters.is_some() => true,
+            // Without /metrics only /slots itself shows work.
+            (None, _) => self.may_cause_work(now),
             // A request can come and go without moving six digits of a large count.
-            (Some(now), Some(_)) if self.patience.is_none() && is_rounded(now) => true,
+            (Some(now), Some(_)) if self.timeout.is_none() && is_rounded(now) => true,
             (Some(now), Some(then)) => now.is_busy() || then.is_busy() || work_differs(now, then),
             (Some(_), None) => true,
         }
     }
 
-    /// Takes what `/metrics` said at `now`.
-    pub fn saw_metrics(&mut self, now: Instant, counters: &Counters) {
+    /// Records a `/metrics` that was read at `now`.
+    pub fn record_metrics(&mut self, now: Instant, counters: &Counters) {
         // `llamacpp:prompt_tokens_cached_total` came with that build.
         self.has_new_metrics = counters.prompt_tokens_cached.is_some();
-        let nothing_new = self
+        let is_unchanged = self
             .counters
             .as_ref()
             .is_some_and(|then| !work_differs(counters, then));
-        self.saw(now, counters.is_busy(), nothing_new);
+        self.record_work(now, counters.is_busy(), is_unchanged);
         self.counters = Some(counters.clone());
     }
 
-    /// Takes that `/slots` was read at `now`, and whether a slot was at work.
-    pub fn saw_slots(&mut self, now: Instant, busy: bool) {
-        self.slots_read = true;
+    /// Records a `/slots` that was read at `now`, and whether a slot was busy.
+    pub fn record_slots(&mut self, now: Instant, is_busy: bool) {
+        self.has_read_slots = true;
         self.counters_at_slots = self.counters.clone();
         if self.counters.is_none() {
-            self.saw(now, busy, !busy);
+            self.record_work(now, is_busy, !is_busy);
         } else {
             // A request may be on its slot before /metrics counts it.
-            self.quiet_since = (!busy)
-                .then_some(now)
-                .filter(|_| self.quiet_since.is_some());
+            let is_idle = !is_busy && self.idle_since.is_some();
+            self.idle_since = is_idle.then_some(now);
         }
     }
 
-    fn saw(&mut self, now: Instant, busy: bool, nothing_new: bool) {
-        // Not asleep when it should have been, and yet there was no work: it takes longer than thought.
-        let in_vain = self.quiet_since.is_some() && nothing_new && !busy && self.metrics_are_work();
-        if let Some(patience) = self.patience.as_mut().filter(|_| in_vain) {
-            *patience = patience.times(2).min(LONGEST_PATIENCE.max(*patience));
+    fn record_work(&mut self, now: Instant, is_busy: bool, is_unchanged: bool) {
+        // It should have been asleep, and there was no work: its timeout is longer.
+        let is_late =
+            self.idle_since.is_some() && is_unchanged && !is_busy && self.metrics_are_work();
+        if let Some(timeout) = self.timeout.as_mut().filter(|_| is_late) {
+            *timeout = timeout.times(2).min(LONGEST_TIMEOUT.max(*timeout));
         }
-        self.waking = if busy || !nothing_new {
+        self.reads_after_wake = if is_busy || !is_unchanged {
             0
         } else {
-            self.waking.saturating_sub(1)
+            self.reads_after_wake.saturating_sub(1)
         };
-        self.quiet_since = (!busy && self.waking == 0).then_some(now);
+        self.idle_since = (!is_busy && self.reads_after_wake == 0).then_some(now);
     }
 
-    fn may_disturb(&self, now: Instant) -> bool {
-        match (self.patience, self.quiet_since) {
-            _ if self.asleep => false,
-            (None, _) | (_, None) => true,
-            (Some(_), Some(_)) => self.next_look().is_none_or(|look| now >= look),
-        }
+    /// Whether a read that counts as work is allowed at `now`.
+    fn may_cause_work(&self, now: Instant) -> bool {
+        let is_idle = self.timeout.is_some() && self.idle_since.is_some();
+        !self.is_asleep && (!is_idle || self.extra_poll_at().is_none_or(|at| now >= at))
     }
 }
 
-/// Whether a count that moves with every request is printed in steps of more than one.
+/// Whether a count that grows with every request is printed in steps of more than one.
 fn is_rounded(counters: &Counters) -> bool {
     let counts = [counters.decode_calls, counters.generated_tokens];
     counts
@@ -225,12 +217,12 @@ mod tests {
 
     /// A server of `build` that was read twice at `start` and found idle.
     fn idle_server(build: Option<u32>, sleep_idle: Option<Duration>, start: Instant) -> IdleGuard {
-        let mut idle_guard = IdleGuard::new(sleep_idle.map(BoundedDuration::from));
-        idle_guard.saw_build(build);
-        idle_guard.saw_sleep(start, false);
-        idle_guard.saw_metrics(start, &counters(5.0, 0.0));
-        idle_guard.saw_slots(start, false);
-        idle_guard
+        let mut guard = IdleGuard::new(sleep_idle.map(BoundedDuration::from));
+        guard.set_build(build);
+        guard.record_sleep(start, false);
+        guard.record_metrics(start, &counters(5.0, 0.0));
+        guard.record_slots(start, false);
+        guard
     }
 
     #[test]
@@ -239,171 +231,170 @@ mod tests {
         for (calls, sleeps, asked) in [(5.0, false, false), (3e6, false, true), (3e6, true, false)]
         {
             let sleep_idle = sleeps.then(|| SECOND.into());
-            let mut idle_guard = IdleGuard::new(sleep_idle);
-            idle_guard.saw_build(Some(11_549));
-            idle_guard.saw_sleep(start, false);
+            let mut guard = IdleGuard::new(sleep_idle);
+            guard.set_build(Some(11_549));
+            guard.record_sleep(start, false);
             for _ in 0..2 {
-                idle_guard.saw_metrics(start, &counters(calls, 0.0));
-                idle_guard.saw_slots(start, false);
+                guard.record_metrics(start, &counters(calls, 0.0));
+                guard.record_slots(start, false);
             }
-            assert_eq!(idle_guard.may_ask_slots(start), asked, "{calls}, {sleeps}");
+            assert_eq!(guard.may_read_slots(start), asked, "{calls}, {sleeps}");
         }
     }
 
     #[test]
     fn a_server_that_never_sleeps_is_asked_at_every_poll() {
         let start = Instant::now();
-        let idle_guard = idle_server(Some(7710), None, start);
-        assert!(idle_guard.may_ask_metrics(start + SECOND));
+        let guard = idle_server(Some(7710), None, start);
+        assert!(guard.may_read_metrics(start + SECOND));
     }
 
     #[test]
     fn an_idle_server_that_may_sleep_is_left_alone_until_it_should_sleep() {
         let start = Instant::now();
-        let idle_guard = idle_server(Some(7710), Some(6 * SECOND), start);
-        assert!(!idle_guard.may_ask_metrics(start + 5 * SECOND));
-        assert!(!idle_guard.may_ask_slots(start + 5 * SECOND));
-        assert!(idle_guard.may_ask_metrics(start + 7 * SECOND));
-        assert_eq!(idle_guard.next_look(), Some(start + 6 * SECOND + GRACE));
+        let guard = idle_server(Some(7710), Some(6 * SECOND), start);
+        assert!(!guard.may_read_metrics(start + 5 * SECOND));
+        assert!(!guard.may_read_slots(start + 5 * SECOND));
+        assert!(guard.may_read_metrics(start + 7 * SECOND));
+        assert_eq!(guard.extra_poll_at(), Some(start + 6 * SECOND + GRACE));
     }
 
     #[test]
-    fn a_slot_at_work_is_work_though_metrics_do_not_show_it_yet() {
+    fn a_busy_slot_is_work_before_metrics_show_it() {
         let start = Instant::now();
-        let mut idle_guard = idle_server(Some(7710), Some(6 * SECOND), start);
-        idle_guard.saw_metrics(start + 8 * SECOND, &counters(5.0, 0.0));
-        idle_guard.saw_slots(start + 8 * SECOND, true);
-        assert!(idle_guard.may_ask_metrics(start + 9 * SECOND));
+        let mut guard = idle_server(Some(7710), Some(6 * SECOND), start);
+        guard.record_metrics(start + 8 * SECOND, &counters(5.0, 0.0));
+        guard.record_slots(start + 8 * SECOND, true);
+        assert!(guard.may_read_metrics(start + 9 * SECOND));
     }
 
     #[test]
-    fn a_build_that_does_not_tell_is_taken_to_be_disturbed() {
+    fn an_unknown_build_is_not_read_while_it_may_fall_asleep() {
         let start = Instant::now();
-        assert!(!idle_server(None, Some(6 * SECOND), start).may_ask_metrics(start + SECOND));
-        assert!(idle_server(Some(10_566), Some(6 * SECOND), start).may_ask_metrics(start + SECOND));
+        assert!(!idle_server(None, Some(6 * SECOND), start).may_read_metrics(start + SECOND));
+        assert!(
+            idle_server(Some(10_566), Some(6 * SECOND), start).may_read_metrics(start + SECOND)
+        );
     }
 
     #[test]
-    fn a_build_that_does_not_tell_is_told_by_what_its_metrics_hold() {
+    fn an_unknown_build_is_identified_by_its_metrics() {
         let start = Instant::now();
         let new = Counters {
             prompt_tokens_cached: Some(0.0),
             ..counters(5.0, 0.0)
         };
         for (build, harmless) in [(None, true), (Some(10_565), false), (Some(10_566), true)] {
-            let mut idle_guard = idle_server(build, Some(6 * SECOND), start);
-            idle_guard.saw_metrics(start, &new);
+            let mut guard = idle_server(build, Some(6 * SECOND), start);
+            guard.record_metrics(start, &new);
             // Every poll takes anew what /props says, and that is nothing.
-            idle_guard.saw_build(build);
+            guard.set_build(build);
             assert_eq!(
-                idle_guard.may_ask_metrics(start + SECOND),
+                guard.may_read_metrics(start + SECOND),
                 harmless,
                 "{build:?}"
             );
         }
         // Another server at the same address may be an older one.
-        let mut idle_guard = idle_server(None, Some(6 * SECOND), start);
-        idle_guard.saw_metrics(start, &new);
-        idle_guard.reconnected();
-        idle_guard.saw_metrics(start, &counters(5.0, 0.0));
-        assert!(!idle_guard.may_ask_metrics(start + SECOND));
+        let mut guard = idle_server(None, Some(6 * SECOND), start);
+        guard.record_metrics(start, &new);
+        guard.reset();
+        guard.record_metrics(start, &counters(5.0, 0.0));
+        assert!(!guard.may_read_metrics(start + SECOND));
     }
 
     #[test]
-    fn a_busy_server_is_asked_though_it_may_sleep() {
+    fn a_busy_server_is_read_though_it_may_sleep() {
         let start = Instant::now();
-        let mut idle_guard = idle_server(Some(7710), Some(6 * SECOND), start);
-        idle_guard.saw_metrics(start + 8 * SECOND, &counters(9.0, 1.0));
-        assert!(idle_guard.may_ask_metrics(start + 9 * SECOND));
-        assert!(idle_guard.may_ask_slots(start + 9 * SECOND));
+        let mut guard = idle_server(Some(7710), Some(6 * SECOND), start);
+        guard.record_metrics(start + 8 * SECOND, &counters(9.0, 1.0));
+        assert!(guard.may_read_metrics(start + 9 * SECOND));
+        assert!(guard.may_read_slots(start + 9 * SECOND));
     }
 
     #[test]
-    fn a_sleeper_is_asked_nothing_and_a_waking_one_at_once() {
+    fn a_sleeping_server_is_not_read_and_a_waking_one_is_at_once() {
         let start = Instant::now();
-        let mut idle_guard = idle_server(Some(7710), Some(6 * SECOND), start);
-        idle_guard.saw_sleep(start + 7 * SECOND, true);
-        assert!(!idle_guard.may_ask_metrics(start + 3600 * SECOND));
-        assert!(!idle_guard.may_ask_slots(start + 3600 * SECOND));
-        idle_guard.saw_sleep(start + 3601 * SECOND, false);
-        assert!(idle_guard.may_ask_metrics(start + 3601 * SECOND));
+        let mut guard = idle_server(Some(7710), Some(6 * SECOND), start);
+        guard.record_sleep(start + 7 * SECOND, true);
+        assert!(!guard.may_read_metrics(start + 3600 * SECOND));
+        assert!(!guard.may_read_slots(start + 3600 * SECOND));
+        guard.record_sleep(start + 3601 * SECOND, false);
+        assert!(guard.may_read_metrics(start + 3601 * SECOND));
     }
 
     #[test]
-    fn a_server_seen_asleep_is_known_to_sleep() {
+    fn the_idle_timeout_is_measured_when_a_server_falls_asleep() {
         let start = Instant::now();
-        let mut idle_guard = idle_server(Some(7710), None, start);
-        idle_guard.saw_sleep(start + 4 * SECOND, true);
-        idle_guard.saw_sleep(start + 9 * SECOND, false);
-        idle_guard.saw_metrics(start + 9 * SECOND, &counters(7.0, 0.0));
-        assert!(!idle_guard.may_ask_metrics(start + 13 * SECOND));
-        assert!(idle_guard.may_ask_metrics(start + 14 * SECOND));
+        let mut guard = idle_server(Some(7710), None, start);
+        guard.record_sleep(start + 4 * SECOND, true);
+        guard.record_sleep(start + 9 * SECOND, false);
+        guard.record_metrics(start + 9 * SECOND, &counters(7.0, 0.0));
+        assert!(!guard.may_read_metrics(start + 13 * SECOND));
+        assert!(guard.may_read_metrics(start + 14 * SECOND));
     }
 
     #[test]
-    fn a_server_that_is_told_to_sleep_is_left_alone_unless_the_user_knows_better() {
+    fn the_timeout_of_the_command_line_counts_unless_the_user_gave_one() {
         let start = Instant::now();
         let mut told = idle_server(Some(7710), None, start);
-        told.told(BoundedDuration::from_secs(6));
-        assert!(!told.may_ask_metrics(start + 5 * SECOND));
-        assert!(told.may_ask_metrics(start + 8 * SECOND));
+        told.set_timeout(BoundedDuration::from_secs(6));
+        assert!(!told.may_read_metrics(start + 5 * SECOND));
+        assert!(told.may_read_metrics(start + 8 * SECOND));
         let mut set = idle_server(Some(7710), Some(60 * SECOND), start);
-        set.told(BoundedDuration::from_secs(6));
-        assert!(!set.may_ask_metrics(start + 50 * SECOND));
+        set.set_timeout(BoundedDuration::from_secs(6));
+        assert!(!set.may_read_metrics(start + 50 * SECOND));
     }
 
     #[test]
     fn a_server_that_woke_is_read_until_its_work_is_seen() {
         let start = Instant::now();
-        let mut idle_guard = idle_server(Some(7710), Some(6 * SECOND), start);
-        idle_guard.saw_sleep(start + 7 * SECOND, true);
-        idle_guard.saw_sleep(start + 20 * SECOND, false);
-        idle_guard.saw_metrics(start + 20 * SECOND, &counters(5.0, 0.0));
-        idle_guard.saw_slots(start + 20 * SECOND, false);
-        assert!(idle_guard.may_ask_metrics(start + 21 * SECOND));
-        idle_guard.saw_metrics(start + 21 * SECOND, &counters(30.0, 1.0));
-        idle_guard.saw_metrics(start + 22 * SECOND, &counters(50.0, 0.0));
-        assert!(!idle_guard.may_ask_metrics(start + 23 * SECOND));
+        let mut guard = idle_server(Some(7710), Some(6 * SECOND), start);
+        guard.record_sleep(start + 7 * SECOND, true);
+        guard.record_sleep(start + 20 * SECOND, false);
+        guard.record_metrics(start + 20 * SECOND, &counters(5.0, 0.0));
+        guard.record_slots(start + 20 * SECOND, false);
+        assert!(guard.may_read_metrics(start + 21 * SECOND));
+        guard.record_metrics(start + 21 * SECOND, &counters(30.0, 1.0));
+        guard.record_metrics(start + 22 * SECOND, &counters(50.0, 0.0));
+        assert!(!guard.may_read_metrics(start + 23 * SECOND));
     }
 
     #[test]
-    fn patience_grows_when_a_server_stays_awake_without_work() {
+    fn the_timeout_grows_when_a_server_stays_awake_without_work() {
         let start = Instant::now();
-        let mut idle_guard = idle_server(Some(7710), Some(6 * SECOND), start);
-        idle_guard.saw_metrics(start + 8 * SECOND, &counters(5.0, 0.0));
-        assert!(!idle_guard.may_ask_metrics(start + 17 * SECOND));
-        assert!(idle_guard.may_ask_metrics(start + 22 * SECOND));
+        let mut guard = idle_server(Some(7710), Some(6 * SECOND), start);
+        guard.record_metrics(start + 8 * SECOND, &counters(5.0, 0.0));
+        assert!(!guard.may_read_metrics(start + 17 * SECOND));
+        assert!(guard.may_read_metrics(start + 22 * SECOND));
     }
 
     #[test]
-    fn slots_are_read_while_something_goes_on_and_once_more_after_it() {
+    fn slots_are_read_while_there_is_work_and_once_after_it() {
         let start = Instant::now();
-        let mut idle_guard = idle_server(Some(11_434), None, start);
-        idle_guard.saw_metrics(start + SECOND, &counters(5.0, 0.0));
+        let mut guard = idle_server(Some(11_434), None, start);
+        guard.record_metrics(start + SECOND, &counters(5.0, 0.0));
         assert!(
-            !idle_guard.may_ask_slots(start + SECOND),
+            !guard.may_read_slots(start + SECOND),
             "nothing has happened"
         );
-        idle_guard.saw_metrics(start + 2 * SECOND, &counters(9.0, 1.0));
+        guard.record_metrics(start + 2 * SECOND, &counters(9.0, 1.0));
         assert!(
-            idle_guard.may_ask_slots(start + 2 * SECOND),
+            guard.may_read_slots(start + 2 * SECOND),
             "a request is at work"
         );
-        idle_guard.saw_slots(start + 2 * SECOND, true);
-        idle_guard.saw_metrics(start + 3 * SECOND, &counters(9.0, 0.0));
+        guard.record_slots(start + 2 * SECOND, true);
+        guard.record_metrics(start + 3 * SECOND, &counters(9.0, 0.0));
         assert!(
-            idle_guard.may_ask_slots(start + 3 * SECOND),
+            guard.may_read_slots(start + 3 * SECOND),
             "it has ended since"
         );
-        idle_guard.saw_slots(start + 3 * SECOND, false);
-        idle_guard.saw_metrics(start + 4 * SECOND, &counters(9.0, 0.0));
+        guard.record_slots(start + 3 * SECOND, false);
+        guard.record_metrics(start + 4 * SECOND, &counters(9.0, 0.0));
+        assert!(!guard.may_read_slots(start + 4 * SECOND), "that was read");
+        guard.record_metrics(start + 5 * SECOND, &counters(20.0, 0.0));
         assert!(
-            !idle_guard.may_ask_slots(start + 4 * SECOND),
-            "that was read"
-        );
-        idle_guard.saw_metrics(start + 5 * SECOND, &counters(20.0, 0.0));
-        assert!(
-            idle_guard.may_ask_slots(start + 5 * SECOND),
+            guard.may_read_slots(start + 5 * SECOND),
             "one came and went between two polls"
         );
     }
@@ -411,17 +402,17 @@ mod tests {
     #[test]
     fn without_metrics_slots_are_read_at_every_poll_unless_that_keeps_the_server_awake() {
         let start = Instant::now();
-        let mut idle_guard = IdleGuard::new(None);
-        idle_guard.saw_build(Some(11_434));
-        idle_guard.saw_slots(start, false);
-        assert!(idle_guard.may_ask_slots(start + SECOND));
-        idle_guard.saw_sleep(start + 4 * SECOND, true);
-        idle_guard.saw_sleep(start + 9 * SECOND, false);
+        let mut guard = IdleGuard::new(None);
+        guard.set_build(Some(11_434));
+        guard.record_slots(start, false);
+        assert!(guard.may_read_slots(start + SECOND));
+        guard.record_sleep(start + 4 * SECOND, true);
+        guard.record_sleep(start + 9 * SECOND, false);
         // It is believed to have nothing to do when that was seen three times.
         for second in 9..12 {
-            assert!(idle_guard.may_ask_slots(start + second * SECOND));
-            idle_guard.saw_slots(start + second * SECOND, false);
+            assert!(guard.may_read_slots(start + second * SECOND));
+            guard.record_slots(start + second * SECOND, false);
         }
-        assert!(!idle_guard.may_ask_slots(start + 12 * SECOND));
+        assert!(!guard.may_read_slots(start + 12 * SECOND));
     }
 }

@@ -5,24 +5,25 @@ use std::collections::BTreeSet;
 use crate::readings::slots::MOST_SLOTS;
 use crate::readings::{ModelReading, Update};
 use crate::snapshot::{Reason, ServerInfo};
+use crate::upstream::ServerKind;
 use crate::upstream::http::client::RequestError;
-use crate::upstream::identification::Product;
+use crate::upstream::products::Product;
 
 /// What one poll brought.
 #[derive(Debug, Default)]
 pub struct Reading {
     /// Whether something answered as one of the known servers does.
     pub up: bool,
-    /// Whether it loads, and has not shown yet what it is.
-    pub loading: bool,
-    /// What answers where it is no known server: then it is not up.
+    /// What answers that is no known server: then it is not up.
     pub product: Option<Product>,
-    /// What answers.
-    pub info: Option<ServerInfo>,
+    /// The kind of server, once that is known.
+    pub kind: Option<ServerKind>,
+    /// Its version as it gives it.
+    pub version: Option<String>,
     /// The models that it holds, in no order, no more than are [shown](crate::upstream::model_limit).
     pub models: Vec<ModelReading>,
     /// Whether it has more models than are shown.
-    pub left_out: bool,
+    pub is_truncated: bool,
     /// Bytes of the server's store of models.
     pub disk_usage: Option<f64>,
     /// Requests that failed.
@@ -54,6 +55,20 @@ pub struct FailedRequest {
 }
 
 impl Reading {
+    /// Marks the server as up.
+    pub fn set_up(&mut self, kind: ServerKind, version: Option<String>) {
+        self.up = true;
+        self.kind = Some(kind);
+        self.version = version;
+    }
+
+    /// What is exported of the server itself.
+    pub fn server_info(&self) -> Option<ServerInfo> {
+        let kind = self.kind?.label();
+        let version = self.version.clone();
+        Some(ServerInfo { kind, version })
+    }
+
     /// Adds a model; without its slots, where all models together have more than one server may.
     pub fn add(&mut self, mut model: ModelReading) {
         let slots = |model: &ModelReading| match &model.slots {

@@ -1,43 +1,42 @@
-//! Whose turn it is, where one poll may not reach all models of a base URL.
+//! The order in which the models of a base URL are polled, where one poll may not reach all.
 
 use std::time::{Duration, Instant};
 
 use crate::bounds;
 use crate::settings::Settings;
 
-/// Rotation of the models whose own servers are asked. The polls go on where the last one had no
-/// time left, and each asks one model at least: so every model is asked within as many polls as
+/// Rotates over models whose own servers are polled. Each poll goes on where the last one had no
+/// time left, and polls one model at least: so every model is polled within as many polls as
 /// there are models.
 #[derive(Debug)]
 pub struct Rotation {
-    /// How long one poll goes on asking.
+    /// How long one poll goes on with further models.
     time: Duration,
     /// How long the last of them may take.
     reserve: Duration,
     /// The first model that the last poll had no time for.
     next: Option<String>,
-    /// When this poll has asked for long enough.
+    /// When this poll must not go on with another model.
     until: Instant,
-    asked: bool,
+    has_polled: bool,
 }
 
 /// The most requests of one poll to one model's server.
-const REQUESTS_A_MODEL: u32 = 4;
+const REQUESTS_PER_MODEL: u32 = 4;
 
 impl Rotation {
-    /// Rotation that go on for the interval, or for two time-outs where that is longer.
+    /// A rotation that goes on for the interval, or for two time-outs where that is longer.
     pub fn new(settings: &Settings) -> Rotation {
         Rotation {
             time: settings.interval.max(settings.timeout.saturating_mul(2)),
-            reserve: settings.timeout.saturating_mul(REQUESTS_A_MODEL),
+            reserve: settings.timeout.saturating_mul(REQUESTS_PER_MODEL),
             next: None,
             until: Instant::now(),
-            asked: false,
+            has_polled: false,
         }
     }
 
-    /// Begins at `now` the rotation of one poll that must have ended by `deadline`, and puts `models`
-    /// in their order.
+    /// Begins a poll at `now` that must have ended by `deadline`, and puts `models` in order.
     pub fn begin<T>(
         &mut self,
         models: &mut [T],
@@ -52,18 +51,18 @@ impl Rotation {
         }
         let latest = deadline.checked_sub(self.reserve).unwrap_or(now);
         self.until = bounds::deadline(now, self.time).min(latest);
-        self.asked = false;
+        self.has_polled = false;
     }
 
-    /// Whether `model` may be asked at `now`; it is asked in a later poll otherwise. To be called
-    /// for each model in turn.
-    pub fn may_ask(&mut self, model: &str, now: Instant) -> bool {
-        let may_ask = self.next.is_none() && (!self.asked || now <= self.until);
-        self.asked = true;
-        if !may_ask {
+    /// Whether `model` may be polled at `now`, or must wait for a later poll. To be called for
+    /// each model in order.
+    pub fn may_poll(&mut self, model: &str, now: Instant) -> bool {
+        let may_poll = self.next.is_none() && (!self.has_polled || now <= self.until);
+        self.has_polled = true;
+        if !may_poll {
             self.next.get_or_insert_with(|| model.to_owned());
         }
-        may_ask
+        may_poll
     }
 }
 
@@ -73,19 +72,19 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Asks `models` in turn, each of which takes so long, and gives those that were asked.
+    /// Polls `models` in order, each of which takes so long; gives those that were polled.
     fn poll<'a>(rotation: &mut Rotation, models: &[&'a str], each: Duration) -> Vec<&'a str> {
         let mut models = models.to_vec();
         let mut now = Instant::now();
         rotation.begin(&mut models, |model| model, now, now + 24 * SECOND);
-        let mut asked = Vec::new();
+        let mut polled = Vec::new();
         for model in models {
-            if rotation.may_ask(model, now) {
-                asked.push(model);
+            if rotation.may_poll(model, now) {
+                polled.push(model);
                 now += each;
             }
         }
-        asked
+        polled
     }
 
     fn rotation(time: Duration) -> Rotation {
@@ -94,12 +93,12 @@ mod tests {
             reserve: 12 * SECOND,
             next: None,
             until: Instant::now(),
-            asked: false,
+            has_polled: false,
         }
     }
 
     #[test]
-    fn all_are_asked_in_every_poll_that_has_the_time() {
+    fn every_model_is_polled_when_there_is_time() {
         let mut rotation = rotation(6 * SECOND);
         for _ in 0..3 {
             assert_eq!(
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_poll_goes_on_where_the_last_one_had_no_time_left() {
+    fn a_poll_goes_on_where_the_last_one_ran_out_of_time() {
         let mut rotation = rotation(6 * SECOND);
         let models = ["a", "b", "c", "d", "e", "f"];
         let slow = 4 * SECOND;
@@ -122,19 +121,19 @@ mod tests {
     }
 
     #[test]
-    fn the_last_one_has_its_time_before_the_poll_must_end() {
+    fn the_last_model_has_time_until_the_deadline() {
         let mut rotation = rotation(3600 * SECOND);
         let models = ["a", "b", "c", "d"];
         assert_eq!(poll(&mut rotation, &models, 5 * SECOND), ["a", "b", "c"]);
     }
 
     #[test]
-    fn one_is_asked_however_slow_they_are() {
+    fn one_model_is_polled_however_slow_they_are() {
         let mut rotation = rotation(SECOND);
-        let mut asked = Vec::new();
+        let mut polled = Vec::new();
         for _ in 0..4 {
-            asked.extend(poll(&mut rotation, &["a", "b", "c"], 60 * SECOND));
+            polled.extend(poll(&mut rotation, &["a", "b", "c"], 60 * SECOND));
         }
-        assert_eq!(asked, ["a", "b", "c", "a"]);
+        assert_eq!(polled, ["a", "b", "c", "a"]);
     }
 }

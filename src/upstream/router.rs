@@ -1,58 +1,56 @@
-//! Reading llama-server's router mode: many models, each in a server of its own.
+//! llama-server's router mode: many models, each in a server of its own.
 //!
-//! `/models` tells the state of each and disturbs none. What is loaded and
-//! awake is asked through the router, always with `autoload=false`: without it
-//! a question would load a model. A sleeping one is asked nothing at all.
+//! `/models` has the state of each and disturbs none. A model that is loaded and awake is read
+//! through the router, always with `autoload=false`: without it the request would load a model.
+//! A sleeping one is not read at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use crate::bounds::BoundedDuration;
 use crate::readings::{ModelReading, ModelState, ModelStatus, ProcessHints};
-use crate::settings::Settings;
-use crate::snapshot::ServerInfo;
+use crate::settings::{BaseUrl, Settings};
 use crate::upstream::api::{ModelEntry, Props, RouterStatus};
-use crate::upstream::http::exchange::{Endpoint, Exchange};
+use crate::upstream::detection::{Detection, DetectionAnswers};
+use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome};
 use crate::upstream::idle_guard::IdleGuard;
-use crate::upstream::llama_server::{ask_props, facts};
+use crate::upstream::llama_server::{facts, read_props};
 use crate::upstream::model_limit::LimitedModels;
 use crate::upstream::reading::Reading;
 use crate::upstream::rotation::Rotation;
-use crate::upstream::telemetry::{ServerUrl, TelemetryReader};
+use crate::upstream::server_url::ServerUrl;
+use crate::upstream::telemetry::TelemetryReader;
+use crate::upstream::{ServerKind, Upstream};
 
 /// A router may list thousands of models with the command line of each.
-const MODELS: Endpoint = Endpoint {
-    path: "/models",
-    limit: 32 << 20,
-};
+const MODELS: Endpoint = Endpoint::new("/models", 32 << 20);
 
-/// A router, and what must be remembered of its loaded models between two polls.
+/// A router, and its models' servers.
 pub struct Router {
-    root: String,
+    url: ServerUrl,
     version: Option<String>,
+    /// How long a model is idle before it sleeps, by the user's word.
     sleep_idle: Option<BoundedDuration>,
-    children: BTreeMap<String, Child>,
+    children: BTreeMap<String, ChildServer>,
     rotation: Rotation,
 }
 
 /// The server of one loaded model.
-struct Child {
-    place: ServerUrl,
-    work: TelemetryReader,
+struct ChildServer {
+    url: ServerUrl,
+    telemetry: TelemetryReader,
     props: Option<Props>,
 }
 
 impl RouterStatus {
-    /// How long the child takes to fall asleep, by its own command line.
+    /// How long the child is idle before it sleeps, by its own command line.
     fn sleep_idle(&self) -> Option<BoundedDuration> {
-        let after = self
+        let mut flag = self
             .args
             .iter()
-            .skip_while(|arg| *arg != "--sleep-idle-seconds")
-            .nth(1)?;
-        after
-            .parse::<u64>()
-            .ok()
+            .skip_while(|arg| *arg != "--sleep-idle-seconds");
+        let seconds = flag.nth(1)?.parse().ok();
+        seconds
             .filter(|seconds| *seconds > 0)
             .map(BoundedDuration::from_secs)
     }
@@ -74,180 +72,185 @@ impl RouterStatus {
         self.value.as_deref() == Some("loaded")
     }
 
-    /// Whether there is nothing to see of it but its state.
-    fn is_unloaded(&self) -> bool {
-        let value = self.value.as_deref();
-        !matches!(value, Some("loading" | "loaded" | "sleeping"))
+    /// Whether its child is there, perhaps asleep.
+    fn has_child(&self) -> bool {
+        self.is_loaded() || self.value.as_deref() == Some("sleeping")
     }
 }
 
 impl Router {
-    /// The router below `root`, whose `/props` told its version.
-    pub fn new(root: String, version: Option<String>, settings: &Settings) -> Router {
+    /// The router at `base`, not polled yet.
+    pub fn new(base: &BaseUrl, settings: &Settings) -> Router {
         Router {
-            root,
-            version,
+            url: ServerUrl::new(base.root()),
+            version: None,
             sleep_idle: settings.sleep_idle,
             children: BTreeMap::new(),
             rotation: Rotation::new(settings),
         }
     }
 
-    /// When it is worth a look though no poll is due.
-    pub fn next_look(&self) -> Option<Instant> {
-        self.children
-            .values()
-            .filter_map(|child| child.work.idle_guard.next_look())
-            .min()
-    }
-
-    /// Asks all that may be asked now.
-    pub fn read(&mut self, exchange: &mut Exchange, reading: &mut Reading) {
-        let url = format!("{}{}", self.root, MODELS.path);
-        let models = exchange.get(MODELS, &url, |answer| {
+    /// The models that it lists, each once, and whether there are more. None if it lists none of
+    /// a router's: a llama-server with one model may have taken its address.
+    fn list(&self, exchange: &mut Exchange) -> Option<(Vec<ModelEntry>, bool)> {
+        let models = exchange.get(MODELS, &self.url.of(MODELS), |answer| {
             let mut models = LimitedModels::default();
             answer.each_in("data", |entry: ModelEntry| {
                 let status = entry.status.as_ref();
-                let unloaded = status.is_none_or(RouterStatus::is_unloaded);
-                models.take(entry, !unloaded);
+                let is_loaded = status.is_some_and(|status| {
+                    status.has_child() || status.value.as_deref() == Some("loading")
+                });
+                models.push(entry, is_loaded);
             })?;
             Ok(models.finish())
         });
-        let Some((mut models, left_out)) = models.ok() else {
-            return;
-        };
-        // A llama-server of one model lists it as well, and tells no state: it is at this address now.
+        let (mut models, is_truncated) = models.ok()?;
         if !models.is_empty() && models.iter().all(|entry| entry.status.is_none()) {
-            return;
+            return None;
         }
-        // Of a model that is listed twice the loaded one counts, else the first.
+        // If a model is listed twice, the loaded one counts, else the first.
         let mut listed = BTreeSet::new();
         models.retain(|entry| listed.insert(entry.id.clone()));
-        reading.up = true;
-        reading.left_out = left_out;
-        reading.info = Some(ServerInfo {
-            kind: "router",
-            version: self.version.clone(),
-        });
-        let loaded =
-            |entry: &&ModelEntry| entry.status.as_ref().is_some_and(RouterStatus::is_loaded);
-        let alive: BTreeSet<_> = models
-            .iter()
-            .filter(|entry| keeps_child(entry))
-            .filter_map(|entry| entry.id.as_ref())
-            .collect();
-        self.children.retain(|id, _| alive.contains(id));
-        for entry in models.iter().filter(|entry| !loaded(entry)) {
-            reading.models.extend(self.read_unasked(entry));
+        Some((models, is_truncated))
+    }
+
+    /// A model that is not loaded, or asleep: nothing but the router's list is read of it.
+    fn listed_model(
+        &mut self,
+        id: &str,
+        status: &RouterStatus,
+        entry: &ModelEntry,
+    ) -> ModelReading {
+        let status = status.status();
+        let mut model = new_model(id, entry);
+        model.state = status.map_or(ModelState::Unknown, ModelState::Reported);
+        if status == Some(ModelStatus::Sleeping)
+            && let Some(child) = self.children.get_mut(id)
+        {
+            let now = Instant::now();
+            child.telemetry.idle_guard.record_sleep(now, true);
+            model.state = ModelState::Asleep(now);
+            model.facts = facts(child.props.as_ref(), Some(entry));
+            model.counters = child.telemetry.unread(false).counters;
         }
-        let mut children: Vec<_> = models
-            .iter()
-            .filter(loaded)
-            .filter_map(|entry| Some((entry.id.as_deref()?, entry)))
-            .collect();
+        model
+    }
+
+    /// A loaded model, read through the router if `may_poll`.
+    fn loaded_model(
+        &mut self,
+        exchange: &mut Exchange,
+        (id, status, entry): (&str, &RouterStatus, &ModelEntry),
+        may_poll: bool,
+    ) -> ModelReading {
+        let child = self.children.entry(id.to_owned()).or_insert_with(|| {
+            let query = format!("?model={}&autoload=false", percent_encoded(id));
+            let timeout = status.sleep_idle().or(self.sleep_idle);
+            ChildServer {
+                url: self.url.with_query(query),
+                telemetry: TelemetryReader::new(IdleGuard::new(timeout)),
+                props: None,
+            }
+        });
+        let telemetry = &mut child.telemetry;
+        telemetry.idle_guard.record_sleep(Instant::now(), false);
+        let mut timed_out = !may_poll;
+        if child.props.is_none() && may_poll {
+            let props = read_props(exchange, &child.url);
+            timed_out = props.timed_out();
+            child.props = props.ok();
+            let build = child.props.as_ref().and_then(Props::build);
+            telemetry.idle_guard.set_build(build);
+        }
+        let telemetry = if timed_out {
+            telemetry.unread(true)
+        } else {
+            telemetry.read(exchange, &child.url, &[id.to_owned()])
+        };
+        let mut model = new_model(id, entry);
+        model.state = match telemetry.timed_out {
+            // It was not read at this poll.
+            true if !may_poll || exchange.is_out_of_time() => ModelState::Unknown,
+            true => ModelState::Busy,
+            false => ModelState::Ready,
+        };
+        telemetry.fill(&mut model);
+        model.facts = facts(child.props.as_ref(), Some(entry));
+        model
+    }
+}
+
+impl Upstream for Router {
+    fn kind(&self) -> ServerKind {
+        ServerKind::Router
+    }
+
+    fn detect(&mut self, exchange: &mut Exchange, answers: &mut DetectionAnswers) -> Detection {
+        let props = answers.props.insert(read_props(exchange, &self.url));
+        match props {
+            RequestOutcome::Ok(props) if props.is_router() => {
+                self.version.clone_from(&props.build_info);
+                self.children.clear();
+                Detection::Detected
+            }
+            RequestOutcome::Ok(_) => Detection::NotDetected,
+            other => other.detection(),
+        }
+    }
+
+    fn poll(&mut self, exchange: &mut Exchange, _: DetectionAnswers, reading: &mut Reading) {
+        let Some((models, is_truncated)) = self.list(exchange) else {
+            return;
+        };
+        reading.set_up(ServerKind::Router, self.version.clone());
+        reading.is_truncated = is_truncated;
+        let mut loaded = Vec::new();
+        let mut with_child = BTreeSet::new();
+        for entry in &models {
+            let (Some(id), Some(status)) = (entry.id.as_deref(), &entry.status) else {
+                continue;
+            };
+            if status.has_child() {
+                with_child.insert(id);
+            }
+            if status.is_loaded() {
+                loaded.push((id, status, entry));
+            } else {
+                reading.models.push(self.listed_model(id, status, entry));
+            }
+        }
+        self.children
+            .retain(|id, _| with_child.contains(id.as_str()));
         let (now, deadline) = (Instant::now(), exchange.deadline());
         self.rotation
-            .begin(&mut children, |(id, _)| id, now, deadline);
-        for (id, entry) in children {
-            let may_ask = self.rotation.may_ask(id, Instant::now());
+            .begin(&mut loaded, |(id, ..)| id, now, deadline);
+        for model in loaded {
+            let (id, ..) = model;
+            let may_poll = self.rotation.may_poll(id, Instant::now());
             exchange.set_model(Some(id));
-            if let Some(model) = self.read_child(exchange, entry, may_ask) {
-                reading.add(model);
-            }
+            reading.add(self.loaded_model(exchange, model, may_poll));
         }
         exchange.set_model(None);
     }
 
-    /// A model of which the router's own word is all there is to know.
-    fn read_unasked(&mut self, entry: &ModelEntry) -> Option<ModelReading> {
-        let id = entry.id.as_ref()?;
-        let status = entry.status.as_ref()?.status();
-        let mut model = ModelReading {
-            name: id.clone(),
-            state: status.map_or(ModelState::Unknown, ModelState::Reported),
-            ..ModelReading::default()
-        };
-        if let Some(child) = self
-            .children
-            .get_mut(id)
-            .filter(|_| status == Some(ModelStatus::Sleeping))
-        {
-            let now = Instant::now();
-            child.work.idle_guard.saw_sleep(now, true);
-            model.state = ModelState::Asleep(now);
-            model.facts = facts(child.props.as_ref(), Some(entry));
-            model.counters = child.work.unread(false).counters;
-        }
-        model.process = host(entry);
-        Some(model)
-    }
-
-    fn read_child(
-        &mut self,
-        exchange: &mut Exchange,
-        entry: &ModelEntry,
-        may_ask: bool,
-    ) -> Option<ModelReading> {
-        let (id, status) = (entry.id.as_ref()?, entry.status.as_ref()?);
-        let child = self.children.entry(id.clone()).or_insert_with(|| Child {
-            place: ServerUrl {
-                root: self.root.clone(),
-                query: format!("?model={}&autoload=false", percent_encoded(id)),
-                model_names: vec![id.clone()],
-            },
-            work: TelemetryReader::new(IdleGuard::new(status.sleep_idle().or(self.sleep_idle))),
-            props: None,
-        });
-        child.work.idle_guard.saw_sleep(Instant::now(), false);
-        let mut model = ModelReading {
-            name: id.clone(),
-            ..ModelReading::default()
-        };
-        let mut late = !may_ask;
-        if child.props.is_none() && !late {
-            let props = ask_props(exchange, &child.place);
-            late = props.timed_out();
-            child.props = props.ok();
-            child
-                .work
-                .idle_guard
-                .saw_build(child.props.as_ref().and_then(Props::build));
-        }
-        let read = if late {
-            child.work.unread(true)
-        } else {
-            child.work.read(exchange, &child.place)
-        };
-        model.state = match read.late {
-            // Nothing was seen of it in this poll.
-            true if !may_ask || exchange.is_out_of_time() => ModelState::Unknown,
-            true => ModelState::Busy,
-            false => ModelState::Ready,
-        };
-        model.counters = read.counters;
-        model.slots = read.slots;
-        model.facts = facts(child.props.as_ref(), Some(entry));
-        model.process = host(entry);
-        Some(model)
+    fn extra_poll_at(&self) -> Option<Instant> {
+        self.children
+            .values()
+            .filter_map(|child| child.telemetry.idle_guard.extra_poll_at())
+            .min()
     }
 }
 
-/// A child's own command line tells its process; the port of the base URL is the router's.
-fn host(entry: &ModelEntry) -> ProcessHints {
-    ProcessHints {
+/// A model of which nothing is known but its process: the command line is its own server's, and
+/// the port of the base URL is the router's.
+fn new_model(id: &str, entry: &ModelEntry) -> ModelReading {
+    let mut model = ModelReading::new(id, ModelState::Unknown);
+    model.process = ProcessHints {
         behind_proxy: true,
         arguments: entry.status.as_ref().map(|status| status.args.clone()),
         ..ProcessHints::default()
-    }
-}
-
-/// Whether what is remembered of a model's server still holds: it is loaded, or asleep.
-fn keeps_child(entry: &ModelEntry) -> bool {
-    let value = entry
-        .status
-        .as_ref()
-        .and_then(|status| status.value.as_deref());
-    matches!(value, Some("loaded" | "sleeping"))
+    };
+    model
 }
 
 /// `text` as a value in a query.

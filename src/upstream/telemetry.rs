@@ -1,74 +1,59 @@
-//! Reading what one model's server is doing: `/metrics`, and right after it `/slots`.
+//! Reads what one model's server is doing: `/metrics`, and right after it `/slots`.
 //!
-//! In that order a request that ends in between is missing from both for one
-//! poll, and none is ever counted twice. Before b10566 both wait in the
-//! server's queue until the batch at hand is done, and count as work.
+//! In that order a request that ends in between is missing from both for one poll, and none is
+//! ever counted twice. Before b10566 both wait in the server's queue until the batch at hand is
+//! done, and count as work.
 
 use std::io;
 use std::time::Instant;
 
 use crate::bounds;
-use crate::readings::{CountersReading, Slots, SlotsReading, Update};
+use crate::readings::{CountersReading, ModelReading, Slots, SlotsReading, Update};
 use crate::snapshot::Reason;
 use crate::upstream::api::counters_by_model::CountersByModel;
-use crate::upstream::http::exchange::{Endpoint, Exchange, NotServed};
+use crate::upstream::http::exchange::{Endpoint, Exchange, NotServed, RequestOutcome};
 use crate::upstream::idle_guard::IdleGuard;
+use crate::upstream::server_url::ServerUrl;
 
-const METRICS: Endpoint = Endpoint {
-    path: "/metrics",
-    limit: 1 << 20,
-};
+const METRICS: Endpoint = Endpoint::new("/metrics", 1 << 20);
 /// 1.7 KB a slot in the recordings; never held as a whole.
-const SLOTS: Endpoint = Endpoint {
-    path: "/slots",
-    limit: 32 << 20,
-};
+const SLOTS: Endpoint = Endpoint::new("/slots", 32 << 20);
 
-/// Said where a part of `/metrics` is not understood.
-pub const LINES_PASSED_OVER: &str =
-    "/metrics has lines that are not understood: they are passed over, the others count";
+/// Told where a part of `/metrics` cannot be parsed.
+pub const INVALID_LINES: &str =
+    "/metrics has lines that cannot be parsed: they are skipped, the others are used";
 
-/// The response header that tells one life of the server from the next.
-const LIFE_HEADER: &str = "Process-Start-Time-Unix";
+/// The response header that identifies the server's process.
+const PROCESS_HEADER: &str = "Process-Start-Time-Unix";
 
-/// Where one model's server is asked.
-#[derive(Clone, Debug)]
-pub struct ServerUrl {
-    /// What stands before an endpoint's path.
-    pub root: String,
-    /// What stands behind it: empty, or a query with its question mark.
-    pub query: String,
-    /// What its server may call its model in `/metrics`, where that says.
-    pub model_names: Vec<String>,
-}
-
-impl ServerUrl {
-    /// The URL of `endpoint` there.
-    pub fn url(&self, endpoint: Endpoint) -> String {
-        format!("{}{}{}", self.root, endpoint.path, self.query)
-    }
-}
-
-/// What must be remembered of one model's server between two polls.
+/// Reads `/metrics` and `/slots` of one model's server.
 #[derive(Debug)]
 pub struct TelemetryReader {
-    /// When it may be asked.
+    /// When they may be read.
     pub idle_guard: IdleGuard,
-    no_metrics: Option<NotServed>,
-    no_slots: Option<NotServed>,
-    /// Whether lines of the last `/metrics` were not understood.
-    passes_over_lines: bool,
+    metrics_missing: Option<NotServed>,
+    slots_missing: Option<NotServed>,
+    /// Whether lines of the last `/metrics` could not be parsed.
+    has_invalid_lines: bool,
 }
 
-/// What was read.
+/// What was read at one poll.
 #[derive(Debug, Default)]
-pub struct Read {
+pub struct Telemetry {
     /// `/metrics`.
     pub counters: Update<CountersReading>,
     /// `/slots`.
     pub slots: Update<SlotsReading>,
-    /// Whether an answer is late: the server is at work.
-    pub late: bool,
+    /// Whether an answer did not come in time: the server is at work.
+    pub timed_out: bool,
+}
+
+impl Telemetry {
+    /// Puts what was read into `model`.
+    pub fn fill(self, model: &mut ModelReading) {
+        model.counters = self.counters;
+        model.slots = self.slots;
+    }
 }
 
 impl TelemetryReader {
@@ -76,142 +61,158 @@ impl TelemetryReader {
     pub fn new(idle_guard: IdleGuard) -> TelemetryReader {
         TelemetryReader {
             idle_guard,
-            no_metrics: None,
-            no_slots: None,
-            passes_over_lines: false,
+            metrics_missing: None,
+            slots_missing: None,
+            has_invalid_lines: false,
         }
     }
 
-    /// Whether the server has said that it serves no `/metrics`.
+    /// Whether `/metrics` is not served.
     pub fn lacks_metrics(&self) -> bool {
-        self.no_metrics.is_some()
+        self.metrics_missing.is_some()
     }
 
-    /// Whether there is no `/slots`.
+    /// Whether `/slots` is not served.
     pub fn lacks_slots(&self) -> bool {
-        self.no_slots.is_some()
+        self.slots_missing.is_some()
     }
 
-    /// Forgets the last life of the server; keeps what is known of its sleep.
-    pub fn restarted(&mut self) {
-        self.idle_guard.reconnected();
-        self.no_metrics = None;
-        self.no_slots = None;
-        self.passes_over_lines = false;
+    /// Forgets the server's process; keeps what is known of its sleep.
+    pub fn reset(&mut self) {
+        self.idle_guard.reset();
+        self.metrics_missing = None;
+        self.slots_missing = None;
+        self.has_invalid_lines = false;
     }
 
-    /// What is to be made of both where neither is asked.
-    pub fn unread(&self, late: bool) -> Read {
-        Read {
-            counters: if self.no_metrics.is_some() {
-                Update::Absent
-            } else {
-                Update::Stale
-            },
-            slots: if self.no_slots.is_some() {
-                Update::Absent
-            } else {
-                Update::Stale
-            },
-            late,
+    /// What to make of both if neither is read.
+    pub fn unread(&self, timed_out: bool) -> Telemetry {
+        fn stale<T>(missing: Option<NotServed>) -> Update<T> {
+            missing.map_or(Update::Stale, |_| Update::Absent)
+        }
+        Telemetry {
+            counters: stale(self.metrics_missing),
+            slots: stale(self.slots_missing),
+            timed_out,
         }
     }
 
-    /// Asks what may be asked now.
-    pub fn read(&mut self, exchange: &mut Exchange, place: &ServerUrl) -> Read {
-        let (metrics_url, slots_url) = (place.url(METRICS), place.url(SLOTS));
-        if exchange.is_queue_blocked(METRICS, &metrics_url) {
-            self.look_whether_lost(exchange, &metrics_url, &slots_url);
-            if exchange.is_queue_blocked(METRICS, &metrics_url) {
+    /// Reads what may be read now. In `/metrics` the server calls its model by one of `names`.
+    pub fn read(
+        &mut self,
+        exchange: &mut Exchange,
+        url: &ServerUrl,
+        names: &[String],
+    ) -> Telemetry {
+        if exchange.is_queue_blocked(METRICS, &url.of(METRICS)) {
+            self.check_pending(exchange, url);
+            if exchange.is_queue_blocked(METRICS, &url.of(METRICS)) {
                 return self.unread(true);
             }
         }
-        let mut read = Read::default();
-        if self.no_metrics.is_some() {
-            read.counters = Update::Absent;
-        } else if self.idle_guard.may_ask_metrics(Instant::now()) {
-            let metrics = exchange.get(METRICS, &metrics_url, |answer| {
-                let process = answer
-                    .header(LIFE_HEADER)
-                    .map(|process| bounds::cut(process).to_owned());
-                let names: Vec<&str> = place.model_names.iter().map(String::as_str).collect();
-                let (counters, passed_over) = answer.stream(|body| {
-                    let read = CountersByModel::read(body, |_| true)?;
-                    let passed_over = read.passed_over > 0;
-                    Ok((read.of_server(&names)?, passed_over))
-                })?;
+        let Some(counters) = self.read_metrics(exchange, url, names) else {
+            return self.unread(true);
+        };
+        let slots = self.read_slots(exchange, url, matches!(counters, Update::New(_)));
+        Telemetry {
+            counters,
+            timed_out: slots.is_none(),
+            slots: slots.unwrap_or(Update::Stale),
+        }
+    }
+
+    /// `/metrics`; none if it did not come in time.
+    fn read_metrics(
+        &mut self,
+        exchange: &mut Exchange,
+        url: &ServerUrl,
+        names: &[String],
+    ) -> Option<Update<CountersReading>> {
+        if self.metrics_missing.is_some() {
+            return Some(Update::Absent);
+        }
+        if !self.idle_guard.may_read_metrics(Instant::now()) {
+            let is_asleep = self.idle_guard.is_asleep();
+            return Some(if is_asleep {
+                Update::Unchanged
+            } else {
+                Update::Stale
+            });
+        }
+        let metrics = exchange.get(METRICS, &url.of(METRICS), |answer| {
+            let process = answer.header(PROCESS_HEADER);
+            let process = process.map(|process| bounds::cut(process).to_owned());
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            answer.stream(|body| {
+                let read = CountersByModel::read(body, |_| true)?;
+                let has_invalid_lines = read.passed_over > 0;
                 let counters = CountersReading {
-                    at: Instant::now(),
                     process,
-                    counters,
-                };
-                Ok((counters, passed_over))
-            });
-            if metrics.timed_out() {
-                return self.unread(true);
-            }
-            self.no_metrics = metrics.not_served();
-            if let Some((counters, passed_over)) = metrics.ok() {
-                self.passes_over_lines = passed_over;
-                self.idle_guard.saw_metrics(counters.at, &counters.counters);
-                read.counters = Update::New(counters);
-            }
-        } else {
-            let asleep = self.idle_guard.is_asleep();
-            read.counters = if asleep {
-                Update::Unchanged
-            } else {
-                Update::Stale
-            };
-        }
-
-        if self.no_slots.is_some() || self.idle_guard.is_asleep() {
-            read.slots = Update::Absent;
-        } else if self.idle_guard.may_ask_slots(Instant::now()) {
-            let slots = exchange.get(SLOTS, &slots_url, |answer| {
-                let Slots(slots) = answer.json()?;
-                Ok(SlotsReading {
+                    counters: read.of_server(&names)?,
                     at: Instant::now(),
-                    slots,
-                })
-            });
-            if slots.timed_out() {
-                read.slots = Update::Stale;
-                read.late = true;
-                return read;
-            }
-            self.no_slots = slots.not_served();
-            if let Some(slots) = slots.ok() {
-                let busy = slots.slots.iter().any(|slot| slot.is_processing);
-                self.idle_guard.saw_slots(slots.at, busy);
-                read.slots = Update::New(slots);
-            }
-        } else {
-            let known = matches!(read.counters, Update::New(_));
-            read.slots = if known {
-                Update::Unchanged
-            } else {
-                Update::Stale
-            };
+                };
+                Ok((counters, has_invalid_lines))
+            })
+        });
+        if metrics.timed_out() {
+            return None;
         }
-        read
+        self.metrics_missing = metrics.not_served();
+        let Some((counters, has_invalid_lines)) = metrics.ok() else {
+            return Some(Update::Absent);
+        };
+        self.has_invalid_lines = has_invalid_lines;
+        self.idle_guard
+            .record_metrics(counters.at, &counters.counters);
+        Some(Update::New(counters))
     }
 
-    /// Where a request waits for so long that it may have got lost, asks another endpoint of the
-    /// same queue: an answer shows that. There are never more than these two.
-    fn look_whether_lost(&self, exchange: &mut Exchange, metrics_url: &str, slots_url: &str) {
-        if self.idle_guard.is_asleep() || !exchange.may_be_lost(METRICS, metrics_url) {
+    /// `/slots`; none if it did not come in time.
+    fn read_slots(
+        &mut self,
+        exchange: &mut Exchange,
+        url: &ServerUrl,
+        has_metrics: bool,
+    ) -> Option<Update<SlotsReading>> {
+        if self.slots_missing.is_some() || self.idle_guard.is_asleep() {
+            return Some(Update::Absent);
+        }
+        if !self.idle_guard.may_read_slots(Instant::now()) {
+            return Some(if has_metrics {
+                Update::Unchanged
+            } else {
+                Update::Stale
+            });
+        }
+        let slots = exchange.get(SLOTS, &url.of(SLOTS), |answer| {
+            let Slots(slots) = answer.json()?;
+            let at = Instant::now();
+            Ok(SlotsReading { at, slots })
+        });
+        if slots.timed_out() {
+            return None;
+        }
+        self.slots_missing = slots.not_served();
+        let Some(slots) = slots.ok() else {
+            return Some(Update::Absent);
+        };
+        let is_busy = slots.slots.iter().any(|slot| slot.is_processing);
+        self.idle_guard.record_slots(slots.at, is_busy);
+        Some(Update::New(slots))
+    }
+
+    /// If a request has been waiting for so long that it may be lost, asks another endpoint of the
+    /// same queue: an answer shows that. There are never more than these two requests.
+    fn check_pending(&self, exchange: &mut Exchange, url: &ServerUrl) {
+        if self.idle_guard.is_asleep() || !exchange.may_be_lost(METRICS, &url.of(METRICS)) {
             return;
         }
-        let others = [
-            (METRICS, metrics_url, self.no_metrics),
-            (SLOTS, slots_url, self.no_slots),
-        ];
-        let other = others
-            .into_iter()
-            .find(|(_, url, missing)| missing.is_none() && !exchange.is_pending(url));
-        if let Some((endpoint, url, _)) = other {
-            exchange.get(endpoint, url, |answer| {
+        let endpoints = [(METRICS, self.metrics_missing), (SLOTS, self.slots_missing)];
+        let other = endpoints.into_iter().find(|(endpoint, missing)| {
+            missing.is_none() && !exchange.is_pending(&url.of(*endpoint))
+        });
+        if let Some((endpoint, _)) = other {
+            let _: RequestOutcome<u64> = exchange.get(endpoint, &url.of(endpoint), |answer| {
                 answer.stream(|body| {
                     io::copy(body, &mut io::sink()).map_err(|error| error.to_string())
                 })
@@ -219,59 +220,59 @@ impl TelemetryReader {
         }
     }
 
-    /// Takes it that what failed in this poll for an `is_proxys` reason is not served: a proxy has
+    /// Treats what failed in this poll for an `is_proxys` reason as not served: a proxy has
     /// answered in the server's place.
     pub fn not_passed_on(&mut self, exchange: &mut Exchange, is_proxys: impl Fn(Reason) -> bool) {
-        let endpoints = [(METRICS, &mut self.no_metrics), (SLOTS, &mut self.no_slots)];
-        for (endpoint, missing) in endpoints {
+        for (endpoint, missing) in [
+            (METRICS, &mut self.metrics_missing),
+            (SLOTS, &mut self.slots_missing),
+        ] {
             if exchange.discard_failures_where(endpoint, &is_proxys) {
                 *missing = Some(NotServed::NotFound);
             }
         }
     }
 
-    /// What the server cannot tell, for people.
+    /// What cannot be read of the server, and what that costs, for people.
     pub fn notes(&self, has_stats: bool) -> Vec<&'static str> {
-        let mut notes = Vec::new();
-        match self.no_metrics {
-            Some(NotServed::Disabled) => notes.push(
+        let metrics = match self.metrics_missing {
+            Some(NotServed::Disabled) => Some(
                 "/metrics is switched off: start llama-server with --metrics to get token counters, \
                  decode calls and waiting requests",
             ),
-            Some(NotServed::NotFound) => notes.push("/metrics is not served at this address"),
-            None if self.passes_over_lines => notes.push(LINES_PASSED_OVER),
-            None => {}
-        }
-        match self.no_slots {
-            Some(NotServed::Disabled) => notes.push(
+            Some(NotServed::NotFound) => Some("/metrics is not served at this address"),
+            None => self.has_invalid_lines.then_some(INVALID_LINES),
+        };
+        let slots = match self.slots_missing {
+            Some(NotServed::Disabled) => Some(
                 "/slots is switched off: start llama-server with --slots to get context use and \
                  exact live tokens",
             ),
-            Some(NotServed::NotFound) => notes.push("/slots is not served at this address"),
-            None => {}
-        }
-        match (self.no_metrics, self.no_slots) {
-            (Some(_), Some(_)) if !has_stats => notes.push(
-                "without both it cannot be told whether the model is idle or running, nor how fast",
-            ),
-            (Some(_), None) => notes.push(
+            Some(NotServed::NotFound) => Some("/slots is not served at this address"),
+            None => None,
+        };
+        let loss = match (self.lacks_metrics(), self.lacks_slots()) {
+            (true, true) if !has_stats => {
+                Some("without both, the model's status and its tokens per second are not known")
+            }
+            (true, false) => Some(
                 "without /metrics, tokens per second come from /slots: requests that begin and end \
                  between two polls are missed",
             ),
-            (None, Some(_)) => notes.push(
-                "without /slots, tokens in flight come from the decode calls, to within a few \
-                 tokens a prompt",
+            (false, true) => Some(
+                "without /slots, tokens in flight are computed from the decode calls, and are off \
+                 by a few tokens per prompt",
             ),
-            _ => {}
-        }
-        notes
+            _ => None,
+        };
+        [metrics, slots, loss].into_iter().flatten().collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::llama_server::{HEALTH, ask_health};
+    use crate::upstream::llama_server::{HEALTH, read_health};
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::net::{TcpListener, TcpStream};
     use std::sync::{Arc, Mutex};
@@ -331,35 +332,31 @@ mod tests {
             let arguments = arguments.map(std::ffi::OsString::from).to_vec();
             let (_, settings) = crate::settings::parse(arguments, |_| None).unwrap();
             let mut exchange = Exchange::new(&settings.base_urls[0], &settings).unwrap();
-            let place = ServerUrl {
-                root,
-                query: String::new(),
-                model_names: Vec::new(),
-            };
-            let mut work = TelemetryReader::new(IdleGuard::new(None));
+            let url = ServerUrl::new(root);
+            let mut reader = TelemetryReader::new(IdleGuard::new(None));
             let mut read = |exchange: &mut Exchange| {
                 exchange.begin_poll(bounds::deadline(Instant::now(), HOUR));
-                work.read(exchange, &place)
+                reader.read(exchange, &url, &[])
             };
             if lost == "/health" {
                 exchange.begin_poll(bounds::deadline(Instant::now(), HOUR));
-                assert!(ask_health(&mut exchange, &place.url(HEALTH)).timed_out());
+                assert!(read_health(&mut exchange, &url.of(HEALTH)).timed_out());
             } else {
-                assert!(read(&mut exchange).late, "{lost}");
+                assert!(read(&mut exchange).timed_out, "{lost}");
             }
             // It may wait behind the work at hand: nothing else is asked of the queue.
             let before = asked.lock().unwrap().len();
             for _ in 0..3 {
-                assert!(read(&mut exchange).late, "{lost}");
+                assert!(read(&mut exchange).timed_out, "{lost}");
             }
             assert_eq!(asked.lock().unwrap().len(), before, "{lost}");
 
             exchange.suspect_after(Duration::ZERO);
             let read = read(&mut exchange);
-            assert!(!read.late, "{lost}");
+            assert!(!read.timed_out, "{lost}");
             assert!(matches!(read.counters, Update::New(_)), "{lost}");
             assert!(matches!(read.slots, Update::New(_)), "{lost}");
-            assert!(!exchange.is_pending(&place.url(HEALTH)), "{lost}");
+            assert!(!exchange.is_pending(&url.of(HEALTH)), "{lost}");
         }
     }
 }

@@ -262,7 +262,7 @@ fn an_invalid_line_of_metrics_is_skipped() {
             assert_eq!(scrape.errors(), 0, "{line}: {}", exporter.output());
             let calls = scrape.value("llamacpp_decode_calls_total");
             assert_eq!(calls, Some(2.0), "{line}: {scrape:?}");
-            let said = exporter.logged(&["not understood"]).len();
+            let said = exporter.logged(&["cannot be parsed"]).len();
             assert_eq!(said, usize::from(!line.starts_with('#')), "{line}");
         }
     }
@@ -273,7 +273,7 @@ fn an_invalid_line_of_metrics_is_skipped() {
     ));
     let tokens = scrape.value("llamacpp_prompt_tokens_total");
     assert_eq!(tokens, Some(1.5e6), "{scrape:?}");
-    exporter.assert_logged(0, &["not understood"]);
+    exporter.assert_logged(0, &["cannot be parsed"]);
 }
 
 #[test]

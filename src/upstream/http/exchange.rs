@@ -21,6 +21,13 @@ pub struct Endpoint {
     pub limit: u64,
 }
 
+impl Endpoint {
+    /// The endpoint at `path`, whose answer has at most `limit` bytes.
+    pub const fn new(path: &'static str, limit: u64) -> Endpoint {
+        Endpoint { path, limit }
+    }
+}
+
 const POLL_TOO_LONG: &str = "not asked: the poll has taken too long already";
 
 /// What came of a question.
@@ -58,10 +65,10 @@ impl<T> RequestOutcome<T> {
         }
     }
 
-    /// The same, with the answer put through `change`.
-    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> RequestOutcome<U> {
-        match self {
-            RequestOutcome::Ok(answer) => RequestOutcome::Ok(change(answer)),
+    /// The same without the answer itself.
+    pub fn without_answer(&self) -> RequestOutcome<()> {
+        match *self {
+            RequestOutcome::Ok(_) => RequestOutcome::Ok(()),
             RequestOutcome::NotServed(why) => RequestOutcome::NotServed(why),
             RequestOutcome::NotLoaded => RequestOutcome::NotLoaded,
             RequestOutcome::BadGateway => RequestOutcome::BadGateway,

@@ -1,9 +1,9 @@
 //! llama-swap's activity, a list of the last requests that have ended, as counters.
 //!
-//! The first answer is history. Each later one holds the new requests and some of the known ones:
-//! their identifiers only grow as long as the list is the same, and begin anew with llama-swap's
-//! next life where it keeps the list in memory. (Newer versions keep it in SQLite, in memory
-//! unless a path is set, and identifiers begin at 1; older ones in a ring, and they begin at 0.)
+//! The first page is history. Each later one holds the new requests and some of the known ones:
+//! their identifiers only grow as long as the list is the same, and start again with llama-swap
+//! where it keeps the list in memory. (Newer versions keep it in SQLite, in memory unless a path
+//! is set, and identifiers start at 1; older ones in a ring, and they start at 0.)
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,20 +13,20 @@ use serde::Deserialize;
 
 use crate::bounds::lenient::{count, object, text};
 use crate::readings::TokenTotals;
-use crate::upstream::llama_swap::timestamp::seconds;
+use crate::upstream::llama_swap::timestamp::unix_seconds;
 
-/// The most requests of one answer that are taken, the youngest of them: a page has at most 999,
-/// the ring 1,000 unless it was told otherwise.
+/// The most requests of one page that are used, the youngest of them: a page has at most 999,
+/// the ring 1,000 unless it was configured otherwise.
 const MOST_REQUESTS: usize = 2000;
 /// More tokens than one request can have, and few enough that sums of them stay exact.
 const MOST_TOKENS: f64 = 4_294_967_296.0;
-/// Identifiers from here on, 2^53, are not told apart.
+/// Identifiers from here on, 2^53, cannot be told apart.
 const MOST_IDENTIFIERS: f64 = 9_007_199_254_740_992.0;
 
-/// One request of the activity, as it is answered; −1 means unknown.
+/// One request as it is listed; −1 means unknown.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct Entry {
+pub struct ListedRequest {
     #[serde(deserialize_with = "count")]
     id: Option<f64>,
     #[serde(deserialize_with = "text")]
@@ -34,7 +34,7 @@ pub struct Entry {
     #[serde(deserialize_with = "text")]
     model: Option<String>,
     #[serde(deserialize_with = "object")]
-    tokens: Option<Tokens>,
+    tokens: Option<ListedTokens>,
     // In versions of 2025, which have no `tokens`.
     #[serde(deserialize_with = "count")]
     cache_tokens: Option<f64>,
@@ -44,10 +44,10 @@ pub struct Entry {
     output_tokens: Option<f64>,
 }
 
-/// `tokens` of an [`Entry`].
+/// `tokens` of a [`ListedRequest`].
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Tokens {
+struct ListedTokens {
     #[serde(deserialize_with = "count")]
     cache_tokens: Option<f64>,
     #[serde(deserialize_with = "count")]
@@ -56,69 +56,68 @@ struct Tokens {
     output_tokens: Option<f64>,
 }
 
-/// The requests of one answer, by identifier.
+/// The requests of one page, by identifier.
 #[derive(Debug, Default)]
-pub struct Page(BTreeMap<u64, Request>);
+pub struct Page(BTreeMap<u64, EndedRequest>);
 
 #[derive(Debug)]
-struct Request {
+struct EndedRequest {
     model: String,
     tokens: TokenTotals,
-    /// Seconds since 1970, where they are told.
+    /// Seconds since 1970, if they are listed.
     ended: Option<f64>,
-    /// Tells it from another one of the same identifier.
+    /// Tells it from another one with the same identifier.
     fingerprint: u64,
 }
 
-/// What was counted.
+/// The tokens of ended requests by model, counted over all pages.
 #[derive(Debug, Default)]
 pub struct Activity {
-    /// None before the first answer.
-    known: Option<Known>,
-    models: BTreeMap<String, Counted>,
+    /// None before the first page.
+    last: Option<LastPage>,
+    models: BTreeMap<String, ModelTokens>,
 }
 
-/// What is known of the list.
+/// What is known of the last page.
 #[derive(Debug, Default)]
-struct Known {
-    newest: Option<u64>,
-    /// When the last known request ended, in seconds since 1970.
+struct LastPage {
+    /// When the last of its requests ended, in seconds since 1970.
     last_end: f64,
-    /// The fingerprints of the last answer's requests.
+    /// The fingerprint of each request, by identifier.
     fingerprints: BTreeMap<u64, u64>,
 }
 
 /// The tokens of one model.
 #[derive(Debug, Default)]
-struct Counted {
+struct ModelTokens {
     total: TokenTotals,
-    /// What of it was told by the model's own server.
-    told_before: TokenTotals,
-    told: Told,
+    /// The part of it that the model's own server has counted.
+    counted_by_server: TokenTotals,
+    counted_by: CountedBy,
 }
 
-/// Where the tokens of a model were told last.
+/// What counts the tokens of a model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Told {
+enum CountedBy {
     #[default]
-    Here,
-    /// By its own server.
-    Elsewhere,
-    /// By its own server before, and here from the next answer on.
-    HereFromNow,
+    Activity,
+    /// Its own server.
+    Server,
+    /// Its own server until the next page, and the activity after that.
+    ActivityFromNextPage,
 }
 
 impl Page {
-    /// Takes one request of an answer.
-    pub fn add(&mut self, entry: Entry) {
-        let id = entry.id.filter(|id| *id < MOST_IDENTIFIERS);
-        let (Some(id), Some(model)) = (id, entry.model) else {
+    /// Adds one request.
+    pub fn add(&mut self, listed: ListedRequest) {
+        let id = listed.id.filter(|id| *id < MOST_IDENTIFIERS);
+        let (Some(id), Some(model)) = (id, listed.model) else {
             return;
         };
-        let tokens = entry.tokens.unwrap_or(Tokens {
-            cache_tokens: entry.cache_tokens,
-            input_tokens: entry.input_tokens,
-            output_tokens: entry.output_tokens,
+        let tokens = listed.tokens.unwrap_or(ListedTokens {
+            cache_tokens: listed.cache_tokens,
+            input_tokens: listed.input_tokens,
+            output_tokens: listed.output_tokens,
         });
         let number = |tokens: Option<f64>| tokens.filter(|n| *n < MOST_TOKENS).unwrap_or(0.0);
         let tokens = TokenTotals {
@@ -126,18 +125,14 @@ impl Page {
             prompt_tokens_cached: number(tokens.cache_tokens),
             generated_tokens: number(tokens.output_tokens),
         };
+        let numbers = [tokens.prompt_tokens, tokens.generated_tokens].map(f64::to_bits);
         let mut hasher = DefaultHasher::new();
-        (&entry.timestamp, &model).hash(&mut hasher);
-        (
-            tokens.prompt_tokens.to_bits(),
-            tokens.generated_tokens.to_bits(),
-        )
-            .hash(&mut hasher);
+        (&listed.timestamp, &model, numbers).hash(&mut hasher);
         // A whole number that a float holds exactly.
-        self.0.entry(id as u64).or_insert(Request {
+        self.0.entry(id as u64).or_insert(EndedRequest {
             model,
             tokens,
-            ended: entry.timestamp.as_deref().and_then(seconds),
+            ended: listed.timestamp.as_deref().and_then(unix_seconds),
             fingerprint: hasher.finish(),
         });
         if self.0.len() > MOST_REQUESTS {
@@ -147,106 +142,105 @@ impl Page {
 }
 
 impl Activity {
-    /// Takes an answer, and adds up what is new in it of these models. Gives whether requests
-    /// are missing: more have ended since the last answer than are listed.
-    pub fn take(&mut self, page: &Page, models: &BTreeSet<String>) -> bool {
-        let requests = &page.0;
-        let has_begun_anew = self
-            .known
-            .as_ref()
-            .is_some_and(|known| known.ended(requests));
-        let gap = !has_begun_anew
-            && self
-                .known
-                .as_ref()
-                .is_some_and(|known| known.misses(requests));
-        // Where the first requests of a new list are in it, so are all the others.
-        let is_whole = requests.keys().next().is_some_and(|first| *first <= 1);
-        let is_new = |(id, request): &(&u64, &Request)| match &self.known {
-            None => false,
-            Some(known) if has_begun_anew => {
-                let is_known = known.fingerprints.get(id) == Some(&request.fingerprint);
-                let is_younger = request.ended.is_some_and(|ended| ended > known.last_end);
-                !is_known && (is_whole || is_younger)
-            }
-            Some(known) => known.newest.is_none_or(|newest| **id > newest),
-        };
-        for (_, request) in requests.iter().filter(is_new) {
-            if models.contains(&request.model) {
-                let counted = self.models.entry(request.model.clone()).or_default();
-                counted.total.add(&request.tokens);
+    /// Adds up what is new in a page of these models. Gives whether requests are missing: more
+    /// have ended since the last page than are listed.
+    pub fn add(&mut self, page: &Page, models: &BTreeSet<String>) -> bool {
+        let last = self.last.as_ref();
+        let is_new_list = last.is_some_and(|last| last.is_of_another_list(page));
+        let has_gap = !is_new_list && last.is_some_and(|last| last.has_gap_before(page));
+        for (id, request) in &page.0 {
+            let is_new = last.is_some_and(|last| {
+                if is_new_list {
+                    last.is_new(page, *id, request)
+                } else {
+                    last.newest() < Some(*id)
+                }
+            });
+            if is_new && models.contains(&request.model) {
+                let tokens = self.models.entry(request.model.clone()).or_default();
+                tokens.total.add(&request.tokens);
             }
         }
-        for counted in self.models.values_mut() {
-            if counted.told == Told::HereFromNow {
-                counted.told = Told::Here;
-                counted.told_before = counted.total;
+        for tokens in self.models.values_mut() {
+            if tokens.counted_by == CountedBy::ActivityFromNextPage {
+                tokens.counted_by = CountedBy::Activity;
+                tokens.counted_by_server = tokens.total;
             }
         }
-        let ends = requests.values().filter_map(|request| request.ended);
-        self.known = Some(Known {
-            newest: requests.keys().next_back().copied(),
+        let requests = page.0.iter();
+        let ends = page.0.values().filter_map(|request| request.ended);
+        self.last = Some(LastPage {
             last_end: ends.fold(0.0, f64::max),
             fingerprints: requests
-                .iter()
                 .map(|(id, request)| (*id, request.fingerprint))
                 .collect(),
         });
-        gap
+        has_gap
     }
 
-    /// Whether there was an answer.
+    /// Whether there was a page.
     pub fn is_read(&self) -> bool {
-        self.known.is_some()
+        self.last.is_some()
     }
 
-    /// The tokens of a model that are told here alone; none before the first answer.
-    pub fn of(&self, model: &str) -> Option<TokenTotals> {
-        self.known.as_ref()?;
+    /// The tokens of a model that only the activity has counted; none before the first page.
+    pub fn totals(&self, model: &str) -> Option<TokenTotals> {
+        self.last.as_ref()?;
         match self.models.get(model) {
             None => Some(TokenTotals::default()),
-            Some(counted) if counted.told == Told::HereFromNow => None,
-            Some(counted) => Some(counted.total.without(&counted.told_before)),
+            Some(tokens) if tokens.counted_by == CountedBy::ActivityFromNextPage => None,
+            Some(tokens) => Some(tokens.total.without(&tokens.counted_by_server)),
         }
     }
 
-    /// The model's own server tells its tokens.
-    pub fn told_elsewhere(&mut self, model: &str) {
-        self.models.entry(model.to_owned()).or_default().told = Told::Elsewhere;
+    /// From now on the model's own server counts its tokens.
+    pub fn counted_by_server(&mut self, model: &str) {
+        self.models.entry(model.to_owned()).or_default().counted_by = CountedBy::Server;
     }
 
-    /// From now on a model's tokens are told here. What its own server told before does not
-    /// count again.
-    pub fn told_here(&mut self, model: &str) {
-        if let Some(counted) = self.models.get_mut(model)
-            && counted.told == Told::Elsewhere
+    /// From now on the activity counts the model's tokens, without what its server has counted.
+    pub fn counted_by_activity(&mut self, model: &str) {
+        if let Some(tokens) = self.models.get_mut(model)
+            && tokens.counted_by == CountedBy::Server
         {
-            counted.told = Told::HereFromNow;
+            tokens.counted_by = CountedBy::ActivityFromNextPage;
         }
     }
 
-    /// Forgets models that are none of these.
-    pub fn forget_all_but(&mut self, models: &BTreeSet<String>) {
+    /// Forgets all but these models.
+    pub fn retain(&mut self, models: &BTreeSet<String>) {
         self.models.retain(|model, _| models.contains(model));
     }
 }
 
-impl Known {
-    /// Whether these are of another list: identifiers have begun anew.
-    fn ended(&self, requests: &BTreeMap<u64, Request>) -> bool {
-        let newest = requests.keys().next_back().copied();
-        let is_another = |(id, request): (&u64, &Request)| {
-            let fingerprint = self.fingerprints.get(id);
-            fingerprint.is_some_and(|known| *known != request.fingerprint)
-        };
-        newest < self.newest || requests.iter().any(is_another)
+impl LastPage {
+    fn newest(&self) -> Option<u64> {
+        self.fingerprints.keys().next_back().copied()
     }
 
-    /// Whether some requests between the last known and the first of these are not listed.
-    fn misses(&self, requests: &BTreeMap<u64, Request>) -> bool {
-        let first = requests.keys().next();
+    /// Whether `page` is of another list: identifiers have started again.
+    fn is_of_another_list(&self, page: &Page) -> bool {
+        let newest = page.0.keys().next_back().copied();
+        newest < self.newest()
+            || page.0.iter().any(|(id, request)| {
+                let known = self.fingerprints.get(id);
+                known.is_some_and(|known| *known != request.fingerprint)
+            })
+    }
+
+    /// Whether a request on a `page` of another list is new.
+    fn is_new(&self, page: &Page, id: u64, request: &EndedRequest) -> bool {
+        // If the first requests of the new list are on the page, so are all the others.
+        let is_whole = page.0.keys().next().is_some_and(|first| *first <= 1);
+        let is_younger = request.ended.is_some_and(|ended| ended > self.last_end);
+        self.fingerprints.get(&id) != Some(&request.fingerprint) && (is_whole || is_younger)
+    }
+
+    /// Whether some requests between this page and `page` are not listed.
+    fn has_gap_before(&self, page: &Page) -> bool {
+        let first = page.0.keys().next();
         first
-            .zip(self.newest)
+            .zip(self.newest())
             .is_some_and(|(first, newest)| *first > newest.saturating_add(1))
     }
 }
@@ -268,7 +262,7 @@ mod tests {
     fn page(requests: &[Value]) -> Page {
         let mut page = Page::default();
         for request in requests {
-            page.add(Entry::deserialize(request).unwrap());
+            page.add(ListedRequest::deserialize(request).unwrap());
         }
         page
     }
@@ -281,25 +275,29 @@ mod tests {
     fn generated(answers: &[&[Value]]) -> (Vec<f64>, Vec<bool>) {
         let mut activity = Activity::default();
         let take = |answer: &&[Value]| {
-            let gap = activity.take(&page(answer), &models());
-            (activity.of(MODEL).unwrap().generated_tokens, gap)
+            let gap = activity.add(&page(answer), &models());
+            (activity.totals(MODEL).unwrap().generated_tokens, gap)
         };
         answers.iter().map(take).unzip()
     }
 
     #[test]
-    fn the_first_answer_is_history() {
+    fn the_first_page_is_history() {
         let first: Vec<_> = (502..=1500).map(|id| request(id, 1, json!(50))).collect();
         let mut second = first.clone();
         second.push(request(1501, 2, json!(7)));
         let (counted, gaps) = generated(&[&first, &first, &second[1..]]);
         assert_eq!(counted, [0.0, 0.0, 7.0]);
         assert_eq!(gaps, [false; 3]);
-        assert_eq!(Activity::default().of(MODEL), None, "nothing is known yet");
+        assert_eq!(
+            Activity::default().totals(MODEL),
+            None,
+            "nothing is known yet"
+        );
     }
 
     #[test]
-    fn identifiers_may_begin_at_0_and_at_1() {
+    fn identifiers_may_start_at_0_and_at_1() {
         for first in [0, 1] {
             let all = [request(first, 1, json!(5)), request(first + 1, 2, json!(6))];
             let (counted, _) = generated(&[&[], &all[..1], &all]);
@@ -308,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn more_requests_than_are_listed_are_a_gap_and_are_not_made_up() {
+    fn requests_that_are_not_listed_are_reported_as_a_gap() {
         let listed = [request(5000, 9, json!(3)), request(5001, 9, json!(4))];
         let (counted, gaps) = generated(&[&[request(7, 1, json!(50))], &listed, &listed]);
         assert_eq!(counted, [0.0, 7.0, 7.0]);
@@ -316,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn identifiers_that_begin_anew_are_new_requests() {
+    fn identifiers_that_start_again_are_new_requests() {
         let before = [request(1, 1, json!(50)), request(2, 2, json!(50))];
         // Fewer than before, as many, more, and none at all at first.
         for count in 1..5 {
@@ -336,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_is_set_back_is_no_news() {
+    fn a_list_that_is_set_back_adds_nothing() {
         let all: Vec<_> = (500..510)
             .map(|id| request(id, id as u32 - 490, json!(50)))
             .collect();
@@ -347,23 +345,27 @@ mod tests {
     }
 
     #[test]
-    fn what_the_models_own_server_told_does_not_count_again() {
+    fn tokens_that_the_server_has_counted_do_not_count_again() {
         let mut activity = Activity::default();
         let all: Vec<_> = (1..9).map(|id| request(id, 1, json!(50))).collect();
-        activity.take(&page(&all[..2]), &models());
-        activity.told_elsewhere(MODEL);
-        activity.take(&page(&all[..4]), &models());
-        activity.told_here(MODEL);
-        assert_eq!(activity.of(MODEL), None, "how much was told is not known");
-        activity.take(&page(&all[..6]), &models());
-        assert_eq!(activity.of(MODEL), Some(TokenTotals::default()));
-        activity.told_here(MODEL);
-        activity.take(&page(&all), &models());
-        assert_eq!(activity.of(MODEL).unwrap().generated_tokens, 100.0);
+        activity.add(&page(&all[..2]), &models());
+        activity.counted_by_server(MODEL);
+        activity.add(&page(&all[..4]), &models());
+        activity.counted_by_activity(MODEL);
+        assert_eq!(
+            activity.totals(MODEL),
+            None,
+            "how much was told is not known"
+        );
+        activity.add(&page(&all[..6]), &models());
+        assert_eq!(activity.totals(MODEL), Some(TokenTotals::default()));
+        activity.counted_by_activity(MODEL);
+        activity.add(&page(&all), &models());
+        assert_eq!(activity.totals(MODEL).unwrap().generated_tokens, 100.0);
     }
 
     #[test]
-    fn numbers_that_are_none_are_unknown() {
+    fn invalid_numbers_count_as_zero() {
         for wrong in [
             json!(-1),
             json!(-5),
@@ -385,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn identifiers_that_are_not_told_apart_do_not_count() {
+    fn requests_with_identifiers_beyond_2_to_the_53_do_not_count() {
         let all: Vec<_> = [7, (1 << 53) + 1, (1 << 53) + 2, u64::MAX]
             .map(|id| request(id, 1, json!(5)))
             .into();
@@ -393,13 +395,13 @@ mod tests {
     }
 
     #[test]
-    fn tokens_beside_the_model_are_read_as_well() {
+    fn tokens_of_versions_of_2025_are_read() {
         let flat = json!({"id": 0, "timestamp": "2025-10-01T10:00:00.5+02:00", "model": MODEL,
             "cache_tokens": 3, "input_tokens": 4, "output_tokens": 5, "duration_ms": 9});
         let mut activity = Activity::default();
-        activity.take(&Page::default(), &models());
-        activity.take(&page(&[flat]), &models());
-        let ended = activity.of(MODEL).unwrap();
+        activity.add(&Page::default(), &models());
+        activity.add(&page(&[flat]), &models());
+        let ended = activity.totals(MODEL).unwrap();
         assert_eq!(
             (
                 ended.prompt_tokens_cached,
@@ -411,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn one_identifier_and_other_models_are_counted_once_or_not_at_all() {
+    fn duplicates_and_unknown_models_do_not_count() {
         let mut other = request(3, 1, json!(50));
         other["model"] = json!("other");
         let answer = [request(2, 1, json!(5)), request(2, 1, json!(6)), other];
@@ -419,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_without_end_is_held_in_part() {
+    fn a_long_page_is_cut_to_its_youngest_requests() {
         let all: Vec<_> = (0..5000).map(|id| request(id, 1, json!(1))).collect();
         let page = page(&all);
         assert_eq!(page.0.len(), MOST_REQUESTS);
@@ -430,7 +432,7 @@ mod tests {
     /// then: what is counted never falls, is never more than what ended since the first answer,
     /// and is all of it where nothing was gone from the list before it was read.
     #[test]
-    fn counters_follow_any_history() {
+    fn totals_follow_any_history() {
         let mut random = 0x5DEE_CE66_u64;
         let mut below = move |limit: u64| {
             random ^= random << 13;
@@ -444,7 +446,7 @@ mod tests {
             let (mut list, mut next_id) = (Vec::new(), 1);
             let (mut activity, mut truth, mut is_complete) = (Activity::default(), 0.0, true);
             let (mut minute, mut unread, mut counted) = (0, 0, 0.0);
-            activity.take(&page(&list), &models());
+            activity.add(&page(&list), &models());
             for _ in 0..below(60) {
                 match below(10) {
                     0..=4 => {
@@ -464,8 +466,8 @@ mod tests {
                     }
                     _ => {
                         is_complete &= unread <= list.len();
-                        activity.take(&page(&list), &models());
-                        let now = activity.of(MODEL).unwrap().generated_tokens;
+                        activity.add(&page(&list), &models());
+                        let now = activity.totals(MODEL).unwrap().generated_tokens;
                         assert!(now >= counted, "{now} after {counted}");
                         assert!(now <= truth, "{now} of {truth}");
                         assert!(!is_complete || now == truth, "{now} of {truth}");

@@ -1,12 +1,11 @@
-//! Reading llama-swap, a proxy that starts and stops llama-servers.
+//! llama-swap, a proxy that starts and stops llama-servers.
 //!
-//! `/running` and `/v1/models` neither load nor keep alive anything. Whatever
-//! goes through it to a model does both, so a ready model is read at its own
-//! address, where that can be reached, and otherwise shown by its state and by
-//! the tokens of the requests that have ended.
+//! `/running` and `/v1/models` neither load nor keep alive anything. Whatever goes through it to a
+//! model does both, so a ready model is read at its own address, where that can be reached.
+//! Otherwise its state is shown, and the tokens of the requests that have ended.
 
 mod activity;
-mod life;
+mod instance;
 mod timestamp;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,79 +13,65 @@ use std::time::Instant;
 
 use serde::Deserialize;
 
-use crate::bounds::lenient::{Object, object, text};
-use crate::readings::{ModelReading, ModelStatus};
+use crate::bounds::lenient::{object, text};
+use crate::readings::{ModelReading, ModelState, ModelStatus};
 use crate::settings::{BaseUrl, Settings};
-use crate::snapshot::ServerInfo;
+use crate::upstream::detection::{Detection, DetectionAnswers};
 use crate::upstream::http::allowed_addresses::AllowedAddresses;
 use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome};
+use crate::upstream::llama_server::HEALTH;
 use crate::upstream::llama_swap::activity::{Activity, Page};
-use crate::upstream::llama_swap::life::{Access, Life, TokenSource, told, unread};
+use crate::upstream::llama_swap::instance::{ModelInstance, ModelServer, TokenSource};
 use crate::upstream::model_limit::{LimitedModels, MOST_MODELS};
 use crate::upstream::reading::Reading;
 use crate::upstream::rotation::Rotation;
+use crate::upstream::server_url::ServerUrl;
+use crate::upstream::version::read_version;
+use crate::upstream::{ServerKind, Upstream};
 
-const RUNNING: Endpoint = Endpoint {
-    path: "/running",
-    limit: 4 << 20,
-};
-const MODELS: Endpoint = Endpoint {
-    path: "/v1/models",
-    limit: 16 << 20,
-};
-/// The key of the list that it answers at [`RUNNING`].
-const RUNNING_LIST: &str = "running";
-/// A page of it has at most 999 requests.
-const ACTIVITY: Endpoint = Endpoint {
-    path: "/api/metrics/activity",
-    limit: 8 << 20,
-};
-/// Where the activity is in versions before v236: an array of all the requests that were kept.
-const OLD_ACTIVITY: Endpoint = Endpoint {
-    path: "/api/metrics",
-    limit: 8 << 20,
-};
-const VERSION: Endpoint = Endpoint {
-    path: "/api/version",
-    limit: 64 << 10,
-};
+const RUNNING: Endpoint = Endpoint::new("/running", 4 << 20);
+const MODELS: Endpoint = Endpoint::new("/v1/models", 16 << 20);
+const VERSION: Endpoint = Endpoint::new("/api/version", 64 << 10);
 
-/// The most servers that are asked in one poll for the first time, so that a list of ever-new
+/// Where the activity is served, newest first: the query for the largest page, and the key of the
+/// list. Versions before v243 answer an array of all requests that were kept.
+const ACTIVITY: [(Endpoint, &str, Option<&str>); 2] = [
+    (
+        Endpoint::new("/api/metrics/activity", 8 << 20),
+        "?limit=999",
+        Some("data"),
+    ),
+    (Endpoint::new("/api/metrics", 8 << 20), "", None),
+];
+
+/// The most servers that are polled for the first time in one poll, so that a list of ever-new
 /// addresses has few of them asked.
-const MOST_FIRST_ASKED: usize = 16;
+const MOST_FIRST_POLLED: usize = 16;
 
-const OUT_OF_REACH: &str = "a model's own server cannot be reached from here: its tokens are \
-                            counted when a request has ended, and whether it is at work is not seen";
-const OTHER_ENGINE: &str = "a model's own server is no llama-server: its tokens are counted when a \
-                            request has ended, and whether it is at work is not seen";
-const GAP: &str = "more requests have ended since llama-swap's list of them was read last than it \
-                   holds: the tokens of the others are not counted";
+const UNREACHABLE: &str = "a model's own server cannot be reached from here: tokens are counted when a request has ended, and \
+     running is not told from idle";
+const OTHER_ENGINE: &str = "a model's own server is no llama-server: tokens are counted when a request has ended, and running \
+     is not told from idle";
+const GAP: &str = "more requests have ended since the last poll than llama-swap lists: the tokens of the others are \
+     not counted";
 
-/// llama-swap, and what must be remembered of it between two polls.
+/// llama-swap.
 pub struct LlamaSwap {
-    root: String,
+    url: ServerUrl,
     version: Option<String>,
     settings: Settings,
-    /// The lives of ready models, by name.
-    lives: BTreeMap<String, Life>,
+    /// The ready models, by name.
+    instances: BTreeMap<String, ModelInstance>,
     activity: Activity,
-    activity_at: ActivityAt,
+    /// How many of the places in [`ACTIVITY`] are not served.
+    missing_activities: usize,
     rotation: Rotation,
-}
-
-/// Where the activity is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ActivityAt {
-    Unknown,
-    New,
-    Old,
-    Nowhere,
 }
 
 /// One process of `GET /running`; its `cmd` may hold secrets and is not even read.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Process {
+struct RunningProcess {
     #[serde(deserialize_with = "text")]
     model: Option<String>,
     #[serde(deserialize_with = "text")]
@@ -95,19 +80,20 @@ struct Process {
     proxy: Option<String>,
 }
 
-impl Process {
+impl RunningProcess {
     fn is_ready(&self) -> bool {
         self.state.as_deref() == Some("ready")
     }
 
-    /// What is told of its model by its state alone.
-    fn told(&self, name: &str) -> ModelReading {
+    /// The state of its model, as far as llama-swap reports it.
+    fn model_state(&self) -> ModelState {
         match self.state.as_deref() {
-            Some("ready") => unread(name),
-            Some("starting") => told(name, ModelStatus::Loading),
-            Some("stopping" | "stopped" | "shutdown") => told(name, ModelStatus::Unloaded),
-            // Of a later version: neither loaded nor unloaded is known.
-            _ => unread(name),
+            Some("starting") => ModelState::Reported(ModelStatus::Loading),
+            Some("stopping" | "stopped" | "shutdown") => {
+                ModelState::Reported(ModelStatus::Unloaded)
+            }
+            // Ready, or in a state of a later version.
+            _ => ModelState::Unknown,
         }
     }
 }
@@ -115,119 +101,57 @@ impl Process {
 /// One model of `GET /v1/models`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Entry {
+struct ListedModel {
     #[serde(deserialize_with = "text")]
     id: Option<String>,
     #[serde(deserialize_with = "object")]
-    meta: Option<Meta>,
+    meta: Option<ListedMeta>,
 }
 
-/// `meta` of an [`Entry`].
+/// `meta` of a [`ListedModel`].
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Meta {
+struct ListedMeta {
     #[serde(deserialize_with = "object")]
-    llamaswap: Option<SwapMeta>,
+    llamaswap: Option<LlamaSwapMeta>,
 }
 
-/// What llama-swap says of an [`Entry`]: only `model` is a server of its own, and no alias.
+/// What llama-swap adds to a [`ListedModel`].
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct SwapMeta {
+struct LlamaSwapMeta {
+    /// `model` for a model of its own, and not an alias.
     #[serde(rename = "type", deserialize_with = "text")]
     kind: Option<String>,
 }
 
-impl Entry {
-    /// Its ID, if it is a model of its own.
+impl ListedModel {
+    /// Its ID, unless it is an alias.
     fn own_id(self) -> Option<String> {
         let kind = self.meta.and_then(|meta| meta.llamaswap?.kind);
         self.id.filter(|_| kind.is_none_or(|kind| kind == "model"))
     }
 }
 
-/// `GET /api/version`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Version {
-    #[serde(deserialize_with = "text")]
-    version: Option<String>,
-}
-
 impl LlamaSwap {
-    /// Looks whether llama-swap answers at `base`.
-    pub fn detect(
-        exchange: &mut Exchange,
-        base: &BaseUrl,
-        settings: &Settings,
-    ) -> RequestOutcome<LlamaSwap> {
-        let root = base.root();
-        let running =
-            exchange.get_optional(RUNNING, &format!("{root}{}", RUNNING.path), |answer| {
-                answer.each_in(RUNNING_LIST, |_: Process| {})
-            });
-        running.map(|()| {
-            let version =
-                exchange.get_optional(VERSION, &format!("{root}{}", VERSION.path), |answer| {
-                    let Object(version): Object<Version> = answer.json()?;
-                    Ok(version.version)
-                });
-            LlamaSwap {
-                root,
-                version: version.ok().flatten(),
-                settings: settings.clone(),
-                lives: BTreeMap::new(),
-                activity: Activity::default(),
-                activity_at: ActivityAt::Unknown,
-                rotation: Rotation::new(settings),
-            }
-        })
-    }
-
-    /// Goes on where `before`, which was at the same address, was left.
-    pub fn go_on_from(&mut self, before: LlamaSwap) {
-        self.lives = before.lives;
-        self.activity = before.activity;
-        self.rotation = before.rotation;
-    }
-
-    /// When it is worth a look though no poll is due.
-    pub fn next_look(&self) -> Option<Instant> {
-        self.lives.values().filter_map(Life::next_look).min()
-    }
-
-    /// Asks all that may be asked now.
-    pub fn read(&mut self, exchange: &mut Exchange, reading: &mut Reading) {
-        let Some(processes) = self.processes(exchange) else {
-            return;
-        };
-        let reach = exchange.peer().map(AllowedAddresses::of_server_at);
-        reading.up = true;
-        reading.info = Some(ServerInfo {
-            kind: "llama-swap",
-            version: self.version.clone(),
-        });
-        let names = self.names(exchange, &processes, reading);
-        let read = self.read_ready(&processes, reach, exchange.deadline(), reading);
-        self.count_tokens(exchange, &names, reading);
-        for name in names.difference(&read) {
-            let process = processes.get(name);
-            let model = process.map_or_else(
-                || told(name, ModelStatus::Unloaded),
-                |process| process.told(name),
-            );
-            reading.add(model);
-        }
-        for model in &mut reading.models {
-            model.process.behind_proxy = true;
+    /// llama-swap at `base`, not polled yet.
+    pub fn new(base: &BaseUrl, settings: &Settings) -> LlamaSwap {
+        LlamaSwap {
+            url: ServerUrl::new(base.root()),
+            version: None,
+            settings: settings.clone(),
+            instances: BTreeMap::new(),
+            activity: Activity::default(),
+            missing_activities: 0,
+            rotation: Rotation::new(settings),
         }
     }
 
-    /// Its processes by model, as many as are shown.
-    fn processes(&self, exchange: &mut Exchange) -> Option<BTreeMap<String, Process>> {
-        let processes = exchange.get(RUNNING, &self.url(RUNNING), |answer| {
+    /// Its processes by model, no more than models are shown.
+    fn read_running(&self, exchange: &mut Exchange) -> Option<BTreeMap<String, RunningProcess>> {
+        let processes = exchange.get(RUNNING, &self.url.of(RUNNING), |answer| {
             let mut processes = BTreeMap::new();
-            answer.each_in(RUNNING_LIST, |process: Process| {
+            answer.each_in("running", |process: RunningProcess| {
                 if let Some(model) = process.model.clone()
                     && processes.len() < MOST_MODELS
                 {
@@ -239,150 +163,178 @@ impl LlamaSwap {
         processes.ok()
     }
 
-    /// The names of its models, no aliases, as many as are shown: those that have a process first.
-    fn names(
+    /// The names of its models without aliases, no more than are shown: those with a process first.
+    fn read_names(
         &mut self,
         exchange: &mut Exchange,
-        processes: &BTreeMap<String, Process>,
+        processes: &BTreeMap<String, RunningProcess>,
         reading: &mut Reading,
     ) -> BTreeSet<String> {
         let mut names = LimitedModels::default();
         for name in processes.keys() {
-            names.take(name.clone(), true);
+            names.push(name.clone(), true);
         }
-        // Where this fails, those that run are still known.
-        let listed = exchange.get(MODELS, &self.url(MODELS), |answer| {
-            answer.each_in("data", |entry: Entry| {
-                if let Some(id) = entry.own_id().filter(|id| !processes.contains_key(id)) {
-                    names.take(id, false);
+        // If this fails, those that run are still known.
+        let listed = exchange.get(MODELS, &self.url.of(MODELS), |answer| {
+            answer.each_in("data", |model: ListedModel| {
+                if let Some(id) = model.own_id().filter(|id| !processes.contains_key(id)) {
+                    names.push(id, false);
                 }
             })
         });
-        let (names, left_out) = names.finish();
-        reading.left_out = left_out;
+        let (names, is_truncated) = names.finish();
+        reading.is_truncated = is_truncated;
         let names = names.into_iter().collect();
         if listed.ok().is_some() {
-            self.activity.forget_all_but(&names);
+            self.activity.retain(&names);
         }
         names
     }
 
-    /// Reads the ready models at their own addresses, each in its turn, for as long as one poll
-    /// may take; gives which of them were read.
-    fn read_ready(
+    /// Polls the servers of ready models, each in its turn, for as long as one poll may take;
+    /// gives which models were polled.
+    fn poll_ready(
         &mut self,
-        processes: &BTreeMap<String, Process>,
+        processes: &BTreeMap<String, RunningProcess>,
         reach: Option<AllowedAddresses>,
         deadline: Instant,
         reading: &mut Reading,
     ) -> BTreeSet<String> {
-        self.lives.retain(|name, life| {
-            let process = processes.get(name).filter(|process| process.is_ready());
-            process.is_some_and(|process| life.is_at(process.proxy.as_deref(), reach))
-        });
         let mut ready: Vec<_> = processes
             .iter()
             .filter(|(_, process)| process.is_ready())
             .collect();
+        self.instances.retain(|name, instance| {
+            let process = processes.get(name).filter(|process| process.is_ready());
+            process.is_some_and(|process| instance.is_at(process.proxy.as_deref(), reach))
+        });
         self.rotation
             .begin(&mut ready, |(name, _)| name, Instant::now(), deadline);
-        let mut first_asked = 0;
-        let mut read = BTreeSet::new();
+        let mut first_polled = 0_usize;
+        let mut polled = BTreeSet::new();
         for (name, process) in ready {
-            let life = self.lives.entry(name.clone()).or_insert_with(|| {
-                Life::new(name, process.proxy.as_deref(), reach, &self.settings)
+            let instance = self.instances.entry(name.clone()).or_insert_with(|| {
+                ModelInstance::new(name, process.proxy.as_deref(), reach, &self.settings)
             });
-            if life.is_asked() {
-                let is_first = !life.is_known();
-                if is_first && first_asked >= MOST_FIRST_ASKED
-                    || !self.rotation.may_ask(name, Instant::now())
+            if instance.has_server() {
+                let is_first = !instance.is_identified();
+                if is_first && first_polled >= MOST_FIRST_POLLED
+                    || !self.rotation.may_poll(name, Instant::now())
                 {
                     continue;
                 }
-                first_asked = first_asked.saturating_add(usize::from(is_first));
+                first_polled = first_polled.saturating_add(usize::from(is_first));
             }
-            let before = life.token_source();
-            let model = life.read(name, deadline, reading);
-            match life.token_source() {
-                source if source == before => {}
-                Some(TokenSource::Server) => self.activity.told_elsewhere(name),
-                Some(TokenSource::Activity) => self.activity.told_here(name),
+            let source_before = instance.token_source();
+            let model = instance.poll(name, deadline, reading);
+            match instance.token_source() {
+                source if source == source_before => {}
+                Some(TokenSource::Server) => self.activity.counted_by_server(name),
+                Some(TokenSource::Activity) => self.activity.counted_by_activity(name),
                 None => {}
             }
             reading.add(model);
-            read.insert(name.clone());
+            polled.insert(name.clone());
         }
-        read
+        polled
     }
 
-    /// Counts the tokens of ended requests for the models of which nothing else tells them.
+    /// Adds the tokens of ended requests to the models whose servers do not count them.
     fn count_tokens(
         &mut self,
         exchange: &mut Exchange,
         names: &BTreeSet<String>,
         reading: &mut Reading,
     ) {
-        let is_counted = |life: &Life| life.token_source() == Some(TokenSource::Activity);
-        // Asked once in any case: what ends after that is new, whoever needs it first.
-        if self.activity.is_read() && !self.lives.values().any(is_counted) {
+        let is_counted =
+            |instance: &ModelInstance| instance.token_source() == Some(TokenSource::Activity);
+        // Read once in any case: what ends after that is new, whichever model needs it first.
+        if self.activity.is_read() && !self.instances.values().any(is_counted) {
             return;
         }
-        if let Some(page) = self.ask_activity(exchange)
-            && self.activity.take(&page, names)
+        if let Some(page) = self.read_activity(exchange)
+            && self.activity.add(&page, names)
         {
             reading.notes.push(GAP);
         }
         for model in &mut reading.models {
-            let life = self.lives.get(&model.name);
-            let Some(life) = life.filter(|life| is_counted(life)) else {
+            let instance = self.instances.get(&model.name);
+            let Some(instance) = instance.filter(|instance| is_counted(instance)) else {
                 continue;
             };
-            model.token_totals = self.activity.of(&model.name);
-            match life.access() {
-                Access::OutOfReach => reading.notes.push(OUT_OF_REACH),
-                Access::OtherEngine => reading.notes.push(OTHER_ENGINE),
-                // Its own notes say what it does not tell.
-                Access::Server(_) => {}
-            }
+            model.token_totals = self.activity.totals(&model.name);
+            reading.notes.extend(match instance.server() {
+                ModelServer::Unreachable => Some(UNREACHABLE),
+                ModelServer::OtherEngine => Some(OTHER_ENGINE),
+                // Its own notes say what is missing.
+                ModelServer::LlamaServer(_) => None,
+            });
         }
         reading.notes.sort_unstable();
         reading.notes.dedup();
     }
 
-    fn ask_activity(&mut self, exchange: &mut Exchange) -> Option<Page> {
-        if matches!(self.activity_at, ActivityAt::Unknown | ActivityAt::New) {
-            let url = format!("{}?limit=999", self.url(ACTIVITY));
-            let requests = exchange.get(ACTIVITY, &url, |answer| {
+    fn read_activity(&mut self, exchange: &mut Exchange) -> Option<Page> {
+        while let Some((endpoint, query, key)) = ACTIVITY.get(self.missing_activities) {
+            let url = self.url.with_query((*query).to_owned()).of(*endpoint);
+            let requests = exchange.get(*endpoint, &url, |answer| {
                 let mut page = Page::default();
-                answer.each_in("data", |entry| page.add(entry))?;
+                match key {
+                    Some(key) => answer.each_in(key, |entry| page.add(entry))?,
+                    None => drop(answer.each(|entry| page.add(entry))?),
+                }
                 Ok(page)
             });
             if requests.not_served().is_none() {
-                return self.answered_at(ActivityAt::New, requests);
+                return requests.ok();
             }
-            self.activity_at = ActivityAt::Old;
-        }
-        if self.activity_at == ActivityAt::Old {
-            let requests = exchange.get(OLD_ACTIVITY, &self.url(OLD_ACTIVITY), |answer| {
-                let mut page = Page::default();
-                answer.each(|entry| page.add(entry))?;
-                Ok(page)
-            });
-            if requests.not_served().is_none() {
-                return self.answered_at(ActivityAt::Old, requests);
-            }
-            self.activity_at = ActivityAt::Nowhere;
+            self.missing_activities = self.missing_activities.saturating_add(1);
         }
         None
     }
+}
 
-    fn answered_at(&mut self, place: ActivityAt, requests: RequestOutcome<Page>) -> Option<Page> {
-        let page = requests.ok()?;
-        self.activity_at = place;
-        Some(page)
+impl Upstream for LlamaSwap {
+    fn kind(&self) -> ServerKind {
+        ServerKind::LlamaSwap
     }
 
-    fn url(&self, endpoint: Endpoint) -> String {
-        format!("{}{}", self.root, endpoint.path)
+    /// Keeps the instances and the activity: their counts go on when llama-swap is back.
+    fn detect(&mut self, exchange: &mut Exchange, _: &mut DetectionAnswers) -> Detection {
+        let running = exchange.get_optional(RUNNING, &self.url.of(RUNNING), |answer| {
+            answer.each_in("running", |_: RunningProcess| {})
+        });
+        if let RequestOutcome::Ok(()) = running {
+            self.version = read_version(exchange, &self.url, VERSION);
+            self.missing_activities = 0;
+            exchange.discard_failures(HEALTH);
+        }
+        running.detection()
+    }
+
+    fn poll(&mut self, exchange: &mut Exchange, _: DetectionAnswers, reading: &mut Reading) {
+        let Some(processes) = self.read_running(exchange) else {
+            return;
+        };
+        let reach = exchange.peer().map(AllowedAddresses::of_server_at);
+        reading.set_up(ServerKind::LlamaSwap, self.version.clone());
+        let names = self.read_names(exchange, &processes, reading);
+        let polled = self.poll_ready(&processes, reach, exchange.deadline(), reading);
+        self.count_tokens(exchange, &names, reading);
+        for name in names.difference(&polled) {
+            let unloaded = ModelState::Reported(ModelStatus::Unloaded);
+            let state = processes
+                .get(name)
+                .map_or(unloaded, RunningProcess::model_state);
+            reading.add(ModelReading::new(name, state));
+        }
+        for model in &mut reading.models {
+            model.process.behind_proxy = true;
+        }
+    }
+
+    fn extra_poll_at(&self) -> Option<Instant> {
+        let instances = self.instances.values();
+        instances.filter_map(ModelInstance::extra_poll_at).min()
     }
 }

@@ -1,8 +1,7 @@
-//! Points in time as RFC 3339 writes them, which is how Go writes them into JSON.
+//! RFC 3339 timestamps, as Go writes them into JSON.
 
-/// Seconds since the beginning of 1970 (UTC), with their fraction; none where the text is no
-/// such point in time.
-pub fn seconds(text: &str) -> Option<f64> {
+/// Seconds since 1970 (UTC) with their fraction; none if `text` is no RFC 3339 timestamp.
+pub fn unix_seconds(text: &str) -> Option<f64> {
     let (date, rest) = text.split_once(['T', 't'])?;
     let mut date = date.splitn(3, '-').map(str::parse::<u32>);
     let (year, month, day) = (date.next()?.ok()?, date.next()?.ok()?, date.next()?.ok()?);
@@ -37,7 +36,7 @@ fn offset(zone: &str) -> Option<f64> {
         .then(|| sign * (f64::from(hours) * 3600.0 + f64::from(minutes) * 60.0))
 }
 
-/// Days from the beginning of 1970 to a day of the Gregorian calendar.
+/// Days from 1970-01-01 to a day of the Gregorian calendar.
 fn days_to(year: u32, month: u32, day: u32) -> f64 {
     // The year is taken to begin in March, so that its last day is the leap day.
     let (year, month) = if month > 2 {
@@ -56,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_way_to_write_a_point_in_time_is_read() {
+    fn every_form_of_a_timestamp_is_parsed() {
         for (text, expected) in [
             ("1970-01-01T00:00:00Z", 0.0),
             ("1969-12-31T23:59:59Z", -1.0),
@@ -67,12 +66,12 @@ mod tests {
             ("2000-03-01T00:00:00Z", 951_868_800.0),
             ("2100-03-01T00:00:00Z", 4_107_542_400.0),
         ] {
-            assert_eq!(seconds(text), Some(expected), "{text}");
+            assert_eq!(unix_seconds(text), Some(expected), "{text}");
         }
     }
 
     #[test]
-    fn what_is_no_point_in_time_is_none() {
+    fn an_invalid_timestamp_is_none() {
         for text in [
             "",
             "T",
@@ -89,7 +88,7 @@ mod tests {
             "0-01-01T00:00:00Z",
             "soon",
         ] {
-            assert_eq!(seconds(text), None, "{text}");
+            assert_eq!(unix_seconds(text), None, "{text}");
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-/// How many digits of an ID mean it at least: what people and tools copy.
-const LEAST_DIGITS: usize = 12;
+/// The fewest digits of an ID that identify a model: what people and tools copy.
+const MIN_DIGITS: usize = 12;
 
 /// Names as somebody spelled them.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub struct Spellings {
 impl Spellings {
     /// These spellings, of names and of IDs.
     pub fn of(spelled: &[&str]) -> Spellings {
-        let ids = spelled.iter().filter_map(|name| told_id(name));
+        let ids = spelled.iter().filter_map(|name| digest(name));
         Spellings {
             names: spelled.iter().map(|name| canonical(name)).collect(),
             ids: ids.map(str::to_owned).collect(),
@@ -28,11 +28,11 @@ impl Spellings {
         let id = bare(id);
         let is_spelled = |length: usize| id.get(..length).is_some_and(|id| self.ids.contains(id));
         names.iter().any(|name| self.names.contains(name))
-            || (LEAST_DIGITS..=id.len()).any(is_spelled)
+            || (MIN_DIGITS..=id.len()).any(is_spelled)
     }
 }
 
-/// The places of models in a list, by name and by ID.
+/// The indices of models in a list, by name and by ID.
 #[derive(Debug, Default)]
 pub struct NameIndex {
     names: BTreeMap<String, usize>,
@@ -43,31 +43,31 @@ impl NameIndex {
     /// Of models with these IDs and [canonical] names, in the order of the list.
     pub fn new<'a>(models: impl IntoIterator<Item = (&'a str, &'a [String])>) -> NameIndex {
         let mut index = NameIndex::default();
-        for (place, (id, names)) in models.into_iter().enumerate() {
-            index.ids.entry(bare(id).to_owned()).or_insert(place);
+        for (position, (id, names)) in models.into_iter().enumerate() {
+            index.ids.entry(bare(id).to_owned()).or_insert(position);
             for name in names {
-                index.names.entry(name.clone()).or_insert(place);
+                index.names.entry(name.clone()).or_insert(position);
             }
         }
         index
     }
 
-    /// The place of the model that `spelled` means.
+    /// The index of the model that `spelled` means.
     pub fn find(&self, spelled: &str) -> Option<usize> {
         let by_id = || {
-            let digits = told_id(spelled)?;
+            let digits = digest(spelled)?;
             let from = (Bound::Included(digits), Bound::Unbounded);
-            let (id, place) = self.ids.range::<str, _>(from).next()?;
-            id.starts_with(digits).then_some(*place)
+            let (id, position) = self.ids.range::<str, _>(from).next()?;
+            id.starts_with(digits).then_some(*position)
         };
         let by_name = self.names.get(&canonical(spelled)).copied();
         by_name.or_else(by_id)
     }
 }
 
-/// The digits of an ID, where there are enough of them to mean one model.
-pub fn told_id(id: &str) -> Option<&str> {
-    Some(bare(id)).filter(|digits| digits.len() >= LEAST_DIGITS)
+/// The digits of an ID, if there are enough of them to identify a model.
+pub fn digest(id: &str) -> Option<&str> {
+    Some(bare(id)).filter(|digits| digits.len() >= MIN_DIGITS)
 }
 
 /// An ID without what names its kind.
@@ -106,7 +106,7 @@ mod tests {
         let names = [vec![canonical("other")], vec![canonical("gemma3:Q4")]];
         let models = [("sha256:ffff456789abcdef", &names[0]), (ID, &names[1])];
         let index = NameIndex::new(models.map(|(id, names)| (id, names.as_slice())));
-        for (spelled, place) in [
+        for (spelled, position) in [
             ("docker.io/ai/Gemma3:Q4", Some(1)),
             ("other", Some(0)),
             (ID, Some(1)),
@@ -117,9 +117,9 @@ mod tests {
             ("gemma3:q4", None),
             ("", None),
         ] {
-            assert_eq!(index.find(spelled), place, "{spelled}");
+            assert_eq!(index.find(spelled), position, "{spelled}");
             let means = Spellings::of(&[spelled]).mean(ID, &names[1]);
-            assert_eq!(means, place == Some(1), "{spelled}");
+            assert_eq!(means, position == Some(1), "{spelled}");
         }
     }
 
@@ -128,7 +128,7 @@ mod tests {
         let index = NameIndex::new([("", [].as_slice())]);
         assert_eq!(index.find("0123456789ab"), None);
         assert!(!Spellings::of(&["", "0123456789ab"]).mean("", &[]));
-        assert_eq!(told_id("sha256:"), None);
+        assert_eq!(digest("sha256:"), None);
     }
 
     #[test]

@@ -1,0 +1,324 @@
+//! Docker Model Runner.
+//!
+//! None of its GETs loads a model, or counts as use of one. States come from `/engines/ps`, what
+//! the models are from `/models`, and tokens from its `/metrics`, which passes on llama.cpp's own,
+//! but only of models that were loaded by their ID (v1.2.6 finds no others).
+
+mod model_names;
+mod store;
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::time::Instant;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::bounds::lenient::{flag, text};
+use crate::readings::{
+    Counters, CountersReading, ModelReading, ModelState, ModelStatus, ProcessHints, Update,
+};
+use crate::settings::BaseUrl;
+use crate::snapshot::Reason;
+use crate::upstream::api::counters_by_model::CountersByModel;
+use crate::upstream::api::list::keep;
+use crate::upstream::detection::{Detection, DetectionAnswers};
+use crate::upstream::http::client::{HttpResponse, RequestError};
+use crate::upstream::http::exchange::{Endpoint, Exchange, NotServed, RequestOutcome, recognized};
+use crate::upstream::llama_server::HEALTH;
+use crate::upstream::model_limit::LimitedModels;
+use crate::upstream::model_runner::store::Store;
+use crate::upstream::reading::Reading;
+use crate::upstream::server_url::ServerUrl;
+use crate::upstream::telemetry::INVALID_LINES;
+use crate::upstream::version::read_version;
+use crate::upstream::{ServerKind, Upstream};
+
+const PS: Endpoint = Endpoint::new("/engines/ps", 4 << 20);
+const METRICS: Endpoint = Endpoint::new("/metrics", 16 << 20);
+/// Whole requests and answers, the last ten of each model; never held as a whole.
+const REQUESTS: Endpoint = Endpoint::new("/engines/requests", 32 << 20);
+const VERSION: Endpoint = Endpoint::new("/version", 64 << 10);
+
+/// The backend whose runners are llama-servers.
+const LLAMA_CPP: &str = "llama.cpp";
+
+const METRICS_SWITCHED_OFF: &str = "its /metrics is switched off: start Docker Model Runner without DISABLE_METRICS=1 to get token \
+     counters";
+const AMBIGUOUS_SAMPLES: &str = "its /metrics has several samples for one model and mode: which of them is right is not known, \
+     so none is used";
+const LEFT_OUT_OF_METRICS: &str = "its /metrics leaves out models that were loaded by name: their state and size are shown, their \
+     tokens are not; load a model by its ID (sha256:…) to have it in there";
+
+/// Reads the body of `/engines/requests`, given how to label a model by any of its names.
+pub type RecordsReader<'a> =
+    dyn FnMut(&mut dyn Read, &dyn Fn(&str) -> String) -> Result<(), String> + 'a;
+
+/// The counters of each runner, by the label of its model and its mode.
+type CountersByRunner = BTreeMap<(String, Option<String>), Counters>;
+
+/// Docker Model Runner.
+pub struct ModelRunner {
+    url: ServerUrl,
+    version: Option<String>,
+    store: Store,
+    metrics_missing: Option<NotServed>,
+    /// Whether the last `/metrics` was no exposition.
+    has_unrecognized_metrics: bool,
+    /// Whether lines of the last `/metrics` could not be parsed.
+    has_invalid_lines: bool,
+    /// Whether the last `/metrics` had several samples for one runner.
+    has_ambiguous_samples: bool,
+}
+
+/// One object of `/engines/ps`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Runner {
+    #[serde(deserialize_with = "text")]
+    backend_name: Option<String>,
+    /// As the first request that loaded it spelled it.
+    #[serde(deserialize_with = "text")]
+    model_name: Option<String>,
+    #[serde(deserialize_with = "text")]
+    mode: Option<String>,
+    #[serde(deserialize_with = "flag")]
+    in_use: Option<bool>,
+    #[serde(deserialize_with = "flag")]
+    loading: Option<bool>,
+}
+
+impl Runner {
+    fn status(&self) -> ModelStatus {
+        match (self.loading, self.in_use) {
+            (Some(true), _) => ModelStatus::Loading,
+            (_, Some(true)) => ModelStatus::Running,
+            _ => ModelStatus::Idle,
+        }
+    }
+
+    fn is_llama_cpp(&self) -> bool {
+        self.backend_name.as_deref() == Some(LLAMA_CPP)
+    }
+}
+
+/// Parses `/engines/ps`. It is an array even if nothing runs; other servers may answer null, or
+/// an array of something else.
+fn runners(answer: HttpResponse) -> Result<Vec<Runner>, RequestError> {
+    let mut runners = Vec::new();
+    let is_array = answer.each(keep(&mut runners))?;
+    let has_name = |runner: &Runner| runner.model_name.is_some();
+    let are_runners = runners.is_empty() || runners.iter().any(has_name);
+    recognized(
+        is_array && are_runners,
+        runners,
+        "it is no array of runners",
+    )
+}
+
+impl ModelRunner {
+    /// Docker Model Runner at `base`, or at what stands before its `/engines`; not polled yet.
+    pub fn new(base: &BaseUrl) -> ModelRunner {
+        ModelRunner::at(ServerUrl::new(base.before_engines()))
+    }
+
+    fn at(url: ServerUrl) -> ModelRunner {
+        ModelRunner {
+            url,
+            version: None,
+            store: Store::default(),
+            metrics_missing: None,
+            has_unrecognized_metrics: false,
+            has_invalid_lines: false,
+            has_ambiguous_samples: false,
+        }
+    }
+
+    /// Whether an empty list of runners shows nothing: something answers a list to any request.
+    fn answers_a_list_to_anything(&self, exchange: &mut Exchange) -> bool {
+        let list = exchange.get_optional(VERSION, &self.url.of(VERSION), |answer| {
+            answer.each(|_: IgnoredAny| {})
+        });
+        matches!(list, RequestOutcome::Ok(_))
+    }
+
+    /// Reads `/metrics`; gives when, too.
+    fn read_metrics(&mut self, exchange: &mut Exchange) -> Update<(Instant, CountersByRunner)> {
+        if self.metrics_missing.is_some() {
+            return Update::Absent;
+        }
+        let metrics = exchange.get(METRICS, &self.url.of(METRICS), |answer| {
+            answer.stream(|body| {
+                CountersByModel::read(body, |sample| sample.label("backend") == Some(LLAMA_CPP))
+            })
+        });
+        if metrics.timed_out() {
+            // A runner is busy, and Docker Model Runner waits for it.
+            return Update::Stale;
+        }
+        self.metrics_missing = metrics.not_served();
+        self.has_unrecognized_metrics = matches!(metrics, RequestOutcome::Failed(Reason::Parse));
+        let Some(metrics) = metrics.ok() else {
+            return Update::Absent;
+        };
+        let at = Instant::now();
+        self.has_invalid_lines = metrics.passed_over > 0;
+        self.has_ambiguous_samples = false;
+        let mut by_runner = CountersByRunner::new();
+        for (model, mode, counters) in metrics.by_label() {
+            self.has_ambiguous_samples |= counters.is_none();
+            match by_runner.entry((self.store.label(&model), mode)) {
+                Entry::Vacant(entry) => drop(entry.insert(counters.unwrap_or_default())),
+                // Two names of one model are two runners, of which one is shown.
+                Entry::Occupied(mut entry) => {
+                    self.has_ambiguous_samples = true;
+                    entry.insert(Counters::default());
+                }
+            }
+        }
+        Update::New((at, by_runner))
+    }
+
+    /// The model of a runner, without its counters.
+    fn running_model(&self, runner: &Runner, name: &str) -> ModelReading {
+        // Of another engine's runner only the state is known.
+        let stored = self.store.find(name).filter(|_| runner.is_llama_cpp());
+        let mut facts = stored
+            .map(|stored| self.store.facts(stored))
+            .unwrap_or_default();
+        facts.backend.clone_from(&runner.backend_name);
+        ModelReading {
+            name: self.store.label(name),
+            mode: runner.mode.clone(),
+            state: ModelState::Reported(runner.status()),
+            facts,
+            process: ProcessHints {
+                behind_proxy: true,
+                // Its llama-servers listen on nothing that could be found; their files are named
+                // after the model's digest.
+                file_part: stored.and_then(|stored| stored.digest().map(str::to_owned)),
+                header: stored.and_then(|stored| stored.header.clone()),
+                ..ProcessHints::default()
+            },
+            ..ModelReading::default()
+        }
+    }
+
+    /// The notes on `/metrics`; `is_left_out`: it lacks the counters of a runner.
+    fn note_metrics(&self, is_left_out: bool, notes: &mut Vec<&'static str>) {
+        if self.metrics_missing.is_some() {
+            notes.push(METRICS_SWITCHED_OFF);
+            return;
+        }
+        for (applies, note) in [
+            (self.has_invalid_lines, INVALID_LINES),
+            (self.has_ambiguous_samples, AMBIGUOUS_SAMPLES),
+            (is_left_out, LEFT_OUT_OF_METRICS),
+        ] {
+            notes.extend(applies.then_some(note));
+        }
+    }
+}
+
+impl Upstream for ModelRunner {
+    fn kind(&self) -> ServerKind {
+        ServerKind::ModelRunner
+    }
+
+    fn detect(&mut self, exchange: &mut Exchange, _: &mut DetectionAnswers) -> Detection {
+        let ps = exchange.get_optional(PS, &self.url.of(PS), runners);
+        if let RequestOutcome::Ok(_) = ps {
+            *self = ModelRunner::at(self.url.clone());
+            self.version = read_version(exchange, &self.url, VERSION);
+            exchange.discard_failures(HEALTH);
+        }
+        ps.detection()
+    }
+
+    fn poll(&mut self, exchange: &mut Exchange, _: DetectionAnswers, reading: &mut Reading) {
+        let runners = exchange.get(PS, &self.url.of(PS), runners);
+        let Some(runners) = runners.ok() else {
+            return;
+        };
+        let names = runners
+            .iter()
+            .filter_map(|runner| runner.model_name.as_deref());
+        let names: Vec<&str> = names.collect();
+        let timed_out =
+            self.store.is_outdated(&names) && self.store.read(exchange, &self.url, &names);
+        let metrics = if timed_out {
+            Update::Stale
+        } else {
+            self.read_metrics(exchange)
+        };
+        if runners.is_empty()
+            && self.has_unrecognized_metrics
+            && self.answers_a_list_to_anything(exchange)
+        {
+            return;
+        }
+        reading.set_up(ServerKind::ModelRunner, self.version.clone());
+        reading.disk_usage = self.store.disk_usage;
+        let mut is_left_out = false;
+        let mut models = BTreeMap::new();
+        for runner in &runners {
+            let Some(name) = &runner.model_name else {
+                continue;
+            };
+            let mut model = self.running_model(runner, name);
+            let key = (model.name.clone(), model.mode.clone());
+            model.counters = match &metrics {
+                _ if !runner.is_llama_cpp() => Update::Absent,
+                Update::New((at, by_runner)) => by_runner.get(&key).map_or_else(
+                    || {
+                        is_left_out |= runner.status() != ModelStatus::Loading;
+                        Update::Absent
+                    },
+                    |counters| {
+                        Update::New(CountersReading {
+                            at: *at,
+                            process: None,
+                            counters: counters.clone(),
+                        })
+                    },
+                ),
+                Update::Unchanged | Update::Stale => Update::Stale,
+                Update::Absent => Update::Absent,
+            };
+            // Two spellings of one model in one mode are shown as one runner.
+            match models.entry(key) {
+                Entry::Occupied(mut same) => {
+                    let shown: &ModelReading = same.get();
+                    if shown.state == ModelState::Reported(ModelStatus::Idle) {
+                        same.insert(model);
+                    }
+                }
+                Entry::Vacant(entry) => drop(entry.insert(model)),
+            }
+        }
+        let running: BTreeSet<String> = models.keys().map(|(name, _)| name.clone()).collect();
+        let mut shown = LimitedModels::default();
+        for model in models.into_values() {
+            shown.push(model, true);
+        }
+        for model in self.store.unloaded_models(&running) {
+            shown.push(model, false);
+        }
+        let is_truncated;
+        (reading.models, is_truncated) = shown.finish();
+        reading.is_truncated = is_truncated || self.store.is_truncated;
+        self.note_metrics(is_left_out, &mut reading.notes);
+    }
+
+    fn read_records(&self, exchange: &mut Exchange, read: &mut RecordsReader) {
+        let label = |name: &str| self.store.label(name);
+        let records = exchange.get(REQUESTS, &self.url.of(REQUESTS), |answer| {
+            answer.stream(|body| read(body, &label))
+        });
+        if records.not_served() == Some(NotServed::NotFound) {
+            // It answers 404 while there was no request yet.
+            let _nothing_to_misread = read(&mut b"[]".as_slice(), &label);
+        }
+    }
+}

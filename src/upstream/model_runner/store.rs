@@ -1,0 +1,326 @@
+//! Docker Model Runner's store of models: what they are, and how they are called.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Deserializer};
+
+use crate::bounds::lenient::{Object, count, object, text, text_map, texts};
+use crate::readings::{ModelFacts, ModelReading, ModelState, ModelStatus};
+use crate::upstream::http::exchange::{Endpoint, Exchange};
+use crate::upstream::model_limit::LimitedModels;
+use crate::upstream::model_runner::model_names::{NameIndex, Spellings, canonical, digest};
+use crate::upstream::server_url::ServerUrl;
+
+/// Holds the scalars of every model's GGUF header: some KB a model.
+const MODELS: Endpoint = Endpoint::new("/models", 128 << 20);
+const CONFIGURE: Endpoint = Endpoint::new("/engines/_configure", 4 << 20);
+const DISK_USAGE: Endpoint = Endpoint::new("/engines/df", 64 << 10);
+
+/// How long the list of models is used: each time it is asked for, Docker Model Runner reads its
+/// whole store and writes to its log.
+const LIST_LIFETIME: Duration = Duration::from_secs(60);
+
+/// The most names of one model that are kept.
+const MOST_NAMES: usize = 8;
+
+/// The store, as it was read last.
+#[derive(Default)]
+pub struct Store {
+    /// No more than are shown, those that run among them: a store may hold thousands.
+    models: Vec<StoredModel>,
+    /// Where each is in that list.
+    index: NameIndex,
+    /// Whether there are more models than are shown.
+    pub is_truncated: bool,
+    read_at: Option<Instant>,
+    /// Names of runners that are not in the list.
+    unlisted: BTreeSet<String>,
+    /// The context sizes that somebody configured, by canonical name or ID.
+    context_sizes: BTreeMap<String, f64>,
+    /// Bytes.
+    pub disk_usage: Option<f64>,
+}
+
+/// A model in the store.
+#[derive(Clone, Debug)]
+pub struct StoredModel {
+    /// The label `model`.
+    label: String,
+    id: String,
+    /// Canonical ones.
+    names: Vec<String>,
+    facts: ModelFacts,
+    /// The scalars of its GGUF header, as text.
+    pub header: Option<Arc<BTreeMap<String, String>>>,
+}
+
+/// One object of `/models`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ModelDocument {
+    #[serde(deserialize_with = "text")]
+    id: Option<String>,
+    #[serde(deserialize_with = "texts")]
+    tags: Vec<String>,
+    #[serde(deserialize_with = "object")]
+    config: Option<ModelConfig>,
+}
+
+/// `config` of a [`ModelDocument`].
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ModelConfig {
+    #[serde(deserialize_with = "text")]
+    quantization: Option<String>,
+    #[serde(deserialize_with = "text")]
+    parameters: Option<String>,
+    #[serde(deserialize_with = "text")]
+    architecture: Option<String>,
+    #[serde(deserialize_with = "text")]
+    size: Option<String>,
+    #[serde(deserialize_with = "count")]
+    context_size: Option<f64>,
+    #[serde(deserialize_with = "header")]
+    gguf: Option<BTreeMap<String, String>>,
+}
+
+/// One object of `/engines/_configure`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RunnerConfiguration {
+    #[serde(rename = "Model", deserialize_with = "text")]
+    model: Option<String>,
+    #[serde(rename = "ModelID", deserialize_with = "text")]
+    model_id: Option<String>,
+    #[serde(rename = "Config", deserialize_with = "object")]
+    config: Option<RunnerConfig>,
+}
+
+/// `Config` of a [`RunnerConfiguration`].
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RunnerConfig {
+    #[serde(rename = "context-size", deserialize_with = "count")]
+    context_size: Option<f64>,
+}
+
+/// `GET /engines/df`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct DiskUsage {
+    #[serde(deserialize_with = "count")]
+    models_disk_usage: Option<f64>,
+}
+
+impl Store {
+    /// Whether the list is too old, or lacks one of the `running` names that it may have by now.
+    pub fn is_outdated(&self, running: &[&str]) -> bool {
+        let is_new = |name: &&str| self.find(name).is_none() && !self.unlisted.contains(*name);
+        self.read_at.is_none_or(|at| at.elapsed() >= LIST_LIFETIME) || running.iter().any(is_new)
+    }
+
+    /// Reads it anew; keeps the `running` models whatever the limit. Gives whether an answer is
+    /// late: then no more should be asked.
+    pub fn read(&mut self, exchange: &mut Exchange, url: &ServerUrl, running: &[&str]) -> bool {
+        let spellings = Spellings::of(running);
+        let models = exchange.get(MODELS, &url.of(MODELS), |answer| {
+            let mut models = LimitedModels::default();
+            answer.each(|document: ModelDocument| {
+                if let Some(model) = StoredModel::new(document) {
+                    let is_running = spellings.mean(&model.id, &model.names);
+                    models.push(model, is_running);
+                }
+            })?;
+            Ok(models.finish())
+        });
+        if models.timed_out() {
+            return true;
+        }
+        if let Some((models, is_truncated)) = models.ok() {
+            let names = models
+                .iter()
+                .map(|model| (model.id.as_str(), model.names.as_slice()));
+            self.index = NameIndex::new(names);
+            self.models = models;
+            self.is_truncated = is_truncated;
+            self.read_at = Some(Instant::now());
+            let unlisted = running.iter().filter(|name| self.find(name).is_none());
+            self.unlisted = unlisted.map(|name| (*name).to_owned()).collect();
+        }
+        let configured = exchange.get(CONFIGURE, &url.of(CONFIGURE), |answer| {
+            let configured: Vec<RunnerConfiguration> = answer.list()?;
+            Ok(configured.into_iter().flat_map(context_sizes).collect())
+        });
+        if let Some(context_sizes) = configured.ok() {
+            self.context_sizes = context_sizes;
+        }
+        let disk_usage = exchange.get(DISK_USAGE, &url.of(DISK_USAGE), |answer| {
+            let Object(document): Object<DiskUsage> = answer.json()?;
+            Ok(document.models_disk_usage)
+        });
+        self.disk_usage = disk_usage.ok().flatten();
+        false
+    }
+
+    /// The model that `name` means, however it is spelled.
+    pub fn find(&self, name: &str) -> Option<&StoredModel> {
+        self.models.get(self.index.find(name)?)
+    }
+
+    /// The label of the model that `name` means.
+    pub fn label(&self, name: &str) -> String {
+        self.find(name)
+            .map_or(name, |model| &model.label)
+            .to_owned()
+    }
+
+    /// The facts of a model, with the context size that was configured for it.
+    pub fn facts(&self, model: &StoredModel) -> ModelFacts {
+        let mut names = model.names.iter().chain([&model.id]);
+        let configured = names.find_map(|name| self.context_sizes.get(name));
+        ModelFacts {
+            max_context_size: configured.copied().or(model.facts.max_context_size),
+            ..model.facts.clone()
+        }
+    }
+
+    /// The models whose label is not in `running`.
+    pub fn unloaded_models(
+        &self,
+        running: &BTreeSet<String>,
+    ) -> impl Iterator<Item = ModelReading> {
+        let models = self
+            .models
+            .iter()
+            .filter(|model| !running.contains(&model.label));
+        models.map(|model| ModelReading {
+            facts: self.facts(model),
+            ..ModelReading::new(&model.label, ModelState::Reported(ModelStatus::Unloaded))
+        })
+    }
+}
+
+impl StoredModel {
+    /// None if it has no name.
+    fn new(document: ModelDocument) -> Option<StoredModel> {
+        let id = document.id.unwrap_or_default();
+        let config = document.config.unwrap_or_default();
+        let label = document.tags.first().unwrap_or(&id).clone();
+        let quantization = config.quantization;
+        (!label.is_empty()).then(|| StoredModel {
+            label,
+            header: config.gguf.map(Arc::new),
+            names: document
+                .tags
+                .iter()
+                .take(MOST_NAMES)
+                .map(|tag| canonical(tag))
+                .collect(),
+            id,
+            facts: ModelFacts {
+                size: config.size.as_deref().and_then(bytes),
+                parameters: config.parameters.as_deref().and_then(parameters),
+                quantization: quantization.map(|q| q.trim_start_matches("MOSTLY_").to_owned()),
+                architecture: config.architecture,
+                max_context_size: config.context_size.filter(|size| *size > 0.0),
+                ..ModelFacts::default()
+            },
+        })
+    }
+
+    /// The digest in its ID, if that is one.
+    pub fn digest(&self) -> Option<&str> {
+        digest(&self.id)
+    }
+}
+
+/// The scalars of a GGUF header that describe its tensors; not its texts and tokens.
+fn header<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    let is_used = |key: &str| {
+        key == "general.architecture"
+            || !key.starts_with("general.") && !key.starts_with("tokenizer.")
+    };
+    text_map(deserializer, is_used)
+}
+
+/// The context size that was configured, by each name of its model.
+fn context_sizes(configured: RunnerConfiguration) -> Vec<(String, f64)> {
+    let size = configured.config.and_then(|config| config.context_size);
+    let Some(size) = size.filter(|size| *size > 0.0) else {
+        return Vec::new();
+    };
+    let name = configured.model.as_deref().map(canonical);
+    let names = [name, configured.model_id].into_iter().flatten();
+    names.map(|name| (name, size)).collect()
+}
+
+/// A number of bytes with its unit: `256.35MiB`, `270.60 MB`, `512B`.
+fn bytes(text: &str) -> Option<f64> {
+    let (number, unit) = split_unit(text)?;
+    match unit.strip_suffix("ib") {
+        Some(prefix) => scaled(number, prefix, 1024.0),
+        None => scaled(number, unit.strip_suffix('b').unwrap_or(&unit), 1000.0),
+    }
+}
+
+/// A number of parameters with its unit: `361.82M`, `1.24 B`.
+fn parameters(text: &str) -> Option<f64> {
+    let (number, unit) = split_unit(text)?;
+    // B is for billion.
+    scaled(number, if unit == "b" { "g" } else { &unit }, 1000.0)
+}
+
+fn split_unit(text: &str) -> Option<(f64, String)> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.'));
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    Some((number.parse().ok()?, unit.trim().to_ascii_lowercase()))
+}
+
+fn scaled(number: f64, prefix: &str, base: f64) -> Option<f64> {
+    let prefixes = [("", 0), ("k", 1), ("m", 2), ("g", 3), ("t", 4)];
+    let (_, power) = prefixes.into_iter().find(|(known, _)| *known == prefix)?;
+    Some((number * base.powi(power)).round())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_of_a_unit_is_read() {
+        for (text, value) in [
+            ("256.35MiB", 268_802_458.0),
+            ("270.60 MB", 270_600_000.0),
+            ("1.50GiB", 1_610_612_736.0),
+            ("1.2 GB", 1_200_000_000.0),
+            ("1.2GB", 1_200_000_000.0),
+            ("0.5 TiB", 549_755_813_888.0),
+            ("0.99TB", 990_000_000_000.0),
+            ("12 kB", 12_000.0),
+            ("12 KiB", 12_288.0),
+            ("512B", 512.0),
+            ("7", 7.0),
+        ] {
+            assert_eq!(bytes(text), Some(value), "{text}");
+        }
+        for (text, value) in [
+            ("361.82M", 361_820_000.0),
+            ("361.82 M", 361_820_000.0),
+            ("512B", 512_000_000_000.0),
+            ("1.24B", 1_240_000_000.0),
+            ("8.03 B", 8_030_000_000.0),
+            ("0.5T", 500_000_000_000.0),
+            ("22K", 22_000.0),
+        ] {
+            assert_eq!(parameters(text), Some(value), "{text}");
+        }
+        for text in ["", "n/a", "MB", "1.2.3M", "5 parsecs", "-1M"] {
+            assert_eq!((bytes(text), parameters(text)), (None, None), "{text}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Products that are no llama.cpp server, and what to watch in their place.
+
+use crate::upstream::http::client::HttpResponse;
+use crate::upstream::http::exchange::{Endpoint, Exchange};
+use crate::upstream::server_url::ServerUrl;
+
+const ROOT: Endpoint = Endpoint::new("/", 64 << 10);
+
+/// A product that is no llama.cpp server, as far as can be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Product {
+    /// What it seems to be.
+    pub name: String,
+    /// What to watch in its place.
+    pub advice: &'static str,
+    /// Whether it is certain that nothing at its address can be watched.
+    pub is_certain: bool,
+}
+
+const NO_LLAMA_SERVER: &str = "it runs no llama-server, so there is nothing here to watch";
+const OWN_METRICS: &str = "it has a /metrics of its own, which Prometheus can scrape";
+const ITS_LLAMA_SERVER: &str = "give the address of a llama-server that it runs, http://127.0.0.1:PORT: its port stands on its \
+     command line (ps -o args -C llama-server)";
+const PERHAPS_ITS_LLAMA_SERVER: &str = "give the address of a llama-server that it runs, if it runs one: its port stands on its \
+     command line (ps -o args -C llama-server)";
+const LEMONADE: &str =
+    "give the address of a llama-server that it runs: its /v1/health names them (backend_url)";
+const BEHIND_GATEWAY: &str = "give the address of a llama-server behind it";
+const PASS_ON_RUNNING: &str = "have the proxy pass on /running too";
+const PASS_ON_ENGINES: &str = "have the proxy pass on /engines, /models and /metrics too";
+
+/// Products by the `owned_by` of their models, each read off its source or documentation: name,
+/// advice, and whether it is certain. Servers that can be watched are not: a proxy may pass on no
+/// more than their models, or they answer the rest a moment later.
+const PRODUCTS: [(&str, &str, &str, bool); 12] = [
+    ("library", "Ollama", ITS_LLAMA_SERVER, true),
+    ("organization_owner", "LM Studio", NO_LLAMA_SERVER, true),
+    ("vllm", "vLLM", OWN_METRICS, true),
+    ("sglang", "SGLang", OWN_METRICS, true),
+    ("lemonade", "Lemonade", LEMONADE, true),
+    ("openai", "LiteLLM or another gateway", BEHIND_GATEWAY, true),
+    ("koboldcpp", "KoboldCpp", NO_LLAMA_SERVER, true),
+    ("me", "llama-cpp-python", NO_LLAMA_SERVER, true),
+    (
+        "user",
+        "Jan, text-generation-webui or another server",
+        PERHAPS_ITS_LLAMA_SERVER,
+        true,
+    ),
+    ("tabbyAPI", "TabbyAPI", NO_LLAMA_SERVER, true),
+    (
+        "llama-swap",
+        "llama-swap behind a proxy",
+        PASS_ON_RUNNING,
+        false,
+    ),
+    (
+        "docker",
+        "Docker Model Runner behind a proxy",
+        PASS_ON_ENGINES,
+        false,
+    ),
+];
+
+/// What products answer at their root, and the `owned_by` of their models.
+const ROOT_PAGES: [(&str, &str); 2] = [
+    ("Ollama is running", "library"),
+    ("Unexpected endpoint or method", "organization_owner"),
+];
+
+impl Product {
+    /// The product whose models are owned by `owner`.
+    pub fn of_owner(owner: Option<&str>) -> Product {
+        let known = PRODUCTS.iter().find(|(known, ..)| Some(*known) == owner);
+        if let Some(&(_, name, advice, is_certain)) = known {
+            return Product {
+                name: name.to_owned(),
+                advice,
+                is_certain,
+            };
+        }
+        Product {
+            name: match owner {
+                Some(owner) => format!("an OpenAI-compatible server (owned_by {owner:?})"),
+                None => "an OpenAI-compatible server".to_owned(),
+            },
+            advice: "give the address of a llama-server",
+            is_certain: false,
+        }
+    }
+
+    /// The product that answers `text` at its root.
+    pub fn of_root_page(text: &str) -> Option<Product> {
+        let (_, owner) = ROOT_PAGES.iter().find(|(page, _)| text.contains(page))?;
+        Some(Product::of_owner(Some(owner)))
+    }
+}
+
+/// Identifies a product by what it answers at `/`.
+pub fn read_root_page(exchange: &mut Exchange, url: &ServerUrl) -> Option<Product> {
+    let page = exchange.get_optional(ROOT, &url.of(ROOT), HttpResponse::text);
+    Product::of_root_page(&page.ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_product_that_can_be_watched_is_not_certain() {
+        let is_certain = |owner| Product::of_owner(Some(owner)).is_certain;
+        for owner in ["llama-swap", "docker", "acme"] {
+            assert!(!is_certain(owner), "{owner}");
+        }
+        assert!(is_certain("library") && is_certain("openai"));
+    }
+}

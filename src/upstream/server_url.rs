@@ -1,0 +1,35 @@
+//! Where the endpoints of one server are.
+
+use crate::upstream::http::exchange::Endpoint;
+
+/// The URL of one server, or of one model behind a router.
+#[derive(Clone, Debug, Default)]
+pub struct ServerUrl {
+    /// What stands before an endpoint's path.
+    root: String,
+    /// What stands behind it: empty, or a query with its question mark.
+    query: String,
+}
+
+impl ServerUrl {
+    /// The server whose endpoints are below `root`.
+    pub fn new(root: String) -> ServerUrl {
+        ServerUrl {
+            root,
+            query: String::new(),
+        }
+    }
+
+    /// The same with this `query` (`?model=…`) at every endpoint.
+    pub fn with_query(&self, query: String) -> ServerUrl {
+        ServerUrl {
+            root: self.root.clone(),
+            query,
+        }
+    }
+
+    /// The URL of `endpoint`.
+    pub fn of(&self, endpoint: Endpoint) -> String {
+        format!("{}{}{}", self.root, endpoint.path, self.query)
+    }
+}

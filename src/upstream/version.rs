@@ -1,0 +1,27 @@
+//! The version document that Docker Model Runner and llama-swap serve.
+
+use serde::Deserialize;
+
+use crate::bounds::lenient::{Object, text};
+use crate::upstream::http::exchange::{Endpoint, Exchange};
+use crate::upstream::server_url::ServerUrl;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct VersionDocument {
+    #[serde(deserialize_with = "text")]
+    version: Option<String>,
+}
+
+/// The `version` in the document at `endpoint`, if it is served.
+pub fn read_version(
+    exchange: &mut Exchange,
+    url: &ServerUrl,
+    endpoint: Endpoint,
+) -> Option<String> {
+    let version = exchange.get_optional(endpoint, &url.of(endpoint), |answer| {
+        let Object(document): Object<VersionDocument> = answer.json()?;
+        Ok(document.version)
+    });
+    version.ok()?
+}
