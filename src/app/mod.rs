@@ -52,7 +52,7 @@ impl Fatal {
 /// # Errors
 /// A setting cannot be used, the address cannot be served at, or the system lacks threads.
 pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
-    os::keep_no_spare_memory();
+    os::return_freed_memory();
     os::exit_on_signals()
         .map_err(|error| Fatal::cannot_run(format!("cannot handle signals: {error}")))?;
     let gpus = Arc::new(Gpus::start(settings));

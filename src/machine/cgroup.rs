@@ -4,8 +4,9 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::machine::procfs::{Procfs, cpu_ranges};
-use crate::machine::pseudo_files::{bytes_field, read_text, read_value};
+use crate::machine::procfs::Procfs;
+use crate::machine::pseudo_files::{read_text, read_value};
+use crate::process::procfs_parsers::{bytes_field, cpu_ranges};
 
 /// The most levels of cgroups that are read; real hierarchies have fewer.
 const MAX_DEPTH: usize = 64;

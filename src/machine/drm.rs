@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::machine::procfs::Procfs;
-use crate::machine::pseudo_files::{field, read_text, read_value};
+use crate::machine::pseudo_files::{read_text, read_value};
+use crate::process::procfs_parsers::field;
 use crate::snapshot::{Gpu, GpuMemory};
 
 const AMD: &str = "0x1002";

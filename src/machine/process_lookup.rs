@@ -18,8 +18,8 @@ use crate::machine::sockets::{ListeningSocket, ListeningSockets, NetworkNamespac
 use crate::readings::ModelReading;
 
 /// What to do when the process is not found.
-const ADVICE: &str = "memory and CPU are unavailable; run the exporter as root or as the \
-                      server's user, or name the process with --pid-file";
+const ADVICE: &str = "memory and CPU are unavailable; run the exporter as the server's \
+                      user or as root with CAP_SYS_PTRACE, or name the process with --pid-file";
 const LOOPBACK: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::LOCALHOST),
     IpAddr::V6(Ipv6Addr::LOCALHOST),

@@ -7,9 +7,9 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::machine::pseudo_files::{bytes_field, field, read_bytes, read_text};
+use crate::machine::pseudo_files::{read_bytes, read_text};
 use crate::process::file;
-use crate::process::procfs_stat::ProcessStat;
+use crate::process::procfs_parsers::{ProcessStat, ProcessStatus};
 
 /// The most bytes of a command line or environment that are read.
 const MAX_COMMAND_LINE_BYTES: u64 = 1 << 20;
@@ -209,42 +209,6 @@ pub fn is_in_initial_pid_namespace() -> bool {
     fs::read_link("/proc/self/ns/pid").is_ok_and(|own| own.as_os_str() == INITIAL)
 }
 
-/// The fields of `/proc/PID/status` that are used.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ProcessStatus {
-    /// Bytes of resident memory.
-    pub resident_bytes: Option<f64>,
-    /// Number of threads.
-    pub threads: Option<f64>,
-    /// The effective user ID.
-    pub uid: Option<u32>,
-    /// The CPUs that it may run on, as ranges.
-    pub cpus: Option<Vec<(u32, u32)>>,
-}
-
-impl ProcessStatus {
-    /// Parses the file.
-    pub fn parse(text: &str) -> ProcessStatus {
-        ProcessStatus {
-            resident_bytes: bytes_field(text, "VmRSS"),
-            threads: field(text, "Threads").and_then(|count| count.parse().ok()),
-            // Real, effective, saved, file system.
-            uid: field(text, "Uid").and_then(|ids| ids.split_whitespace().nth(1)?.parse().ok()),
-            cpus: field(text, "Cpus_allowed_list").and_then(cpu_ranges),
-        }
-    }
-}
-
-/// Parses a list of CPUs such as `0-3,8`.
-pub fn cpu_ranges(text: &str) -> Option<Vec<(u32, u32)>> {
-    let range = |part: &str| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
-        (first <= last).then_some((first, last))
-    };
-    text.trim().split(',').map(range).collect()
-}
-
 /// The words of a file that ends each with a zero byte.
 fn words(bytes: &[u8]) -> Vec<String> {
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
@@ -263,18 +227,6 @@ mod tests {
 
     use super::*;
     use crate::machine::tests::file_tree::FileTree;
-
-    #[test]
-    fn a_status_has_memory_threads_user_and_cpus() {
-        let text = "Name:\tllama\nUid:\t0\t1000\t0\t0\nVmRSS:\t  2048 kB\nThreads:\t9\nCpus_allowed_list:\t0-1,5\n";
-        let status = ProcessStatus::parse(text);
-        assert_eq!(status.resident_bytes, Some(2097152.0));
-        assert_eq!((status.threads, status.uid), (Some(9.0), Some(1000)));
-        assert_eq!(status.cpus, Some(vec![(0, 1), (5, 5)]));
-        // A kernel thread has no memory of its own.
-        assert_eq!(ProcessStatus::parse("Name:\tx\n").resident_bytes, None);
-        assert_eq!(cpu_ranges("3-1"), None);
-    }
 
     #[test]
     fn words_end_with_a_zero_byte() {

@@ -32,15 +32,3 @@ pub fn read_value(path: &Path) -> Option<String> {
     let value = text.trim();
     (!value.is_empty()).then(|| value.to_owned())
 }
-
-/// The value of the line `name: value`.
-pub fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    let mut lines = text.lines();
-    lines.find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
-}
-
-/// The bytes of the line `name: value kB`.
-pub fn bytes_field(text: &str, name: &str) -> Option<f64> {
-    let kib = field(text, name)?.strip_suffix("kB")?;
-    Some(kib.trim().parse::<f64>().ok()? * 1024.0)
-}

@@ -11,7 +11,7 @@ use crate::machine::gpus::Gpus;
 use crate::machine::model_file::ModelFile;
 use crate::machine::procfs::{HeldSocket, ProcessId, Procfs};
 use crate::machine::server_arguments::ServerArguments;
-use crate::process::procfs_stat::TICKS_PER_SECOND;
+use crate::process::procfs_parsers::TICKS_PER_SECOND;
 use crate::snapshot::Model;
 
 /// How long resource limits are reused.
@@ -120,7 +120,8 @@ impl ServerProcess {
         let variables = self.variables_error.as_ref().filter(|_| is_server).map(|error| {
             format!(
                 "the size of the KV cache is unknown: environment variables of the server may set \
-                 it and cannot be read: {error}; run the exporter as root or as the server's user"
+                 it and cannot be read: {error}; run the exporter as the server's \
+                 user or as root with CAP_SYS_PTRACE"
             )
         });
         let limits = (self.limits == ResourceLimits::default()).then(|| {

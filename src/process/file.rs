@@ -1,11 +1,11 @@
-//! Opening files that others may have put in place: a model, a log, a PID file.
+//! Opening files that other users may control: a model file, a log, a PID file.
 //!
-//! Whoever owns such a path can put anything there, and swap it at any moment: a FIFO, whose
-//! opening waits for a writer; a device, whose opening alone may do something (a watchdog then
-//! restarts the machine); a link to either, or out of a container. So on Linux the file is
-//! first pinned with `O_PATH`, which opens nothing, then judged, and the very same file is
-//! opened through `/proc/self/fd`, without waiting (`O_NONBLOCK`) and without becoming the
-//! process's terminal (`O_NOCTTY`). The standard library adds `O_CLOEXEC`.
+//! Whoever owns such a path can put anything there and swap it at any moment: a FIFO, whose opening
+//! waits for a writer; a device, whose mere opening may do something (a watchdog then restarts the
+//! machine); a symbolic link to either, or out of a container. So on Linux the file is first pinned
+//! with `O_PATH`, which does not open it, then its type is checked, and the same file is opened
+//! through `/proc/self/fd`: without waiting (`O_NONBLOCK`), and without becoming the process's
+//! terminal (`O_NOCTTY`). The standard library adds `O_CLOEXEC`.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io;
@@ -37,121 +37,108 @@ mod flags {
 use flags::*;
 
 /// Opens the regular file at `path` for reading. Never waits for another process; only a file
-/// system that does not answer can make it wait.
+/// system that does not answer can block it.
 ///
 /// # Errors
-/// What the system says, or that it is no regular file.
+/// It cannot be opened, or is no regular file.
 pub fn regular_file(path: &Path) -> io::Result<File> {
     open(path, FileType::is_file)
 }
 
-/// Opens the regular file or the FIFO at `path` for reading. A FIFO opens once it has a
-/// writer: call this on a thread that may wait.
+/// Opens the regular file or FIFO at `path` for reading. A FIFO opens once it has a writer: call
+/// this on a thread that may wait.
 ///
 /// # Errors
-/// What the system says, or that it is neither.
+/// It cannot be opened, or is neither.
 pub fn regular_file_or_fifo(path: &Path) -> io::Result<File> {
     open(path, |kind| kind.is_file() || kind.is_fifo())
 }
 
-/// Opens the regular file at `path` as a process sees it whose `/` is `root`: no link and no
-/// `..` leads out of that. By `openat2` with `RESOLVE_IN_ROOT`; where the kernel does not have
-/// it (before Linux 5.6) or a filter of system calls forbids it, the path is walked folder by
-/// folder, each held open, with links resolved by hand. Linux only.
+/// Opens the regular file at `path` as a process sees it whose `/` is `root`: no symbolic link and
+/// no `..` leads out of that. By `openat2` with `RESOLVE_IN_ROOT`; if the kernel does not have it
+/// (before Linux 5.6) or a seccomp filter forbids it, the path is resolved here, with each folder
+/// held open. Linux only.
 ///
 /// # Errors
-/// What the system says, or that it is no regular file.
-#[cfg(target_os = "linux")]
+/// It cannot be opened, or is no regular file.
 pub fn regular_file_in_root(root: &Path, path: &Path) -> io::Result<File> {
-    let pinned = in_root::pin(root, path)?;
-    judge(&pinned.metadata()?, FileType::is_file)?;
-    reopen(&pinned)
-}
-
-/// Not to be had elsewhere.
-///
-/// # Errors
-/// Always.
-#[cfg(not(target_os = "linux"))]
-pub fn regular_file_in_root(_root: &Path, _path: &Path) -> io::Result<File> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-fn open(path: &Path, wanted: impl Fn(&FileType) -> bool) -> io::Result<File> {
     #[cfg(target_os = "linux")]
-    let (pinned, looked) = {
-        let pinned = pin(path, 0)?;
-        let looked = pinned.metadata()?;
-        (pinned, looked)
-    };
+    {
+        let pinned = in_root::pin(root, path)?;
+        check_type(&pinned.metadata()?, FileType::is_file)?;
+        open_pinned(&pinned)
+    }
     #[cfg(not(target_os = "linux"))]
-    let looked = std::fs::metadata(path)?;
-    judge(&looked, &wanted)?;
+    {
+        let _ = (root, path);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+fn open(path: &Path, is_wanted: impl Fn(&FileType) -> bool) -> io::Result<File> {
     #[cfg(target_os = "linux")]
-    match reopen(&pinned) {
+    let pinned = pin(path, 0)?;
+    #[cfg(target_os = "linux")]
+    let expected = pinned.metadata()?;
+    #[cfg(not(target_os = "linux"))]
+    let expected = std::fs::metadata(path)?;
+    check_type(&expected, &is_wanted)?;
+    #[cfg(target_os = "linux")]
+    match open_pinned(&pinned) {
         // No /proc is mounted.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         opened => return opened,
     }
-    let opened = open_kind(path, &looked)?;
-    let found = opened.metadata()?;
-    match (found.dev(), found.ino()) == (looked.dev(), looked.ino()) {
+    let opened = open_as(path, &expected)?;
+    let actual = opened.metadata()?;
+    match (actual.dev(), actual.ino()) == (expected.dev(), expected.ino()) {
         true => Ok(opened),
         false => Err(io::Error::other("it was replaced while it was opened")),
     }
 }
 
-/// Opens what was found to be of the kind that `looked` tells.
-fn open_kind(path: &Path, looked: &Metadata) -> io::Result<File> {
-    let wait = if looked.file_type().is_fifo() {
-        0
-    } else {
-        O_NONBLOCK
+/// Opens a file of the type that `expected` has: only a FIFO may wait.
+fn open_as(path: &Path, expected: &Metadata) -> io::Result<File> {
+    let nonblock = match expected.file_type().is_fifo() {
+        true => 0,
+        false => O_NONBLOCK,
     };
-    OpenOptions::new()
+    let mut options = OpenOptions::new();
+    options
         .read(true)
-        .custom_flags(O_NOCTTY | wait)
+        .custom_flags(O_NOCTTY | nonblock)
         .open(path)
 }
 
-fn judge(found: &Metadata, wanted: impl Fn(&FileType) -> bool) -> io::Result<()> {
+fn check_type(found: &Metadata, is_wanted: impl Fn(&FileType) -> bool) -> io::Result<()> {
     let kind = found.file_type();
-    if wanted(&kind) {
-        return Ok(());
-    }
-    let name = if kind.is_dir() {
-        "a directory"
-    } else if kind.is_fifo() {
-        "a FIFO"
-    } else if kind.is_socket() {
-        "a socket"
-    } else {
-        "a device"
+    let name = match kind {
+        kind if is_wanted(&kind) => return Ok(()),
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a FIFO",
+        kind if kind.is_socket() => "a socket",
+        _ => "a device",
     };
-    Err(io::Error::new(
-        io::ErrorKind::InvalidInput,
-        format!("it is {name}, not a regular file"),
-    ))
+    let message = format!("it is {name}, not a regular file");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, message))
 }
 
-/// Holds what is at `path` without opening it.
+/// Pins the file at `path` without opening it.
 #[cfg(target_os = "linux")]
-fn pin(path: &Path, more: i32) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(O_PATH | more)
-        .open(path)
+fn pin(path: &Path, flags: i32) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(O_PATH | flags).open(path)
 }
 
-/// Opens the file that is pinned, whatever has its name by now.
+/// Opens the pinned file, whatever has its name by now.
 #[cfg(target_os = "linux")]
-fn reopen(pinned: &File) -> io::Result<File> {
-    open_kind(&descriptor(pinned), &pinned.metadata()?)
+fn open_pinned(pinned: &File) -> io::Result<File> {
+    open_as(&descriptor_path(pinned), &pinned.metadata()?)
 }
 
 #[cfg(target_os = "linux")]
-fn descriptor(of: &File) -> PathBuf {
-    format!("/proc/self/fd/{}", of.as_raw_fd()).into()
+fn descriptor_path(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 #[cfg(target_os = "linux")]
@@ -159,74 +146,70 @@ mod in_root {
     use super::*;
     use crate::process::os;
 
-    /// The most symbolic links on one path, as in Linux itself.
-    const MOST_LINKS: u32 = 40;
+    /// The most symbolic links on one path, as in the kernel.
+    const MAX_LINKS: u32 = 40;
     /// The most folders that are held open at a time.
-    const DEEPEST: usize = 128;
-    /// How often a path is resolved again that was changed meanwhile.
-    const TRIES: u32 = 8;
+    const MAX_DEPTH: usize = 128;
+    /// How often to retry if something on the path was renamed meanwhile.
+    const MAX_TRIES: u32 = 8;
 
     pub fn pin(root: &Path, path: &Path) -> io::Result<File> {
         let root = super::pin(root, 0)?;
-        for _ in 0..TRIES {
+        for _ in 0..MAX_TRIES {
             match os::open_in_root(&root, path, O_PATH) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if is_missing(&error) => break,
+                Err(error) if is_call_missing(&error) => break,
                 pinned => return pinned,
             }
         }
         walk(root, path)
     }
 
-    /// Whether it is the system call that is not to be had, rather than the file.
-    fn is_missing(error: &io::Error) -> bool {
+    /// Whether the system call is missing, and not the file.
+    fn is_call_missing(error: &io::Error) -> bool {
         const EPERM: i32 = 1;
-        // Older filters of system calls forbid what they do not know with EPERM.
+        // Older seccomp filters answer unknown system calls with EPERM.
         error.kind() == io::ErrorKind::Unsupported || error.raw_os_error() == Some(EPERM)
     }
 
-    /// Holds what is at `path` below `root`: the fallback.
+    /// Pins the file at `path` below `root`, without `openat2`.
     pub fn walk(root: File, path: &Path) -> io::Result<File> {
         let parts = |path: &Path| -> Vec<OsString> {
             let backwards = path.components().rev();
             backwards.map(|part| part.as_os_str().to_owned()).collect()
         };
         let mut ahead = parts(path);
-        let mut behind: Vec<File> = Vec::new();
+        let mut folders: Vec<File> = Vec::new();
         let mut links: u32 = 0;
         while let Some(part) = ahead.pop() {
             match part.as_encoded_bytes() {
-                b"." => continue,
-                b"/" => {
-                    behind.clear();
-                    continue;
+                b"." => {}
+                b"/" => folders.clear(),
+                b".." => drop(folders.pop()),
+                _ => {
+                    let path = descriptor_path(folders.last().unwrap_or(&root)).join(part);
+                    let next = super::pin(&path, O_NOFOLLOW)?;
+                    if !next.metadata()?.is_symlink() {
+                        folders.push(next);
+                    } else if links < MAX_LINKS {
+                        links = links.saturating_add(1);
+                        // Whatever the link says by now, it is resolved below the root.
+                        ahead.extend(parts(&fs::read_link(&path)?));
+                    } else {
+                        return Err(io::Error::other("too many symbolic links"));
+                    }
+                    if folders.len() > MAX_DEPTH {
+                        return Err(io::Error::other("too many folders in one path"));
+                    }
                 }
-                b".." => {
-                    behind.pop();
-                    continue;
-                }
-                _ => {}
-            }
-            let at = descriptor(behind.last().unwrap_or(&root)).join(part);
-            let next = super::pin(&at, O_NOFOLLOW)?;
-            if next.metadata()?.is_symlink() {
-                if links == MOST_LINKS {
-                    return Err(io::Error::other("too many symbolic links"));
-                }
-                links = links.saturating_add(1);
-                // Whatever the link says by now, it is resolved below the root.
-                ahead.extend(parts(&fs::read_link(&at)?));
-            } else if behind.len() == DEEPEST {
-                return Err(io::Error::other("too many folders in one path"));
-            } else {
-                behind.push(next);
             }
         }
-        Ok(behind.pop().unwrap_or(root))
+        Ok(folders.pop().unwrap_or(root))
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(target_os = "linux")]
+#[cfg(test)]
 mod tests {
     use std::io::Read as _;
     use std::os::unix::fs::symlink;
@@ -252,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_regular_file_is_opened_and_nothing_is_waited_for() {
+    fn only_regular_files_are_opened_and_nothing_blocks() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::write(at("file"), "text").unwrap();
@@ -284,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_where_it_is_wanted_opens_once_it_has_a_writer() {
+    fn a_wanted_fifo_opens_once_it_has_a_writer() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         fifo(&path);
@@ -302,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_swapped_with_a_fifo_all_the_time_is_opened_or_refused() {
+    fn a_file_that_keeps_being_swapped_with_a_fifo_is_opened_or_refused() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::write(at("a"), "text").unwrap();
@@ -337,9 +320,9 @@ mod tests {
         assert!(opened > 0 && refused > 0, "{opened} {refused}");
     }
 
-    /// Both ways to resolve a path below a root, held against the same tree.
+    /// By openat2 and by the fallback.
     #[test]
-    fn no_link_leads_out_of_the_root() {
+    fn no_symbolic_link_leads_out_of_the_root() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         for name in ["root/app", "root/data/v2", "outside"] {
@@ -365,8 +348,8 @@ mod tests {
         let root = at("container");
         let by_walk = |path: &Path| -> io::Result<File> {
             let pinned = in_root::walk(pin(&root, 0)?, path)?;
-            judge(&pinned.metadata()?, FileType::is_file)?;
-            reopen(&pinned)
+            check_type(&pinned.metadata()?, FileType::is_file)?;
+            open_pinned(&pinned)
         };
         let by_kernel = |path: &Path| regular_file_in_root(&root, path);
         for kernel in [true, false] {

@@ -5,4 +5,4 @@ pub mod file;
 pub mod log;
 pub mod os;
 pub mod own_metrics;
-pub mod procfs_stat;
+pub mod procfs_parsers;

@@ -1,39 +1,18 @@
-//! What the standard library does not offer. The only unsafe code of the crate.
+//! System calls that the standard library does not offer. The only unsafe code of the crate.
 #![allow(unsafe_code)]
 
-#[cfg(target_os = "linux")]
-use std::ffi::{CString, c_ulong};
 use std::ffi::{c_int, c_void};
-#[cfg(target_os = "linux")]
 use std::fs::File;
 use std::io::{self, Read};
-#[cfg(target_os = "linux")]
-use std::mem;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
-#[cfg(target_os = "linux")]
-use std::os::fd::{FromRawFd, OwnedFd};
-#[cfg(target_os = "linux")]
-use std::os::unix::ffi::OsStrExt;
-#[cfg(target_os = "linux")]
-use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
-#[cfg(target_os = "linux")]
-use std::path::Path;
 use std::process::Command;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 
-const SIGINT: c_int = 2;
-const SIGTERM: c_int = 15;
-const SIG_ERR: usize = usize::MAX;
-const IPPROTO_TCP: c_int = 6;
-/// Linux's number for it.
-const TCP_DEFER_ACCEPT: c_int = 9;
-/// How long a connection is quiet before its peer is asked for a sign of life, and how long it
-/// is waited for each of three; in seconds.
-#[cfg(any(target_os = "linux", target_os = "macos"))]
-const KEEP_ALIVE_SECONDS: c_int = 15;
+#[cfg(target_os = "linux")]
+pub use linux::{connect_without_waiting, open_in_root, refuse_connections};
 
 unsafe extern "C" {
     fn signal(number: c_int, handler: extern "C" fn(c_int)) -> usize;
@@ -49,35 +28,66 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-#[cfg(target_os = "linux")]
-unsafe extern "C" {
-    fn prctl(option: c_int, ...) -> c_int;
-}
+/// The descriptor that a signal writes to, if there is something to do before the exit; else -1.
+static EXIT_DESCRIPTOR: AtomicI32 = AtomicI32::new(-1);
 
-/// The descriptor that a signal writes to, where there is something to do before the end; else -1.
-static BEFORE_END: AtomicI32 = AtomicI32::new(-1);
-
-/// Lets SIGTERM and SIGINT end the process at once with status 0, after what
-/// [`before_end`] was given. With a handler they also reach a
-/// process with the number 1, for which the default is to ignore them.
+/// Makes SIGTERM and SIGINT end the process with status 0 at once, or after the action of
+/// [`before_exit`]. A handler is needed: PID 1 ignores signals that have none.
 ///
 /// # Errors
-/// What the system says; no known system refuses it.
+/// The system call failed; no known system refuses it.
 pub fn exit_on_signals() -> io::Result<()> {
+    const SIGINT: c_int = 2;
+    const SIGTERM: c_int = 15;
+    const SIG_ERR: usize = usize::MAX;
     for number in [SIGTERM, SIGINT] {
-        // SAFETY: `leave` has the type of a handler, lives as long as the
-        // process, and calls nothing that a handler may not.
-        if unsafe { signal(number, leave) } == SIG_ERR {
+        // SAFETY: `exit_handler` has the type of a handler, lives as long as the process, and
+        // calls only async-signal-safe functions.
+        if unsafe { signal(number, exit_handler) } == SIG_ERR {
             return Err(io::Error::last_os_error());
         }
     }
     Ok(())
 }
 
-/// Has glibc give memory back. It would have several arenas, each of which keeps what an
-/// answer once needed, and would come to keep ever larger blocks once they were freed: 100
-/// models took 4 to 10 MB more. Other C libraries have no such habits.
-pub fn keep_no_spare_memory() {
+/// Must not lock or allocate: the signal may have interrupted either.
+extern "C" fn exit_handler(_number: c_int) {
+    let descriptor = EXIT_DESCRIPTOR.load(Ordering::Acquire);
+    // SAFETY: write is async-signal-safe and reads one byte that exists; the descriptor, if there
+    // is one, is never closed.
+    if descriptor >= 0 && unsafe { write(descriptor, c"x".as_ptr().cast(), 1) } == 1 {
+        return; // The thread of `before_exit` continues.
+    }
+    // SAFETY: _exit is async-signal-safe and takes any status.
+    unsafe { _exit(0) }
+}
+
+/// Runs `action` on a thread of its own before a signal ends the process. A later call replaces
+/// the action.
+///
+/// # Errors
+/// No thread or descriptor is available.
+pub fn before_exit(action: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let (mut receiver, sender) = UnixStream::pair()?;
+    // A handler must not wait.
+    sender.set_nonblocking(true)?;
+    let thread = thread::Builder::new().name("exit".into());
+    thread.stack_size(64 << 10).spawn(move || {
+        if receiver.read(&mut [0]).is_ok_and(|count| count == 1) {
+            action();
+            // SAFETY: _exit takes any status.
+            unsafe { _exit(0) }
+        }
+    })?;
+    // The previous one stays open: a handler may be writing to it.
+    EXIT_DESCRIPTOR.store(sender.into_raw_fd(), Ordering::Release);
+    Ok(())
+}
+
+/// Makes glibc return freed memory to the system. By default it has several arenas, each of which
+/// keeps the memory of its largest answer: 100 models took 4 to 10 MB more. Other C libraries do
+/// not need this.
+pub fn return_freed_memory() {
     #[cfg(target_env = "gnu")]
     {
         unsafe extern "C" {
@@ -86,12 +96,12 @@ pub fn keep_no_spare_memory() {
         const M_TRIM_THRESHOLD: c_int = -1;
         const M_MMAP_THRESHOLD: c_int = -3;
         const M_ARENA_MAX: c_int = -8;
-        // Larger blocks, such as the text of a scrape, go back to the system at once.
-        const LARGEST_KEPT: c_int = 64 << 10;
+        // Larger blocks, such as the text of a scrape, are returned at once.
+        const MAX_KEPT_BYTES: c_int = 64 << 10;
         for (parameter, value) in [
             (M_ARENA_MAX, 1),
-            (M_MMAP_THRESHOLD, LARGEST_KEPT),
-            (M_TRIM_THRESHOLD, LARGEST_KEPT),
+            (M_MMAP_THRESHOLD, MAX_KEPT_BYTES),
+            (M_TRIM_THRESHOLD, MAX_KEPT_BYTES),
         ] {
             // SAFETY: mallopt takes any two numbers; called before there are other threads.
             unsafe { mallopt(parameter, value) };
@@ -99,46 +109,9 @@ pub fn keep_no_spare_memory() {
     }
 }
 
-/// Nothing may run here that takes a lock or allocates: the signal may have
-/// come in the midst of either.
-extern "C" fn leave(_number: c_int) {
-    let descriptor = BEFORE_END.load(Ordering::Acquire);
-    // SAFETY: write is async-signal-safe, and reads one byte that is there; the
-    // descriptor, where there is one, is never closed.
-    if descriptor >= 0 && unsafe { write(descriptor, c"x".as_ptr().cast(), 1) } == 1 {
-        return; // The thread of `before_end` goes on from here.
-    }
-    // SAFETY: _exit is async-signal-safe and takes any status.
-    unsafe { _exit(0) }
-}
-
-/// Has `act` run, on a thread of its own, before a signal ends the process. Only
-/// the last one given is.
-///
-/// # Errors
-/// No thread or descriptor can be had.
-pub fn before_end(act: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let (mut told, tell) = UnixStream::pair()?;
-    // A handler must not wait.
-    tell.set_nonblocking(true)?;
-    thread::Builder::new()
-        .name("end".into())
-        .stack_size(64 << 10)
-        .spawn(move || {
-            if told.read(&mut [0]).is_ok_and(|count| count == 1) {
-                act();
-                // SAFETY: _exit takes any status.
-                unsafe { _exit(0) }
-            }
-        })?;
-    // The former one stays open: a handler may be writing to it.
-    BEFORE_END.store(tell.into_raw_fd(), Ordering::Release);
-    Ok(())
-}
-
-/// Runs `make` with the file mode bits in `mask` forbidden to what it makes, whatever the
-/// process's own mask. Other threads have that mask meanwhile.
-pub fn with_umask<T>(mask: u16, make: impl FnOnce() -> T) -> T {
+/// Runs `create` with the permission bits of `mask` cleared in the mode of every file it creates.
+/// Other threads have that mask meanwhile.
+pub fn with_umask<T>(mask: u16, create: impl FnOnce() -> T) -> T {
     #[cfg(target_vendor = "apple")]
     type Mode = u16;
     #[cfg(not(target_vendor = "apple"))]
@@ -146,179 +119,111 @@ pub fn with_umask<T>(mask: u16, make: impl FnOnce() -> T) -> T {
     unsafe extern "C" {
         fn umask(mask: Mode) -> Mode;
     }
-    // SAFETY: umask takes any number, and cannot fail.
-    let former = unsafe { umask(Mode::from(mask)) };
-    let made = make();
+    // SAFETY: umask takes any number and cannot fail.
+    let previous = unsafe { umask(Mode::from(mask)) };
+    let created = create();
     // SAFETY: as above.
-    unsafe { umask(former) };
-    made
+    unsafe { umask(previous) };
+    created
 }
 
-/// Has the system write no core of this process, whatever its limits, and let no other process of
-/// the same user read its memory, environment or descriptors: there are keys in them. Only Linux
-/// can. The process's files in `/proc` then belong to root; itself, it can still read most.
+/// Prevents core dumps of this process, and prevents other processes of the same user from reading
+/// its memory, environment and descriptors, all of which contain keys. Its files in `/proc` then
+/// belong to root; it can still read most itself. Linux only.
 ///
 /// # Errors
-/// What the system says; no known system refuses it.
+/// The system call failed; no known system refuses it.
 pub fn hide_memory() -> io::Result<()> {
     #[cfg(target_os = "linux")]
-    {
-        const PR_SET_DUMPABLE: c_int = 4;
-        let no: c_ulong = 0;
-        // SAFETY: this call takes any number.
-        check(unsafe { prctl(PR_SET_DUMPABLE, no) })
-    }
-    #[cfg(not(target_os = "linux"))]
+    linux::set_undumpable()?;
     Ok(())
 }
 
-/// The size of a page of memory, in bytes. Known on Linux only.
-pub fn page_bytes() -> Option<u64> {
+/// Kills the child of `command` when the thread that starts it ends, or this process, in whatever
+/// way: a child that never writes would not notice. With SIGKILL: a real `nvidia-smi` in a loop
+/// survived SIGTERM. Linux only.
+pub fn kill_with_parent(command: &mut Command) {
     #[cfg(target_os = "linux")]
-    {
-        unsafe extern "C" {
-            fn getauxval(kind: c_ulong) -> c_ulong;
-        }
-        const AT_PAGESZ: c_ulong = 6;
-        // SAFETY: getauxval takes any number.
-        let bytes = unsafe { getauxval(AT_PAGESZ) };
-        (bytes > 0).then_some(bytes as u64)
-    }
+    linux::kill_with_parent(command);
     #[cfg(not(target_os = "linux"))]
-    None
+    let _ = command;
 }
 
-/// Lets `length` connections wait to be accepted; the system may cap it. The
-/// standard library listens with 128, and what a burst brings beyond that
-/// meets a client's retry, a second later.
+/// The offset of the first byte from `offset` on that is not in a hole of a sparse file; the
+/// length of the file if there is none, and `offset` if holes cannot be detected. Moves the
+/// position of the file.
 ///
 /// # Errors
-/// What the system says, for a socket that is not listening or bound.
+/// The system call failed.
+pub fn next_data(file: &File, offset: u64) -> io::Result<u64> {
+    #[cfg(target_os = "linux")]
+    return linux::next_data(file, offset);
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = file;
+        Ok(offset)
+    }
+}
+
+/// Sets how many connections may wait to be accepted; the system may limit it. The standard
+/// library uses 128; a client beyond that retries a second later.
+///
+/// # Errors
+/// The socket is not bound.
 pub fn set_backlog(listener: &impl AsFd, length: i32) -> io::Result<()> {
     // SAFETY: the descriptor is borrowed, so it stays open during the call.
     check(unsafe { listen(listener.as_fd().as_raw_fd(), length) })
 }
 
-/// Connects to the abstract Unix socket `name` of this machine without waiting.
-/// Only Linux has such sockets.
+/// Lets connections be accepted only once their first bytes arrived, or after about `seconds`.
+/// Linux only; elsewhere they are accepted at once.
 ///
 /// # Errors
-/// [`io::ErrorKind::WouldBlock`] where its queue is full; what the system says.
-#[cfg(target_os = "linux")]
-pub fn connect_at_once(name: &[u8]) -> io::Result<UnixStream> {
-    /// `sockaddr_un`; the path of an abstract socket begins with a zero byte.
-    #[repr(C)]
-    struct Address {
-        family: u16,
-        path: [u8; 108],
-    }
-    unsafe extern "C" {
-        fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
-        fn connect(descriptor: c_int, address: *const Address, length: u32) -> c_int;
-    }
-    const AF_UNIX: c_int = 1;
-    const SOCK_STREAM: c_int = 1;
-    const SOCK_CLOEXEC: c_int = 0o2_000_000;
-
-    let mut address = Address {
-        family: AF_UNIX as u16,
-        path: [0; 108],
-    };
-    let place = address.path[1..].get_mut(..name.len());
-    let place = place.ok_or(io::ErrorKind::InvalidInput)?;
-    place.copy_from_slice(name);
-    // SAFETY: socket takes any numbers.
-    let descriptor = unsafe { socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) };
-    if descriptor < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is open, and nobody else has it.
-    let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
-    stream.set_nonblocking(true)?;
-    let length = mem::offset_of!(Address, path)
-        .saturating_add("\0".len())
-        .saturating_add(name.len());
-    // SAFETY: the address lives through the call, and has at least `length` bytes.
-    check(unsafe { connect(descriptor, &raw const address, length as u32) })?;
-    stream.set_nonblocking(false)?;
-    Ok(stream)
-}
-
-/// Has a listening Unix socket refuse whoever connects from now on. What is in its
-/// queue is still accepted; after that, `accept` fails. Known of Linux only.
-///
-/// # Errors
-/// What the system says; some sandboxes do not know it of a socket that listens.
-#[cfg(target_os = "linux")]
-pub fn refuse_connections(listener: &UnixListener) -> io::Result<()> {
-    unsafe extern "C" {
-        fn shutdown(descriptor: c_int, how: c_int) -> c_int;
-    }
-    const SHUT_RDWR: c_int = 2;
-    // SAFETY: the descriptor is borrowed, so it stays open during the call.
-    check(unsafe { shutdown(listener.as_raw_fd(), SHUT_RDWR) })
-}
-
-/// Keeps each connection in the system until its first bytes are there, or for
-/// about `seconds`, before it can be accepted. Only Linux can; elsewhere
-/// connections are accepted at once.
-///
-/// # Errors
-/// What the system says, for a socket that is not TCP.
+/// The socket is not TCP.
 pub fn set_defer_accept(listener: &impl AsFd, seconds: i32) -> io::Result<()> {
+    const TCP_DEFER_ACCEPT: c_int = 9;
     match cfg!(target_os = "linux") {
-        true => set_tcp_option(listener, TCP_DEFER_ACCEPT, seconds),
+        true => set_option(listener, IPPROTO_TCP, TCP_DEFER_ACCEPT, seconds),
         false => Ok(()),
     }
 }
 
-/// Has this TCP connection end with an error within about a minute once its peer, or the way to
-/// it, is gone without a word. Only Linux and macOS can; elsewhere nothing is changed.
+const IPPROTO_TCP: c_int = 6;
+/// Makes a TCP connection fail within about a minute once its peer, or the network to it, is gone
+/// silently. Linux and macOS only; elsewhere nothing changes.
 ///
 /// # Errors
-/// What the system says, for a socket that is not TCP.
-pub fn notice_lost_peer(stream: &impl AsFd) -> io::Result<()> {
+/// The socket is not TCP.
+pub fn detect_lost_peer(stream: &impl AsFd) -> io::Result<()> {
+    /// Seconds of silence before the first of three probes, and between them.
+    const SECONDS: c_int = 15;
     #[cfg(target_os = "linux")]
-    {
-        const SOL_SOCKET: c_int = 1;
-        const SO_KEEPALIVE: c_int = 9;
-        const TCP_KEEPIDLE: c_int = 4;
-        const TCP_KEEPINTVL: c_int = 5;
-        const TCP_KEEPCNT: c_int = 6;
-        /// For what was sent and is not acknowledged; in milliseconds.
-        const TCP_USER_TIMEOUT: c_int = 18;
-        set_tcp_option(stream, TCP_KEEPIDLE, KEEP_ALIVE_SECONDS)?;
-        set_tcp_option(stream, TCP_KEEPINTVL, KEEP_ALIVE_SECONDS)?;
-        set_tcp_option(stream, TCP_KEEPCNT, 3)?;
-        set_tcp_option(stream, TCP_USER_TIMEOUT, 4 * 1000 * KEEP_ALIVE_SECONDS)?;
-        set_option(stream, SOL_SOCKET, SO_KEEPALIVE, 1)
-    }
+    let options = [
+        (IPPROTO_TCP, 4, SECONDS), // TCP_KEEPIDLE
+        (IPPROTO_TCP, 5, SECONDS), // TCP_KEEPINTVL
+        (IPPROTO_TCP, 6, 3),       // TCP_KEEPCNT
+        // TCP_USER_TIMEOUT: milliseconds that sent data may stay unacknowledged.
+        (IPPROTO_TCP, 18, 4 * 1000 * SECONDS),
+        (1, 9, 1), // SOL_SOCKET, SO_KEEPALIVE
+    ];
     #[cfg(target_os = "macos")]
-    {
-        const SOL_SOCKET: c_int = 0xffff;
-        const SO_KEEPALIVE: c_int = 8;
-        const TCP_KEEPALIVE: c_int = 0x10;
-        const TCP_KEEPINTVL: c_int = 0x101;
-        const TCP_KEEPCNT: c_int = 0x102;
-        set_tcp_option(stream, TCP_KEEPALIVE, KEEP_ALIVE_SECONDS)?;
-        set_tcp_option(stream, TCP_KEEPINTVL, KEEP_ALIVE_SECONDS)?;
-        set_tcp_option(stream, TCP_KEEPCNT, 3)?;
-        set_option(stream, SOL_SOCKET, SO_KEEPALIVE, 1)
-    }
+    let options = [
+        (IPPROTO_TCP, 0x10, SECONDS),  // TCP_KEEPALIVE
+        (IPPROTO_TCP, 0x101, SECONDS), // TCP_KEEPINTVL
+        (IPPROTO_TCP, 0x102, 3),       // TCP_KEEPCNT
+        (0xffff, 8, 1),                // SOL_SOCKET, SO_KEEPALIVE
+    ];
     #[cfg(not(any(target_os = "linux", target_os = "macos")))]
-    {
-        let _ = stream;
-        Ok(())
+    let options: [(c_int, c_int, c_int); 0] = [];
+    for (level, name, value) in options {
+        set_option(stream, level, name, value)?;
     }
-}
-
-fn set_tcp_option(socket: &impl AsFd, name: c_int, value: c_int) -> io::Result<()> {
-    set_option(socket, IPPROTO_TCP, name, value)
+    Ok(())
 }
 
 fn set_option(socket: &impl AsFd, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
-    // SAFETY: the descriptor is borrowed, so it stays open during the call;
-    // the value is an int that lives through the call, and the length is its own.
+    // SAFETY: the descriptor is borrowed, so it stays open during the call; the value is an int
+    // that lives through the call, and the length is its own.
     check(unsafe {
         setsockopt(
             socket.as_fd().as_raw_fd(),
@@ -330,37 +235,33 @@ fn set_option(socket: &impl AsFd, level: c_int, name: c_int, value: c_int) -> io
     })
 }
 
-/// Has the program that `command` starts end when the thread that starts it does, or with
-/// the whole process, however that ends: one that never writes would not notice. It is killed:
-/// a real `nvidia-smi` in a loop was seen to outlive SIGTERM. Only Linux can.
-pub fn end_with_us(command: &mut Command) {
-    #[cfg(target_os = "linux")]
-    {
-        use std::os::unix::process::CommandExt;
-        const PR_SET_PDEATHSIG: c_int = 1;
-        const SIGKILL: c_ulong = 9;
-        // SAFETY: between fork and exec only what a signal handler may call may be called:
-        // this is one system call, which takes any number of a signal.
-        let ask = || check(unsafe { prctl(PR_SET_PDEATHSIG, SIGKILL) });
-        // SAFETY: as above.
-        unsafe { command.pre_exec(ask) };
+fn check(result: c_int) -> io::Result<()> {
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
-    #[cfg(not(target_os = "linux"))]
-    let _ = command;
 }
 
-/// Opens `path` as one sees it whose `/` is `root`, with the `O_*` flags `flags`: `openat2`
-/// with `RESOLVE_IN_ROOT`, and not through the links of `/proc/PID` that lead anywhere.
-///
-/// # Errors
-/// What the system says; `Unsupported` where it has no such call (before Linux 5.6), and
-/// `WouldBlock` where something was renamed meanwhile that the path leads through.
+/// What only Linux has.
 #[cfg(target_os = "linux")]
-pub fn open_in_root(root: &impl AsFd, path: &Path, flags: i32) -> io::Result<File> {
-    use std::ffi::c_long;
-    unsafe extern "C" {
-        fn syscall(number: c_long, ...) -> c_long;
+mod linux {
+    use std::ffi::{CString, c_long, c_ulong};
+    use std::mem;
+    use std::os::fd::{FromRawFd, OwnedFd};
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::UnixListener;
+    use std::os::unix::process::CommandExt;
+    use std::path::Path;
+
+    use super::*;
+
+    /// `sockaddr_un`; the path of an abstract socket starts with a zero byte.
+    #[repr(C)]
+    struct UnixAddress {
+        family: u16,
+        path: [u8; 108],
     }
+
     /// `struct open_how` of `linux/openat2.h`.
     #[repr(C)]
     struct OpenHow {
@@ -368,55 +269,35 @@ pub fn open_in_root(root: &impl AsFd, path: &Path, flags: i32) -> io::Result<Fil
         mode: u64,
         resolve: u64,
     }
-    const O_CLOEXEC: c_int = 0o2_000_000;
-    const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
-    const RESOLVE_IN_ROOT: u64 = 0x10;
-    /// The same wherever system calls are numbered from 0, but on Alpha.
-    const SYS_OPENAT2: c_long = 437;
-    if cfg!(any(
-        target_arch = "mips",
-        target_arch = "mips64",
-        target_abi = "x32"
-    )) {
-        return Err(io::ErrorKind::Unsupported.into());
-    }
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let how = OpenHow {
-        flags: (flags | O_CLOEXEC) as u64,
-        mode: 0,
-        resolve: RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
-    };
-    // SAFETY: the descriptor is borrowed, so it stays open during the call; the path ends with
-    // a zero byte; both it and `how` live through the call, and the size is that of `how`.
-    let opened = unsafe {
-        syscall(
-            SYS_OPENAT2,
-            c_long::from(root.as_fd().as_raw_fd()),
-            path.as_ptr(),
-            ptr::from_ref(&how),
-            size_of::<OpenHow>(),
-        )
-    };
-    match c_int::try_from(opened) {
-        // SAFETY: the system just gave this descriptor to us, and nobody else has it.
-        Ok(opened @ 0..) => Ok(unsafe { File::from_raw_fd(opened) }),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
 
-/// The offset of the next bytes of a file that are no hole, from `offset` on; its length where
-/// there are none. Where holes cannot be told, `offset` itself. Moves the file's own position.
-///
-/// # Errors
-/// What the system says.
-pub fn next_data(file: &File, offset: u64) -> io::Result<u64> {
-    #[cfg(target_os = "linux")]
-    {
-        unsafe extern "C" {
-            // glibc's plain one takes 32 bits on 32-bit machines; musl has only one, of 64.
-            #[cfg_attr(target_env = "gnu", link_name = "lseek64")]
-            fn lseek(descriptor: c_int, offset: i64, whence: c_int) -> i64;
-        }
+    unsafe extern "C" {
+        fn prctl(option: c_int, ...) -> c_int;
+        fn syscall(number: c_long, ...) -> c_long;
+        fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+        fn connect(descriptor: c_int, address: *const UnixAddress, length: u32) -> c_int;
+        fn shutdown(descriptor: c_int, how: c_int) -> c_int;
+        // glibc's plain one takes 32 bits on 32-bit machines; musl has only one, of 64.
+        #[cfg_attr(target_env = "gnu", link_name = "lseek64")]
+        fn lseek(descriptor: c_int, offset: i64, whence: c_int) -> i64;
+    }
+
+    pub fn set_undumpable() -> io::Result<()> {
+        const PR_SET_DUMPABLE: c_int = 4;
+        let no: c_ulong = 0;
+        // SAFETY: this call takes any number.
+        check(unsafe { prctl(PR_SET_DUMPABLE, no) })
+    }
+
+    pub fn kill_with_parent(command: &mut Command) {
+        const PR_SET_PDEATHSIG: c_int = 1;
+        const SIGKILL: c_ulong = 9;
+        // SAFETY: this is one system call, which takes any signal number.
+        let set_signal = || check(unsafe { prctl(PR_SET_PDEATHSIG, SIGKILL) });
+        // SAFETY: between fork and exec, only what is async-signal-safe may be called: this is.
+        unsafe { command.pre_exec(set_signal) };
+    }
+
+    pub fn next_data(file: &File, offset: u64) -> io::Result<u64> {
         const SEEK_DATA: c_int = 3;
         const ENXIO: i32 = 6;
         const EINVAL: i32 = 22;
@@ -433,17 +314,91 @@ pub fn next_data(file: &File, offset: u64) -> io::Result<u64> {
             _ => Err(error),
         }
     }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = file;
-        Ok(offset)
-    }
-}
 
-fn check(result: c_int) -> io::Result<()> {
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+    /// Connects to the abstract Unix socket `name` without waiting.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] if its queue is full, or the system call failed.
+    pub fn connect_without_waiting(name: &[u8]) -> io::Result<UnixStream> {
+        const AF_UNIX: c_int = 1;
+        const SOCK_STREAM: c_int = 1;
+        const SOCK_CLOEXEC: c_int = 0o2_000_000;
+        let mut address = UnixAddress {
+            family: AF_UNIX as u16,
+            path: [0; 108],
+        };
+        let path = address.path[1..].get_mut(..name.len());
+        path.ok_or(io::ErrorKind::InvalidInput)?
+            .copy_from_slice(name);
+        // SAFETY: socket takes any numbers.
+        let descriptor = unsafe { socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) };
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is open, and nothing else owns it.
+        let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
+        stream.set_nonblocking(true)?;
+        let length = mem::offset_of!(UnixAddress, path)
+            .saturating_add("\0".len())
+            .saturating_add(name.len());
+        // SAFETY: the address lives through the call, and has at least `length` bytes.
+        check(unsafe { connect(descriptor, &raw const address, length as u32) })?;
+        stream.set_nonblocking(false)?;
+        Ok(stream)
+    }
+
+    /// Makes a listening Unix socket refuse new connections. Those in its queue are still
+    /// accepted; then `accept` fails.
+    ///
+    /// # Errors
+    /// The system call failed; some sandboxes do not support it for a listening socket.
+    pub fn refuse_connections(listener: &UnixListener) -> io::Result<()> {
+        const SHUT_RDWR: c_int = 2;
+        // SAFETY: the descriptor is borrowed, so it stays open during the call.
+        check(unsafe { shutdown(listener.as_raw_fd(), SHUT_RDWR) })
+    }
+
+    /// Opens `path` as a process sees it whose `/` is `root`, with `O_*` flags: `openat2` with
+    /// `RESOLVE_IN_ROOT`, and not through the links in `/proc/PID` that lead anywhere.
+    ///
+    /// # Errors
+    /// `Unsupported` before Linux 5.6, `WouldBlock` if something on the path was renamed meanwhile,
+    /// or the system call failed.
+    pub fn open_in_root(root: &impl AsFd, path: &Path, flags: i32) -> io::Result<File> {
+        const O_CLOEXEC: c_int = 0o2_000_000;
+        const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
+        const RESOLVE_IN_ROOT: u64 = 0x10;
+        /// The same wherever system calls are numbered from 0, except on Alpha.
+        const SYS_OPENAT2: c_long = 437;
+        if cfg!(any(
+            target_arch = "mips",
+            target_arch = "mips64",
+            target_abi = "x32"
+        )) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        let how = OpenHow {
+            flags: (flags | O_CLOEXEC) as u64,
+            mode: 0,
+            resolve: RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+        };
+        // SAFETY: the descriptor is borrowed, so it stays open during the call; the path ends with
+        // a zero byte; both it and `how` live through the call, and the size is that of `how`.
+        let opened = unsafe {
+            syscall(
+                SYS_OPENAT2,
+                c_long::from(root.as_fd().as_raw_fd()),
+                path.as_ptr(),
+                ptr::from_ref(&how),
+                size_of::<OpenHow>(),
+            )
+        };
+        match c_int::try_from(opened) {
+            // SAFETY: the system just returned this descriptor, and nothing else owns it.
+            Ok(opened @ 0..) => Ok(unsafe { File::from_raw_fd(opened) }),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 }
 
@@ -454,7 +409,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_connection_that_says_nothing_is_accepted_later() {
+    fn a_silent_connection_is_accepted_later() {
         use std::io::{ErrorKind, Read as _, Write as _};
         use std::time::{Duration, Instant};
 
@@ -479,7 +434,7 @@ mod tests {
         let (connected, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
         assert!(set_backlog(&connected, 10).is_err());
         assert_eq!(
-            notice_lost_peer(&connected).is_err(),
+            detect_lost_peer(&connected).is_err(),
             cfg!(any(target_os = "linux", target_os = "macos"))
         );
         assert_eq!(
@@ -489,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_has_the_mode_that_was_asked_for() {
+    fn the_umask_applies_to_new_files() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
@@ -501,30 +456,19 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_page_is_what_the_system_says() {
-        let kb = page_bytes().unwrap() / 1024;
-        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let line = smaps
-            .lines()
-            .find_map(|line| line.strip_prefix("KernelPageSize:"));
-        assert_eq!(line.unwrap().trim(), format!("{kb} kB"));
-    }
-
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn connecting_at_once_never_waits() {
+    fn connecting_to_a_full_queue_does_not_wait() {
         use std::os::linux::net::SocketAddrExt;
-        use std::os::unix::net::SocketAddr;
+        use std::os::unix::net::{SocketAddr, UnixListener};
 
         let name = format!("os-test-{}", std::process::id());
-        let refused = connect_at_once(name.as_bytes()).unwrap_err();
+        let refused = connect_without_waiting(name.as_bytes()).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let listener = UnixListener::bind_addr(&address).unwrap();
         set_backlog(&listener, 0).unwrap();
-        let _first = connect_at_once(name.as_bytes()).unwrap();
-        let second = connect_at_once(name.as_bytes()).unwrap_err();
+        let _first = connect_without_waiting(name.as_bytes()).unwrap();
+        let second = connect_without_waiting(name.as_bytes()).unwrap_err();
         assert_eq!(second.kind(), io::ErrorKind::WouldBlock);
-        assert!(connect_at_once(&[b'x'; 108]).is_err());
+        assert!(connect_without_waiting(&[b'x'; 108]).is_err());
     }
 }

@@ -6,19 +6,18 @@ use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
 use crate::process::build_info::{REVISION, VERSION};
-use crate::process::os;
-use crate::process::procfs_stat::{ProcessStat, TICKS_PER_SECOND};
+use crate::process::procfs_parsers::{ProcessStat, ProcessStatus, TICKS_PER_SECOND};
 use crate::snapshot::OwnMetrics;
 
 /// Reads what the process uses now.
 pub fn read() -> OwnMetrics {
     static CONSTANTS: OnceLock<ProcessConstants> = OnceLock::new();
     let constants = CONSTANTS.get_or_init(ProcessConstants::read);
-    let stat = constants.stat.as_ref().and_then(read_line);
+    let stat = constants.stat.as_ref().and_then(read_from_start);
     let stat = stat.and_then(|text| ProcessStat::parse(&text));
     // Not from stat: its resident pages are inaccurate, see proc(5).
-    let pages = constants.statm.as_ref().and_then(read_line);
-    let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<f64>().ok());
+    let status = constants.status.as_ref().and_then(read_from_start);
+    let status = status.map(|text| ProcessStatus::parse(&text));
     // One of the entries is the open directory itself. Its size, which is the number of
     // descriptors on some kernels, was 64 too high on others.
     let fds = fs::read_dir("/proc/self/fd");
@@ -28,7 +27,7 @@ pub fn read() -> OwnMetrics {
         version: VERSION,
         revision: REVISION,
         cpu_seconds: stat.map(|stat| stat.cpu_ticks as f64 / TICKS_PER_SECOND),
-        resident_bytes: pages.zip(constants.page_bytes).map(|(n, bytes)| n * bytes),
+        resident_bytes: status.and_then(|status| status.resident_bytes),
         open_fds,
         max_fds: constants.max_fds,
         start_time: constants.boot_time.zip(started).map(|(at, s)| at + s),
@@ -47,8 +46,7 @@ pub fn max_fds() -> Option<usize> {
 /// open: opening and closing one takes much longer than reading it.
 struct ProcessConstants {
     stat: Option<File>,
-    statm: Option<File>,
-    page_bytes: Option<f64>,
+    status: Option<File>,
     max_fds: Option<f64>,
     /// When the machine booted, in seconds since 1970.
     boot_time: Option<f64>,
@@ -63,20 +61,18 @@ impl ProcessConstants {
         };
         ProcessConstants {
             stat: File::open("/proc/self/stat").ok(),
-            statm: File::open("/proc/self/statm").ok(),
-            // Not from /proc/self/auxv, which an undumpable process may not read.
-            page_bytes: os::page_bytes().map(|bytes| bytes as f64),
+            status: File::open("/proc/self/status").ok(),
             max_fds: max_fds().map(|count| count as f64),
             boot_time: fs::read_to_string("/proc/stat").ok().and_then(boot_time),
         }
     }
 }
 
-/// Reads a file of one line from its start.
-fn read_line(file: &File) -> Option<String> {
-    let mut line = [0; 1024];
-    let length = file.read_at(&mut line, 0).ok()?;
-    Some(String::from_utf8_lossy(&line[..length]).into_owned())
+/// Reads a small file from its start.
+fn read_from_start(file: &File) -> Option<String> {
+    let mut text = [0; 4096];
+    let length = file.read_at(&mut text, 0).ok()?;
+    Some(String::from_utf8_lossy(&text[..length]).into_owned())
 }
 
 #[cfg(test)]

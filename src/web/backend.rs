@@ -143,7 +143,7 @@ impl Pair {
             let address = SocketAddr::from_abstract_name(&name)?;
             let listener = UnixListener::bind_addr(&address)?;
             os::set_backlog(&listener, 0)?;
-            match os::connect_at_once(name.as_bytes()) {
+            match os::connect_without_waiting(name.as_bytes()) {
                 Ok(connection) => {
                     os::refuse_connections(&listener)?;
                     return Ok(Pair {

@@ -56,7 +56,7 @@ impl Listener {
         let listener = os::with_umask(NOT_FOR_OTHERS, || UnixListener::bind(path))?;
         os::set_backlog(&listener, BACKLOG)?;
         let (ours, path) = (FileId::of(path)?, path.to_owned());
-        os::before_end(move || {
+        os::before_exit(move || {
             let _gone = ours.remove(&path);
         })?;
         Ok(Self::Unix(listener))

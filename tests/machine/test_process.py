@@ -94,7 +94,7 @@ def test_a_killed_process_has_no_series_and_no_successor(start_program, replay, 
     assert up.value("slots") == 1
     for poll in [first, *exporter.between(first, last)]:
         assert not {name for name in poll.model_series if any(part in name for part in of_process)}
-    assert "holds no model" in exporter.log
+    assert "has no model loaded" in exporter.log
     server.start().wait_until_loaded()
     restarted = exporter.wait_for(lambda poll: poll.number > last.number and poll.value("memory_usage_bytes"))
     assert restarted.value("thread_count") > 0
@@ -282,11 +282,11 @@ def test_a_failed_process_lookup_backs_off(replay, start_exporter):
     try:
         assert all(process.stdout.readline() == b"open\n" for process in full)
         exporter = start_exporter(replay(FAKE_SERVER).url, interval="100ms", record_polls=False)
-        wait_for(lambda: "holds no model" in exporter.log, lambda: f"the process lookup:\n{exporter.log}")
+        wait_for(lambda: "has no model loaded" in exporter.log, lambda: f"the process lookup:\n{exporter.log}")
         lookup = cpu_seconds(exporter.pid)
         # Lookups: at the first poll, after 5 seconds, and after 10 more.
         assert cpu_seconds_per_poll(exporter, 10) < lookup / 4
-        assert exporter.log.count("holds no model") == 1
+        assert exporter.log.count("has no model loaded") == 1
     finally:
         for process in full:
             process.kill()

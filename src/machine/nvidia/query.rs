@@ -141,7 +141,7 @@ impl Query {
 
     fn start(&self, selection: &GpuSelection) -> io::Result<Child> {
         let mut command = Command::new(&self.program);
-        os::end_with_us(&mut command);
+        os::kill_with_parent(&mut command);
         command
             .env_clear()
             .env("LC_ALL", "C")

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use crate::bounds::deadline;
 use crate::machine::procfs::Procfs;
-use crate::machine::pseudo_files::{field, read_text, read_value};
+use crate::machine::pseudo_files::{read_text, read_value};
+use crate::process::procfs_parsers::field;
 
 /// The most PCI devices that are looked at, and the most GPUs.
 const MAX_DEVICES: usize = 4096;

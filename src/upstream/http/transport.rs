@@ -26,7 +26,7 @@ impl PendingConnection {
     /// with an error within about a minute.
     pub fn new(stream: Arc<TcpStream>) -> PendingConnection {
         // Where the system cannot, a lost connection is noticed by other requests' answers.
-        let _ = os::notice_lost_peer(&stream);
+        let _ = os::detect_lost_peer(&stream);
         PendingConnection(stream)
     }
 
