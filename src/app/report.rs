@@ -81,7 +81,8 @@ fn is_about_the_exporter(line: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::{Failed, Model, Reason, ServerInfo};
+    use crate::readings::ModelFacts;
+    use crate::snapshot::{Model, PollFailure, Reason, ServerInfo};
 
     #[test]
     fn a_report_lists_the_gpus_of_the_machine() {
@@ -113,11 +114,14 @@ mod tests {
             }),
             models: vec![Model {
                 name: hostile.to_owned(),
-                slots: Some(2.0),
+                facts: ModelFacts {
+                    slots: Some(2.0),
+                    ..ModelFacts::default()
+                },
                 ..Model::default()
             }],
             notes: vec![hostile.to_owned()],
-            failures: vec![Failed {
+            failures: vec![PollFailure {
                 endpoint: "/props",
                 model: Some(hostile.to_owned()),
                 reason: Reason::Parse,
@@ -147,7 +151,10 @@ mod tests {
             up: Some(true),
             models: vec![Model {
                 name: "m\n".to_owned(),
-                slots: Some(2.0),
+                facts: ModelFacts {
+                    slots: Some(2.0),
+                    ..ModelFacts::default()
+                },
                 ..Model::default()
             }],
             notes: vec!["metrics are off".to_owned()],

@@ -2,6 +2,7 @@
 
 pub mod escape;
 pub mod json;
+pub(crate) mod label_enum;
 pub mod lenient;
 
 use std::time::{Duration, Instant};

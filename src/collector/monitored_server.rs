@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::collector::watchdog::Watchdog;
-use crate::snapshot::{Cell, Snapshot};
+use crate::snapshot::{Snapshot, SnapshotCell};
 
 /// One base URL as it is served.
 #[derive(Clone, Debug)]
 pub struct MonitoredServer {
     /// Where its poll thread publishes.
-    pub cell: Arc<Cell>,
+    pub cell: Arc<SnapshotCell>,
     /// Whether that thread is on time.
     pub(super) watchdog: Arc<Watchdog>,
 }
@@ -25,7 +25,7 @@ impl MonitoredServer {
         limit: Duration,
     ) -> MonitoredServer {
         MonitoredServer {
-            cell: Arc::new(Cell::new(unpolled)),
+            cell: Arc::new(SnapshotCell::new(unpolled)),
             watchdog: Arc::new(Watchdog::new(now, interval, limit)),
         }
     }
@@ -79,7 +79,7 @@ pub fn readiness(servers: &[MonitoredServer]) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::readings::ModelStatus;
-    use crate::snapshot::{Model, Polls};
+    use crate::snapshot::{LiveCounts, Model, Polls};
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -89,7 +89,10 @@ mod tests {
         let model = Model {
             name: "m".to_owned(),
             status: Some(ModelStatus::Running),
-            generated_tokens: Some(7.0),
+            live: LiveCounts {
+                generated_tokens: Some(7.0),
+                ..LiveCounts::default()
+            },
             ..Model::default()
         };
         let snapshot = Snapshot {

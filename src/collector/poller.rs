@@ -11,12 +11,12 @@ use crate::collector::monitored_server::MonitoredServer;
 use crate::collector::request_sources::RequestSources;
 use crate::collector::state_log::{LEFT_OUT, StateLog};
 use crate::collector::{poll_loop, schedule};
-use crate::counters::{ModelTracker, is_loaded};
+use crate::counters::ModelTracker;
 use crate::machine::Machine;
 use crate::machine::gpus::Gpus;
 use crate::readings::ModelReading;
 use crate::settings::{BaseUrl, Settings};
-use crate::snapshot::{Cell, Failed, Model, Polls, Reason, Snapshot};
+use crate::snapshot::{Model, PollFailure, Polls, Reason, Snapshot, SnapshotCell};
 use crate::upstream::advice::Advice;
 use crate::upstream::detection::DetectedServer;
 use crate::upstream::http::exchange::Exchange;
@@ -165,7 +165,8 @@ impl Poller {
         models.sort_unstable_by(|a, b| (&a.name, &a.mode).cmp(&(&b.name, &b.mode)));
         for same in models.chunk_by_mut(|a, b| a.name == b.name) {
             if same.len() > 1 {
-                same.iter_mut().for_each(|model| model.mode_tells = true);
+                same.iter_mut()
+                    .for_each(|model| model.needs_mode_label = true);
             }
         }
         models
@@ -186,7 +187,7 @@ impl Poller {
             .iter()
             .map(|read| (key(read), read))
             .collect();
-        for model in models.iter_mut().filter(|model| is_loaded(model.status)) {
+        for model in models.iter_mut().filter(|model| model.is_loaded()) {
             let Some(read) = read.get(&(model.name.clone(), model.mode.clone())) else {
                 continue;
             };
@@ -206,7 +207,11 @@ impl Poller {
     ///
     /// # Errors
     /// A setting cannot be used, or the system cannot start a thread.
-    pub fn watch_requests(&self, settings: &Settings, cell: &Arc<Cell>) -> Result<(), String> {
+    pub fn watch_requests(
+        &self,
+        settings: &Settings,
+        cell: &Arc<SnapshotCell>,
+    ) -> Result<(), String> {
         self.requests.start(&self.base, settings, cell)
     }
 
@@ -233,8 +238,8 @@ fn key(model: &ModelReading) -> (String, Option<String>) {
     (model.name.clone(), model.mode.clone())
 }
 
-fn failed(failures: &[FailedRequest]) -> Vec<Failed> {
-    let failed = failures.iter().map(|failed| Failed {
+fn failed(failures: &[FailedRequest]) -> Vec<PollFailure> {
+    let failed = failures.iter().map(|failed| PollFailure {
         endpoint: failed.target.endpoint,
         model: failed.target.model.clone(),
         reason: failed.error.reason,

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::counters::is_loaded;
 use crate::process::log as own_log;
 use crate::readings::{ModelReading, ModelState, SlotsReading, Update};
 use crate::requests::Requests;
@@ -11,7 +10,7 @@ use crate::requests::log::{LogWriter, PolledModel, ServerLog};
 use crate::requests::probe::{Completion, Prober};
 use crate::requests::records::Records;
 use crate::settings::{BaseUrl, Settings};
-use crate::snapshot::{Cell, Model, ModelRequests, Reason, Snapshot};
+use crate::snapshot::{Model, ModelRequests, Reason, Snapshot, SnapshotCell};
 use crate::upstream::completion::CompletionClient;
 use crate::upstream::detection::DetectedServer;
 use crate::upstream::http::exchange::Exchange;
@@ -51,7 +50,7 @@ impl RequestSources {
         &self,
         base: &BaseUrl,
         settings: &Settings,
-        cell: &Arc<Cell>,
+        cell: &Arc<SnapshotCell>,
     ) -> Result<(), String> {
         if let Some(path) = settings.log_file_of(base) {
             self.log
@@ -95,15 +94,17 @@ impl RequestSources {
             .map(|model| (model.model, model.writer.is_some()));
         self.requests.polled(now, names);
         self.log.polled(now, &polled);
-        for model in models.iter_mut().filter(|model| is_loaded(model.status)) {
+        for model in models.iter_mut().filter(|model| model.is_loaded()) {
             let layout = self.log.slot_layout(&model.name);
             let number = |value: Option<u64>| value.map(|value| value as f64);
-            model.slots = model.slots.or(number(layout.slots));
-            model.max_context_size = model.max_context_size.or(number(layout.slot_context));
-            if model.kv_cache_ratio.is_none() && !model.context_tokens.is_empty() {
-                let used: f64 = model.context_tokens.iter().map(|(_, tokens)| tokens).sum();
+            let known = &mut model.facts;
+            known.slots = known.slots.or(number(layout.slots));
+            known.max_context_size = known.max_context_size.or(number(layout.slot_context));
+            let context_tokens = &model.slots.context_tokens;
+            if model.kv_cache_usage_ratio().is_none() && !context_tokens.is_empty() {
+                let used: f64 = context_tokens.iter().map(|(_, tokens)| tokens).sum();
                 let cells = number(layout.kv_cells());
-                model.kv_cache_ratio = cells.map(|cells| (used / cells).min(1.0));
+                model.kv_cache.usage_ratio = cells.map(|cells| (used / cells).min(1.0));
             }
         }
         let has_source = |kind: ServerKind| kind.log_source().is_some();

@@ -1,18 +1,18 @@
-//! At how many busy slots a server generates fastest, as far as it was seen.
+//! The number of busy slots at which a server generates fastest, as observed.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// After this long, an interval counts half.
+/// After this time, an interval has half its weight.
 const HALF_LIFE: Duration = Duration::from_secs(600);
-/// Intervals that a number of slots must have been seen for.
-const ENOUGH: u32 = 10;
-/// Below this weight a number of slots was seen too long ago to count.
-const FAINT: f64 = 1.0;
-/// The most numbers of slots that are told apart.
+/// A number of slots counts after this many intervals.
+const FEWEST_INTERVALS: u32 = 10;
+/// Below this weight, a number of slots was observed too long ago to count.
+const LEAST_WEIGHT: f64 = 1.0;
+/// The most numbers of slots that are distinguished.
 const MOST_GROUPS: usize = 1024;
 
-/// The speed of busy intervals, by the number of slots that were busy.
+/// The speed of busy intervals, by the number of busy slots.
 #[derive(Debug, Default)]
 pub struct OptimalBatch {
     groups: BTreeMap<u32, Group>,
@@ -20,9 +20,9 @@ pub struct OptimalBatch {
 
 #[derive(Debug)]
 struct Group {
-    /// Sum of the intervals' weights, as of `at`.
+    /// Sum of the intervals' weights at `at`.
     weight: f64,
-    /// Sum of their speeds, weighted, as of `at`.
+    /// Sum of their weighted speeds at `at`.
     speed: f64,
     intervals: u32,
     at: Instant,
@@ -31,21 +31,19 @@ struct Group {
 impl Group {
     fn age(&mut self, now: Instant) {
         let age = now.duration_since(self.at).as_secs_f64();
-        let rest = 0.5f64.powf(age / HALF_LIFE.as_secs_f64());
-        self.weight *= rest;
-        self.speed *= rest;
+        let remaining = 0.5f64.powf(age / HALF_LIFE.as_secs_f64());
+        self.weight *= remaining;
+        self.speed *= remaining;
         self.at = now;
     }
 }
 
 impl OptimalBatch {
-    /// Takes an interval that was busy from end to end, with as many slots throughout.
-    pub fn saw(&mut self, now: Instant, slots: u32, tokens_per_second: f64) {
-        for group in self.groups.values_mut() {
-            group.age(now);
-        }
+    /// Takes an interval during which this number of slots was busy all the time.
+    pub fn observe(&mut self, now: Instant, slots: u32, tokens_per_second: f64) {
+        self.groups.values_mut().for_each(|group| group.age(now));
         self.groups
-            .retain(|_, group| group.intervals < ENOUGH || group.weight >= FAINT);
+            .retain(|_, group| group.intervals < FEWEST_INTERVALS || group.weight >= LEAST_WEIGHT);
         if self.groups.len() == MOST_GROUPS && !self.groups.contains_key(&slots) {
             return;
         }
@@ -62,19 +60,15 @@ impl OptimalBatch {
 
     /// The number of slots with the highest mean speed, once two can be compared.
     pub fn best(&self) -> Option<u32> {
-        let known = || {
-            self.groups
-                .iter()
-                .filter(|(_, group)| group.intervals >= ENOUGH)
-                .map(|(slots, group)| (*slots, group.speed / group.weight))
-        };
-        if known().count() < 2 {
+        let counted = self.groups.iter();
+        let counted = counted.filter(|(_, group)| group.intervals >= FEWEST_INTERVALS);
+        let means = counted.map(|(slots, group)| (*slots, group.speed / group.weight));
+        if means.clone().count() < 2 {
             return None;
         }
-        // Of equals, the one that needs fewer slots.
-        known()
-            .reduce(|best, next| if next.1 > best.1 { next } else { best })
-            .map(|(slots, _)| slots)
+        // Of equals, the one with fewer slots.
+        let best = means.reduce(|best, next| if next.1 > best.1 { next } else { best });
+        best.map(|(slots, _)| slots)
     }
 }
 
@@ -86,13 +80,13 @@ mod tests {
 
     fn see(seen: &mut OptimalBatch, from: Instant, slots: u32, times: u32, speed: f64) -> Instant {
         for index in 0..times {
-            seen.saw(from + SECOND * index, slots, speed);
+            seen.observe(from + SECOND * index, slots, speed);
         }
         from + SECOND * times
     }
 
     #[test]
-    fn the_fastest_number_of_slots_wins_once_two_were_seen_often_enough() {
+    fn the_fastest_number_of_slots_wins_after_ten_intervals_of_two() {
         let mut seen = OptimalBatch::default();
         let now = see(&mut seen, Instant::now(), 1, 10, 40.0);
         let now = see(&mut seen, now, 4, 9, 90.0);
@@ -104,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_long_ago_counts_less() {
+    fn old_intervals_count_less() {
         let mut seen = OptimalBatch::default();
         let now = see(&mut seen, Instant::now(), 1, 30, 40.0);
         let now = see(&mut seen, now, 2, 30, 70.0);
@@ -115,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_too_long_ago_does_not_count_at_all() {
+    fn very_old_intervals_do_not_count() {
         let mut seen = OptimalBatch::default();
         let now = see(&mut seen, Instant::now(), 1, 10, 40.0);
         let now = see(&mut seen, now, 2, 10, 70.0);

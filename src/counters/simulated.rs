@@ -507,10 +507,10 @@ impl Watcher {
             self.rates_are_true(&setup, &model, server.now, &truth, &name);
             self.told.push((server.now, truth));
         } else {
-            assert_eq!(model.tokens_per_second, None, "{name}");
-            assert_eq!(model.prompt_tokens_per_second, None, "{name}");
+            assert_eq!(model.rates.tokens_per_second, None, "{name}");
+            assert_eq!(model.rates.prompt_tokens_per_second, None, "{name}");
         }
-        if let Some(latency) = &model.batch_latency {
+        if let Some(latency) = &model.rates.batch_latency {
             let mean = latency.sum() / latency.count() as f64 / setup.call.as_secs_f64();
             assert!(
                 (0.88..1.14).contains(&mean),
@@ -541,16 +541,16 @@ impl Watcher {
         let model = self.state.update(&reading);
         let name = format!("asleep, {:?}, {model:?}", server.truth());
         self.never_falls(&model, &name);
-        assert_eq!(model.tokens_per_second, Some(0.0), "{name}");
+        assert_eq!(model.rates.tokens_per_second, Some(0.0), "{name}");
         self.told.push((server.now, server.truth()));
         self.model = model;
     }
 
     fn never_falls(&self, model: &Model, name: &str) {
         let counters: [fn(&Model) -> Option<f64>; 3] = [
-            |model| model.generated_tokens,
-            |model| model.prompt_tokens,
-            |model| model.decode_calls,
+            |model| model.live.generated_tokens,
+            |model| model.live.prompt_tokens,
+            |model| model.live.decode_calls,
         ];
         for counter in counters {
             if let (Some(then), Some(now)) = (counter(&self.model), counter(model)) {
@@ -590,7 +590,7 @@ impl Watcher {
                 truth.generated + truth.batches + half,
             )
         };
-        between(model.generated_tokens.unwrap(), least, most);
+        between(model.live.generated_tokens.unwrap(), least, most);
 
         let half = half_step(truth.prompt);
         let least = if setup.has_slots && whole && setup.build > Build::Before9294 {
@@ -601,7 +601,7 @@ impl Watcher {
         } else {
             before.prompt_counted - if whole { 0.0 } else { half }
         };
-        if let Some(prompt) = model.prompt_tokens {
+        if let Some(prompt) = model.live.prompt_tokens {
             between(prompt, least - half, truth.prompt + half);
         }
 
@@ -609,7 +609,7 @@ impl Watcher {
         // The slots tell calls as of a moment later, which is not told apart.
         let moment = if half > 0.0 { 2.0 } else { 0.0 };
         let least = before.calls - moment - if whole { half } else { 2.0 * half };
-        between(model.decode_calls.unwrap(), least, truth.calls + half);
+        between(model.live.decode_calls.unwrap(), least, truth.calls + half);
     }
 
     fn rates_are_true(
@@ -652,7 +652,7 @@ impl Watcher {
         };
         if setup.has_metrics {
             self.is_true(
-                model.tokens_per_second,
+                model.rates.tokens_per_second,
                 now,
                 truth,
                 rounded && !slots,
@@ -661,7 +661,7 @@ impl Watcher {
                 &generated,
             );
             self.is_true(
-                model.prompt_tokens_per_second,
+                model.rates.prompt_tokens_per_second,
                 now,
                 truth,
                 rounded && !slots,
@@ -670,7 +670,7 @@ impl Watcher {
                 &prompt_slack,
             );
         } else if let (Some(rate), Some((then, before))) =
-            (model.tokens_per_second, self.told.last())
+            (model.rates.tokens_per_second, self.told.last())
         {
             let seen = rate * now.duration_since(*then).as_secs_f64();
             assert!(
@@ -865,19 +865,24 @@ fn stream(build: Build, counted: f64) {
             server.call();
         }
         watcher.poll(&mut server, 1, How::Whole);
-        let grown = watcher.model.generated_tokens.unwrap() - before.generated_tokens.unwrap();
+        let grown =
+            watcher.model.live.generated_tokens.unwrap() - before.live.generated_tokens.unwrap();
         assert_eq!(grown, (poll + 1) as f64 * 51.0, "{build:?} {counted}");
         // Where six digits hide as much, the first interval may have held another request.
         if poll > 0 {
             assert_eq!(
-                watcher.model.tokens_per_second,
+                watcher.model.rates.tokens_per_second,
                 Some(50.0),
                 "{build:?} {counted}"
             );
-            assert_eq!(watcher.model.batch_size, Some(1.0), "{build:?} {counted}");
+            assert_eq!(
+                watcher.model.rates.batch_size,
+                Some(1.0),
+                "{build:?} {counted}"
+            );
         }
     }
-    let latency = watcher.model.batch_latency.as_ref().unwrap();
+    let latency = watcher.model.rates.batch_latency.as_ref().unwrap();
     let calls = latency.sum() / 0.02;
     assert!(
         (calls - latency.count() as f64).abs() < 1e-6,
@@ -892,11 +897,12 @@ fn stream(build: Build, counted: f64) {
         watcher.poll(&mut server, 0, How::Whole);
     }
     assert_eq!(
-        watcher.model.tokens_per_second,
+        watcher.model.rates.tokens_per_second,
         Some(0.0),
         "{build:?} {counted}"
     );
-    let grown = watcher.model.generated_tokens.unwrap() - before.generated_tokens.unwrap();
+    let grown =
+        watcher.model.live.generated_tokens.unwrap() - before.live.generated_tokens.unwrap();
     assert_eq!(grown, 1000.0, "{build:?} {counted}");
 }
 
@@ -941,7 +947,7 @@ fn where_six_digits_hide_what_came_the_rate_is_that_of_a_longer_time() {
             }
             watcher.poll(&mut server, 0, How::Whole);
             // Four slots, and a token each at every call.
-            if let Some(rate) = watcher.model.tokens_per_second {
+            if let Some(rate) = watcher.model.rates.tokens_per_second {
                 known += 1;
                 assert!((350.0..=450.0).contains(&rate), "{rate} at poll {poll}");
             }

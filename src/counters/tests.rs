@@ -43,9 +43,9 @@ fn calls(calls: f64, processing: f64) -> Counters {
 
 fn shows_prompts(model: &Model) -> bool {
     let told = [
-        model.prompt_tokens,
-        model.prompt_seconds,
-        model.prompt_tokens_per_second,
+        model.live.prompt_tokens,
+        model.counters.prompt_seconds,
+        model.rates.prompt_tokens_per_second,
     ];
     told.iter().any(Option::is_some)
 }
@@ -55,11 +55,11 @@ fn prompts_that_the_server_does_not_count_are_not_shown() {
     // Six embeddings, as b10068 tells of them.
     let mut state = ModelTracker::default();
     let before = state.update(&reading(0, calls(0.0, 0.0), None));
-    assert_eq!(before.prompt_tokens, Some(0.0));
+    assert_eq!(before.live.prompt_tokens, Some(0.0));
     let after = state.update(&reading(1, calls(6.0, 0.0), None));
     assert!(!shows_prompts(&after), "{after:?}");
     assert_eq!(after.notes, [PROMPTS_UNCOUNTED]);
-    assert_eq!(after.decode_calls, Some(6.0));
+    assert_eq!(after.live.decode_calls, Some(6.0));
     // Nor while the next one is at work.
     let busy = state.update(&reading(2, calls(7.0, 1.0), None));
     assert!(!shows_prompts(&busy), "{busy:?}");
@@ -69,7 +69,7 @@ fn prompts_that_the_server_does_not_count_are_not_shown() {
         ..calls(9.0, 0.0)
     };
     let counted = state.update(&reading(3, counted, None));
-    assert_eq!(counted.prompt_tokens, Some(62.0));
+    assert_eq!(counted.live.prompt_tokens, Some(62.0));
     assert!(counted.notes.is_empty());
 }
 
@@ -121,12 +121,12 @@ fn no_number_from_outside_ends_the_process_or_comes_out_as_no_number() {
                 second += 1;
                 let model = state.update(&reading(second / 2, counters, Some(&slots)));
                 let told = [
-                    model.tokens_per_second,
-                    model.prompt_tokens_per_second,
-                    model.generated_tokens,
-                    model.prompt_tokens,
-                    model.decode_calls,
-                    model.batch_size,
+                    model.rates.tokens_per_second,
+                    model.rates.prompt_tokens_per_second,
+                    model.live.generated_tokens,
+                    model.live.prompt_tokens,
+                    model.live.decode_calls,
+                    model.rates.batch_size,
                 ];
                 for value in told.into_iter().flatten() {
                     assert!(value.is_finite() && value >= 0.0, "{value}: {model:?}");

@@ -50,7 +50,7 @@ pub fn fill(
         let process = process.as_mut()?;
         process.model_header(procfs, reading.facts.path.as_ref()?)
     });
-    let slot_tokens = model.context_tokens.iter();
+    let slot_tokens = model.slots.context_tokens.iter();
     let slot_tokens: Vec<u64> = slot_tokens
         .filter_map(|(_, tokens)| integer(*tokens))
         .collect();
@@ -58,12 +58,13 @@ pub fn fill(
     let trained_context = header.and_then(kv_cache::trained_context);
     let layout = CellLayout::new(options.as_ref(), slots, trained_context);
     if let Some(layout) = layout.filter(|_| is_usage_known) {
-        model.kv_cache_ratio = Some(layout.used_ratio(&slot_tokens));
+        model.kv_cache.usage_ratio = Some(layout.used_ratio(&slot_tokens));
     }
     if let (Some(header), Some(options)) = (header, &options)
         && let Some(cache) = KvCache::new(header, options, slots)
     {
-        model.kv_cache_limit = Some(cache.total_bytes() as f64);
-        model.kv_cache_usage = is_usage_known.then(|| cache.used_bytes(&slot_tokens) as f64);
+        model.stats.remove_kv_cache();
+        model.kv_cache.limit_bytes = Some(cache.total_bytes() as f64);
+        model.kv_cache.usage_bytes = is_usage_known.then(|| cache.used_bytes(&slot_tokens) as f64);
     }
 }

@@ -76,10 +76,11 @@ impl ServerProcess {
             self.limits = ResourceLimits::read(procfs, sysfs, pid);
             self.limits_read_at = now;
         }
-        model.memory_usage = status.resident_bytes.or(model.memory_usage);
-        model.total_memory = self.limits.memory_bytes.or(model.total_memory);
-        model.threads = status.threads.or(model.threads);
-        model.process_cpu_seconds = Some(stat.cpu_ticks as f64 / TICKS_PER_SECOND);
+        let usage = &mut model.process;
+        usage.memory_usage = status.resident_bytes;
+        usage.total_memory = self.limits.memory_bytes;
+        usage.thread_count = status.threads;
+        usage.cpu_seconds = Some(stat.cpu_ticks as f64 / TICKS_PER_SECOND);
         if let Some((then, before)) = self.cpu_ticks.replace((now, stat.cpu_ticks)) {
             let seconds = now.duration_since(then).as_secs_f64();
             let used = stat.cpu_ticks.saturating_sub(before) as f64 / TICKS_PER_SECOND;
@@ -89,12 +90,11 @@ impl ServerProcess {
                 .map(|(online, limit)| online.min(limit));
             let percent = cpus.map(|cpus| 100.0 * used / seconds / cpus);
             let percent = percent.filter(|percent| percent.is_finite());
-            model.cpu_utilization = percent.map(|p| p.min(100.0)).or(model.cpu_utilization);
+            usage.cpu_utilization = percent.map(|p| p.min(100.0));
         }
-        model.process_gpu_memory = gpus.memory_of(procfs, pid);
+        usage.gpu_memory = gpus.memory_of(procfs, pid);
         if !gpus.known().is_empty() {
-            model.gpu_utilization = None;
-            model.temperature = None;
+            model.stats.remove_gpu();
         }
     }
 

@@ -1,94 +1,30 @@
-//! The one table of metrics: what each is called, what it means, and how it is
-//! read from a snapshot.
+//! The table of metrics: what each is called, what it means, and how it is read.
 //!
-//! The exposition, `--check` and the README's reference are all driven by it,
-//! or tested against it. Adding a metric is one row here, plus the reading
-//! that feeds it.
+//! The exposition, `--check` and the README's reference are generated from it, or tested against
+//! it. A new metric is one row here, plus the reading that feeds it.
 
 use crate::readings::ModelStatus;
 use crate::snapshot::histogram::Histogram;
 use crate::snapshot::{Gpu, GpuMemory, Model, OwnMetrics, RequestFigures, Snapshot};
 
-/// What Prometheus calls the type of a metric.
+/// The type of a metric in Prometheus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Only ever grows within one life of what it counts.
+pub enum MetricType {
+    /// Grows until what it counts restarts.
     Counter,
-    /// A level.
+    /// Goes up and down.
     Gauge,
     /// Observations counted by size.
     Histogram,
 }
 
-impl Kind {
-    /// The word that `# TYPE` takes.
+impl MetricType {
+    /// The word in `# TYPE`.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
-        }
-    }
-}
-
-/// Takes one series: its own labels, and its value.
-pub type Sink<'a> = dyn FnMut(&[(&'static str, &str)], f64) + 'a;
-
-/// How a family is read, and from what: that decides which labels it gets besides its own.
-#[derive(Clone, Copy)]
-pub enum Read {
-    /// One value a model: label `model`.
-    Model(fn(&Model) -> Option<f64>),
-    /// Several series a model: label `model` and those it adds.
-    ModelSeries(fn(&Model, &mut Sink)),
-    /// A histogram a model: label `model`.
-    ModelHistogram(fn(&Model) -> Option<&Histogram>),
-    /// A histogram a model and source of requests: labels `model` and `source`.
-    RequestHistogram(fn(&RequestFigures) -> Option<&Histogram>),
-    /// One value a model and source of requests: labels `model` and `source`.
-    Request(fn(&RequestFigures) -> Option<f64>),
-    /// Several series a model and source of requests: labels `model`, `source` and those it adds.
-    RequestSeries(fn(&RequestFigures, &mut Sink)),
-    /// What the exporter's own probe did: label `model`.
-    Probe(fn(&RequestFigures) -> Option<f64>),
-    /// Several series of what the probe did: label `model` and those it adds.
-    ProbeSeries(fn(&RequestFigures, &mut Sink)),
-    /// One value a base URL.
-    Server(fn(&Snapshot) -> Option<f64>),
-    /// Several series a base URL.
-    ServerSeries(fn(&Snapshot, &mut Sink)),
-    /// One value a GPU of this machine: label `gpu`. Where a server tells of
-    /// its GPU by itself, one value a model: label `model` in place of it.
-    Gpu(fn(&Gpu) -> Option<f64>, Option<fn(&Model) -> Option<f64>>),
-    /// Several series a GPU of this machine: label `gpu` and those it adds.
-    GpuSeries(fn(&Gpu, &mut Sink)),
-    /// One value of this program.
-    Exporter(fn(&OwnMetrics) -> Option<f64>),
-    /// Several series of this program.
-    ExporterSeries(fn(&OwnMetrics, &mut Sink)),
-    /// How many series this scrape leaves out.
-    SeriesDropped,
-}
-
-impl Read {
-    /// Whether its series are about single models, of which there may be many.
-    pub fn is_about_a_model(self) -> bool {
-        match self {
-            Read::Model(_)
-            | Read::ModelSeries(_)
-            | Read::ModelHistogram(_)
-            | Read::RequestHistogram(_)
-            | Read::Request(_)
-            | Read::RequestSeries(_)
-            | Read::Probe(_)
-            | Read::ProbeSeries(_)
-            | Read::Gpu(..) => true,
-            Read::Server(_)
-            | Read::ServerSeries(_)
-            | Read::GpuSeries(_)
-            | Read::Exporter(_)
-            | Read::ExporterSeries(_)
-            | Read::SeriesDropped => false,
+            MetricType::Counter => "counter",
+            MetricType::Gauge => "gauge",
+            MetricType::Histogram => "histogram",
         }
     }
 }
@@ -98,326 +34,381 @@ pub struct Family {
     /// Its name, unit included.
     pub name: &'static str,
     /// Its type.
-    pub kind: Kind,
-    /// Labels besides `model` and `server`.
+    pub metric_type: MetricType,
+    /// Its labels besides `model`, `mode` and `server`.
     pub labels: &'static [&'static str],
-    /// What it means: the HELP line.
+    /// What is measured, over what, in which unit: the HELP text.
     pub help: &'static str,
     /// How it is read.
-    pub read: Read,
+    pub scope: Scope,
+    /// A second way to read it.
+    pub second_scope: Option<Scope>,
+}
+
+/// What a metric is about, and how its series are read from one of these. The scope decides which
+/// labels a series has besides its own.
+#[derive(Clone, Copy)]
+pub enum Scope {
+    /// A model: label `model`.
+    Model(Read<Model>),
+    /// The requests of a model from one source: label `model`, and `source` if the family has it.
+    Requests(Read<RequestFigures>),
+    /// A base URL.
+    Server(Read<Snapshot>),
+    /// A GPU of this machine: label `gpu`.
+    Gpu(Read<Gpu>),
+    /// The exporter.
+    Exporter(Read<Exporter>),
+}
+
+/// Hands the series of one `T` to a sink.
+pub type Read<T> = fn(&T, &mut dyn SeriesSink);
+
+/// Takes the series of one family and one value of its scope.
+pub trait SeriesSink {
+    /// Takes one series, with labels besides those of the scope.
+    fn series(&mut self, labels: &[Label], value: f64);
+
+    /// Takes the series of a histogram, if there is one.
+    fn histogram(&mut self, histogram: &Option<Histogram>);
+
+    /// Takes the one series of a value, if it is known.
+    fn value(&mut self, value: Option<f64>) {
+        if let Some(value) = value {
+            self.series(&[], value);
+        }
+    }
+
+    /// Takes the one series of a count, if it is known.
+    fn count(&mut self, count: Option<u64>) {
+        self.value(count.map(|count| count as f64));
+    }
+}
+
+/// A label's name and value.
+pub type Label<'a> = (&'static str, &'a str);
+
+/// The exporter, at one scrape.
+pub struct Exporter {
+    /// Its build and process.
+    pub own: OwnMetrics,
+    /// Series left out of the scrape so far.
+    pub series_dropped: u64,
+}
+
+impl Family {
+    /// The same, with a second way to read it.
+    const fn or(self, scope: Scope) -> Family {
+        Family {
+            second_scope: Some(scope),
+            ..self
+        }
+    }
 }
 
 const fn row(
     name: &'static str,
-    kind: Kind,
+    metric_type: MetricType,
     labels: &'static [&'static str],
     help: &'static str,
-    read: Read,
+    scope: Scope,
 ) -> Family {
     Family {
         name,
-        kind,
+        metric_type,
         labels,
         help,
-        read,
+        scope,
+        second_scope: None,
     }
 }
 
-use Kind::{Counter, Gauge};
+use MetricType::{Counter, Gauge, Histogram as Buckets};
+use Scope::{Exporter as OfExporter, Gpu as OfGpu, Model as OfModel, Requests, Server};
 
 /// Every metric, in the order of the exposition.
-#[rustfmt::skip] // a table reads as a table: a row's meaning first, its reading last
+#[rustfmt::skip] // a table: each row's meaning first, how it is read last
 pub const FAMILIES: &[Family] = &[
     row("llamacpp_tokens_per_second", Gauge, &[],
-        "Tokens generated per second over the last interval, all slots, live while they stream.",
-        Read::Model(|m| m.tokens_per_second)),
-    row("llamacpp_batch_latency_seconds", Kind::Histogram, &[],
-        "Time of one llama_decode() call, seen over intervals that were busy from end to end.",
-        Read::ModelHistogram(|m| m.batch_latency.as_ref())),
-    row("llamacpp_first_token_latency_seconds", Kind::Histogram, &[],
-        "From a request's start on a slot (probe: from sending it) to its first token.",
-        Read::RequestHistogram(|r| r.first_token.as_ref())),
+        "Tokens generated per second over the last poll interval, all slots; live while requests stream.",
+        OfModel(|m, out| out.value(m.rates.tokens_per_second.or(m.stats.performance().tokens_per_second)))),
+    row("llamacpp_batch_latency_seconds", Buckets, &[],
+        "Seconds per llama_decode() call, from poll intervals during which the server was never idle.",
+        OfModel(|m, out| out.histogram(&m.rates.batch_latency))),
+    row("llamacpp_first_token_latency_seconds", Buckets, &["source"],
+        "Seconds from a request's start on a slot to its first token; source=\"probe\": from sending the probe, including network time and queueing.",
+        Requests(|r, out| out.histogram(&r.first_token))),
     row("llamacpp_memory_usage_bytes", Gauge, &[],
-        "Resident memory of the process that holds the model.",
-        Read::Model(|m| m.memory_usage)),
+        "Resident memory in bytes of the process that holds the model.",
+        OfModel(|m, out| out.value(m.process.memory_usage.or(m.stats.memory().used_bytes)))),
     row("llamacpp_total_memory_bytes", Gauge, &[],
-        "Memory that the process that holds the model may use.",
-        Read::Model(|m| m.total_memory)),
+        "Memory in bytes that the process that holds the model may use: its cgroup's limit, else the machine's memory.",
+        OfModel(|m, out| out.value(m.process.total_memory.or(m.stats.memory().total_bytes)))),
     row("llamacpp_cpu_utilization_percent", Gauge, &[],
-        "CPU time of the process that holds the model over the last interval; 100 is every CPU it may run on.",
-        Read::Model(|m| m.cpu_utilization)),
+        "CPU time of the process that holds the model over the last poll interval; 100 = all allowed CPUs fully used.",
+        OfModel(|m, out| out.value(m.process.cpu_utilization.or(m.stats.performance().cpu_utilization)))),
     row("llamacpp_gpu_utilization_percent", Gauge, &["gpu"],
-        "Busy share of the GPU.",
-        Read::Gpu(|g| g.utilization, Some(|m| m.gpu_utilization))),
+        "Percentage of time that the GPU was busy, as its driver reports it.",
+        OfGpu(|g, out| out.value(g.utilization)))
+        .or(OfModel(|m, out| out.value(m.stats.performance().gpu_utilization))),
     row("llamacpp_temperature_celsius", Gauge, &["gpu"],
-        "Temperature of the GPU.",
-        Read::Gpu(|g| g.temperature, Some(|m| m.temperature))),
+        "Temperature of the GPU in degrees Celsius.",
+        OfGpu(|g, out| out.value(g.temperature)))
+        .or(OfModel(|m, out| out.value(m.stats.performance().temperature))),
     row("llamacpp_model_size_bytes", Gauge, &[],
-        "Size of the model's weights.",
-        Read::Model(|m| m.size)),
+        "Size of the model's weights in bytes.",
+        OfModel(|m, out| out.value(m.facts.size))),
     row("llamacpp_model_parameters", Gauge, &[],
-        "Number of the model's parameters.",
-        Read::Model(|m| m.parameters)),
+        "Number of parameters of the model.",
+        OfModel(|m, out| out.value(m.facts.parameters))),
     row("llamacpp_context_size_tokens", Gauge, &[],
-        "Tokens now in the fullest slot.",
-        Read::Model(|m| m.context_size)),
+        "Tokens in the fullest slot, prompt and generated tokens together.",
+        OfModel(|m, out| {
+            let fullest = m.slots.context_tokens.iter().map(|(_, tokens)| *tokens).reduce(f64::max);
+            out.value(fullest.or_else(|| m.stats.model()?.context_size));
+        })),
     row("llamacpp_max_context_size_tokens", Gauge, &[],
-        "Most tokens that one slot can hold.",
-        Read::Model(|m| m.max_context_size)),
+        "Number of tokens that one slot can hold.",
+        OfModel(|m, out| out.value(m.facts.max_context_size))),
     row("llamacpp_kv_cache_usage_bytes", Gauge, &[],
-        "Bytes of KV cache that hold tokens, all slots.",
-        Read::Model(|m| m.kv_cache_usage)),
+        "Bytes of the KV cache that hold tokens, all slots.",
+        OfModel(|m, out| out.value(m.kv_cache.usage_bytes.or(m.stats.memory().kv_cache_bytes)))),
     row("llamacpp_kv_cache_limit_bytes", Gauge, &[],
-        "Bytes of KV cache allocated.",
-        Read::Model(|m| m.kv_cache_limit)),
+        "Bytes allocated for the KV cache.",
+        OfModel(|m, out| out.value(m.kv_cache.limit_bytes.or(m.stats.memory().kv_cache_max_bytes)))),
     row("llamacpp_kv_cache_usage_ratio", Gauge, &[],
-        "Share of the KV cache's cells that hold tokens, all slots.",
-        Read::Model(|m| m.kv_cache_ratio)),
+        "Share of the KV cache's cells that hold tokens, all slots, from 0 to 1.",
+        OfModel(|m, out| out.value(m.kv_cache_usage_ratio()))),
     row("llamacpp_thread_count", Gauge, &[],
-        "Threads of the process that holds the model.",
-        Read::Model(|m| m.threads)),
+        "Number of threads of the process that holds the model.",
+        OfModel(|m, out| out.value(m.process.thread_count.or(m.stats.system().threads)))),
     row("llamacpp_status", Gauge, &["status"],
-        "1 for the state that the model is in, 0 for the others.",
-        Read::ModelSeries(|m, sink| {
+        "1 for the current status of the model, 0 for every other status.",
+        OfModel(|m, out| {
             if let Some(now) = m.status {
                 for status in ModelStatus::ALL {
-                    sink(&[("status", status.label())], f64::from(status == now));
+                    out.series(&[("status", status.label())], f64::from(status == now));
                 }
             }
         })),
     row("llamacpp_batch_size", Gauge, &[],
-        "Tokens per llama_decode() call over the last interval that had any.",
-        Read::Model(|m| m.batch_size)),
+        "Tokens per llama_decode() call, prompt and generated tokens together, over the last poll interval with such calls.",
+        OfModel(|m, out| out.value(m.rates.batch_size.or(m.stats.batch().size)))),
     row("llamacpp_optimal_batch_size", Gauge, &[],
-        "Number of busy slots at which this server generates fastest.",
-        Read::Model(|m| m.optimal_batch_size)),
+        "Number of busy slots at which this server generates the most tokens per second, as observed.",
+        OfModel(|m, out| out.value(m.stats.batch().optimal_size.or(m.rates.optimal_batch_size)))),
 
     row("llamacpp_prompt_tokens_total", Counter, &[],
-        "Prompt tokens computed, those of running requests included.",
-        Read::Model(|m| m.prompt_tokens)),
+        "Prompt tokens computed, including those of requests in progress; without tokens taken from the cache.",
+        OfModel(|m, out| out.value(m.live.prompt_tokens))),
     row("llamacpp_prompt_tokens_cached_total", Counter, &[],
-        "Prompt tokens reused from the cache.",
-        Read::Model(|m| m.prompt_tokens_cached)),
+        "Prompt tokens taken from the cache instead of being computed.",
+        OfModel(|m, out| out.value(m.counters.prompt_tokens_cached))),
     row("llamacpp_prompt_seconds_total", Counter, &[],
-        "Time spent on prompts.",
-        Read::Model(|m| m.prompt_seconds)),
+        "Seconds spent on prompt processing.",
+        OfModel(|m, out| out.value(m.counters.prompt_seconds))),
     row("llamacpp_generated_tokens_total", Counter, &[],
-        "Tokens generated, those of running requests included: moves while they stream.",
-        Read::Model(|m| m.generated_tokens)),
+        "Tokens generated, including those of requests in progress: grows while they stream.",
+        OfModel(|m, out| out.value(m.live.generated_tokens))),
     row("llamacpp_generation_seconds_total", Counter, &[],
-        "Time spent generating by requests that have ended; slots add up.",
-        Read::Model(|m| m.generation_seconds)),
+        "Seconds spent on generation by requests that have ended, summed over slots.",
+        OfModel(|m, out| out.value(m.counters.generation_seconds))),
     row("llamacpp_decode_calls_total", Counter, &[],
-        "Calls of llama_decode().",
-        Read::Model(|m| m.decode_calls)),
+        "Calls of llama_decode(), each of which computes one batch.",
+        OfModel(|m, out| out.value(m.live.decode_calls))),
     row("llamacpp_draft_tokens_total", Counter, &[],
         "Draft tokens proposed by speculative decoding.",
-        Read::Model(|m| m.draft_tokens)),
+        OfModel(|m, out| out.value(m.counters.draft_tokens))),
     row("llamacpp_draft_tokens_accepted_total", Counter, &[],
         "Draft tokens that the model accepted.",
-        Read::Model(|m| m.draft_tokens_accepted)),
+        OfModel(|m, out| out.value(m.counters.draft_tokens_accepted))),
     row("llamacpp_prompt_tokens_per_second", Gauge, &[],
-        "Prompt tokens computed per second over the last interval, all slots.",
-        Read::Model(|m| m.prompt_tokens_per_second)),
+        "Prompt tokens computed per second over the last poll interval, all slots.",
+        OfModel(|m, out| out.value(m.rates.prompt_tokens_per_second))),
     row("llamacpp_requests_processing", Gauge, &[],
-        "Requests on a slot.",
-        Read::Model(|m| m.requests_processing)),
+        "Number of requests being processed on a slot.",
+        OfModel(|m, out| out.value(m.counters.requests_processing))),
     row("llamacpp_requests_deferred", Gauge, &[],
-        "Requests waiting for a slot.",
-        Read::Model(|m| m.requests_deferred)),
+        "Number of requests waiting for a free slot.",
+        OfModel(|m, out| out.value(m.counters.requests_deferred))),
     row("llamacpp_slots", Gauge, &[],
-        "Slots that there are.",
-        Read::Model(|m| m.slots)),
+        "Number of slots.",
+        OfModel(|m, out| out.value(m.facts.slots))),
     row("llamacpp_slots_busy", Gauge, &[],
-        "Slots at work.",
-        Read::Model(|m| m.slots_busy)),
+        "Number of slots that are processing a request.",
+        OfModel(|m, out| out.value(m.slots.busy.or(m.counters.requests_processing)))),
     row("llamacpp_context_tokens", Gauge, &["slot"],
-        "Tokens now in each slot; left out beyond 64 slots.",
-        Read::ModelSeries(|m, sink| {
-            if m.context_tokens.len() <= MOST_SLOTS {
-                for (id, tokens) in &m.context_tokens {
-                    sink(&[("slot", &id.to_string())], *tokens);
+        "Tokens in each slot, prompt and generated tokens together; absent if there are more than 64 slots.",
+        OfModel(|m, out| {
+            if m.slots.context_tokens.len() <= MOST_SLOTS {
+                for (id, tokens) in &m.slots.context_tokens {
+                    out.series(&[("slot", &id.to_string())], *tokens);
                 }
             }
         })),
     row("llamacpp_max_sequence_tokens", Gauge, &[],
-        "Longest sequence seen, prompt and generated tokens together.",
-        Read::Model(|m| m.max_sequence_tokens)),
+        "Tokens of the longest sequence since the server's start, prompt and generated tokens together.",
+        OfModel(|m, out| out.value(m.counters.max_sequence_tokens))),
     row("llamacpp_model_info", Gauge, &["architecture", "backend", "mode", "quantization"],
-        "1; its labels say what the model is, as far as the server tells.",
-        Read::ModelSeries(|m, sink| {
-            // Where the label `mode` stands on every series of the model, it stands here already.
-            let mode = m.mode.as_ref().filter(|_| !m.mode_tells);
+        "Always 1; the labels describe the model, as far as the server reports it.",
+        OfModel(|m, out| {
+            // Where every series of the model has the label `mode`, this one has it already.
+            let mode = m.mode.as_ref().filter(|_| !m.needs_mode_label);
             let known = [
-                ("architecture", m.architecture.as_ref()),
-                ("backend", m.backend.as_ref()),
+                ("architecture", m.facts.architecture.as_ref()),
+                ("backend", m.facts.backend.as_ref()),
                 ("mode", mode),
-                ("quantization", m.quantization.as_ref()),
+                ("quantization", m.facts.quantization.as_ref()),
             ];
-            let labels: Vec<_> = known
-                .into_iter()
-                .filter_map(|(label, value)| Some((label, value?.as_str())))
-                .collect();
+            let known = known.into_iter().filter_map(|(label, value)| Some((label, value?.as_str())));
+            let labels: Vec<_> = known.collect();
             if !labels.is_empty() {
-                sink(&labels, 1.0);
+                out.series(&labels, 1.0);
             }
         })),
     row("llamacpp_server_info", Gauge, &["kind", "version"],
-        "1; its labels say what answers at the base URL.",
-        Read::ServerSeries(|s, sink| {
+        "Always 1; the labels give the kind and version of the server at the base URL.",
+        Server(|s, out| {
             if let Some(info) = &s.info {
                 let version = info.version.as_deref().unwrap_or_default();
-                sink(&[("kind", info.kind), ("version", version)], 1.0);
+                out.series(&[("kind", info.kind), ("version", version)], 1.0);
             }
         })),
     row("llamacpp_models_disk_usage_bytes", Gauge, &[],
-        "Bytes of Docker Model Runner's store of models.",
-        Read::Server(|s| s.models_disk_usage)),
+        "Disk space in bytes of Docker Model Runner's models.",
+        Server(|s, out| out.value(s.models_disk_usage))),
 
     row("llamacpp_gpu_memory_used_bytes", Gauge, &["gpu", "memory"],
-        "Memory of the GPU that is in use; AMD: memory=\"vram\" is its own, \"gtt\" is system memory that it uses.",
-        Read::GpuSeries(|g, sink| memory(g.memory_used, &[], sink))),
+        "GPU memory in use, in bytes; on AMD, memory=\"vram\" is the GPU's own and memory=\"gtt\" is system memory that it uses.",
+        OfGpu(|g, out| memory(g.memory_used, &[], out))),
     row("llamacpp_gpu_memory_total_bytes", Gauge, &["gpu", "memory"],
-        "Memory of the GPU; AMD: memory=\"vram\" is its own, \"gtt\" is system memory that it may use.",
-        Read::GpuSeries(|g, sink| memory(g.memory_total, &[], sink))),
+        "GPU memory in bytes; on AMD, memory=\"vram\" is the GPU's own and memory=\"gtt\" is system memory that it may use.",
+        OfGpu(|g, out| memory(g.memory_total, &[], out))),
     row("llamacpp_gpu_power_watts", Gauge, &["gpu"],
-        "Power that the GPU draws.",
-        Read::Gpu(|g| g.power, None)),
+        "Power draw of the GPU in watts.",
+        OfGpu(|g, out| out.value(g.power))),
     row("llamacpp_gpu_info", Gauge, &["gpu", "name", "uuid", "driver"],
-        "1; its labels say what the GPU is.",
-        Read::GpuSeries(|g, sink| {
-            let word = |word: &'_ Option<String>| word.clone().unwrap_or_default();
-            let (name, uuid, driver) = (word(&g.name), word(&g.uuid), word(&g.driver));
-            sink(&[("name", &name), ("uuid", &uuid), ("driver", &driver)], 1.0);
+        "Always 1; the labels describe the GPU and its driver.",
+        OfGpu(|g, out| {
+            let [name, uuid, driver] = [&g.name, &g.uuid, &g.driver].map(|text| text.as_deref().unwrap_or_default());
+            out.series(&[("name", name), ("uuid", uuid), ("driver", driver)], 1.0);
         })),
     row("llamacpp_process_gpu_memory_bytes", Gauge, &["gpu", "memory"],
-        "GPU memory of the process that holds the model; AMD: memory=\"vram\" or \"gtt\", as above.",
-        Read::ModelSeries(|m, sink| {
-            for (gpu, bytes) in &m.process_gpu_memory {
-                memory(*bytes, &[("gpu", gpu)], sink);
+        "GPU memory in bytes that the process that holds the model uses; on AMD, memory=\"vram\" is the GPU's own and memory=\"gtt\" is system memory.",
+        OfModel(|m, out| {
+            for (gpu, bytes) in &m.process.gpu_memory {
+                memory(*bytes, &[("gpu", gpu)], out);
             }
         })),
     row("llamacpp_process_cpu_seconds_total", Counter, &[],
-        "User and system CPU time of the process that holds the model.",
-        Read::Model(|m| m.process_cpu_seconds)),
+        "User and system CPU time in seconds of the process that holds the model.",
+        OfModel(|m, out| out.value(m.process.cpu_seconds))),
 
-    row("llamacpp_request_duration_seconds", Kind::Histogram, &[],
-        "Prompt and generation of one request.",
-        Read::RequestHistogram(|r| r.duration.as_ref())),
-    row("llamacpp_time_per_output_token_seconds", Kind::Histogram, &[],
-        "Generation time of one request per generated token; requests of a single token have none.",
-        Read::RequestHistogram(|r| r.per_token.as_ref())),
-    row("llamacpp_request_prompt_tokens", Kind::Histogram, &[],
-        "Prompt tokens of one request that were computed, not taken from the cache.",
-        Read::RequestHistogram(|r| r.prompt_tokens.as_ref())),
-    row("llamacpp_request_generated_tokens", Kind::Histogram, &[],
-        "Generated tokens of one request.",
-        Read::RequestHistogram(|r| r.generated_tokens.as_ref())),
-    row("llamacpp_request_errors_total", Counter, &["code"],
-        "Requests that ended in an error.",
-        Read::RequestSeries(|r, sink| {
+    row("llamacpp_request_duration_seconds", Buckets, &["source"],
+        "Seconds of prompt processing and generation per request, without the wait for a slot.",
+        Requests(|r, out| out.histogram(&r.duration))),
+    row("llamacpp_time_per_output_token_seconds", Buckets, &["source"],
+        "Seconds of generation per generated token, one observation per request; requests with a single token have none.",
+        Requests(|r, out| out.histogram(&r.per_token))),
+    row("llamacpp_request_prompt_tokens", Buckets, &["source"],
+        "Prompt tokens computed per request, without tokens taken from the cache.",
+        Requests(|r, out| out.histogram(&r.prompt_tokens))),
+    row("llamacpp_request_generated_tokens", Buckets, &["source"],
+        "Tokens generated per request.",
+        Requests(|r, out| out.histogram(&r.generated_tokens))),
+    row("llamacpp_request_errors_total", Counter, &["code", "source"],
+        "Requests that ended in an error, by HTTP status code.",
+        Requests(|r, out| {
             for (code, count) in &r.errors {
-                sink(&[("code", &code.to_string())], *count as f64);
+                out.series(&[("code", &code.to_string())], *count as f64);
             }
         })),
-    row("llamacpp_request_cancellations_total", Counter, &[],
-        "Requests whose client went away.",
-        Read::Request(|r| r.cancellations.map(|count| count as f64))),
-    row("llamacpp_request_record_gaps_total", Counter, &[],
-        "Polls at which every record that is kept was new: others may have been lost before them.",
-        Read::Request(|r| r.record_gaps.map(|count| count as f64))),
+    row("llamacpp_request_cancellations_total", Counter, &["source"],
+        "Requests whose client disconnected before the end.",
+        Requests(|r, out| out.count(r.cancellations))),
+    row("llamacpp_request_record_gaps_total", Counter, &["source"],
+        "Polls that may have missed requests, because all of the server's request records were new.",
+        Requests(|r, out| out.count(r.record_gaps))),
     row("llamacpp_log_lines_rejected_total", Counter, &["reason"],
-        "Lines of the server's log that were not believed: the log may hold what its users wrote.",
-        Read::ServerSeries(|s, sink| {
+        "Lines of the server's log that were rejected as implausible, by reason: users can put text into the log.",
+        Server(|s, out| {
             for (reason, count) in s.log_lines_rejected.iter().flatten() {
-                sink(&[("reason", reason)], *count as f64);
+                out.series(&[("reason", reason)], *count as f64);
             }
         })),
     row("llamacpp_probe_tokens_total", Counter, &[],
         "Tokens generated for the exporter's own probes.",
-        Read::Probe(|r| r.probe_tokens.map(|count| count as f64))),
+        Requests(|r, out| out.count(r.probe_tokens))),
     row("llamacpp_probe_prompt_tokens_total", Counter, &[],
         "Prompt tokens computed for the exporter's own probes.",
-        Read::Probe(|r| r.probe_prompt_tokens.map(|count| count as f64))),
+        Requests(|r, out| out.count(r.probe_prompt_tokens))),
     row("llamacpp_probe_failures_total", Counter, &["reason"],
-        "Probes that got no token.",
-        Read::ProbeSeries(|r, sink| {
+        "Probes that got no token, by reason.",
+        Requests(|r, out| {
             for (reason, count) in &r.probe_failures {
-                sink(&[("reason", reason.label())], *count as f64);
+                out.series(&[("reason", reason.label())], *count as f64);
             }
         })),
 
     row("llamacpp_up", Gauge, &[],
-        "1 when the last poll of the base URL got an answer from it (loading, busy and asleep are up), else 0.",
-        Read::Server(|s| s.up.map(f64::from))),
+        "1 if the server answered the last poll (also while it is loading, busy or asleep), else 0.",
+        Server(|s, out| out.value(s.up.map(f64::from)))),
     row("llamacpp_exporter_poll_duration_seconds", Gauge, &[],
-        "Length of the last poll.",
-        Read::Server(|s| s.up.map(|_| s.polls.duration.as_secs_f64()))),
+        "Duration of the last poll in seconds.",
+        Server(|s, out| out.value(s.up.map(|_| s.polls.duration.as_secs_f64())))),
     row("llamacpp_exporter_polls_total", Counter, &[],
-        "Polls done.",
-        Read::Server(|s| Some(s.polls.total as f64))),
+        "Number of polls that have ended.",
+        Server(|s, out| out.count(Some(s.polls.total)))),
     row("llamacpp_exporter_poll_errors_total", Counter, &["endpoint", "reason"],
-        "Requests of polls that failed; what is switched off at the server is no failure.",
-        Read::ServerSeries(|s, sink| {
+        "Requests of polls that failed, by endpoint and reason; an endpoint that is switched off is not a failure.",
+        Server(|s, out| {
             for ((endpoint, reason), count) in &s.polls.errors {
-                sink(&[("endpoint", endpoint), ("reason", reason.label())], *count as f64);
+                out.series(&[("endpoint", endpoint), ("reason", reason.label())], *count as f64);
             }
         })),
     row("llamacpp_exporter_last_poll_timestamp_seconds", Gauge, &[],
-        "When the last successful poll ended, in seconds since 1970.",
-        Read::Server(|s| s.polls.last_success)),
+        "Time at which the last successful poll ended, in seconds since 1970.",
+        Server(|s, out| out.value(s.polls.last_success))),
     row("llamacpp_exporter_series_dropped", Gauge, &[],
-        "Series that this scrape leaves out: it would have more than 16 MiB, or than 200,000 series.",
-        Read::SeriesDropped),
+        "Series left out of this scrape because it reached its limit of 16 MiB or 200,000 series.",
+        OfExporter(|e, out| out.count(Some(e.series_dropped)))),
     row("llamacpp_exporter_build_info", Gauge, &["revision", "version"],
-        "1; its labels say which build of the exporter this is.",
-        Read::ExporterSeries(|e, sink| {
-            sink(&[("revision", e.revision), ("version", e.version)], 1.0);
-        })),
+        "Always 1; the labels give the version and revision of the exporter.",
+        OfExporter(|e, out| out.series(&[("revision", e.own.revision), ("version", e.own.version)], 1.0))),
     row("process_cpu_seconds_total", Counter, &[],
-        "User and system CPU time of the exporter.",
-        Read::Exporter(|e| e.cpu_seconds)),
+        "User and system CPU time of the exporter in seconds.",
+        OfExporter(|e, out| out.value(e.own.cpu_seconds))),
     row("process_resident_memory_bytes", Gauge, &[],
-        "Resident memory of the exporter.",
-        Read::Exporter(|e| e.resident_bytes)),
+        "Resident memory of the exporter in bytes.",
+        OfExporter(|e, out| out.value(e.own.resident_bytes))),
     row("process_open_fds", Gauge, &[],
-        "File descriptors that the exporter has open.",
-        Read::Exporter(|e| e.open_fds)),
+        "Number of file descriptors that the exporter has open.",
+        OfExporter(|e, out| out.value(e.own.open_fds))),
     row("process_max_fds", Gauge, &[],
-        "File descriptors that the exporter may have open.",
-        Read::Exporter(|e| e.max_fds)),
+        "Largest number of file descriptors that the exporter may have open.",
+        OfExporter(|e, out| out.value(e.own.max_fds))),
     row("process_start_time_seconds", Gauge, &[],
-        "When the exporter started, in seconds since 1970.",
-        Read::Exporter(|e| e.start_time)),
+        "Time at which the exporter started, in seconds since 1970.",
+        OfExporter(|e, out| out.value(e.own.start_time))),
 ];
 
 /// The most slots of a model that get a series each.
-pub const MOST_SLOTS: usize = 64;
+const MOST_SLOTS: usize = 64;
 
 /// The metrics as the README shows them: a Markdown table.
 pub fn reference() -> String {
     let mut text =
         String::from("| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n");
     for family in FAMILIES {
-        let common: &[&str] = match family.read {
-            Read::Model(_) | Read::ModelSeries(_) | Read::ModelHistogram(_) => &["model"],
-            Read::Probe(_) | Read::ProbeSeries(_) => &["model"],
-            Read::RequestHistogram(_) | Read::Request(_) | Read::RequestSeries(_) => {
-                &["model", "source"]
-            }
-            _ => &[],
-        };
-        let mut labels: Vec<_> = family
-            .labels
-            .iter()
-            .chain(common)
-            .map(|l| format!("`{l}`"))
-            .collect();
-        labels.sort();
+        let of_model = matches!(family.scope, OfModel(_) | Requests(_));
+        let mut labels = family.labels.to_vec();
+        labels.extend(of_model.then_some("model"));
+        labels.sort_unstable();
+        let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
         text.push_str(&format!(
             "| `{}` | {} | {} | {} |\n",
             family.name,
-            family.kind.name(),
+            family.metric_type.name(),
             labels.join(", "),
             family.help
         ));
@@ -425,12 +416,12 @@ pub fn reference() -> String {
     text
 }
 
-/// A GPU's memory, with the label `memory` beside `labels` where there are two kinds of it.
-fn memory(bytes: GpuMemory, labels: &[(&'static str, &str)], sink: &mut Sink) {
+/// A GPU's memory, with the label `memory` where there are two kinds of it.
+fn memory(bytes: GpuMemory, labels: &[Label], out: &mut dyn SeriesSink) {
     for (kind, bytes) in bytes.kinds() {
         let kind = kind.map(|kind| ("memory", kind));
         let labels: Vec<_> = labels.iter().copied().chain(kind).collect();
-        sink(&labels, bytes);
+        out.series(&labels, bytes);
     }
 }
 
@@ -446,7 +437,7 @@ mod tests {
             assert!(family.name.chars().all(valid), "{}", family.name);
             assert_eq!(
                 family.name.ends_with("_total"),
-                family.kind == Kind::Counter,
+                family.metric_type == Counter,
                 "{}",
                 family.name
             );

@@ -1,211 +1,208 @@
-//! Writes the Prometheus text format.
+//! Writes what is known as a scrape in the Prometheus text format: every family of the catalogue
+//! that has a series, with the labels of its scope, within a limit of size.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use crate::bounds;
-use crate::metrics::catalogue::{FAMILIES, Family, Read};
+use crate::metrics::catalogue::{Exporter, FAMILIES, Family, Label, Scope, SeriesSink};
+use crate::metrics::text_format::{push_header, push_number, push_series};
 use crate::snapshot::histogram::Histogram;
 use crate::snapshot::{Gpu, Model, ModelRequests, OwnMetrics, Snapshot};
 
-/// The media type of what [`render`] writes.
+/// The media type of a scrape.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// A label's name and value.
-type Label<'a> = (&'static str, &'a str);
 
 /// The most bytes of a scrape. Five hundred loaded models with every histogram have less.
 pub const MAX_BYTES: usize = 16 << 20;
 /// The most series of a scrape.
 pub const MAX_SERIES: usize = 200_000;
-/// How much of both is left to what is not about one model: it says that something is missing.
+/// How much of both is reserved for series that are not about a model: they say that some are
+/// missing.
 const RESERVED_BYTES: usize = 1 << 20;
 const RESERVED_SERIES: usize = 10_000;
-/// Longer is no series: at most six labels, each of whose bytes may be escaped.
+/// No series is longer: at most six labels, each of whose bytes may be escaped.
 const LONGEST_SERIES: usize = 16 << 10;
-/// By how much a large text grows at once: to double it would take twice the memory.
+/// How much a large text grows at once: doubling would take twice the memory.
 const GROWTH: usize = 1 << 20;
 
 /// Writes every family that has a series, in the catalogue's order.
 ///
-/// The same snapshots give the same bytes. With more than one server, every
-/// series about one has the label `server`. What would exceed [`MAX_BYTES`] or [`MAX_SERIES`]
-/// is left out and counted: first of all what is about single models.
+/// The same snapshots give the same bytes. With more than one server, every series about one
+/// has the label `server`. What would exceed [`MAX_BYTES`] or [`MAX_SERIES`] is left out and
+/// counted, series about models first.
 pub fn render(servers: &[Arc<Snapshot>], gpus: &[Gpu], own: &OwnMetrics) -> String {
-    let mut output = Output::default();
-    let several = servers.len() > 1;
+    let mut scrape = Scrape::default();
     let gpus = first_of_each(gpus);
+    let several = servers.len() > 1;
     for family in FAMILIES {
-        let mut writer = Writer {
-            output: &mut output,
+        let mut writer = FamilyWriter {
+            scrape: &mut scrape,
             family,
-            begun: false,
+            has_header: false,
         };
-        match family.read {
-            Read::Exporter(read) => writer.value(&[], read(own)),
-            Read::ExporterSeries(read) => {
-                read(own, &mut |labels, value| {
-                    writer.sample("", &[], labels, value)
-                });
-            }
-            Read::SeriesDropped => {
-                let dropped = writer.output.dropped as f64;
-                writer.value(&[], Some(dropped));
-            }
-            Read::GpuSeries(read) => {
-                for gpu in &gpus {
-                    let label = [("gpu", gpu.index.as_str())];
-                    read(gpu, &mut |own, value| {
-                        writer.sample("", &[&label], own, value)
-                    });
+        for scope in [Some(family.scope), family.second_scope]
+            .into_iter()
+            .flatten()
+        {
+            match scope {
+                Scope::Exporter(read) => {
+                    let exporter = Exporter {
+                        own: own.clone(),
+                        series_dropped: writer.scrape.dropped,
+                    };
+                    read(&exporter, &mut writer.sink(&[]));
                 }
-            }
-            _ => {
-                if let Read::Gpu(read, _) = family.read {
+                Scope::Gpu(read) => {
                     for gpu in &gpus {
-                        writer.value(&[&[("gpu", &gpu.index)]], read(gpu));
+                        read(gpu, &mut writer.sink(&[&[("gpu", &gpu.index)]]));
                     }
                 }
-                for server in servers {
-                    let label = several.then_some(("server", server.server.as_str()));
-                    write_server(&mut writer, server, label.as_slice());
+                Scope::Server(_) | Scope::Model(_) | Scope::Requests(_) => {
+                    for server in servers {
+                        let label = several.then_some(("server", server.server.as_str()));
+                        write_server(&mut writer, scope, server, label.as_slice());
+                    }
                 }
             }
         }
     }
-    output.text
+    scrape.text
 }
 
 /// The first GPU of each index.
 fn first_of_each(gpus: &[Gpu]) -> Vec<&Gpu> {
-    let mut seen = BTreeSet::new();
-    let mut first = Vec::new();
-    for gpu in gpus {
-        if seen.insert(bounds::cut(&gpu.index)) {
-            first.push(gpu);
-        }
-    }
-    first
+    let mut indexes = BTreeSet::new();
+    let first = gpus
+        .iter()
+        .filter(|gpu| indexes.insert(bounds::cut(&gpu.index)));
+    first.collect()
 }
 
-fn write_server(writer: &mut Writer, server: &Snapshot, label: &[Label]) {
-    match writer.family.read {
-        Read::Server(read) => writer.value(&[label], read(server)),
-        Read::ServerSeries(read) => {
-            read(server, &mut |own, value| {
-                writer.sample("", &[label], own, value)
-            });
-        }
-        Read::RequestHistogram(_)
-        | Read::Request(_)
-        | Read::RequestSeries(_)
-        | Read::Probe(_)
-        | Read::ProbeSeries(_) => {
-            for requests in &server.requests {
-                writer.whole(|writer| write_requests(writer, requests, label));
-            }
-        }
-        _ => {
+fn write_server(writer: &mut FamilyWriter, scope: Scope, server: &Snapshot, label: &[Label]) {
+    match scope {
+        Scope::Server(read) => read(server, &mut writer.sink(&[label])),
+        Scope::Model(read) => {
             for model in &server.models {
-                writer.whole(|writer| write_model(writer, model, label));
+                let Model { name, mode, .. } = model;
+                let mode = mode.as_deref().filter(|_| model.needs_mode_label);
+                let mode = mode.map(|mode| ("mode", mode));
+                let labels = [label, &[("model", name)], mode.as_slice()];
+                writer.model(&labels, |sink| read(model, sink));
             }
         }
-    }
-}
-
-fn write_model(writer: &mut Writer, model: &Model, server: &[Label]) {
-    let name = [("model", model.name.as_str())];
-    let mode = model.mode.as_deref().filter(|_| model.mode_tells);
-    let mode = mode.map(|mode| ("mode", mode));
-    let common = [server, &name, mode.as_slice()];
-    match writer.family.read {
-        Read::Model(read) | Read::Gpu(_, Some(read)) => writer.value(&common, read(model)),
-        Read::ModelSeries(read) => {
-            read(model, &mut |own, value| {
-                writer.sample("", &common, own, value)
-            });
+        Scope::Requests(read) => {
+            let has_source = writer.family.labels.contains(&"source");
+            for ModelRequests {
+                model,
+                source,
+                figures,
+            } in &server.requests
+            {
+                let source = has_source.then_some(("source", *source));
+                let labels = [label, &[("model", model)], source.as_slice()];
+                writer.model(&labels, |sink| read(figures, sink));
+            }
         }
-        Read::ModelHistogram(read) => writer.histogram(&common, read(model)),
-        _ => {}
-    }
-}
-
-fn write_requests(writer: &mut Writer, of: &ModelRequests, server: &[Label]) {
-    let figures = &of.figures;
-    let model = [("model", of.model.as_str())];
-    let source = [("source", of.source)];
-    let (of_source, of_probe) = ([server, &model, &source], [server, &model]);
-    match writer.family.read {
-        Read::RequestHistogram(read) => writer.histogram(&of_source, read(figures)),
-        Read::Request(read) => writer.value(&of_source, read(figures)),
-        Read::RequestSeries(read) => {
-            read(figures, &mut |own, value| {
-                writer.sample("", &of_source, own, value)
-            });
-        }
-        Read::Probe(read) => writer.value(&of_probe, read(figures)),
-        Read::ProbeSeries(read) => {
-            read(figures, &mut |own, value| {
-                writer.sample("", &of_probe, own, value)
-            });
-        }
-        _ => {}
+        Scope::Gpu(_) | Scope::Exporter(_) => {}
     }
 }
 
 /// What has been written of a scrape.
 #[derive(Default)]
-struct Output {
+struct Scrape {
     text: String,
     /// Series in it.
     series: usize,
     /// Series left out.
-    dropped: usize,
-    /// Whether there is no more room for what is about single models.
+    dropped: u64,
+    /// Whether there is no more room for series about models.
     is_full: bool,
 }
 
-impl Output {
-    /// Whether so much fits, and `reserved` beside it.
+impl Scrape {
+    /// Whether less than this is left of the limits.
     fn exceeds(&self, (bytes, series): (usize, usize)) -> bool {
         self.text.len() > MAX_BYTES.saturating_sub(bytes)
             || self.series > MAX_SERIES.saturating_sub(series)
     }
 }
 
-struct Writer<'a> {
-    output: &'a mut Output,
-    family: &'a Family,
-    /// HELP and TYPE stand before the first sample, and nowhere if there is none.
-    begun: bool,
+/// Writes the series of one family.
+struct FamilyWriter<'a> {
+    scrape: &'a mut Scrape,
+    family: &'static Family,
+    /// HELP and TYPE are written before the first series, and not at all if there is none.
+    has_header: bool,
 }
 
-impl Writer<'_> {
-    /// Writes all series of one model in this family, or none of them where there is no room.
-    fn whole(&mut self, write: impl FnOnce(&mut Self)) {
-        let before = (self.output.text.len(), self.output.series, self.begun);
-        write(self);
-        let output = &mut *self.output;
-        if !output.is_full && output.exceeds((RESERVED_BYTES, RESERVED_SERIES)) {
-            output.is_full = true;
-            output.dropped = output
-                .dropped
-                .saturating_add(output.series.saturating_sub(before.1));
-            output.text.truncate(before.0);
-            (output.series, self.begun) = (before.1, before.2);
+impl FamilyWriter<'_> {
+    /// Takes the series of one value that is not about a model.
+    fn sink<'a>(&'a mut self, labels: &'a [&'a [Label<'a>]]) -> Sink<'a> {
+        Sink {
+            scrape: self.scrape,
+            family: self.family,
+            has_header: &mut self.has_header,
+            labels,
+            is_about_model: false,
         }
     }
 
-    /// Writes the one series with these labels, if its value is known.
-    fn value(&mut self, labels: &[&[Label]], value: Option<f64>) {
-        if let Some(value) = value {
-            self.sample("", labels, &[], value);
+    /// Writes all series of one model in this family, or none of them if there is no room.
+    fn model(&mut self, labels: &[&[Label]], read: impl FnOnce(&mut Sink)) {
+        let (bytes, series, has_header) =
+            (self.scrape.text.len(), self.scrape.series, self.has_header);
+        let mut sink = self.sink(labels);
+        sink.is_about_model = true;
+        read(&mut sink);
+        let scrape = &mut *self.scrape;
+        if !scrape.is_full && scrape.exceeds((RESERVED_BYTES, RESERVED_SERIES)) {
+            scrape.is_full = true;
+            let removed = scrape.series.saturating_sub(series) as u64;
+            scrape.dropped = scrape.dropped.saturating_add(removed);
+            scrape.text.truncate(bytes);
+            (scrape.series, self.has_header) = (series, has_header);
         }
     }
+}
 
-    /// Writes the series of a histogram with these labels, if there is one.
-    fn histogram(&mut self, labels: &[&[Label]], histogram: Option<&Histogram>) {
+/// Writes the series of one family and one value of its scope.
+struct Sink<'a> {
+    scrape: &'a mut Scrape,
+    family: &'static Family,
+    has_header: &'a mut bool,
+    /// The labels of the scope.
+    labels: &'a [&'a [Label<'a>]],
+    is_about_model: bool,
+}
+
+impl Sink<'_> {
+    fn write(&mut self, suffix: &str, labels: &[Label], value: f64) {
+        let scrape = &mut *self.scrape;
+        if (scrape.is_full && self.is_about_model) || scrape.exceeds((0, 0)) {
+            scrape.dropped = scrape.dropped.saturating_add(1);
+            return;
+        }
+        scrape.series = scrape.series.saturating_add(1);
+        let text = &mut scrape.text;
+        if text.len() > GROWTH && text.capacity().saturating_sub(text.len()) < LONGEST_SERIES {
+            text.reserve_exact(GROWTH);
+        }
+        if !*self.has_header {
+            *self.has_header = true;
+            push_header(text, self.family);
+        }
+        let name = [self.family.name, suffix];
+        push_series(text, name, self.labels, labels, value);
+    }
+}
+
+impl SeriesSink for Sink<'_> {
+    fn series(&mut self, labels: &[Label], value: f64) {
+        self.write("", labels, value);
+    }
+
+    fn histogram(&mut self, histogram: &Option<Histogram>) {
         let Some(histogram) = histogram else {
             return;
         };
@@ -213,104 +210,25 @@ impl Writer<'_> {
         for (bound, count) in histogram.cumulative() {
             bound_text.clear();
             push_number(&mut bound_text, bound);
-            self.sample("_bucket", labels, &[("le", &bound_text)], count as f64);
+            self.write("_bucket", &[("le", &bound_text)], count as f64);
         }
-        self.sample("_sum", labels, &[], histogram.sum());
-        self.sample("_count", labels, &[], histogram.count() as f64);
+        self.write("_sum", &[], histogram.sum());
+        self.write("_count", &[], histogram.count() as f64);
     }
-
-    /// Writes a series: the labels that it shares with others and its own, by name.
-    ///
-    /// No two have the same name. This runs a hundred times a scrape and does without memory of
-    /// its own, which musl takes long to give.
-    fn sample(&mut self, suffix: &str, common: &[&[Label]], own: &[Label], value: f64) {
-        let Family {
-            name, kind, help, ..
-        } = self.family;
-        let about_a_model = self.family.read.is_about_a_model();
-        if (self.output.is_full && about_a_model) || self.output.exceeds((0, 0)) {
-            self.output.dropped = self.output.dropped.saturating_add(1);
-            return;
-        }
-        self.output.series = self.output.series.saturating_add(1);
-        let text = &mut self.output.text;
-        if text.len() > GROWTH && text.capacity().saturating_sub(text.len()) < LONGEST_SERIES {
-            text.reserve_exact(GROWTH);
-        }
-        if !self.begun {
-            self.begun = true;
-            for part in ["# HELP ", name, " "] {
-                text.push_str(part);
-            }
-            push_escaped(text, help, &['\\', '\n']);
-            for part in ["\n# TYPE ", name, " ", kind.name(), "\n"] {
-                text.push_str(part);
-            }
-        }
-        text.push_str(name);
-        text.push_str(suffix);
-        let labels = || common.iter().copied().chain([own]).flatten();
-        let mut last = "";
-        while let Some((name, value)) = labels().filter(|(name, _)| *name > last).min() {
-            text.push(if last.is_empty() { '{' } else { ',' });
-            text.push_str(name);
-            text.push_str("=\"");
-            push_escaped(text, bounds::cut(value), &['\\', '\n', '"']);
-            text.push('"');
-            last = name;
-        }
-        if !last.is_empty() {
-            text.push('}');
-        }
-        text.push(' ');
-        push_number(text, value);
-        text.push('\n');
-    }
-}
-
-/// Appends `number` so that it reads back exactly; integers up to 2^53 without exponent.
-fn push_number(text: &mut String, number: f64) {
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    let size = number.abs();
-    let _ = if number.is_nan() {
-        write!(text, "NaN")
-    } else if number.is_infinite() {
-        write!(text, "{}Inf", if number > 0.0 { '+' } else { '-' })
-    } else if number.fract() == 0.0 && size <= EXACT {
-        write!(text, "{}", number as i64)
-    } else if (1e-5..EXACT).contains(&size) {
-        write!(text, "{number}")
-    } else {
-        write!(text, "{number:e}")
-    };
-}
-
-/// Appends a text of which these characters would be misread: backslash, newline, quote.
-fn push_escaped(text: &mut String, value: &str, special: &[char]) {
-    let mut rest = value;
-    while let Some((before, after)) = rest.split_once(special) {
-        text.push_str(before);
-        text.push_str(match rest.as_bytes().get(before.len()) {
-            Some(b'\\') => "\\\\",
-            Some(b'\n') => "\\n",
-            _ => "\\\"",
-        });
-        rest = after;
-    }
-    text.push_str(rest);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::readings::ModelStatus;
+    use crate::readings::{Counters, ModelFacts, ModelStatus, Stats};
     use crate::snapshot::histogram::{LATENCY_SECONDS, PER_TOKEN_SECONDS, TOKENS};
-    use crate::snapshot::{GpuMemory, Model, RequestFigures};
+    use crate::snapshot::{
+        GpuMemory, KvCacheUsage, LiveCounts, ProcessUsage, Rates, RequestFigures, SlotUsage,
+    };
 
-    fn number(value: f64) -> String {
-        let mut text = String::new();
-        push_number(&mut text, value);
-        text
+    fn stats(section: &str, name: &str, value: u32) -> Stats {
+        let document = format!(r#"{{"{section}":{{"{name}":{value}}}}}"#);
+        serde_json::from_str(&document).unwrap()
     }
 
     fn own_metrics() -> OwnMetrics {
@@ -331,31 +249,6 @@ mod tests {
     }
 
     #[test]
-    fn numbers_read_back_exactly() {
-        for value in [
-            0.0,
-            0.1,
-            1.0 / 3.0,
-            1e-7,
-            1.23457e6,
-            5e-324,
-            1.7976931348623157e308,
-            -2.5,
-            123456789.125,
-        ] {
-            assert_eq!(number(value).parse::<f64>().unwrap(), value, "{value}");
-        }
-    }
-
-    #[test]
-    fn integers_have_no_exponent_up_to_two_to_the_53rd() {
-        assert_eq!(number(9_007_199_254_740_992.0), "9007199254740992");
-        assert_eq!(number(-1e15), "-1000000000000000");
-        assert_eq!(number(1e300), "1e300");
-        assert_eq!(number(f64::INFINITY), "+Inf");
-    }
-
-    #[test]
     fn a_family_without_series_leaves_no_trace() {
         let text = render(
             &[snapshot("h:1", Model::default())],
@@ -373,7 +266,10 @@ mod tests {
     fn label_values_are_escaped() {
         let model = Model {
             name: "a\"b\\c\nd".to_owned(),
-            slots: Some(2.0),
+            facts: ModelFacts {
+                slots: Some(2.0),
+                ..ModelFacts::default()
+            },
             ..Model::default()
         };
         let text = render(&[snapshot("h:1", model)], &[], &OwnMetrics::default());
@@ -387,7 +283,10 @@ mod tests {
     fn several_servers_are_told_apart_and_one_needs_no_name() {
         let model = || Model {
             name: "m".to_owned(),
-            slots: Some(1.0),
+            facts: ModelFacts {
+                slots: Some(1.0),
+                ..ModelFacts::default()
+            },
             ..Model::default()
         };
         let two = [snapshot("a:1", model()), snapshot("b:1", model())];
@@ -402,7 +301,10 @@ mod tests {
         histogram.observe(0.02, 3);
         let model = Model {
             name: "m".to_owned(),
-            batch_latency: Some(histogram),
+            rates: Rates {
+                batch_latency: Some(histogram),
+                ..Rates::default()
+            },
             ..Model::default()
         };
         let text = render(&[snapshot("h:1", model)], &[], &OwnMetrics::default());
@@ -441,7 +343,7 @@ mod tests {
         };
         let model = Model {
             name: "m".to_owned(),
-            gpu_utilization: Some(7.0),
+            stats: stats("performance", "gpu_utilization", 7),
             ..Model::default()
         };
         let servers = [snapshot("a:1", model), snapshot("b:1", Model::default())];
@@ -462,12 +364,27 @@ mod tests {
     }
 
     #[test]
+    fn the_process_is_preferred_to_stats() {
+        let mut model = Model {
+            stats: stats("memory", "used_bytes", 1),
+            ..Model::default()
+        };
+        let text = |model: &Model| render(&[snapshot("h:1", model.clone())], &[], &own_metrics());
+        assert!(text(&model).contains("llamacpp_memory_usage_bytes{model=\"\"} 1\n"));
+        model.process.memory_usage = Some(2.0);
+        assert!(text(&model).contains("llamacpp_memory_usage_bytes{model=\"\"} 2\n"));
+    }
+
+    #[test]
     fn the_same_snapshot_renders_to_the_same_bytes() {
         let servers = [snapshot(
             "h:1",
             Model {
                 name: "m".to_owned(),
-                slots: Some(4.0),
+                facts: ModelFacts {
+                    slots: Some(4.0),
+                    ..ModelFacts::default()
+                },
                 ..Model::default()
             },
         )];
@@ -487,39 +404,55 @@ mod tests {
         Model {
             name: format!("{number:03}{}", "n".repeat(name_bytes.saturating_sub(3))),
             status: Some(ModelStatus::Running),
-            quantization: Some("Q4_K - Medium".to_owned()),
-            tokens_per_second: some,
-            prompt_tokens_per_second: some,
-            batch_latency: Some(histogram),
-            batch_size: some,
-            optimal_batch_size: some,
-            memory_usage: some,
-            total_memory: some,
-            cpu_utilization: some,
-            threads: some,
-            kv_cache_usage: some,
-            kv_cache_limit: some,
-            kv_cache_ratio: some,
-            process_cpu_seconds: some,
-            process_gpu_memory: vec![("0".to_owned(), memory)],
-            size: some,
-            parameters: some,
-            context_size: some,
-            max_context_size: some,
-            context_tokens: (0..4).map(|slot| (slot, 1e6)).collect(),
-            slots: some,
-            slots_busy: some,
-            requests_processing: some,
-            requests_deferred: some,
-            prompt_tokens: some,
-            prompt_tokens_cached: some,
-            prompt_seconds: some,
-            generated_tokens: some,
-            generation_seconds: some,
-            decode_calls: some,
-            draft_tokens: some,
-            draft_tokens_accepted: some,
-            max_sequence_tokens: some,
+            facts: ModelFacts {
+                slots: some,
+                max_context_size: some,
+                size: some,
+                parameters: some,
+                quantization: Some("Q4_K - Medium".to_owned()),
+                ..ModelFacts::default()
+            },
+            counters: Counters {
+                prompt_tokens_cached: some,
+                prompt_seconds: some,
+                generation_seconds: some,
+                draft_tokens: some,
+                draft_tokens_accepted: some,
+                max_sequence_tokens: some,
+                requests_processing: some,
+                requests_deferred: some,
+                kv_cache_usage_ratio: some,
+                ..Counters::default()
+            },
+            live: LiveCounts {
+                prompt_tokens: some,
+                generated_tokens: some,
+                decode_calls: some,
+            },
+            rates: Rates {
+                tokens_per_second: some,
+                prompt_tokens_per_second: some,
+                batch_latency: Some(histogram),
+                batch_size: some,
+                optimal_batch_size: some,
+            },
+            slots: SlotUsage {
+                busy: some,
+                context_tokens: (0..4).map(|slot| (slot, 1e6)).collect(),
+            },
+            kv_cache: KvCacheUsage {
+                usage_bytes: some,
+                limit_bytes: some,
+                usage_ratio: some,
+            },
+            process: ProcessUsage {
+                memory_usage: some,
+                total_memory: some,
+                cpu_utilization: some,
+                cpu_seconds: some,
+                thread_count: some,
+                gpu_memory: vec![("0".to_owned(), memory)],
+            },
             ..Model::default()
         }
     }
@@ -625,10 +558,16 @@ mod tests {
         let model = |name: &str, mode: Option<&str>, tells: bool| Model {
             name: name.to_owned(),
             mode: mode.map(str::to_owned),
-            mode_tells: tells,
+            needs_mode_label: tells,
             status: Some(ModelStatus::Idle),
-            context_tokens: vec![(3, 1.0), (3, 2.0)],
-            process_gpu_memory: vec![("0".to_owned(), memory), ("0".to_owned(), memory)],
+            slots: SlotUsage {
+                busy: None,
+                context_tokens: vec![(3, 1.0), (3, 2.0)],
+            },
+            process: ProcessUsage {
+                gpu_memory: vec![("0".to_owned(), memory), ("0".to_owned(), memory)],
+                ..ProcessUsage::default()
+            },
             ..Model::default()
         };
         let long = "n".repeat(600);
@@ -642,7 +581,7 @@ mod tests {
         ];
         let mut requests: Vec<_> = models.iter().map(full_requests).collect();
         requests.extend(requests.clone());
-        let cell = crate::snapshot::Cell::new(Snapshot::default());
+        let cell = crate::snapshot::SnapshotCell::new(Snapshot::default());
         cell.publish(Arc::new(Snapshot {
             server: "h:1".to_owned(),
             models,

@@ -1,4 +1,5 @@
-//! The table of metrics, and the text format in which they are served.
+//! The table of metrics, and the text format in which they are served. Knows no I/O.
 
 pub mod catalogue;
 pub mod exposition;
+mod text_format;

@@ -81,7 +81,7 @@ impl TryFrom<SlotDocument> for Slot {
 
 impl Slot {
     /// Tokens generated for the task at hand, or the last one (before b10566).
-    pub fn decoded(&self) -> f64 {
+    pub fn generated_tokens(&self) -> f64 {
         self.next_token
             .as_ref()
             .and_then(|token| token.n_decoded)
@@ -146,7 +146,7 @@ mod tests {
             let json =
                 format!(r#"[{{"id":0,"is_processing":true,"id_task":3,"next_token":{shape}}}]"#);
             let Slots(slots) = serde_json::from_str(&json).unwrap();
-            assert_eq!(slots[0].decoded(), 7.0, "{shape}");
+            assert_eq!(slots[0].generated_tokens(), 7.0, "{shape}");
         }
     }
 
@@ -158,7 +158,7 @@ mod tests {
         let Slots(slots) = serde_json::from_str(json).unwrap();
         let told = slots
             .iter()
-            .map(|slot| (slot.is_processing, slot.id_task, slot.decoded()));
+            .map(|slot| (slot.is_processing, slot.id_task, slot.generated_tokens()));
         assert_eq!(
             told.collect::<Vec<_>>(),
             [
@@ -177,7 +177,10 @@ mod tests {
             (slots[0].id, slots[0].n_ctx, slots[0].id_task),
             (Some(0.0), None, None)
         );
-        assert_eq!((slots[0].n_prompt_tokens, slots[0].decoded()), (None, 0.0));
+        assert_eq!(
+            (slots[0].n_prompt_tokens, slots[0].generated_tokens()),
+            (None, 0.0)
+        );
     }
 
     #[test]

@@ -1,28 +1,24 @@
 //! The `/stats` document that some forks and adapters of llama-server serve.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::bounds::lenient::{celsius, count, measure, object, percent, text};
+use crate::readings::ModelStatus;
 
-/// The `/stats` document of forks and adapters.
+/// `GET /stats`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Stats {
-    /// Memory of the server.
     #[serde(deserialize_with = "object")]
-    pub memory: Option<StatsMemory>,
-    /// How fast and how hard it works.
+    memory: Option<StatsMemory>,
     #[serde(deserialize_with = "object")]
-    pub performance: Option<StatsPerformance>,
-    /// What the model is.
+    performance: Option<StatsPerformance>,
     #[serde(deserialize_with = "object")]
-    pub model: Option<StatsModel>,
-    /// Batches.
+    model: Option<StatsModel>,
     #[serde(deserialize_with = "object")]
-    pub batch: Option<StatsBatch>,
-    /// The process.
+    batch: Option<StatsBatch>,
     #[serde(deserialize_with = "object")]
-    pub system: Option<StatsSystem>,
+    system: Option<StatsSystem>,
 }
 
 impl Stats {
@@ -34,12 +30,50 @@ impl Stats {
             || self.batch.is_some()
             || self.system.is_some()
     }
+
+    /// Memory of the server.
+    pub fn memory(&self) -> StatsMemory {
+        self.memory.unwrap_or_default()
+    }
+
+    /// Speed and load.
+    pub fn performance(&self) -> StatsPerformance {
+        self.performance.unwrap_or_default()
+    }
+
+    /// What the model is.
+    pub fn model(&self) -> Option<&StatsModel> {
+        self.model.as_ref()
+    }
+
+    /// Batches.
+    pub fn batch(&self) -> StatsBatch {
+        self.batch.unwrap_or_default()
+    }
+
+    /// The process.
+    pub fn system(&self) -> StatsSystem {
+        self.system.unwrap_or_default()
+    }
+
+    /// Removes the values that are computed from the model's file instead.
+    pub fn remove_kv_cache(&mut self) {
+        if let Some(memory) = &mut self.memory {
+            (memory.kv_cache_bytes, memory.kv_cache_max_bytes) = (None, None);
+        }
+    }
+
+    /// Removes the values that are read from this machine's GPUs instead.
+    pub fn remove_gpu(&mut self) {
+        if let Some(performance) = &mut self.performance {
+            (performance.gpu_utilization, performance.temperature) = (None, None);
+        }
+    }
 }
 
 /// `memory` of [`Stats`]; bytes.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
 pub struct StatsMemory {
     #[serde(deserialize_with = "count")]
     pub used_bytes: Option<f64>,
@@ -52,9 +86,8 @@ pub struct StatsMemory {
 }
 
 /// `performance` of [`Stats`]; utilizations in percent, temperature in degrees Celsius.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
 pub struct StatsPerformance {
     #[serde(deserialize_with = "measure")]
     pub tokens_per_second: Option<f64>,
@@ -69,7 +102,6 @@ pub struct StatsPerformance {
 /// `model` of [`Stats`].
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
 pub struct StatsModel {
     #[serde(deserialize_with = "text")]
     pub name: Option<String>,
@@ -84,9 +116,8 @@ pub struct StatsModel {
 }
 
 /// `batch` of [`Stats`]; latency in milliseconds.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
 pub struct StatsBatch {
     #[serde(deserialize_with = "measure")]
     pub size: Option<f64>,
@@ -97,14 +128,22 @@ pub struct StatsBatch {
 }
 
 /// `system` of [`Stats`]; status is `idle`, `loading` or `running`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
 pub struct StatsSystem {
     #[serde(deserialize_with = "count")]
     pub threads: Option<f64>,
-    #[serde(deserialize_with = "text")]
-    pub status: Option<String>,
+    #[serde(deserialize_with = "status")]
+    pub status: Option<ModelStatus>,
+}
+
+fn status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ModelStatus>, D::Error> {
+    Ok(match text(deserializer)?.as_deref() {
+        Some("idle") => Some(ModelStatus::Idle),
+        Some("loading") => Some(ModelStatus::Loading),
+        Some("running") => Some(ModelStatus::Running),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

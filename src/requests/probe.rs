@@ -15,7 +15,7 @@ use crate::readings::ModelStatus;
 use crate::readings::counters::rounding_step;
 use crate::requests::{RequestSource, Requests, increment, observe};
 use crate::snapshot::histogram::{Histogram, LATENCY_SECONDS};
-use crate::snapshot::{Cell, Model, Reason, RequestFigures, Snapshot};
+use crate::snapshot::{Model, Reason, RequestFigures, Snapshot, SnapshotCell};
 
 /// The probe's entry among the sources.
 pub static SOURCE: RequestSource = RequestSource {
@@ -56,7 +56,7 @@ pub struct Prober<S> {
     /// Where the probes are counted.
     pub requests: Arc<Requests>,
     /// What the polls found.
-    pub cell: Arc<Cell>,
+    pub cell: Arc<SnapshotCell>,
     /// Time between two probes of a model.
     pub interval: Duration,
 }
@@ -152,7 +152,7 @@ struct SinceProbe {
 
 /// Tokens generated, and prompt tokens computed.
 fn token_counters(model: &Model) -> [Option<f64>; 2] {
-    [model.generated_tokens, model.prompt_tokens]
+    [model.live.generated_tokens, model.live.prompt_tokens]
 }
 
 impl Traffic {
@@ -208,9 +208,9 @@ impl SinceProbe {
     /// about to sleep is not asked for them.
     fn update(&mut self, model: &Model) {
         let gauges = [
-            model.requests_processing,
-            model.requests_deferred,
-            model.slots_busy,
+            model.counters.requests_processing,
+            model.counters.requests_deferred,
+            model.slots.busy,
         ];
         self.has_traffic |= gauges.into_iter().flatten().any(|count| count > 0.0);
         let known = self.base.iter_mut().zip(&mut self.own);
@@ -235,6 +235,7 @@ impl SinceProbe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::LiveCounts;
 
     const COMPLETION: Completion = Completion {
         first_token: Duration::from_millis(80),
@@ -248,7 +249,10 @@ mod tests {
             models: vec![Model {
                 name: "m".to_owned(),
                 status: Some(status),
-                generated_tokens: tokens,
+                live: LiveCounts {
+                    generated_tokens: tokens,
+                    ..LiveCounts::default()
+                },
                 ..Model::default()
             }],
             ..Snapshot::default()
@@ -319,7 +323,7 @@ mod tests {
         traffic.update(&first);
         traffic.probed(&first.models[0], Some(COMPLETION), 1);
         let mut busy = snapshot(3, ModelStatus::Running, None);
-        busy.models[0].requests_processing = Some(1.0);
+        busy.models[0].counters.requests_processing = Some(1.0);
         assert!(may(&mut traffic, &busy));
     }
 

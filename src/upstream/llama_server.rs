@@ -304,7 +304,7 @@ impl LlamaServer {
     fn name(&mut self, model: &ModelReading) -> String {
         let entry = self.entry.as_ref().and_then(|entry| entry.id.clone());
         let alias = || self.props.as_ref()?.model_alias.clone();
-        let stats = || model.stats.as_ref()?.model.as_ref()?.name.clone();
+        let stats = || model.stats.as_ref()?.model()?.name.clone();
         self.own_name = entry.or_else(alias).or_else(stats).or(self.own_name.take());
         let name = self.given_name.as_ref().or(self.own_name.as_ref());
         name.map_or(DEFAULT_MODEL, String::as_str).to_owned()

@@ -73,7 +73,6 @@ fn listen(tree: &FileTree, pid: Option<u32>, uid: u32) {
 fn poll(machine: &mut Machine, reading: &ModelReading) -> Model {
     let mut model = Model {
         name: "m".to_owned(),
-        memory_usage: Some(1.0),
         ..Model::default()
     };
     machine.begin_poll();
@@ -114,14 +113,19 @@ fn metrics_of_the_process_replace_those_of_the_server() {
     map_model(&tree, 7);
     let begun = std::time::Instant::now();
     let model = poll(&mut machine, &ModelReading::default());
-    assert_eq!(model.memory_usage, RESIDENT);
-    assert_eq!(model.threads, Some(9.0));
-    assert_eq!(model.total_memory, Some(1073741824.0));
-    assert_eq!(model.process_cpu_seconds, Some(1.0));
-    assert_eq!(model.cpu_utilization, None, "that needs an interval");
+    assert_eq!(model.process.memory_usage, RESIDENT);
+    assert_eq!(model.process.thread_count, Some(9.0));
+    assert_eq!(model.process.total_memory, Some(1073741824.0));
+    assert_eq!(model.process.cpu_seconds, Some(1.0));
+    assert_eq!(
+        model.process.cpu_utilization, None,
+        "that needs an interval"
+    );
     std::thread::sleep(Duration::from_millis(100));
     stat(&tree, 7, 105, 100);
-    let busy = poll(&mut machine, &ModelReading::default()).cpu_utilization;
+    let busy = poll(&mut machine, &ModelReading::default())
+        .process
+        .cpu_utilization;
     // 50 ms of two processors' time, in 100 ms or as long as this machine took.
     let least = 100.0 * 0.050 / (2.0 * begun.elapsed().as_secs_f64());
     assert!((least..=25.1).contains(&busy.unwrap()), "{busy:?}");
@@ -133,7 +137,9 @@ fn a_reused_pid_is_another_process() {
     let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
     listen(&tree, Some(7), 0);
     assert_eq!(
-        poll(&mut machine, &ModelReading::default()).memory_usage,
+        poll(&mut machine, &ModelReading::default())
+            .process
+            .memory_usage,
         RESIDENT
     );
     // Another process has the number, and nothing listens any more.
@@ -141,13 +147,18 @@ fn a_reused_pid_is_another_process() {
     std::fs::remove_file(tree.path("proc/net/tcp")).unwrap();
     stat(&tree, 7, 1, 999);
     let model = poll(&mut machine, &ModelReading::default());
-    assert_eq!((model.memory_usage, model.threads), (Some(1.0), None));
+    assert_eq!(
+        (model.process.memory_usage, model.process.thread_count),
+        (None, None)
+    );
     // Back on another one: found at once after the server was seen down.
     run(&tree, 9, "llama-server", 0, 1000);
     listen(&tree, Some(9), 0);
     machine.keep_only(&[]);
     assert_eq!(
-        poll(&mut machine, &ModelReading::default()).memory_usage,
+        poll(&mut machine, &ModelReading::default())
+            .process
+            .memory_usage,
         RESIDENT
     );
 }
@@ -162,7 +173,7 @@ fn a_process_that_closed_the_socket_is_replaced() {
     listen(&tree, Some(8), 0);
     stat(&tree, 8, 4200, 100);
     let model = poll(&mut machine, &ModelReading::default());
-    assert_eq!(model.process_cpu_seconds, Some(42.0));
+    assert_eq!(model.process.cpu_seconds, Some(42.0));
 }
 
 #[test]
@@ -172,13 +183,18 @@ fn of_several_processes_with_the_socket_only_a_llama_server_counts() {
     listen(&tree, Some(8), 0);
     stat(&tree, 8, 4200, 100);
     let model = poll(&mut machine, &ModelReading::default());
-    assert_eq!(model.process_cpu_seconds, Some(42.0));
+    assert_eq!(model.process.cpu_seconds, Some(42.0));
     let (tree, mut machine) = self::machine(&[(7, "py", 0), (8, "py", 0)], &[]);
     for pid in [7, 8] {
         listen(&tree, Some(pid), 0);
         map_model(&tree, pid);
     }
-    assert_eq!(poll(&mut machine, &ModelReading::default()).threads, None);
+    assert_eq!(
+        poll(&mut machine, &ModelReading::default())
+            .process
+            .thread_count,
+        None
+    );
     let why = &machine.notes()[0];
     assert!(
         why.starts_with("2 processes have the server's socket open"),
@@ -195,7 +211,12 @@ fn several_servers_that_share_a_port_are_ambiguous() {
     let both = [4242, 4343].map(|inode| listening([0; 4], 0, inode));
     tree.write("proc/net/tcp", both.concat());
     tree.link("proc/8/fd/6", "socket:[4343]");
-    assert_eq!(poll(&mut machine, &ModelReading::default()).threads, None);
+    assert_eq!(
+        poll(&mut machine, &ModelReading::default())
+            .process
+            .thread_count,
+        None
+    );
 }
 
 #[test]
@@ -207,7 +228,12 @@ fn a_process_that_only_forwards_is_not_the_server() {
         "proc/7/maps",
         "7f00-7f01 r-xp 0 fe:00 1 /usr/bin/docker-proxy\n",
     );
-    assert_eq!(poll(&mut machine, &ModelReading::default()).threads, None);
+    assert_eq!(
+        poll(&mut machine, &ModelReading::default())
+            .process
+            .thread_count,
+        None
+    );
     let why = &machine.notes()[0];
     assert!(
         why.starts_with("process 7 listens on the base URL's port"),
@@ -220,7 +246,12 @@ fn a_server_on_the_same_port_of_another_address_is_not_the_server() {
     let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
     listen(&tree, Some(7), 0);
     tree.write("proc/net/tcp", listening([192, 0, 2, 7], 0, 4242));
-    assert_eq!(poll(&mut machine, &ModelReading::default()).threads, None);
+    assert_eq!(
+        poll(&mut machine, &ModelReading::default())
+            .process
+            .thread_count,
+        None
+    );
     assert!(machine.notes().is_empty());
 }
 
@@ -267,7 +298,9 @@ fn a_server_in_another_container_is_found_by_the_address_of_its_network() {
     let mut seconds = |host: &str| {
         machine.host = host.to_owned();
         machine.keep_only(&[]);
-        poll(&mut machine, &ModelReading::default()).process_cpu_seconds
+        poll(&mut machine, &ModelReading::default())
+            .process
+            .cpu_seconds
     };
     assert_eq!(seconds("172.18.0.4"), Some(8.0));
     assert_eq!(seconds("172.18.0.3"), Some(7.0));
@@ -294,13 +327,15 @@ fn a_network_namespace_must_show_a_connection_of_ours() {
         machine.host = "172.18.0.3".to_owned();
         machine.connect = from_172_18_0_1;
         let model = poll(&mut machine, &ModelReading::default());
-        assert_eq!(model.threads, None, "{connection} {uid_map:?}");
+        assert_eq!(model.process.thread_count, None, "{connection} {uid_map:?}");
         contain(&tree, 7, 3, &from_us);
         let _ = std::fs::remove_file(tree.path("proc/7/uid_map"));
         machine.keep_only(&[]);
         machine.host = "172.18.0.3".to_owned();
         assert_eq!(
-            poll(&mut machine, &ModelReading::default()).threads,
+            poll(&mut machine, &ModelReading::default())
+                .process
+                .thread_count,
             Some(9.0)
         );
     }
@@ -330,7 +365,12 @@ fn processes_are_listed_once_a_poll_for_all_models() {
     fill_all(&mut machine, &names[..1], &arguments);
     // What comes up within the poll is seen at the next one.
     listen(&tree, Some(7), 0);
-    let of_poll = |models: Vec<Model>| models.iter().filter(|of| of.threads.is_some()).count();
+    let of_poll = |models: Vec<Model>| {
+        models
+            .iter()
+            .filter(|of| of.process.thread_count.is_some())
+            .count()
+    };
     assert_eq!(of_poll(fill_all(&mut machine, &names[1..], &arguments)), 0);
     assert_eq!(machine.lookups, MAX_LOOKUPS_PER_POLL);
     machine.begin_poll();
@@ -347,12 +387,24 @@ fn processes_are_listed_once_a_poll_for_all_models() {
 #[test]
 fn a_failed_lookup_is_retried_later_and_at_once_after_a_reconnect() {
     let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
-    assert_eq!(poll(&mut machine, &ModelReading::default()).threads, None);
+    assert_eq!(
+        poll(&mut machine, &ModelReading::default())
+            .process
+            .thread_count,
+        None
+    );
     listen(&tree, Some(7), 0);
-    assert_eq!(poll(&mut machine, &ModelReading::default()).threads, None);
+    assert_eq!(
+        poll(&mut machine, &ModelReading::default())
+            .process
+            .thread_count,
+        None
+    );
     machine.keep_only(&[]);
     assert_eq!(
-        poll(&mut machine, &ModelReading::default()).threads,
+        poll(&mut machine, &ModelReading::default())
+            .process
+            .thread_count,
         Some(9.0)
     );
 }
@@ -371,9 +423,9 @@ fn arguments_count_without_the_environment_variables() {
     );
     assert!(machine.notes()[0].contains("variables"));
     // They may say how the slots share the cache.
-    model.context_tokens = vec![(0, 100.0)];
+    model.slots.context_tokens = vec![(0, 100.0)];
     machine.fill(&mut model, &reading);
-    assert_eq!(model.kv_cache_ratio, None);
+    assert_eq!(model.kv_cache.usage_ratio, None);
 }
 
 #[test]
@@ -384,8 +436,11 @@ fn invisible_limits_are_unknown_and_a_note_says_why() {
     poll(&mut machine, &ModelReading::default());
     std::thread::sleep(Duration::from_millis(20));
     let model = poll(&mut machine, &ModelReading::default());
-    assert_eq!((model.total_memory, model.cpu_utilization), (None, None));
-    assert_eq!(model.process_cpu_seconds, Some(1.0));
+    assert_eq!(
+        (model.process.total_memory, model.process.cpu_utilization),
+        (None, None)
+    );
+    assert_eq!(model.process.cpu_seconds, Some(1.0));
     assert!(machine.notes()[0].contains("cgroup"));
 }
 
@@ -447,7 +502,7 @@ fn a_pid_file_names_the_process_unless_its_pid_was_reused() {
     listen(&tree, Some(7), 0);
     stat(&tree, 8, 4200, 100);
     let seconds =
-        |machine: &mut Machine| poll(machine, &ModelReading::default()).process_cpu_seconds;
+        |machine: &mut Machine| poll(machine, &ModelReading::default()).process.cpu_seconds;
     assert_eq!(seconds(&mut machine), Some(42.0));
     std::fs::write(&file, "7\n").unwrap();
     assert_eq!(seconds(&mut machine), Some(1.0));
@@ -476,7 +531,9 @@ fn a_fifo_in_place_of_the_pid_file_blocks_no_poll() {
     std::thread::spawn(move || {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let (_tree, mut machine) = machine(&[(7, "llama-server", 0)], &arguments);
-        let threads = poll(&mut machine, &ModelReading::default()).threads;
+        let threads = poll(&mut machine, &ModelReading::default())
+            .process
+            .thread_count;
         sender.send((threads, machine.notes())).unwrap();
     });
     let polled = receiver.recv_timeout(Duration::from_secs(60));
@@ -572,16 +629,19 @@ fn the_kv_cache_follows_from_arguments_variables_and_the_model_file() {
     reading.process.header = Some(Arc::new(header));
     let mut model = Model {
         name: "m".to_owned(),
-        context_tokens: vec![(0, 100.0), (1, 924.0)],
+        slots: crate::snapshot::SlotUsage {
+            context_tokens: vec![(0, 100.0), (1, 924.0)],
+            busy: None,
+        },
         ..Model::default()
     };
     machine.fill(&mut model, &reading);
     // The variable sets 64 as the physical batch: a window of 768 cells.
     let limit = (4096 * 3 + 2 * 768 * 15) * 1024;
-    assert_eq!(model.kv_cache_limit, Some(f64::from(limit)));
+    assert_eq!(model.kv_cache.limit_bytes, Some(f64::from(limit)));
     let used = (1024 * 3 + (100 + 768) * 15) * 1024;
-    assert_eq!(model.kv_cache_usage, Some(f64::from(used)));
-    assert_eq!(model.kv_cache_ratio, Some(0.25));
+    assert_eq!(model.kv_cache.usage_bytes, Some(f64::from(used)));
+    assert_eq!(model.kv_cache.usage_ratio, Some(0.25));
     assert_eq!(
         machine.sleep_idle(&model),
         Some(BoundedDuration::from_secs(6))
@@ -592,13 +652,16 @@ fn the_kv_cache_follows_from_arguments_variables_and_the_model_file() {
         ..Model::default()
     };
     machine.fill(&mut asleep, &reading);
-    assert_eq!((asleep.kv_cache_limit, asleep.threads), (None, Some(9.0)));
+    assert_eq!(
+        (asleep.kv_cache.limit_bytes, asleep.process.thread_count),
+        (None, Some(9.0))
+    );
     // Without its file, cells are known and bytes are not.
     reading.process.header = None;
-    model.kv_cache_limit = None;
+    model.kv_cache.limit_bytes = None;
     machine.fill(&mut model, &reading);
     assert_eq!(
-        (model.kv_cache_limit, model.kv_cache_ratio),
+        (model.kv_cache.limit_bytes, model.kv_cache.usage_ratio),
         (None, Some(0.25))
     );
 }

@@ -1,0 +1,286 @@
+//! A counter of the server, with the requests in flight.
+//!
+//! llama-server adds the tokens of a request to its counter when the request ends
+//! (`server_metrics` in `tools/server/server-context.cpp`), and prints the counter with six
+//! significant digits: a printed P stands for anything within H of P, half a rounding step (the
+//! step is 10 from a million on, 1,000 from a hundred million on, 0 below a million). Before
+//! b10566 it drops the tokens of a request whose client disconnected.
+//!
+//! So the number T of all tokens of ended requests, dropped ones included, is known between two
+//! bounds, low <= T <= high. Let E be the tokens of requests that the slots showed to have ended
+//! since the last reading, and D all dropped tokens so far. Each reading sets
+//!
+//! - low = max(low + E, P - H + D): no less than was shown, and than was printed;
+//! - high = min(high + E + what the slots may have hidden, P + H + D), plus what ended after P
+//!   was read, at most E;
+//! - D to more if low - D exceeds P + H: what ended before the slots were read last must be in
+//!   the counter by now, so the rest was dropped.
+//!
+//! The exported sum grows by E, and by more only if it would otherwise be below low, or further
+//! than H from high: max(sum + E, low, high - H). So it never falls, is never further than H from
+//! T, and its growth is exact to the token while the slots show everything. The tokens in flight
+//! on the slots are added to it.
+
+use crate::counters::rates::CountRange;
+use crate::readings::counters::rounding_step;
+
+/// What happened to the tokens on the slots between two readings.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TokenDelta {
+    /// Tokens of requests that have ended; at least.
+    pub ended: f64,
+    /// Of these, tokens that the server drops: the client disconnected (before b10566).
+    pub dropped: f64,
+    /// Tokens of requests in flight.
+    pub in_flight: f64,
+    /// How many more may be in flight.
+    pub in_flight_error: f64,
+    /// Growth of the tokens of all requests; at least.
+    pub known: f64,
+    /// How many more may have come without being shown.
+    pub hidden: f64,
+}
+
+impl TokenDelta {
+    /// A delta of which nothing is known.
+    pub fn unknown() -> TokenDelta {
+        TokenDelta {
+            known: f64::NEG_INFINITY,
+            hidden: f64::INFINITY,
+            ..TokenDelta::default()
+        }
+    }
+
+    /// Adds the delta of another slot.
+    pub fn add(&mut self, other: &TokenDelta) {
+        self.ended += other.ended;
+        self.dropped += other.dropped;
+        self.in_flight += other.in_flight;
+        self.in_flight_error += other.in_flight_error;
+        self.known += other.known;
+        self.hidden += other.hidden;
+    }
+
+    /// Appends the delta that came after this one.
+    fn append(&mut self, next: &TokenDelta) {
+        (self.in_flight, self.in_flight_error) = (0.0, 0.0);
+        self.add(next);
+    }
+}
+
+/// A counter with the requests in flight; the formulas are above.
+#[derive(Debug, Default)]
+pub struct LiveCounter {
+    /// Whether the server counts everything but what it is known to drop. Then what the slots
+    /// showed and the counter lacks does not count as dropped.
+    counts_all: bool,
+    /// Low and high.
+    bounds: Option<(f64, f64)>,
+    /// The exported sum, without the tokens in flight.
+    sum: f64,
+    dropped: f64,
+    in_flight: f64,
+    /// The deltas since the counter was read.
+    pending: TokenDelta,
+    /// What the last of them may have hidden.
+    hidden: f64,
+    /// The exported value.
+    value: f64,
+}
+
+impl LiveCounter {
+    /// A counter to which the server adds everything.
+    pub fn of_all() -> LiveCounter {
+        LiveCounter {
+            counts_all: true,
+            ..LiveCounter::default()
+        }
+    }
+
+    /// Takes what the slots showed when the counter was not read with them.
+    pub fn add_slots(&mut self, delta: &TokenDelta) {
+        self.pending.append(delta);
+        self.in_flight = delta.in_flight;
+    }
+
+    /// Takes the printed counter, and what the slots showed right after it. Returns the range of
+    /// the count at this reading.
+    pub fn update(&mut self, printed: f64, delta: &TokenDelta) -> CountRange {
+        self.add_slots(delta);
+        let mut delta = std::mem::take(&mut self.pending);
+        if self.bounds.is_none() {
+            // What has ended by now is in the counter.
+            (delta.ended, delta.dropped) = (0.0, 0.0);
+        }
+        let half = rounding_step(printed) / 2.0;
+        let (mut low, mut high) = self.bounds.unwrap_or((printed - half, printed + half));
+        if self.counts_all {
+            let most = printed + half + self.dropped;
+            (low, high) = (low.min(most), high.min(most));
+            self.sum = self.sum.min(most);
+        }
+        self.dropped = self.dropped.max(low - (printed + half)) + delta.dropped;
+        let most = printed + half + self.dropped;
+        let low = (low + delta.ended).max(printed - half + self.dropped);
+        // What was hidden before this reading of the slots may only be in the next counter.
+        let hidden = delta.hidden + std::mem::replace(&mut self.hidden, delta.hidden);
+        // Only where nothing was hidden must something have ended after the counter was read.
+        let uncounted = if hidden > 0.0 { 0.0 } else { delta.ended };
+        let high = (high + delta.ended + hidden).min(most + uncounted).max(low);
+        self.bounds = Some((low, high));
+        self.sum = (self.sum + delta.ended).max(low).max(high - half);
+        self.value = self.value.max(self.sum + delta.in_flight);
+        // The range for rates is wider than the bounds of the sum: all that is possible.
+        let most = if half > 0.0 { most + delta.ended } else { low };
+        CountRange {
+            low: low + delta.in_flight,
+            high: most.max(low) + delta.in_flight + delta.in_flight_error,
+            known: delta.known,
+            hidden: delta.hidden,
+        }
+    }
+
+    /// Takes the printed counter when the slots were not read in time: their tokens are still in
+    /// flight, or in the counter.
+    pub fn update_without_slots(&mut self, printed: f64) {
+        let least = printed - rounding_step(printed) / 2.0;
+        let (low, _) = self.bounds.unwrap_or((least, least));
+        let least = (least + self.dropped).max(low + self.in_flight);
+        self.value = self.value.max(least);
+    }
+
+    /// The count, which never falls.
+    pub fn value(&self) -> f64 {
+        self.value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(ended: f64, in_flight: f64) -> TokenDelta {
+        TokenDelta {
+            ended,
+            in_flight,
+            ..TokenDelta::default()
+        }
+    }
+
+    fn value(count: &mut LiveCounter, printed: f64, delta: TokenDelta) -> f64 {
+        count.update(printed, &delta);
+        count.value()
+    }
+
+    #[test]
+    fn tokens_count_while_they_stream() {
+        let mut count = LiveCounter::default();
+        assert_eq!(value(&mut count, 100.0, ended(0.0, 0.0)), 100.0);
+        assert_eq!(value(&mut count, 100.0, ended(0.0, 40.0)), 140.0);
+        assert_eq!(value(&mut count, 185.0, ended(85.0, 9.0)), 194.0);
+        assert_eq!(value(&mut count, 200.0, ended(15.0, 0.0)), 200.0);
+    }
+
+    #[test]
+    fn tokens_that_ended_before_the_first_reading_count_once() {
+        let mut count = LiveCounter::default();
+        count.add_slots(&ended(30.0, 0.0));
+        assert_eq!(value(&mut count, 120.0, ended(10.0, 5.0)), 125.0);
+    }
+
+    #[test]
+    fn a_request_that_ends_between_metrics_and_slots_counts_once() {
+        let mut count = LiveCounter::default();
+        value(&mut count, 0.0, ended(0.0, 50.0));
+        // /metrics came before the end, /slots after it.
+        assert_eq!(value(&mut count, 0.0, ended(57.0, 0.0)), 57.0);
+        assert_eq!(value(&mut count, 57.0, ended(0.0, 3.0)), 60.0);
+    }
+
+    #[test]
+    fn tokens_of_a_cancelled_request_stay_counted() {
+        // Whether the slot tells that its client hung up, or the counter by lacking them.
+        for dropped in [0.0, 61.0] {
+            let mut count = LiveCounter::default();
+            value(&mut count, 1000.0, ended(0.0, 50.0));
+            let hung_up = TokenDelta {
+                dropped,
+                ..ended(61.0, 0.0)
+            };
+            assert_eq!(value(&mut count, 1000.0, hung_up), 1061.0);
+            assert_eq!(value(&mut count, 1000.0, ended(0.0, 20.0)), 1081.0);
+            // What comes after is not swallowed.
+            assert_eq!(value(&mut count, 1030.0, ended(30.0, 0.0)), 1091.0);
+            assert_eq!(value(&mut count, 1030.0, ended(0.0, 0.0)), 1091.0);
+        }
+    }
+
+    #[test]
+    fn a_cancelled_request_counts_beside_a_completed_one() {
+        let mut count = LiveCounter::default();
+        value(&mut count, 0.0, ended(0.0, 140.0));
+        assert_eq!(value(&mut count, 0.0, ended(60.0, 90.0)), 150.0);
+        assert_eq!(value(&mut count, 100.0, ended(100.0, 0.0)), 160.0);
+        assert_eq!(value(&mut count, 100.0, ended(0.0, 0.0)), 160.0);
+    }
+
+    #[test]
+    fn requests_that_no_slot_showed_come_from_the_counter() {
+        let mut count = LiveCounter::default();
+        value(&mut count, 0.0, ended(0.0, 0.0));
+        let hidden = TokenDelta {
+            hidden: f64::INFINITY,
+            ..ended(30.0, 4.0)
+        };
+        assert_eq!(value(&mut count, 50.0, hidden), 54.0);
+    }
+
+    #[test]
+    fn past_a_million_it_grows_by_the_slots_and_stays_within_the_bounds() {
+        let mut count = LiveCounter::default();
+        // 700,000,499 is printed as 7e+08; the next token makes it 7.00001e+08.
+        assert_eq!(value(&mut count, 7e8, ended(0.0, 0.0)), 700_000_000.0);
+        assert_eq!(
+            value(&mut count, 700_001_000.0, ended(2.0, 0.0)),
+            700_000_500.0
+        );
+        let range = count.update(700_001_000.0, &ended(100.0, 0.0));
+        assert_eq!((range.low, range.high), (700_000_600.0, 700_001_600.0));
+        // Where requests may have come unseen, what is printed tells the most.
+        let hidden = TokenDelta {
+            hidden: f64::INFINITY,
+            ..TokenDelta::default()
+        };
+        assert_eq!(value(&mut count, 700_002_000.0, hidden), 700_002_000.0);
+    }
+
+    #[test]
+    fn an_estimate_that_is_too_high_stands_until_the_counter_catches_up() {
+        let mut count = LiveCounter::default();
+        assert_eq!(value(&mut count, 0.0, ended(0.0, 33.0)), 33.0);
+        assert_eq!(value(&mut count, 30.0, ended(0.0, 0.0)), 33.0);
+        assert_eq!(value(&mut count, 30.0, ended(0.0, 10.0)), 40.0);
+    }
+
+    #[test]
+    fn a_reading_without_slots_loses_nothing() {
+        let mut count = LiveCounter::default();
+        value(&mut count, 0.0, ended(0.0, 50.0));
+        count.update_without_slots(0.0);
+        assert_eq!(count.value(), 50.0);
+        assert_eq!(value(&mut count, 0.0, ended(0.0, 90.0)), 90.0);
+        count.update_without_slots(95.0);
+        assert_eq!(count.value(), 95.0);
+        assert_eq!(value(&mut count, 95.0, ended(95.0, 0.0)), 95.0);
+    }
+
+    #[test]
+    fn a_counter_of_everything_is_not_exceeded() {
+        let mut count = LiveCounter::of_all();
+        value(&mut count, 7e8, ended(0.0, 0.0));
+        for _ in 0..10 {
+            let value = value(&mut count, 7e8, ended(200.0, 0.0));
+            assert!(value <= 700_000_700.0, "{value}");
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! What the slots did between two readings of `/slots`.
+//!
+//! A slot has one task at a time and shows it until its next one (`server_slot::to_json` in
+//! `tools/server/server-context.cpp`). `n_decoded`, the generated tokens, grows while a task runs.
+//! Before b10566 it stays after the end, and `has_next_token` is then still true for a task whose
+//! client disconnected: the server drops its tokens. From b10566 on both are reset, but
+//! `n_prompt_tokens` stays (the prompt, and the answer without its last token), and everything is
+//! counted. Prompt tokens are counted once the prompt is done; `n_prompt_tokens_processed` is
+//! their number (from b9294 on; reset at the end from b10566 on).
+//!
+//! A slot that shows another task than before may have had more in between. Each call of
+//! `llama_decode()` gives every slot past its prompt one token, so while one slot generated all
+//! the time, no other slot can have hidden more tokens than that one got.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use crate::counters::live_counter::TokenDelta;
+use crate::readings::Slot;
+
+/// What came between two readings.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SlotDeltas {
+    /// Generated tokens.
+    pub generated_tokens: TokenDelta,
+    /// Prompt tokens computed.
+    pub prompt_tokens: TokenDelta,
+    /// Decode calls.
+    pub decode_calls: TokenDelta,
+    /// Whether a task was running at both readings.
+    pub same_task: bool,
+}
+
+impl SlotDeltas {
+    /// The same, with any number of tokens hidden.
+    pub fn with_hidden(mut self) -> SlotDeltas {
+        self.generated_tokens.hidden = f64::INFINITY;
+        self.prompt_tokens.hidden = f64::INFINITY;
+        self.decode_calls.hidden = f64::INFINITY;
+        self
+    }
+}
+
+/// The slots at the last reading.
+#[derive(Debug, Default)]
+pub struct SlotTracker {
+    last: Option<(Instant, BTreeMap<u64, SlotState>)>,
+    any_ended: bool,
+    had_any_ended: bool,
+}
+
+impl SlotTracker {
+    /// When they were read last since the server's start.
+    pub fn read_at(&self) -> Option<Instant> {
+        self.last.as_ref().map(|(at, _)| *at)
+    }
+
+    /// Whether any task had ended at the reading before the last: the server has counted it by
+    /// now, if it ever does.
+    pub fn had_any_ended(&self) -> bool {
+        self.had_any_ended
+    }
+
+    /// Takes the slots as they were read.
+    pub fn update(&mut self, at: Instant, slots: &[Slot]) -> SlotDeltas {
+        let slots = slots.iter().enumerate();
+        let slots = slots.map(|(index, slot)| (slot_id(index, slot), SlotState::new(slot)));
+        self.compare(at, slots.collect())
+    }
+
+    /// Takes that no slot is running a task.
+    pub fn idle(&mut self, at: Instant) -> SlotDeltas {
+        let slots = self.last.iter().flat_map(|(_, slots)| slots);
+        let idle = slots.map(|(id, slot)| (*id, slot.idle()));
+        self.compare(at, idle.collect())
+    }
+
+    fn compare(&mut self, at: Instant, mut now: BTreeMap<u64, SlotState>) -> SlotDeltas {
+        self.had_any_ended = self.any_ended;
+        // At the first reading, only running tasks count.
+        let then = self.last.take();
+        let then = then.map_or_else(|| now.clone(), |(_, slots)| slots);
+        for (id, slot) in &mut now {
+            // Whatever the server answers, a running task does not lose tokens.
+            if let Some(then) = then.get(id).filter(|then| then.runs_on(slot)) {
+                slot.generated = slot.generated.max(then.generated);
+            }
+        }
+        let none = SlotState::default();
+        let ids: BTreeSet<&u64> = then.keys().chain(now.keys()).collect();
+        let state = |slots: &BTreeMap<u64, SlotState>, id| *slots.get(id).unwrap_or(&none);
+        let pairs: Vec<_> = ids
+            .into_iter()
+            .map(|id| (state(&then, id), state(&now, id)))
+            .collect();
+        let decode_calls = decode_calls(&pairs);
+        let exact_calls = (decode_calls.hidden == 0.0).then_some(decode_calls.known);
+        let mut deltas = SlotDeltas {
+            decode_calls,
+            ..SlotDeltas::default()
+        };
+        for (then, now) in &pairs {
+            let generated_tokens = generated_tokens(then, now, exact_calls);
+            deltas.generated_tokens.add(&generated_tokens);
+            deltas.prompt_tokens.add(&prompt_tokens(then, now));
+            deltas.same_task |= then.runs_on(now);
+            self.any_ended |= then.running && !then.runs_on(now);
+        }
+        self.last = Some((at, now));
+        deltas
+    }
+}
+
+/// One slot at one reading.
+#[derive(Clone, Copy, Debug, Default)]
+struct SlotState {
+    task: Option<u64>,
+    running: bool,
+    generated: f64,
+    /// Whether the task has more to generate, or had when it ended.
+    has_next_token: bool,
+    /// Prompt tokens computed.
+    computed: Option<f64>,
+    /// Tokens in the slot.
+    held: Option<f64>,
+    /// Whether one decode call may give it several tokens.
+    speculative: bool,
+}
+
+impl SlotState {
+    fn new(slot: &Slot) -> SlotState {
+        SlotState {
+            task: slot.id_task.map(|id| id as u64),
+            running: slot.is_processing,
+            generated: slot.generated_tokens(),
+            has_next_token: slot.has_next_token(),
+            computed: slot.n_prompt_tokens_processed,
+            held: slot.n_prompt_tokens,
+            speculative: slot.speculative == Some(true),
+        }
+    }
+
+    /// The same slot when nothing is known but that its task has ended.
+    fn idle(&self) -> SlotState {
+        if !self.running {
+            return *self;
+        }
+        SlotState {
+            task: self.task,
+            computed: Some(0.0),
+            ..SlotState::default()
+        }
+    }
+
+    /// Whether the task is still running at the reading `now`.
+    fn runs_on(&self, now: &SlotState) -> bool {
+        self.task == now.task && self.running && now.running
+    }
+
+    fn is_at_prompt(&self) -> bool {
+        self.running && self.generated == 0.0
+    }
+
+    /// Generated tokens in flight.
+    fn generated_in_flight(&self) -> f64 {
+        if self.running { self.generated } else { 0.0 }
+    }
+
+    /// Prompt tokens in flight.
+    fn computed_in_flight(&self) -> f64 {
+        self.computed.filter(|_| self.is_at_prompt()).unwrap_or(0.0)
+    }
+
+    /// Whether the counts of its task were reset at its end.
+    fn was_reset(&self) -> bool {
+        !self.running && self.generated == 0.0 && self.computed == Some(0.0)
+    }
+}
+
+/// Tokens generated on one slot; `calls` is the number of decode calls, if known.
+fn generated_tokens(then: &SlotState, now: &SlotState, calls: Option<f64>) -> TokenDelta {
+    let before = then.generated_in_flight();
+    let (ended, hidden) = if then.task != now.task {
+        // Neither the end of the one was shown, nor what came before the other.
+        let of_next = if now.running { 0.0 } else { now.generated };
+        let hidden = calls.map_or(f64::INFINITY, |calls| {
+            (calls + 1.0 - now.generated).max(0.0)
+        });
+        (before + of_next, hidden)
+    } else if !then.running || now.running {
+        (0.0, 0.0)
+    } else if !now.was_reset() {
+        (now.generated.max(before), 0.0)
+    } else {
+        match then.held.zip(now.held).map(|(then, now)| now - then) {
+            // The last token may be in the slot already, or not yet.
+            Some(more) if before > 0.0 && more >= 0.0 => (before + more, 1.0),
+            // It was at its prompt, or the context was shifted.
+            _ => (
+                before,
+                now.held.filter(|_| before == 0.0).unwrap_or(f64::INFINITY),
+            ),
+        }
+    };
+    let cancelled = ended > 0.0 && !now.running && now.has_next_token;
+    TokenDelta {
+        ended,
+        dropped: if cancelled { now.generated } else { 0.0 },
+        in_flight: now.generated_in_flight(),
+        known: ended + now.generated_in_flight() - before,
+        hidden,
+        ..TokenDelta::default()
+    }
+}
+
+/// Prompt tokens computed on one slot.
+fn prompt_tokens(then: &SlotState, now: &SlotState) -> TokenDelta {
+    let before = then.computed_in_flight();
+    let computed = now.computed.unwrap_or(0.0);
+    let (ended, hidden) = if then.task != now.task {
+        let of_next = if now.is_at_prompt() { 0.0 } else { computed };
+        (before + of_next, f64::INFINITY)
+    } else if !then.is_at_prompt() || now.is_at_prompt() {
+        (0.0, 0.0)
+    } else if computed > 0.0 {
+        (computed.max(before), 0.0)
+    } else {
+        (before, now.held.unwrap_or(f64::INFINITY))
+    };
+    let cancelled = ended > 0.0 && !now.running && now.has_next_token && now.generated == 0.0;
+    TokenDelta {
+        ended,
+        dropped: if cancelled { computed } else { 0.0 },
+        in_flight: now.computed_in_flight(),
+        known: ended + now.computed_in_flight() - before,
+        hidden,
+        ..TokenDelta::default()
+    }
+}
+
+/// Decode calls: as many as a slot got tokens that generated all the time.
+fn decode_calls(slots: &[(SlotState, SlotState)]) -> TokenDelta {
+    let plain = || {
+        let plain = |(then, now): &&(SlotState, SlotState)| !then.speculative && !now.speculative;
+        slots.iter().filter(plain)
+    };
+    let throughout = plain()
+        .filter(|(then, now)| then.runs_on(now) && then.generated > 0.0)
+        .map(|(then, now)| now.generated - then.generated)
+        .reduce(f64::max);
+    let is_idle = |(then, now): &(SlotState, SlotState)| {
+        then.task == now.task && !then.running && !now.running
+    };
+    let (known, hidden) = match throughout {
+        Some(tokens) => (tokens, 0.0),
+        None if slots.iter().all(is_idle) => (0.0, 0.0),
+        None => {
+            let least = plain().map(|(then, now)| generated_tokens(then, now, None).known);
+            (least.reduce(f64::max).unwrap_or(0.0), f64::INFINITY)
+        }
+    };
+    TokenDelta {
+        ended: known,
+        known,
+        hidden,
+        ..TokenDelta::default()
+    }
+}
+
+fn slot_id(index: usize, slot: &Slot) -> u64 {
+    slot.id.map_or(index as u64, |id| id as u64)
+}
+
+/// Tokens in each slot by its id; empty if no slot reports them (before b9294).
+pub fn context_tokens(slots: &[Slot]) -> Vec<(u64, f64)> {
+    if slots.iter().all(|slot| slot.n_prompt_tokens.is_none()) {
+        return Vec::new();
+    }
+    // A slot that never had a task reports none and holds none.
+    let slots = slots.iter().enumerate();
+    let tokens =
+        slots.map(|(index, slot)| (slot_id(index, slot), slot.n_prompt_tokens.unwrap_or(0.0)));
+    let mut tokens: Vec<_> = tokens.collect();
+    tokens.sort_unstable_by_key(|(id, _)| *id);
+    tokens
+}

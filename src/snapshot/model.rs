@@ -1,0 +1,127 @@
+//! What is known of one model. A value that is unknown, or not fresh, is `None`.
+
+use std::collections::BTreeSet;
+
+use crate::bounds;
+use crate::readings::{Counters, ModelFacts, ModelStatus, Stats};
+use crate::snapshot::GpuMemory;
+use crate::snapshot::histogram::Histogram;
+
+/// What is known of one model.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    /// The label `model`.
+    pub name: String,
+    /// What it is run for (`completion`, `embedding`), where the server says so.
+    pub mode: Option<String>,
+    /// Whether its series need the label `mode`: the same model also runs in another mode.
+    pub needs_mode_label: bool,
+    /// The status.
+    pub status: Option<ModelStatus>,
+    /// What does not change while it is loaded.
+    pub facts: ModelFacts,
+    /// llama-server's `/metrics`. Between two reads, counters keep their values; gauges do not.
+    pub counters: Counters,
+    /// Counters that include the requests in flight.
+    pub live: LiveCounts,
+    /// Rates over the last interval.
+    pub rates: Rates,
+    /// What the slots hold.
+    pub slots: SlotUsage,
+    /// The use of the KV cache.
+    pub kv_cache: KvCacheUsage,
+    /// The process that holds the model.
+    pub process: ProcessUsage,
+    /// `/stats`: used for values that are known from nothing else.
+    pub stats: Stats,
+    /// What its server cannot tell, for people.
+    pub notes: Vec<&'static str>,
+}
+
+/// Counters of the server that include the requests in flight.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LiveCounts {
+    /// Prompt tokens computed.
+    pub prompt_tokens: Option<f64>,
+    /// Tokens generated.
+    pub generated_tokens: Option<f64>,
+    /// Calls of `llama_decode()`.
+    pub decode_calls: Option<f64>,
+}
+
+/// Rates and batch figures over the last interval.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Tokens generated per second.
+    pub tokens_per_second: Option<f64>,
+    /// Prompt tokens computed per second.
+    pub prompt_tokens_per_second: Option<f64>,
+    /// Seconds per call of `llama_decode()`.
+    pub batch_latency: Option<Histogram>,
+    /// Tokens per call of `llama_decode()`.
+    pub batch_size: Option<f64>,
+    /// The number of busy slots at which generation is fastest.
+    pub optimal_batch_size: Option<f64>,
+}
+
+/// What the slots hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SlotUsage {
+    /// Slots that process a request.
+    pub busy: Option<f64>,
+    /// Tokens in each slot, by the slot's id.
+    pub context_tokens: Vec<(u64, f64)>,
+}
+
+/// The use of the KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct KvCacheUsage {
+    /// Bytes that hold tokens.
+    pub usage_bytes: Option<f64>,
+    /// Bytes allocated.
+    pub limit_bytes: Option<f64>,
+    /// The share of its cells that hold tokens, 0 to 1.
+    pub usage_ratio: Option<f64>,
+}
+
+/// What the process that holds the model uses.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ProcessUsage {
+    /// Bytes of resident memory.
+    pub memory_usage: Option<f64>,
+    /// Bytes of memory that it may use.
+    pub total_memory: Option<f64>,
+    /// CPU time over the last interval; 100 = all allowed CPUs fully used.
+    pub cpu_utilization: Option<f64>,
+    /// User and system CPU time, in seconds.
+    pub cpu_seconds: Option<f64>,
+    /// Number of threads.
+    pub thread_count: Option<f64>,
+    /// GPU memory, by the GPU's index.
+    pub gpu_memory: Vec<(String, GpuMemory)>,
+}
+
+impl Model {
+    /// Whether the model may be in memory; an unknown status counts as loaded.
+    pub fn is_loaded(&self) -> bool {
+        use ModelStatus::{Downloading, Failed, Unloaded};
+        !matches!(self.status, Some(Unloaded | Downloading | Failed))
+    }
+
+    /// The share of the KV cache's cells that hold tokens, 0 to 1.
+    pub fn kv_cache_usage_ratio(&self) -> Option<f64> {
+        self.kv_cache
+            .usage_ratio
+            .or(self.counters.kv_cache_usage_ratio)
+    }
+
+    /// Leaves the first slot of each id and the first GPU of each index.
+    pub(super) fn remove_duplicates(&mut self) {
+        let mut ids = BTreeSet::new();
+        self.slots.context_tokens.retain(|(id, _)| ids.insert(*id));
+        let mut gpus = BTreeSet::new();
+        self.process
+            .gpu_memory
+            .retain(|(gpu, _)| gpus.insert(bounds::cut(gpu).to_owned()));
+    }
+}

@@ -1,0 +1,59 @@
+//! What is known of one base URL apart from its models: what answers there, and how polling goes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::bounds::label_enum::label_enum;
+
+/// What answers at a base URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerInfo {
+    /// The kind of server, as the label `kind` spells it.
+    pub kind: &'static str,
+    /// Its version in its own words (llama-server: `build_info` of `/props`).
+    pub version: Option<String>,
+}
+
+/// How the polling of one base URL went so far.
+#[derive(Clone, Debug, Default)]
+pub struct Polls {
+    /// Polls that have ended.
+    pub total: u64,
+    /// The duration of the last one.
+    pub duration: Duration,
+    /// When the last successful one ended, in seconds since 1970.
+    pub last_success: Option<f64>,
+    /// Requests that failed, by endpoint and reason.
+    pub errors: BTreeMap<(&'static str, Reason), u64>,
+}
+
+/// A request of the last poll that failed.
+#[derive(Clone, Debug)]
+pub struct PollFailure {
+    /// The path that was requested.
+    pub endpoint: &'static str,
+    /// The model whose server was asked, where the base URL leads to several.
+    pub model: Option<String>,
+    /// The kind of failure.
+    pub reason: Reason,
+    /// What happened and what to do, for people.
+    pub detail: String,
+}
+
+label_enum! {
+    /// Why a request failed, as the label `reason` spells it.
+    pub enum Reason {
+        /// No connection, or one that broke before the response was complete.
+        Connect = "connect",
+        /// No complete response within the deadline.
+        Timeout = "timeout",
+        /// An HTTP status other than success.
+        Status = "status",
+        /// More bytes or items than any real server sends.
+        TooLarge = "too_large",
+        /// A response that is not what this endpoint serves.
+        Parse = "parse",
+        /// The server requires an API key, and got none or a wrong one.
+        Unauthorized = "unauthorized",
+    }
+}
