@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::process::log as own_log;
-use crate::readings::{ModelReading, ModelState, SlotsReading, Update};
+use crate::readings::{Completion, ModelReading, ModelState, SlotsReading, Update};
 use crate::requests::Requests;
 use crate::requests::log::{LogWriter, PolledModel, ServerLog};
-use crate::requests::probe::{Completion, Prober};
+use crate::requests::probe::Prober;
 use crate::requests::records::Records;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Model, ModelRequests, Reason, Snapshot, SnapshotCell};
@@ -136,8 +136,8 @@ fn send_probe(
     model: &Model,
 ) -> Result<Option<Completion>, Reason> {
     let has_many = kind(snapshot).is_some_and(ServerKind::holds_many_models);
-    let completed = completions.one_token(has_many.then_some(&model.name));
-    let completed = completed.map_err(|failure| {
+    let model_name = has_many.then_some(model.name.as_str());
+    completions.one_token(model_name).map_err(|failure| {
         own_log::debug(
             "a probe got no token",
             &[
@@ -147,12 +147,7 @@ fn send_probe(
             ],
         );
         failure.reason
-    })?;
-    Ok(completed.map(|completed| Completion {
-        first_token: completed.first_token,
-        prompt_tokens: completed.prompt,
-        generated_tokens: completed.generated,
-    }))
+    })
 }
 
 /// What a poll found of each model, as far as the log is concerned.

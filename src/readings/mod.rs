@@ -2,6 +2,7 @@
 //!
 //! Knows neither how it was read nor what is computed from it.
 
+mod completion;
 pub mod counters;
 pub mod slots;
 pub mod stats;
@@ -11,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use completion::Completion;
 pub use counters::Counters;
 pub use slots::{Slot, Slots};
 pub use stats::Stats;

@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::bounds;
-use crate::readings::ModelStatus;
 use crate::readings::counters::rounding_step;
+use crate::readings::{Completion, ModelStatus};
 use crate::requests::{RequestSource, Requests, increment, observe};
 use crate::snapshot::histogram::{Histogram, LATENCY_SECONDS};
 use crate::snapshot::{Model, Reason, RequestFigures, Snapshot, SnapshotCell};
@@ -34,18 +34,7 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// By how much generated tokens may be overestimated while a request runs.
 const TOLERANCE: f64 = 5.0;
 /// More prompt tokens than a failed probe can have used.
-const MAX_PROMPT_TOKENS: f64 = 16.0;
-
-/// The completion that a probe was answered with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Completion {
-    /// From sending the request to its first token.
-    pub first_token: Duration,
-    /// Prompt tokens computed for it, as far as the server says.
-    pub prompt_tokens: u64,
-    /// Tokens generated for it.
-    pub generated_tokens: u64,
-}
+const MAX_PROMPT_TOKENS: u64 = 16;
 
 /// Probes the models of one base URL.
 pub struct Prober<S> {
@@ -185,18 +174,13 @@ impl Traffic {
     /// Takes that a model was probed, as it was `before`, and how many polls had ended when the
     /// probe did.
     fn probed(&mut self, before: &Model, completion: Option<Completion>, polls: u64) {
-        let (generated, prompt) = completion.map_or((1.0, MAX_PROMPT_TOKENS), |completion| {
-            let Completion {
-                generated_tokens,
-                prompt_tokens,
-                ..
-            } = completion;
-            (generated_tokens as f64, prompt_tokens as f64)
+        let (generated_tokens, prompt_tokens) = completion.map_or((1, MAX_PROMPT_TOKENS), |of| {
+            (of.generated_tokens, of.prompt_tokens)
         });
         let since = SinceProbe {
             polls,
             base: token_counters(before),
-            own: [generated + TOLERANCE, prompt],
+            own: [generated_tokens as f64 + TOLERANCE, prompt_tokens as f64],
             has_traffic: false,
         };
         self.probed.insert(before.name.clone(), since);

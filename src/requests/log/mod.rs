@@ -37,7 +37,7 @@ use crate::requests::log::envelope::Envelope;
 use crate::requests::log::parser::{LogEvent, LogLine, SlotLayout, parse};
 use crate::requests::log::server::{LoggedServer, WaitingRequest};
 use crate::requests::log::tracker::{EndedRequest, RELEASE_TIMEOUT};
-use crate::requests::{RequestSource, Requests, zero_completions};
+use crate::requests::{RequestEnd, RequestSource, Requests, zero_completions};
 use crate::snapshot::RequestFigures;
 
 /// The log's entry among the sources.
@@ -145,7 +145,7 @@ impl ServerLog {
             requests,
             is_found: false,
             envelope: Envelope::default(),
-            origin: Origin::Unknown,
+            origin: Origin::default(),
             servers: BTreeMap::new(),
             rejected: [0; 6],
             first_line: None,
@@ -227,7 +227,7 @@ impl ServerLog {
         let is_over = |since: Option<Instant>| {
             since.is_some_and(|since| now.saturating_duration_since(since) > SILENCE)
         };
-        let is_several = matches!(state.origin, Origin::Several);
+        let is_several = state.origin.is_several;
         let is_rejecting = state.rejected.iter().any(|count| *count > 0);
         let is_foreign = !state.is_understood && is_over(state.first_line);
         let is_silent = state.is_understood && is_over(state.unreported_since);
@@ -270,7 +270,7 @@ impl State {
         match server.tracker.take(line, event, read, server.slots) {
             Ok(ended) => {
                 for request in ended {
-                    self.ended(line.port, request, read, is_history);
+                    self.ended(line.port, request, is_history);
                 }
                 if let Some(server) = self.servers.get_mut(&line.port).filter(|_| is_loading) {
                     server.restart();
@@ -300,7 +300,7 @@ impl State {
     }
 
     /// Counts a request that the log reports as ended, or has it wait for a poll.
-    fn ended(&mut self, port: Option<u16>, request: EndedRequest, read: Instant, is_history: bool) {
+    fn ended(&mut self, port: Option<u16>, request: EndedRequest, is_history: bool) {
         if is_history {
             return;
         }
@@ -311,16 +311,11 @@ impl State {
             return;
         };
         match &server.model {
-            Some(model) if server.has_no_counters => {
-                let end = request.end;
-                self.requests
-                    .count(model, &SOURCE, |figures| end.count(figures));
-            }
+            Some(model) if server.has_no_counters => count(&self.requests, model, request.end),
             _ if is_full => self.reject(Rejection::Counters, false),
             model => server.waiting.push_back(WaitingRequest {
                 model: model.clone(),
                 request,
-                read,
                 starts: server.starts,
                 was_checked: false,
             }),
@@ -353,7 +348,7 @@ impl State {
                 .map(|server| &mut server.tracker);
             let settled = tracker.map(|tracker| tracker.settle(now, RELEASE_TIMEOUT));
             for request in settled.unwrap_or_default() {
-                self.ended(port, request, now, false);
+                self.ended(port, request, false);
             }
             let Some(server) = self.servers.get_mut(&port) else {
                 continue;
@@ -363,8 +358,7 @@ impl State {
             let (confirmed, rejected) = server.check_waiting(now, counters);
             has_growth |= server.budget.has_grown();
             for (model, end) in confirmed {
-                self.requests
-                    .count(&model, &SOURCE, |figures| end.count(figures));
+                count(&self.requests, &model, end);
             }
             for reason in rejected {
                 self.reject(reason, false);
@@ -398,45 +392,39 @@ impl State {
     }
 }
 
+fn count(requests: &Requests, model: &str, end: RequestEnd) {
+    requests.count(model, &SOURCE, |figures| end.count(figures));
+}
+
 /// Who writes the log, by the name that a log collector gives the writer of each line.
 #[derive(Debug, Default)]
-enum Origin {
-    #[default]
-    Unknown,
-    /// The lines name none.
-    Unnamed,
-    One(String),
-    /// One server after another: the first is over, the second has been started.
-    Replaced(String, String),
-    /// Several at a time: no line is counted any more.
-    Several,
+struct Origin {
+    /// The name on the lines that are counted: `Some(None)` if they have none, and `None` before
+    /// the first line.
+    current: Option<Option<String>>,
+    /// The name of the server before it, which is over.
+    previous: Option<String>,
+    /// Whether several servers write at a time: no line is counted any more.
+    is_several: bool,
 }
 
 impl Origin {
     /// Whether a line of that origin is the watched server's.
     fn accepts(&mut self, origin: Option<String>, is_loading: bool) -> bool {
-        let Some(origin) = origin else {
-            if matches!(self, Origin::Unknown) {
-                *self = Origin::Unnamed;
-            }
-            return matches!(self, Origin::Unnamed);
-        };
-        *self = match mem::take(self) {
-            Origin::Unknown => Origin::One(origin),
-            // A name may be forged there.
-            Origin::Unnamed => {
-                *self = Origin::Unnamed;
-                return false;
-            }
-            Origin::One(one) if one == origin => Origin::One(one),
-            Origin::One(one) if is_loading => Origin::Replaced(one, origin),
-            Origin::Replaced(old, now) if now == origin => Origin::Replaced(old, now),
-            Origin::Replaced(old, now) if is_loading && old != origin => {
-                Origin::Replaced(now, origin)
-            }
-            Origin::One(_) | Origin::Replaced(..) | Origin::Several => Origin::Several,
-        };
-        !matches!(self, Origin::Several)
+        let current = self.current.get_or_insert_with(|| origin.clone());
+        if *current == origin || self.is_several {
+            return !self.is_several;
+        }
+        // A name is forged where the lines have none, and lines lack none where they have one.
+        if current.is_none() || origin.is_none() {
+            return false;
+        }
+        // One server after another: the second is starting.
+        self.is_several = !is_loading || self.previous == origin;
+        if !self.is_several {
+            self.previous = self.current.replace(origin).flatten();
+        }
+        !self.is_several
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::readings::CountersReading;
 use crate::readings::counters::{Counters, six_digit_step};
 use crate::requests::RequestEnd;
+use crate::requests::log::tracker::EndedRequest;
 
 /// The counters that requests are checked against: one index each.
 const COUNTERS: usize = 6;
@@ -60,17 +61,12 @@ pub struct Claim {
 
 impl Claim {
     /// The claim of a request at a server with so many slots; `None` if it is in no counter.
-    pub fn new(
-        end: &RequestEnd,
-        slots: u64,
-        launched: Option<Instant>,
-        ended: Instant,
-    ) -> Option<Claim> {
+    pub fn new(request: &EndedRequest, slots: u64) -> Option<Claim> {
         let slots = slots.max(1) as f64;
         let seconds = |ms: f64| (ms / 1000.0 * SECONDS_FACTOR - SECONDS_SLACK).max(0.0);
         let mut amounts = [0.0; COUNTERS];
         let mut is_child = false;
-        match end {
+        match &request.end {
             RequestEnd::Completed(timings) => {
                 amounts[PROMPT_TOKENS] = timings.prompt.tokens as f64;
                 amounts[WHOLE_PROMPT] = timings.prompt.tokens as f64;
@@ -90,8 +86,8 @@ impl Claim {
             amounts,
             slots,
             is_child,
-            launched,
-            ended,
+            launched: request.launched,
+            ended: request.read,
         })
     }
 }
@@ -306,7 +302,16 @@ mod tests {
             total_ms: seconds * 2e3,
             is_child: false,
         });
-        Claim::new(&end, 2, None, Instant::now()).unwrap()
+        claim_of(end)
+    }
+
+    fn claim_of(end: RequestEnd) -> Claim {
+        let request = EndedRequest {
+            end,
+            launched: None,
+            read: Instant::now(),
+        };
+        Claim::new(&request, 2).unwrap()
     }
 
     /// A budget whose counters are read so many seconds after the start: first at 0.
@@ -479,10 +484,7 @@ mod tests {
     fn a_prompt_alone_is_checked_against_what_its_build_counts() {
         let mut old = Polls::new(counters(0.0, 0.0, 0.0));
         old.update(10.0, counters(0.0, 2.0, 0.0));
-        let two_slots = |tokens| {
-            let end = RequestEnd::PromptOnly(tokens);
-            Claim::new(&end, 2, None, Instant::now()).unwrap()
-        };
+        let two_slots = |tokens| claim_of(RequestEnd::PromptOnly(tokens));
         for _ in 0..4 {
             assert!(old.covers(two_slots(500), 5.0, 6.0));
         }

@@ -46,8 +46,6 @@ pub struct WaitingRequest {
     pub model: Option<Arc<str>>,
     /// How it ended.
     pub request: EndedRequest,
-    /// When its last line was read.
-    pub read: Instant,
     /// How often the server had been started by then.
     pub starts: u64,
     /// Whether the counters did not cover it at an earlier poll.
@@ -100,28 +98,30 @@ impl LoggedServer {
             Update::New(CountersReading { at, .. }) => {
                 let claims = self.waiting.iter().filter(|waiting| {
                     let has_model = waiting.model.is_some() || current_model.is_some();
-                    has_model && waiting.read <= *at && !is_of_before(waiting)
+                    has_model && waiting.request.read <= *at && !is_of_before(waiting)
                 });
-                let claims: Vec<_> = claims.filter_map(|waiting| waiting.claim(slots)).collect();
+                let claims: Vec<_> = claims
+                    .filter_map(|waiting| Claim::new(&waiting.request, slots))
+                    .collect();
                 budget.accept(&claims).into_iter()
             }
             _ => Vec::new().into_iter(),
         };
         let (mut confirmed, mut rejected) = (Vec::new(), Vec::new());
         self.waiting.retain_mut(|waiting| {
-            let waited = now.saturating_duration_since(waiting.read);
+            let waited = now.saturating_duration_since(waiting.request.read);
             let Some(model) = waiting.model.as_ref().or(current_model.as_ref()) else {
                 let is_over = waited > UNKNOWN_MODEL_TIMEOUT;
                 rejected.extend(is_over.then_some(Rejection::Source));
                 return !is_over;
             };
-            let is_confirmed = match (waiting.claim(slots), counters) {
+            let is_confirmed = match (Claim::new(&waiting.request, slots), counters) {
                 (None, _) => true,
                 (_, Update::New(_)) if is_of_before(waiting) => true,
-                (_, Update::New(reading)) if waiting.read > reading.at => false,
+                (_, Update::New(reading)) if waiting.request.read > reading.at => false,
                 (_, Update::New(reading)) => {
                     let is_covered = covered.next() == Some(true);
-                    let waited = reading.at.saturating_duration_since(waiting.read);
+                    let waited = reading.at.saturating_duration_since(waiting.request.read);
                     if !is_covered && waiting.was_checked && waited >= COUNTERS_DELAY {
                         rejected.push(Rejection::Counters);
                         return false;
@@ -144,14 +144,5 @@ impl LoggedServer {
             !is_confirmed
         });
         (confirmed, rejected)
-    }
-}
-
-impl WaitingRequest {
-    /// By how much it must have moved the counters of a server with so many slots; `None` where
-    /// that is not known.
-    fn claim(&self, slots: u64) -> Option<Claim> {
-        let EndedRequest { end, launched } = self.request;
-        Claim::new(&end, slots, launched, self.read)
     }
 }

@@ -305,34 +305,8 @@ impl OpenFile {
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::sync::atomic::{AtomicU32, Ordering};
 
-    /// A folder of its own for a test, gone with it.
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new() -> Folder {
-            static NUMBER: AtomicU32 = AtomicU32::new(0);
-            let name = format!(
-                "follow-{}-{}",
-                std::process::id(),
-                NUMBER.fetch_add(1, Ordering::Relaxed)
-            );
-            let path = std::env::temp_dir().join(name);
-            fs::create_dir(&path).unwrap();
-            Folder(path)
-        }
-
-        fn file(&self, name: &str) -> PathBuf {
-            self.0.join(name)
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
+    use tempfile::tempdir;
 
     fn append(path: &Path, text: &str) {
         let mut file = File::options()
@@ -359,8 +333,8 @@ mod tests {
 
     #[test]
     fn it_starts_at_the_end_and_completes_the_last_line() {
-        let folder = Folder::new();
-        let log = folder.file("log");
+        let folder = tempdir().unwrap();
+        let log = folder.path().join("log");
         append(&log, "old\nbeg");
         let mut tail = LogTail::new(&log);
         assert_eq!(step(&mut tail), ["[old]"]);
@@ -373,8 +347,8 @@ mod tests {
 
     #[test]
     fn a_file_that_appears_later_is_read_from_its_beginning() {
-        let folder = Folder::new();
-        let log = folder.file("log");
+        let folder = tempdir().unwrap();
+        let log = folder.path().join("log");
         let mut tail = LogTail::new(&log);
         assert!(step(&mut tail).is_empty());
         append(&log, "one\n");
@@ -383,20 +357,20 @@ mod tests {
 
     #[test]
     fn a_replaced_file_and_the_new_one_are_read_once() {
-        let folder = Folder::new();
-        let log = folder.file("log");
+        let folder = tempdir().unwrap();
+        let log = folder.path().join("log");
         append(&log, "");
         let mut tail = LogTail::new(&log);
         step(&mut tail);
         append(&log, "one\n");
-        fs::rename(&log, folder.file("log.1")).unwrap();
-        append(&folder.file("log.1"), "two\n");
+        fs::rename(&log, folder.path().join("log.1")).unwrap();
+        append(&folder.path().join("log.1"), "two\n");
         assert_eq!(step(&mut tail), ["one", "two"]);
-        append(&folder.file("log.1"), "three\n");
+        append(&folder.path().join("log.1"), "three\n");
         append(&log, "four\n");
         assert_eq!(step(&mut tail), ["three", "four"]);
         // A writer that has not changed over yet is still heard.
-        append(&folder.file("log.1"), "five\n");
+        append(&folder.path().join("log.1"), "five\n");
         append(&log, "six\n");
         assert_eq!(step(&mut tail), ["five", "six"]);
         fs::remove_file(&log).unwrap();
@@ -406,8 +380,8 @@ mod tests {
 
     #[test]
     fn a_truncated_file_is_read_from_its_beginning() {
-        let folder = Folder::new();
-        let log = folder.file("log");
+        let folder = tempdir().unwrap();
+        let log = folder.path().join("log");
         append(&log, "a first line\n");
         let mut tail = LogTail::new(&log);
         step(&mut tail);
@@ -432,8 +406,8 @@ mod tests {
 
     #[test]
     fn a_writer_that_does_not_append_leaves_a_hole_and_loses_no_line() {
-        let folder = Folder::new();
-        let log = folder.file("log");
+        let folder = tempdir().unwrap();
+        let log = folder.path().join("log");
         let mut writer = File::create(&log).unwrap();
         writer.write_all(b"a first line\n").unwrap();
         let mut tail = LogTail::new(&log);
@@ -459,21 +433,22 @@ mod tests {
 
     #[test]
     fn a_folder_is_not_a_log() {
-        let folder = Folder::new();
-        let mut tail = LogTail::new(&folder.0);
+        let folder = tempdir().unwrap();
+        let log = folder.path().join("log");
+        fs::create_dir(&log).unwrap();
+        let mut tail = LogTail::new(&log);
         assert!(step(&mut tail).is_empty());
         assert!(matches!(&tail.logged, Some(Some(_))));
-        fs::remove_dir(&folder.0).unwrap();
-        append(&folder.0, "one\n");
+        fs::remove_dir(&log).unwrap();
+        append(&log, "one\n");
         step(&mut tail);
         assert_eq!(tail.logged, Some(None));
-        fs::remove_file(&folder.0).unwrap();
     }
 
     #[test]
     fn only_regular_files_and_fifos_are_opened() {
-        let folder = Folder::new();
-        let log = folder.file("log");
+        let folder = tempdir().unwrap();
+        let log = folder.path().join("log");
         for device in ["/dev/zero", "/dev/null", "/dev/tty"] {
             std::os::unix::fs::symlink(device, &log).unwrap();
             let mut tail = LogTail::new(&log);
@@ -486,8 +461,8 @@ mod tests {
 
     #[test]
     fn holes_of_terabytes_are_skipped() {
-        let folder = Folder::new();
-        let log = folder.file("log");
+        let folder = tempdir().unwrap();
+        let log = folder.path().join("log");
         append(&log, "old\n");
         let grow = |by: u64| {
             let file = File::options().write(true).open(&log).unwrap();
@@ -511,8 +486,8 @@ mod tests {
 
     #[test]
     fn after_too_much_growth_the_beginning_and_the_end_are_read() {
-        let folder = Folder::new();
-        let log = folder.file("log");
+        let folder = tempdir().unwrap();
+        let log = folder.path().join("log");
         let lines: String = (0..100_000)
             .map(|number| format!("{number:09}\n"))
             .collect();
@@ -534,8 +509,8 @@ mod tests {
 
     #[test]
     fn a_file_that_becomes_readable_later_has_history() {
-        let folder = Folder::new();
-        let (log, real) = (folder.file("log"), folder.file("real"));
+        let folder = tempdir().unwrap();
+        let (log, real) = (folder.path().join("log"), folder.path().join("real"));
         append(&real, "old\n");
         // A loop of links stands for whatever may hinder: root may read every file.
         std::os::unix::fs::symlink(&log, &log).unwrap();
@@ -549,8 +524,8 @@ mod tests {
 
     #[test]
     fn a_writer_that_never_reopens_its_log_is_followed_over_rotations() {
-        let folder = Folder::new();
-        let (log, older) = (folder.file("log"), folder.file("log.1"));
+        let folder = tempdir().unwrap();
+        let (log, older) = (folder.path().join("log"), folder.path().join("log.1"));
         let mut writer = File::create(&log).unwrap();
         let mut tail = LogTail::new(&log);
         step(&mut tail);
@@ -567,8 +542,8 @@ mod tests {
 
     #[test]
     fn a_file_that_gets_its_name_back_is_not_read_twice() {
-        let folder = Folder::new();
-        let (log, older) = (folder.file("log"), folder.file("log.1"));
+        let folder = tempdir().unwrap();
+        let (log, older) = (folder.path().join("log"), folder.path().join("log.1"));
         append(&log, "");
         let mut tail = LogTail::new(&log);
         step(&mut tail);
@@ -584,8 +559,8 @@ mod tests {
 
     #[test]
     fn a_pipe_is_found_when_it_is_opened_and_read_line_by_line() {
-        let folder = Folder::new();
-        let pipe = folder.file("pipe");
+        let folder = tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
         let made = std::process::Command::new("mkfifo").arg(&pipe).status();
         assert!(made.unwrap().success());
         let writer = {
@@ -605,8 +580,8 @@ mod tests {
 
     #[test]
     fn binary_data_does_not_affect_the_next_line() {
-        let folder = Folder::new();
-        let log = folder.file("log");
+        let folder = tempdir().unwrap();
+        let log = folder.path().join("log");
         append(&log, "");
         let mut tail = LogTail::new(&log);
         step(&mut tail);

@@ -31,6 +31,8 @@ pub struct EndedRequest {
     pub end: RequestEnd,
     /// When its launch was read; `None` where that may have been before the log was followed.
     pub launched: Option<Instant>,
+    /// When its last line was read.
+    pub read: Instant,
 }
 
 /// What is known of one server from its log.
@@ -150,7 +152,7 @@ impl Tracker {
         });
         let ended = settled
             .into_iter()
-            .filter_map(|(id, tokens)| self.end(id, RequestEnd::PromptOnly(tokens), Some(now)));
+            .filter_map(|(id, tokens)| self.end(id, RequestEnd::PromptOnly(tokens), now));
         ended.collect()
     }
 
@@ -254,10 +256,12 @@ impl Tracker {
                 }
                 self.tasks.remove(&task.slot);
                 if is_prompt_only {
-                    return self.end(task.id, RequestEnd::PromptOnly(tokens), Some(read));
+                    return self.end(task.id, RequestEnd::PromptOnly(tokens), read);
                 }
             }
-            LogEvent::Cancelled(id) => return self.end(id, RequestEnd::Cancelled, Some(read)),
+            LogEvent::Cancelled(id) => {
+                return self.end(id, RequestEnd::Cancelled, read);
+            }
             LogEvent::Failed(id) => {
                 self.mark_ended(id);
             }
@@ -300,14 +304,17 @@ impl Tracker {
                 return Some(Err(Rejection::Duration));
             }
         }
-        self.end(task.id, RequestEnd::Completed(timings), launched)
-            .map(Ok)
+        let ended = self.end(task.id, RequestEnd::Completed(timings), read)?;
+        Some(Ok(EndedRequest { launched, ..ended }))
     }
 
     /// The request of a task that ends, unless it has ended before.
-    fn end(&mut self, id: u64, end: RequestEnd, launched: Option<Instant>) -> Option<EndedRequest> {
-        self.mark_ended(id)
-            .then_some(EndedRequest { end, launched })
+    fn end(&mut self, id: u64, end: RequestEnd, read: Instant) -> Option<EndedRequest> {
+        self.mark_ended(id).then_some(EndedRequest {
+            end,
+            launched: Some(read),
+            read,
+        })
     }
 
     /// Whether a task had not ended yet.
