@@ -203,86 +203,54 @@ fn secrets_appear_in_no_log_metric_page_or_report() {
 #[test]
 fn secrets_appear_in_no_error() {
     let bad_key = format!("{KEY}\nand more");
-    for ended in [
+    let bad_key_file = file_with(&bad_key);
+    let bad_key_file = bad_key_file.path().to_str().unwrap();
+    let mut outputs = vec![
         called(&[], &[("LLAMACPP_API_KEY", &bad_key)]),
-        called(
-            &[
-                "--api-key-file",
-                file_with(&bad_key).path().to_str().unwrap(),
-            ],
-            &[],
-        ),
-        called(&["--base-url", &format!("ftp://user:{PASSWORD}@host")], &[]),
-        called(
-            &["--base-url", &format!("http://user:{PASSWORD}@host:99999")],
-            &[],
-        ),
-        called(&["--base-url", &format!("user:{PASSWORD}@host:8080")], &[]),
-        called(
-            &["--base-url", &format!("http:/user:{PASSWORD}@host:8080")],
-            &[],
-        ),
-        called(&[&format!("http://user:{PASSWORD}@host")], &[]),
-        called(
-            &[],
-            &[("LLAMACPP_BASE_URL", &format!("https//user:{PASSWORD}@host"))],
-        ),
-        called(&["--api-key", KEY], &[]),
-        called(&[&format!("--api-key={KEY}")], &[]),
-        called(&["--api-key-file", KEY], &[]),
-        called(
-            &["--api-key-file", &format!("http://localhost:1={KEY}")],
-            &[],
-        ),
-        called(&[], &[("LLAMACPP_API_KEY_FILE", KEY)]),
-        called(&[KEY], &[]),
-        called(&[KEY, "--bogus"], &[]),
-        called(&[&format!("-{KEY}")], &[]),
-        called(&[&format!("http://host/?key={KEY}")], &[]),
-        called(&["--base-url", &format!("http://host/?key={KEY}")], &[]),
-        called(&["--base-url", &format!("http://host/#{KEY}")], &[]),
-        // What must be percent-encoded in a password, and was not.
-        called(
-            &["--base-url", &format!("http://user:{PASSWORD},x@host")],
-            &[],
-        ),
-        called(
-            &["--base-url", &format!("http://user:x,{PASSWORD}@host")],
-            &[],
-        ),
-        called(
-            &["--base-url", &format!("http://user:{PASSWORD}#x@host")],
-            &[],
-        ),
-        called(
-            &["--base-url", &format!("http://user:x#{PASSWORD}@host")],
-            &[],
-        ),
-        called(
-            &["--base-url", &format!("http://user:1/{PASSWORD}@host")],
-            &[],
-        ),
-        called(
-            &["--base-url", &format!("http://user:1?{PASSWORD}@host")],
-            &[],
-        ),
+        called(&["--api-key-file", bad_key_file], &[]),
         called(
             &["--base-url", &format!("http://user:{PASSWORD}@x@ho st")],
             &[],
         ),
-        called(
-            &["--log-file", &format!("http://user:{PASSWORD}#x@host=/x")],
-            &[],
-        ),
-        called(
-            &[],
-            &[(
-                "LLAMACPP_BASE_URL",
-                &format!("http://a:1,http://u:{PASSWORD},x@b"),
-            )],
-        ),
+    ];
+    for arguments in [
+        "--base-url ftp://user:PASSWORD@host",
+        "--base-url http://user:PASSWORD@host:99999",
+        "--base-url user:PASSWORD@host:8080",
+        "--base-url http:/user:PASSWORD@host:8080",
+        "http://user:PASSWORD@host",
+        "--api-key KEY",
+        "--api-key=KEY",
+        "--api-key-file KEY",
+        "--api-key-file http://localhost:1=KEY",
+        "KEY",
+        "KEY --bogus",
+        "-KEY",
+        "http://host/?key=KEY",
+        "--base-url http://host/?key=KEY",
+        "--base-url http://host/#KEY",
+        // Characters in a password that were not percent-encoded.
+        "--base-url http://user:PASSWORD,x@host",
+        "--base-url http://user:x,PASSWORD@host",
+        "--base-url http://user:PASSWORD#x@host",
+        "--base-url http://user:x#PASSWORD@host",
+        "--base-url http://user:1/PASSWORD@host",
+        "--base-url http://user:1?PASSWORD@host",
+        "--log-file http://user:PASSWORD#x@host=/x",
     ] {
-        ended.assert_code(2);
-        assert_no_secret("the error", &ended.stderr);
+        let arguments = arguments.replace("PASSWORD", PASSWORD).replace("KEY", KEY);
+        outputs.push(called(&arguments.split(' ').collect::<Vec<_>>(), &[]));
+    }
+    for (variable, value) in [
+        ("LLAMACPP_BASE_URL", "https//user:PASSWORD@host"),
+        ("LLAMACPP_BASE_URL", "http://a:1,http://u:PASSWORD,x@b"),
+        ("LLAMACPP_API_KEY_FILE", "KEY"),
+    ] {
+        let value = value.replace("PASSWORD", PASSWORD).replace("KEY", KEY);
+        outputs.push(called(&[], &[(variable, &value)]));
+    }
+    for output in outputs {
+        output.assert_code(2);
+        assert_no_secret("the error", &output.stderr);
     }
 }

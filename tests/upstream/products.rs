@@ -207,9 +207,7 @@ fn other_products_are_down_and_named_in_one_log_line() {
         exporter.assert_logged(0, &["is up"]);
         // A llama-server takes its place.
         let real = Server::recorded(MIDDLE, Stage::After);
-        for endpoint in ENDPOINTS {
-            server.answer(endpoint, real.answer_of(endpoint));
-        }
+        server.answer_like(&real, &ENDPOINTS);
         exporter.until("up", |scrape| {
             scrape.value("llamacpp_generated_tokens_total") == Some(120.0)
         });

@@ -255,9 +255,7 @@ fn behind_a_proxy_of_v1_alone_the_server_is_up_without_errors() {
         exporter.until("up again", Scrape::up);
         // The proxy is told to pass on the rest.
         let whole = Server::recorded(NEW, Stage::Busy);
-        for endpoint in ENDPOINTS {
-            server.answer(endpoint, whole.answer_of(endpoint));
-        }
+        server.answer_like(&whole, &ENDPOINTS);
         let scrape = exporter.until("read whole", |scrape| scrape.status() == Some("running"));
         assert!(scrape.has("llamacpp_generated_tokens_total"), "{scrape:?}");
         assert_eq!(exporter.after_polls(1).errors(), scrape.errors());
@@ -288,9 +286,7 @@ fn behind_a_proxy_of_v1_and_health_the_server_is_up_without_errors() {
         assert_eq!(notes.len(), 1, "{}", exporter.output());
         // The proxy is told to pass on the rest.
         let whole = Server::recorded(NEW, Stage::Busy);
-        for endpoint in ENDPOINTS {
-            server.answer(endpoint, whole.answer_of(endpoint));
-        }
+        server.answer_like(&whole, &ENDPOINTS);
         exporter.until("read whole", |scrape| scrape.status() == Some("running"));
     });
 }

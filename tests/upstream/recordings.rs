@@ -2,23 +2,8 @@
 //! whole program: nothing in them is an error, and what is exported is what they say.
 
 use crate::support::recordings::{BUILDS, MIDDLE, NEW, OLD, Stage};
-use crate::support::{Exporter, Scrape, Server};
-use std::sync::Mutex;
-
-/// What a scrape must say: `None` is a series that must not be there.
-type Expected<'a> = &'a [(&'a str, &'a [(&'a str, &'a str)], Option<f64>)];
-
-fn assert_says(build: &str, stage: Stage, scrape: &Scrape, expected: Expected) {
-    for (name, labels, value) in expected {
-        let shown = scrape.get(name, labels);
-        assert_eq!(
-            shown, *value,
-            "{name} {labels:?} of {build}, {stage:?}:\n{scrape:?}"
-        );
-    }
-}
-
-/// Plays a build's recording from rest through work to rest, and hands over what was exported.
+use crate::support::{Exporter, Scrape, Server, for_each};
+/// Plays the three stages of a recording, and returns a scrape of each.
 fn replay(build: &str) -> [Scrape; 3] {
     let server = Server::recorded(build, Stage::Idle);
     let exporter = Exporter::watching(&server).start();
@@ -35,60 +20,33 @@ fn replay(build: &str) -> [Scrape; 3] {
     scrapes
 }
 
-/// What is the same of all builds and at every stage: the model, and the shape of the server.
-fn assert_shape(build: &str, stage: Stage, scrape: &Scrape) {
-    assert!(scrape.up());
-    assert_says(
-        build,
-        stage,
-        scrape,
-        &[
-            ("llamacpp_model_size_bytes", &[], Some(246_587_904.0)),
-            ("llamacpp_model_parameters", &[], Some(268_098_176.0)),
-            ("llamacpp_max_context_size_tokens", &[], Some(2048.0)),
-            ("llamacpp_slots", &[], Some(2.0)),
-            ("llamacpp_requests_deferred", &[], Some(0.0)),
-            (
-                "llamacpp_server_info",
-                &[("kind", "llama-server")],
-                Some(1.0),
-            ),
-        ],
-    );
-}
-
 #[test]
 fn every_file_of_every_build_is_read() {
-    // A few at a time: each has an exporter of its own.
-    let builds = Mutex::new(BUILDS.iter());
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                loop {
-                    let next = builds.lock().unwrap().next();
-                    let Some(build) = next else { break };
-                    let [idle, busy, after] = replay(build);
-                    assert_shape(build, Stage::Idle, &idle);
-                    assert_shape(build, Stage::Busy, &busy);
-                    assert_shape(build, Stage::After, &after);
-                    idle.assert_status("idle");
-                    busy.assert_status("running");
-                    after.assert_status("idle");
-                    // One request: a prompt of 122 tokens, 120 generated.
-                    assert_says(
-                        build,
-                        Stage::After,
-                        &after,
-                        &[
-                            ("llamacpp_prompt_tokens_total", &[], Some(122.0)),
-                            ("llamacpp_generated_tokens_total", &[], Some(120.0)),
-                            ("llamacpp_requests_processing", &[], Some(0.0)),
-                            ("llamacpp_slots_busy", &[], Some(0.0)),
-                        ],
-                    );
-                }
-            });
+    for_each(BUILDS, |build| {
+        let scrapes = replay(build);
+        for scrape in &scrapes {
+            scrape.assert_up();
+            scrape.assert_values(&[
+                ("llamacpp_model_size_bytes", 246_587_904.0),
+                ("llamacpp_model_parameters", 268_098_176.0),
+                ("llamacpp_max_context_size_tokens", 2048.0),
+                ("llamacpp_slots", 2.0),
+                ("llamacpp_requests_deferred", 0.0),
+            ]);
+            let kind = scrape.label("llamacpp_server_info", "kind");
+            assert_eq!(kind, Some("llama-server"));
         }
+        let [idle, busy, after] = scrapes;
+        idle.assert_status("idle");
+        busy.assert_status("running");
+        after.assert_status("idle");
+        // One request: a prompt of 122 tokens, 120 generated.
+        after.assert_values(&[
+            ("llamacpp_prompt_tokens_total", 122.0),
+            ("llamacpp_generated_tokens_total", 120.0),
+            ("llamacpp_requests_processing", 0.0),
+            ("llamacpp_slots_busy", 0.0),
+        ]);
     });
 }
 
@@ -110,223 +68,116 @@ fn every_build_on_record_is_played() {
 // tokens are `prompt_tokens_total` and, of slots that are processing and have not decoded yet,
 // `n_prompt_tokens_processed`; the tokens in a slot are `n_prompt_tokens`.
 
-const NONE: &[(&str, &str)] = &[];
+/// The value of a series that must not be there.
+const ABSENT: f64 = -1.0;
 
-#[test]
-fn december_2025() {
-    let [idle, busy, after] = replay(OLD);
-    let model = &[("model", "gemma.gguf")];
-    assert_says(
-        OLD,
-        Stage::Idle,
-        &idle,
-        &[
-            (
-                "llamacpp_status",
-                &[("model", "gemma.gguf"), ("status", "idle")],
-                Some(1.0),
-            ),
-            (
-                "llamacpp_status",
-                &[("model", "gemma.gguf"), ("status", "running")],
-                Some(0.0),
-            ),
-            ("llamacpp_generated_tokens_total", model, Some(0.0)),
-            ("llamacpp_prompt_tokens_total", model, Some(0.0)),
-            ("llamacpp_decode_calls_total", model, Some(0.0)),
-            ("llamacpp_max_sequence_tokens", model, Some(0.0)),
-            ("llamacpp_requests_processing", model, Some(0.0)),
-            ("llamacpp_slots_busy", model, Some(0.0)),
-            (
-                "llamacpp_server_info",
-                &[("version", "b7376-380b4c984")],
-                Some(1.0),
-            ),
-        ],
-    );
-    assert_says(
-        OLD,
-        Stage::Busy,
-        &busy,
-        &[
-            ("llamacpp_status", &[("status", "running")], Some(1.0)),
-            ("llamacpp_status", &[("status", "idle")], Some(0.0)),
-            // None has ended; two are in the slot.
-            ("llamacpp_generated_tokens_total", model, Some(2.0)),
-            ("llamacpp_prompt_tokens_total", model, Some(122.0)),
-            ("llamacpp_prompt_seconds_total", model, Some(0.37)),
-            ("llamacpp_generation_seconds_total", model, Some(0.0)),
-            ("llamacpp_decode_calls_total", model, Some(2.0)),
-            ("llamacpp_max_sequence_tokens", model, Some(122.0)),
-            ("llamacpp_requests_processing", model, Some(1.0)),
-            ("llamacpp_slots_busy", model, Some(1.0)),
-        ],
-    );
-    assert_says(
-        OLD,
-        Stage::After,
-        &after,
-        &[
-            ("llamacpp_status", &[("status", "idle")], Some(1.0)),
-            ("llamacpp_generated_tokens_total", model, Some(120.0)),
-            ("llamacpp_prompt_tokens_total", model, Some(122.0)),
-            ("llamacpp_prompt_seconds_total", model, Some(0.37)),
-            ("llamacpp_generation_seconds_total", model, Some(3.784)),
-            ("llamacpp_decode_calls_total", model, Some(121.0)),
-            ("llamacpp_max_sequence_tokens", model, Some(241.0)),
-            ("llamacpp_requests_processing", model, Some(0.0)),
-            ("llamacpp_slots_busy", model, Some(0.0)),
-        ],
-    );
-    for scrape in [&idle, &busy, &after] {
-        // This build tells neither what a slot holds, nor cached tokens, nor drafts.
-        for family in [
-            "llamacpp_context_size_tokens",
-            "llamacpp_context_tokens",
-            "llamacpp_prompt_tokens_cached_total",
-            "llamacpp_draft_tokens_total",
-            "llamacpp_draft_tokens_accepted_total",
-        ] {
-            assert!(!scrape.has(family), "{family} in\n{scrape:?}");
+/// A metric, with one label besides the model, and its value when idle, busy, and after the request.
+type Row<'a> = (&'a str, [f64; 3]);
+
+fn assert_recording(build: &str, model: &str, info: [(&str, &str); 2], rows: &[Row]) {
+    let scrapes = replay(build);
+    for (metric, label) in ["llamacpp_server_info", "llamacpp_model_info"]
+        .iter()
+        .zip(info)
+    {
+        let (label, value) = label;
+        let found = scrapes[0].label(metric, label);
+        assert_eq!(found.unwrap_or_default(), value, "{metric} {label}");
+    }
+    for (series, values) in rows {
+        let (name, label) = series.split_once(' ').unwrap_or((series, ""));
+        let labels = [Some(("model", model)), label.split_once('=')];
+        let labels: Vec<_> = labels.into_iter().flatten().collect();
+        for (scrape, value) in scrapes.iter().zip(values) {
+            let expected = (*value != ABSENT).then_some(*value);
+            assert_eq!(
+                scrape.get(name, &labels),
+                expected,
+                "{series} in\n{scrape:?}"
+            );
         }
     }
 }
 
 #[test]
+fn a_build_of_december_2025() {
+    let info = [("version", "b7376-380b4c984"), ("quantization", "")];
+    let rows = [
+        ("llamacpp_status status=idle", [1.0, 0.0, 1.0]),
+        ("llamacpp_status status=running", [0.0, 1.0, 0.0]),
+        ("llamacpp_requests_processing", [0.0, 1.0, 0.0]),
+        ("llamacpp_slots_busy", [0.0, 1.0, 0.0]),
+        ("llamacpp_generated_tokens_total", [0.0, 2.0, 120.0]),
+        ("llamacpp_prompt_tokens_total", [0.0, 122.0, 122.0]),
+        ("llamacpp_decode_calls_total", [0.0, 2.0, 121.0]),
+        ("llamacpp_max_sequence_tokens", [0.0, 122.0, 241.0]),
+        ("llamacpp_prompt_seconds_total", [0.0, 0.37, 0.37]),
+        ("llamacpp_generation_seconds_total", [0.0, 0.0, 3.784]),
+        // This build exports neither the tokens in a slot, nor cached tokens, nor drafts.
+        ("llamacpp_context_size_tokens", [ABSENT, ABSENT, ABSENT]),
+        ("llamacpp_context_tokens slot=1", [ABSENT, ABSENT, ABSENT]),
+        (
+            "llamacpp_prompt_tokens_cached_total",
+            [ABSENT, ABSENT, ABSENT],
+        ),
+        ("llamacpp_draft_tokens_total", [ABSENT, ABSENT, ABSENT]),
+        (
+            "llamacpp_draft_tokens_accepted_total",
+            [ABSENT, ABSENT, ABSENT],
+        ),
+    ];
+    assert_recording(OLD, "gemma.gguf", info, &rows);
+}
+
+const MODEL: &str = "/models/gemma-3-270m-it-Q4_K_M.gguf";
+const INFO: [(&str, &str); 2] = [("version", "b0-unknown"), ("quantization", "Q4_K - Medium")];
+
+#[test]
 fn a_build_of_mid_2026() {
-    let [idle, busy, after] = replay(MIDDLE);
-    let model = &[("model", "/models/gemma-3-270m-it-Q4_K_M.gguf")];
-    assert_says(
-        MIDDLE,
-        Stage::Idle,
-        &idle,
-        &[
-            ("llamacpp_status", &[("status", "idle")], Some(1.0)),
-            ("llamacpp_generated_tokens_total", model, Some(0.0)),
-            ("llamacpp_prompt_tokens_total", model, Some(0.0)),
-            ("llamacpp_decode_calls_total", model, Some(0.0)),
-            ("llamacpp_max_sequence_tokens", model, Some(0.0)),
-            ("llamacpp_requests_processing", model, Some(0.0)),
-            ("llamacpp_slots_busy", model, Some(0.0)),
-            (
-                "llamacpp_model_info",
-                &[("quantization", "Q4_K - Medium")],
-                Some(1.0),
-            ),
-            (
-                "llamacpp_server_info",
-                &[("version", "b0-unknown")],
-                Some(1.0),
-            ),
-            ("llamacpp_context_size_tokens", NONE, None),
-        ],
-    );
-    assert_says(
-        MIDDLE,
-        Stage::Busy,
-        &busy,
-        &[
-            ("llamacpp_status", &[("status", "running")], Some(1.0)),
-            ("llamacpp_generated_tokens_total", model, Some(1.0)),
-            // /metrics was read before the prompt was done, /slots after: the slot tells it.
-            ("llamacpp_prompt_tokens_total", model, Some(122.0)),
-            ("llamacpp_prompt_seconds_total", model, Some(0.0)),
-            ("llamacpp_decode_calls_total", model, Some(1.0)),
-            ("llamacpp_max_sequence_tokens", model, Some(118.0)),
-            ("llamacpp_requests_processing", model, Some(1.0)),
-            ("llamacpp_slots_busy", model, Some(1.0)),
-            ("llamacpp_context_tokens", &[("slot", "1")], Some(122.0)),
-            ("llamacpp_context_size_tokens", model, Some(122.0)),
-        ],
-    );
-    assert_says(
-        MIDDLE,
-        Stage::After,
-        &after,
-        &[
-            ("llamacpp_status", &[("status", "idle")], Some(1.0)),
-            ("llamacpp_generated_tokens_total", model, Some(120.0)),
-            ("llamacpp_prompt_tokens_total", model, Some(122.0)),
-            ("llamacpp_prompt_seconds_total", model, Some(0.335)),
-            ("llamacpp_generation_seconds_total", model, Some(3.484)),
-            ("llamacpp_decode_calls_total", model, Some(121.0)),
-            ("llamacpp_max_sequence_tokens", model, Some(241.0)),
-            ("llamacpp_requests_processing", model, Some(0.0)),
-            ("llamacpp_slots_busy", model, Some(0.0)),
-            ("llamacpp_context_tokens", &[("slot", "1")], Some(241.0)),
-            ("llamacpp_context_size_tokens", model, Some(241.0)),
-            ("llamacpp_prompt_tokens_cached_total", NONE, None),
-            ("llamacpp_draft_tokens_total", NONE, None),
-        ],
-    );
+    let rows = [
+        // While busy, /metrics was read before the end of the prompt, /slots after it.
+        ("llamacpp_status status=idle", [1.0, 0.0, 1.0]),
+        ("llamacpp_status status=running", [0.0, 1.0, 0.0]),
+        ("llamacpp_requests_processing", [0.0, 1.0, 0.0]),
+        ("llamacpp_slots_busy", [0.0, 1.0, 0.0]),
+        ("llamacpp_generated_tokens_total", [0.0, 1.0, 120.0]),
+        ("llamacpp_prompt_tokens_total", [0.0, 122.0, 122.0]),
+        ("llamacpp_decode_calls_total", [0.0, 1.0, 121.0]),
+        ("llamacpp_max_sequence_tokens", [0.0, 118.0, 241.0]),
+        ("llamacpp_prompt_seconds_total", [0.0, 0.0, 0.335]),
+        ("llamacpp_generation_seconds_total", [0.0, 0.0, 3.484]),
+        ("llamacpp_context_tokens slot=1", [ABSENT, 122.0, 241.0]),
+        ("llamacpp_context_size_tokens", [ABSENT, 122.0, 241.0]),
+        (
+            "llamacpp_prompt_tokens_cached_total",
+            [ABSENT, ABSENT, ABSENT],
+        ),
+        ("llamacpp_draft_tokens_total", [ABSENT, ABSENT, ABSENT]),
+    ];
+    assert_recording(MIDDLE, MODEL, INFO, &rows);
 }
 
 #[test]
-fn october_2026() {
-    let [idle, busy, after] = replay(NEW);
-    let model = &[("model", "/models/gemma-3-270m-it-Q4_K_M.gguf")];
-    assert_says(
-        NEW,
-        Stage::Idle,
-        &idle,
-        &[
-            ("llamacpp_status", &[("status", "idle")], Some(1.0)),
-            ("llamacpp_generated_tokens_total", model, Some(0.0)),
-            ("llamacpp_prompt_tokens_total", model, Some(0.0)),
-            ("llamacpp_prompt_tokens_cached_total", model, Some(0.0)),
-            ("llamacpp_decode_calls_total", model, Some(0.0)),
-            ("llamacpp_requests_processing", model, Some(0.0)),
-            ("llamacpp_slots_busy", model, Some(0.0)),
-            (
-                "llamacpp_model_info",
-                &[("quantization", "Q4_K - Medium")],
-                Some(1.0),
-            ),
-            (
-                "llamacpp_server_info",
-                &[("version", "b0-unknown")],
-                Some(1.0),
-            ),
-            ("llamacpp_context_size_tokens", NONE, None),
-        ],
-    );
-    assert_says(
-        NEW,
-        Stage::Busy,
-        &busy,
-        &[
-            ("llamacpp_status", &[("status", "running")], Some(1.0)),
-            // The prompt is still to be read: it takes up its 118 cells, and nothing is computed.
-            ("llamacpp_generated_tokens_total", model, Some(0.0)),
-            ("llamacpp_prompt_tokens_total", model, Some(0.0)),
-            ("llamacpp_decode_calls_total", model, Some(0.0)),
-            ("llamacpp_requests_processing", model, Some(1.0)),
-            ("llamacpp_slots_busy", model, Some(1.0)),
-            ("llamacpp_context_tokens", &[("slot", "1")], Some(118.0)),
-            ("llamacpp_context_size_tokens", model, Some(118.0)),
-        ],
-    );
-    assert_says(
-        NEW,
-        Stage::After,
-        &after,
-        &[
-            ("llamacpp_status", &[("status", "idle")], Some(1.0)),
-            ("llamacpp_generated_tokens_total", model, Some(120.0)),
-            ("llamacpp_prompt_tokens_total", model, Some(122.0)),
-            ("llamacpp_prompt_tokens_cached_total", model, Some(0.0)),
-            ("llamacpp_prompt_seconds_total", model, Some(4.32489)),
-            ("llamacpp_generation_seconds_total", model, Some(6.97105)),
-            ("llamacpp_draft_tokens_total", model, Some(0.0)),
-            ("llamacpp_draft_tokens_accepted_total", model, Some(0.0)),
-            ("llamacpp_decode_calls_total", model, Some(121.0)),
-            ("llamacpp_max_sequence_tokens", model, Some(241.0)),
-            ("llamacpp_requests_processing", model, Some(0.0)),
-            ("llamacpp_slots_busy", model, Some(0.0)),
-            ("llamacpp_context_tokens", &[("slot", "1")], Some(241.0)),
-            ("llamacpp_context_size_tokens", model, Some(241.0)),
-        ],
-    );
+fn a_build_of_october_2026() {
+    let rows = [
+        // While busy, the prompt is still to be processed: it has its 118 cells, nothing is computed.
+        ("llamacpp_status status=idle", [1.0, 0.0, 1.0]),
+        ("llamacpp_status status=running", [0.0, 1.0, 0.0]),
+        ("llamacpp_requests_processing", [0.0, 1.0, 0.0]),
+        ("llamacpp_slots_busy", [0.0, 1.0, 0.0]),
+        ("llamacpp_generated_tokens_total", [0.0, 0.0, 120.0]),
+        ("llamacpp_prompt_tokens_total", [0.0, 0.0, 122.0]),
+        ("llamacpp_decode_calls_total", [0.0, 0.0, 121.0]),
+        ("llamacpp_max_sequence_tokens", [0.0, 0.0, 241.0]),
+        ("llamacpp_prompt_tokens_cached_total", [0.0, 0.0, 0.0]),
+        ("llamacpp_prompt_seconds_total", [0.0, 0.0, 4.32489]),
+        ("llamacpp_generation_seconds_total", [0.0, 0.0, 6.97105]),
+        ("llamacpp_draft_tokens_total", [0.0, 0.0, 0.0]),
+        ("llamacpp_draft_tokens_accepted_total", [0.0, 0.0, 0.0]),
+        ("llamacpp_context_tokens slot=1", [ABSENT, 118.0, 241.0]),
+        ("llamacpp_context_size_tokens", [ABSENT, 118.0, 241.0]),
+    ];
+    assert_recording(NEW, MODEL, INFO, &rows);
 }
 
 #[test]
