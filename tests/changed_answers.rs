@@ -1,7 +1,7 @@
-//! Every recorded answer of every endpoint, changed at random, through the whole program: it
-//! lives, answers every scrape, and no scrape is wrong in itself.
+//! Every recorded answer of every endpoint, changed at random: the exporter keeps running, answers
+//! every scrape, and each exposition is valid.
 //!
-//! `EXPORTER_TEST_SECONDS` says how long (60), `EXPORTER_TEST_SEED` which changes.
+//! `EXPORTER_TEST_SECONDS` is how long (60), `EXPORTER_TEST_SEED` the seed of the changes.
 
 mod support;
 
@@ -234,7 +234,7 @@ fn change_exposition(text: &str, random: &mut Rng) -> String {
     lines.join("\n") + "\n"
 }
 
-/// One body with some changes, in what it says and in how it is written.
+/// One body with changes of its values and of its bytes.
 fn change_body(body: &[u8], random: &mut Rng) -> Vec<u8> {
     let mut text = String::from_utf8_lossy(body).into_owned();
     for _ in 0..=below(random, 4) {
@@ -282,32 +282,27 @@ fn change_answer(status: u16, content_type: &str, body: Vec<u8>, random: &mut Rn
     }
 }
 
-/// Asks promtool, where it is installed, what is wrong with the text.
+/// Checks the text with promtool, where it is installed.
 ///
-/// The name of `llamacpp_thread_count` was asked for; that it ends as a histogram's series does
-/// is all that may be said.
+/// It may object to the name of `llamacpp_thread_count` alone, which was asked for: it ends as the
+/// series of a histogram does.
 fn check_with_promtool(text: &str) {
     let promtool = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/prometheus/usr/bin/promtool");
-    let command = Command::new(promtool)
+    let child = Command::new(promtool)
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn();
-    let Ok(mut child) = command else { return };
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(text.as_bytes())
-        .unwrap();
+    let Ok(mut child) = child else { return };
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(text.as_bytes()).unwrap();
+    drop(stdin);
     let output = child.wait_with_output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    let objections: Vec<_> = said
-        .lines()
-        .filter(|line| !line.trim().is_empty() && !line.starts_with("llamacpp_thread_count "))
-        .collect();
+    let output = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    let mut objections: Vec<_> = output.lines().collect();
+    objections
+        .retain(|line| !line.trim().is_empty() && !line.starts_with("llamacpp_thread_count "));
     assert!(objections.is_empty(), "{objections:?} about\n{text}");
 }
 
@@ -315,7 +310,6 @@ fn check_with_promtool(text: &str) {
 fn play(kind: &str, states: &[Answers], seed: u64, end: Instant) -> usize {
     let mut random = Rng::with_seed(seed);
     let server = Server::start();
-    // What is in the recordings only with a query is told apart by it there, too.
     let serve = |path: &str, answer: Answer| {
         server.answer(path, answer);
     };
@@ -343,12 +337,12 @@ fn play(kind: &str, states: &[Answers], seed: u64, end: Instant) -> usize {
         check_with_promtool(&scrape.text);
         rounds += 1;
     }
-    // What is right again is shown again.
+    // Correct answers are exported again.
     for (path, (status, content_type, body)) in &states[0] {
         serve(path, Answer::new(*status, content_type, body));
     }
     let is_well = |scrape: &Scrape| scrape.up() && scrape.has("llamacpp_status");
-    exporter.until(&format!("the {kind} is shown again"), is_well);
+    exporter.until(&format!("the {kind} is exported again"), is_well);
     let memory = exporter.peak_memory();
     assert!(memory < 32 << 20, "{kind}: {memory} bytes of memory");
     rounds

@@ -1,5 +1,5 @@
-//! Every list, map and text of every document of every kind of server, as large as the limit of
-//! its body lets it be: the exporter stays small, its poll ends in time, and its scrape is short.
+//! Every array, object and string of every document of every kind of server, as large as the limit
+//! of its body: the memory of the exporter, its polls and its scrapes stay within their limits.
 //!
 //! Prints a table with `--nocapture`. To take no minute, bodies are smaller: two mebibytes at most,
 //! and 128 KiB where nothing adds up. With `EXPORTER_TEST_BODY_MIB=128` each is as large as its
@@ -144,7 +144,7 @@ fn documents() -> Vec<Document> {
 fn server(kind: Kind) -> Server {
     let server = Server::start();
     let answer = |path: &str, value: Value| {
-        server.answer(path, Answer::json(value.to_string()));
+        server.answer_json(path, value);
     };
     let metrics = recordings::metrics(OLD, Stage::Busy);
     match kind {
@@ -268,9 +268,9 @@ fn repeated(item: &Value, room: usize, change: impl Fn(&Value, usize) -> Value) 
 fn distinct(value: &Value, number: usize, bytes: usize) -> Value {
     match value {
         Value::String(text) if text.len() < 40 && !text.starts_with('{') => {
-            // What says a state or a kind stays: it decides whether the rest is looked at.
-            let said = ["llama.cpp", "completion", "loaded", "ready", "model", ""];
-            if said.contains(&text.as_str()) {
+            // States and kinds are kept: they decide whether the rest is read.
+            let kept = ["llama.cpp", "completion", "loaded", "ready", "model", ""];
+            if kept.contains(&text.as_str()) {
                 return value.clone();
             }
             json!(format!(

@@ -71,7 +71,7 @@ fn check_fails_when_no_server_answers() {
     ended.assert_code(1);
     let report = ended.stdout + &ended.stderr;
     assert!(report.contains(&nobody.url()), "{report}");
-    assert!(report.contains("refused"), "it says why: {report}");
+    assert!(report.contains("refused"), "no reason: {report}");
 }
 
 #[test]

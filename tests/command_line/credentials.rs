@@ -153,7 +153,7 @@ fn echoing_server() -> Server {
         Answer::new(302, "text/html", "").header("Location", &location),
     );
     let slots = serde_json::json!([{"id": 0, "is_processing": message}]);
-    server.answer("/slots", Answer::json(slots.to_string()));
+    server.answer_json("/slots", slots);
     server.answer("/stats", Answer::error(500, &message));
     server
 }

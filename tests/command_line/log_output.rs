@@ -78,7 +78,7 @@ fn server_of_control_characters() -> Server {
     for key in ["model_alias", "build_info", "model_path"] {
         props[key] = serde_json::json!(hostile);
     }
-    server.answer("/props", Answer::json(props.to_string()));
+    server.answer_json("/props", props);
     server.answer("/slots", Answer::error(500, &hostile));
     server.answer("/stats", Answer::error(401, &hostile));
     server
@@ -120,7 +120,7 @@ fn a_name_with_line_breaks_stays_on_one_log_line() {
     let mut props = recordings::props(OLD);
     props["model_alias"] = serde_json::json!("m\nERROR forged endpoint=/slots\u{1b}[2J");
     props["build_info"] = serde_json::json!("b1\nERROR forged too");
-    server.answer("/props", Answer::json(props.to_string()));
+    server.answer_json("/props", props);
     let exporter = Exporter::watching(&server)
         .args(&["--log-level", "debug"])
         .start();

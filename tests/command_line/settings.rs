@@ -354,12 +354,12 @@ fn an_address_in_use_exits_with_status_1() {
         &[],
     );
     ended.assert_code(1);
-    let told = ended
+    let lines = ended
         .stderr
         .lines()
         .filter(|line| line.contains(&address))
         .count();
-    assert!(told >= 1, "{}", ended.stderr);
+    assert!(lines >= 1, "{}", ended.stderr);
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn a_value_that_is_not_a_number_is_absent() {
         );
         server.answer(METRICS, Answer::exposition(exposition));
         let scrape = scrape_without_errors(&server);
-        for absent in [
+        scrape.assert_absent(&[
             "llamacpp_prompt_tokens_total",
             "llamacpp_generated_tokens_total",
             "llamacpp_decode_calls_total",
@@ -35,12 +35,12 @@ fn a_value_that_is_not_a_number_is_absent() {
             "llamacpp_requests_deferred",
             "llamacpp_tokens_per_second",
             "llamacpp_batch_size",
-        ] {
-            assert!(!scrape.has(absent), "{absent} from {nonsense}:\n{scrape:?}");
-        }
-        // What stands beside it is known all the same.
-        scrape.assert_value("llamacpp_prompt_seconds_total", 0.37);
-        scrape.assert_value("llamacpp_requests_processing", 1.0);
+        ]);
+        // The other metrics are unaffected.
+        scrape.assert_values(&[
+            ("llamacpp_prompt_seconds_total", 0.37),
+            ("llamacpp_requests_processing", 1.0),
+        ]);
         scrape.assert_status("running");
     });
 }
@@ -141,18 +141,18 @@ fn a_model_may_have_any_name() {
         let server = server();
         let mut props = recordings::props(OLD);
         props["model_alias"] = json!(name);
-        server.answer(PROPS, Answer::json(props.to_string()));
+        server.answer_json(PROPS, props);
         let mut models = recordings::models(OLD);
         models["data"][0]["id"] = json!(name);
-        server.answer(MODELS, Answer::json(models.to_string()));
+        server.answer_json(MODELS, models);
         let scrape = scrape_without_errors(&server);
-        let shown = scrape
+        let label = scrape
             .label("llamacpp_generated_tokens_total", "model")
             .unwrap();
         if name == long {
-            assert!(long.starts_with(shown.trim_end_matches('…')), "{shown}");
+            assert!(long.starts_with(label.trim_end_matches('…')), "{label}");
         } else {
-            assert_eq!(shown, name);
+            assert_eq!(label, name);
         }
     });
 }
@@ -169,13 +169,15 @@ fn ten_thousand_slots() {
         .collect();
     let mut props = recordings::props(OLD);
     props["total_slots"] = json!(10_000);
-    server.answer(PROPS, Answer::json(props.to_string()));
-    server.answer(SLOTS, Answer::json(Value::from(slots).to_string()));
+    server.answer_json(PROPS, props);
+    server.answer_json(SLOTS, Value::from(slots));
     let scrape = scrape_without_errors(&server);
-    scrape.assert_value("llamacpp_slots", 10_000.0);
-    scrape.assert_value("llamacpp_slots_busy", 10_000.0);
-    scrape.assert_value("llamacpp_generated_tokens_total", 20_000.0);
-    scrape.assert_value("llamacpp_context_size_tokens", 9_999.0);
+    scrape.assert_values(&[
+        ("llamacpp_slots", 10_000.0),
+        ("llamacpp_slots_busy", 10_000.0),
+        ("llamacpp_generated_tokens_total", 20_000.0),
+        ("llamacpp_context_size_tokens", 9_999.0),
+    ]);
     // One series a slot would be too many.
     scrape.assert_absent(&["llamacpp_context_tokens"]);
 }
@@ -190,7 +192,7 @@ fn slots_have_series_of_their_own_up_to_sixty_four() {
                 "n_prompt_tokens": 100 + id, "next_token": [{"n_decoded": 1}]})
             })
             .collect();
-        server.answer(SLOTS, Answer::json(Value::from(slots).to_string()));
+        server.answer_json(SLOTS, Value::from(slots));
         let scrape = scrape_without_errors(&server);
         assert_eq!(
             scrape.all("llamacpp_context_tokens").len(),
@@ -214,7 +216,7 @@ fn both_shapes_of_next_token_are_read() {
         let server = server();
         let slots = json!([{"id": 0, "n_ctx": 2048, "is_processing": true, "id_task": 1,
             "next_token": next_token}]);
-        server.answer(SLOTS, Answer::json(slots.to_string()));
+        server.answer_json(SLOTS, slots);
         let scrape = scrape_without_errors(&server);
         scrape.assert_value("llamacpp_generated_tokens_total", 5.0);
     }
@@ -262,8 +264,8 @@ fn an_invalid_line_of_metrics_is_skipped() {
             assert_eq!(scrape.errors(), 0, "{line}: {}", exporter.output());
             let calls = scrape.value("llamacpp_decode_calls_total");
             assert_eq!(calls, Some(2.0), "{line}: {scrape:?}");
-            let said = exporter.logged(&["cannot be parsed"]).len();
-            assert_eq!(said, usize::from(!line.starts_with('#')), "{line}");
+            let lines = exporter.logged(&["cannot be parsed"]).len();
+            assert_eq!(lines, usize::from(!line.starts_with('#')), "{line}");
         }
     }
     // What is written as C does on Windows is a number.
@@ -308,7 +310,7 @@ fn samples_of_several_models_are_not_mixed() {
         );
         let refused = scrape.errors_of("/metrics").contains_key("parse");
         assert_eq!(refused, calls.is_none(), "{scrape:?}");
-        let said = exporter.logged(&["/metrics", "reason=parse"]).len();
-        assert_eq!(said, usize::from(calls.is_none()), "{}", exporter.output());
+        let lines = exporter.logged(&["/metrics", "reason=parse"]).len();
+        assert_eq!(lines, usize::from(calls.is_none()), "{}", exporter.output());
     }
 }

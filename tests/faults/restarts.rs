@@ -35,16 +35,8 @@ fn disabled_metrics_are_no_error_and_the_log_names_the_flag() {
     scrape.assert_errors(0);
     scrape.assert_status("running");
     scrape.assert_value("llamacpp_slots_busy", 1.0);
-    assert_eq!(
-        scrape.value("llamacpp_generated_tokens_total"),
-        None,
-        "{scrape:?}"
-    );
-    assert_eq!(
-        scrape.value("llamacpp_decode_calls_total"),
-        None,
-        "{scrape:?}"
-    );
+    scrape.assert_absent(&["llamacpp_generated_tokens_total"]);
+    scrape.assert_absent(&["llamacpp_decode_calls_total"]);
     monitored.assert_logged_once(&["--metrics"]);
     monitored.assert_served_throughout();
 }
@@ -73,7 +65,7 @@ fn a_restart_resets_the_counters_and_the_rates() {
     scrape.assert_value("llamacpp_generated_tokens_total", 120.0);
     server.stop();
     monitored.exporter.until("down", |scrape| scrape.down());
-    let young = with_values(
+    let low = with_values(
         &recordings::metrics(NEW, Stage::After),
         &[
             ("tokens_predicted_total", "7"),
@@ -81,8 +73,8 @@ fn a_restart_resets_the_counters_and_the_rates() {
             ("n_decode_total", "8"),
         ],
     );
-    let life = Answer::new(200, "text/plain", young).header("Process-Start-Time-Unix", "99999");
-    server.answer(METRICS, life);
+    let restarted = Answer::new(200, "text/plain", low).header("Process-Start-Time-Unix", "99999");
+    server.answer(METRICS, restarted);
     server.restart();
     let scrape = monitored.exporter.until("up again", Scrape::up);
     for rate in [
@@ -91,14 +83,16 @@ fn a_restart_resets_the_counters_and_the_rates() {
     ] {
         assert!(
             scrape.value(rate).is_none_or(|rate| rate == 0.0),
-            "invented: {scrape:?}"
+            "a rate after a restart: {scrape:?}"
         );
     }
     let scrape = monitored.exporter.after_polls(1);
-    scrape.assert_value("llamacpp_generated_tokens_total", 7.0);
-    scrape.assert_value("llamacpp_prompt_tokens_total", 9.0);
-    scrape.assert_value("llamacpp_decode_calls_total", 8.0);
-    scrape.assert_value("llamacpp_tokens_per_second", 0.0);
+    scrape.assert_values(&[
+        ("llamacpp_generated_tokens_total", 7.0),
+        ("llamacpp_prompt_tokens_total", 9.0),
+        ("llamacpp_decode_calls_total", 8.0),
+        ("llamacpp_tokens_per_second", 0.0),
+    ]);
     monitored.assert_served_throughout();
 }
 
@@ -107,7 +101,7 @@ fn a_restart_between_two_polls_is_detected() {
     let server = Server::recorded(NEW, Stage::After);
     let monitored = Monitored::watching(&server);
     monitored.exporter.after_polls(2);
-    // The new life has done more than the old one; only its identity tells.
+    // The new process has higher counters than the old one; only its start time differs.
     let more = with_values(
         &recordings::metrics(NEW, Stage::After),
         &[
@@ -115,12 +109,17 @@ fn a_restart_between_two_polls_is_detected() {
             ("n_decode_total", "100000"),
         ],
     );
-    let life = Answer::new(200, "text/plain", more).header("Process-Start-Time-Unix", "99999");
-    server.answer(METRICS, life);
-    let scrape = monitored.exporter.until("the new life is read", |scrape| {
-        scrape.value("llamacpp_generated_tokens_total") == Some(100_000.0)
-    });
+    let restarted = Answer::new(200, "text/plain", more).header("Process-Start-Time-Unix", "99999");
+    server.answer(METRICS, restarted);
+    let scrape = monitored
+        .exporter
+        .until("the counters of the new process", |scrape| {
+            scrape.value("llamacpp_generated_tokens_total") == Some(100_000.0)
+        });
     let rate = scrape.value("llamacpp_tokens_per_second");
-    assert!(rate.is_none_or(|rate| rate == 0.0), "invented: {scrape:?}");
+    assert!(
+        rate.is_none_or(|rate| rate == 0.0),
+        "a rate after a restart: {scrape:?}"
+    );
     monitored.assert_served_throughout();
 }

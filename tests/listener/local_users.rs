@@ -68,7 +68,7 @@ fn no_other_process_of_the_same_user_reads_its_memory() {
         let read = read.args(["-c", "1", &path]).output().unwrap();
         assert!(!read.status.success(), "{path}");
     }
-    // What it says of itself, it can still read.
+    // Its own metrics are still there.
     let scrape = exporter.scrape();
     for name in [
         "process_cpu_seconds_total",
@@ -132,7 +132,7 @@ fn race(tried: &Mutex<HashSet<String>>) {
     }
 }
 
-/// A process of another user that connects to all there is.
+/// A process of another user that connects to every abstract socket.
 struct Racer {
     child: Child,
     answers: Arc<Mutex<Vec<u32>>>,
@@ -152,11 +152,11 @@ impl Racer {
         let is_ready = lines.any(|line| line.is_ok_and(|line| line == READY));
         assert!(is_ready, "the racer did not start");
         let answers = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&answers);
+        let answered = Arc::clone(&answers);
         thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 if let Some(server) = line.strip_prefix(ANSWERED) {
-                    told.lock().unwrap().push(server.parse().unwrap());
+                    answered.lock().unwrap().push(server.parse().unwrap());
                 }
             }
         });

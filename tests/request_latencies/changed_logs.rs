@@ -1,5 +1,5 @@
-//! Recorded logs, changed at random: nothing that a log says may end the program, count more
-//! than its lines tell, or more than the server's counters do.
+//! Recorded logs, changed at random: no line may end the program, and no more is counted than the
+//! log contains, or the server's counters allow.
 
 use std::fs;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use llamacpp_exporter::snapshot::RequestFigures;
 
 use crate::support::recordings;
 
-/// All recorded logs and all that people have sent in.
+/// All recorded logs and all of users.
 fn logs() -> Vec<Vec<u8>> {
     let mut found = Vec::new();
     let mut folders = vec![
@@ -135,7 +135,7 @@ fn counted(lines: &[Vec<u8>], counters: Option<[f64; 2]>) -> RequestFigures {
 }
 
 #[test]
-fn no_change_to_a_log_makes_it_tell_too_much() {
+fn a_changed_log_counts_no_more_than_it_contains() {
     let logs = logs();
     let mut random = Rng::with_seed(0x9E37_79B9_7F4A_7C15);
     let mut all = 0;
@@ -168,5 +168,5 @@ fn no_change_to_a_log_makes_it_tell_too_much() {
             );
         }
     }
-    assert!(all > 100, "hardly anything was counted: {all}");
+    assert!(all > 100, "too few were counted: {all}");
 }

@@ -1,5 +1,4 @@
-//! Logs that the program is given in other ways than as one file: a pipe, its standard input,
-//! and one for each of several servers.
+//! `--log-file` with a pipe, the standard input, a device, and one file for each of several servers.
 
 use std::fs;
 use std::io::Write;
@@ -16,7 +15,7 @@ const BUILD: &str = "b10068";
 const FINISHED: f64 = 2.0;
 const COUNT: &str = "llamacpp_request_duration_seconds_count";
 
-/// A server without `--metrics`: its counters, which stand still, bear no request of the log.
+/// A server without `--metrics`: its counters do not reject requests of the log.
 fn server() -> Server {
     let server = Server::recorded(BUILD, Stage::Idle);
     server.answer(
@@ -56,7 +55,7 @@ fn wait_for_count(exporter: &Exporter, wanted: f64) {
 }
 
 #[test]
-fn the_log_on_the_standard_input_is_read_until_it_ends() {
+fn the_standard_input_is_read_until_it_ends() {
     let server = server();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let mut command = watching(&[&server]);
@@ -75,7 +74,7 @@ fn the_log_on_the_standard_input_is_read_until_it_ends() {
 }
 
 #[test]
-fn a_pipe_is_read_as_it_is_written_and_again_by_the_next_writer() {
+fn a_pipe_is_read_while_it_is_written_and_reopened() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe");
     run(Command::new("mkfifo").arg(&pipe)).assert_code(0);
@@ -92,7 +91,7 @@ fn a_pipe_is_read_as_it_is_written_and_again_by_the_next_writer() {
 }
 
 #[test]
-fn each_of_several_servers_has_a_log_of_its_own() {
+fn each_of_several_servers_has_its_own_log() {
     let folder = tempfile::tempdir().unwrap();
     let servers = [server(), server()];
     let mut command = watching(&[&servers[0], &servers[1]]);
@@ -115,9 +114,9 @@ fn each_of_several_servers_has_a_log_of_its_own() {
     both([2.0 * FINISHED, FINISHED]);
 }
 
-/// Of the two requests in the log, the counters that were recorded after the first bear one.
+/// Of the two requests in the log, the recorded counters include the first.
 #[test]
-fn requests_that_the_counters_do_not_bear_are_rejected() {
+fn requests_beyond_the_counters_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
     fs::write(&path, "").unwrap();

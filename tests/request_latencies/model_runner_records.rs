@@ -1,4 +1,4 @@
-//! Docker Model Runner's records of requests: counted once each, and never shown.
+//! Docker Model Runner's records of requests: each is counted once, and its text is never exported.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,7 +10,7 @@ use llamacpp_exporter::requests::records::Records;
 use llamacpp_exporter::snapshot::RequestFigures;
 use serde_json::{Value, json};
 
-/// In every prompt and answer; in nothing that the exporter says.
+/// In every prompt and answer, and in no output of the exporter.
 const MARKER: &str = "XqzzyMarkerOfTheText";
 
 fn runner() -> Server {
@@ -28,7 +28,7 @@ fn runner() -> Server {
         ("/engines/df", json!({"models_disk_usage": 1})),
         ("/version", json!({"version": "v1.2.6"})),
     ] {
-        server.answer(path, Answer::json(answer.to_string()));
+        server.answer_json(path, answer);
     }
     server.answer("/metrics", Answer::exposition("# No active runners\n"));
     server
@@ -51,13 +51,13 @@ fn record(id: usize, status: u16) -> Value {
 
 fn keep(server: &Server, records: &[Value]) {
     let kept = json!([{"count": records.len(), "model": "ai/m", "config": {}, "records": records}]);
-    server.answer("/engines/requests", Answer::json(kept.to_string()));
+    server.answer_json("/engines/requests", kept);
 }
 
 const RECORDS: &[(&str, &str)] = &[("model", "docker.io/ai/m:latest"), ("source", "records")];
 
 #[test]
-fn each_record_is_counted_once_and_its_text_never_leaves() {
+fn each_record_is_counted_once_without_its_text() {
     let server = runner();
     keep(&server, &[record(1, 200), record(2, 200)]);
     let mut exporter = Exporter::watching(&server)
@@ -125,13 +125,13 @@ fn each_record_is_counted_once_and_its_text_never_leaves() {
     assert!(exporter.is_alive());
     let page = exporter.get("/").body;
     let metrics = exporter.get("/metrics").body;
-    for said in [metrics, page, exporter.output()] {
-        assert!(!said.is_empty() && !said.contains(MARKER), "{said}");
+    for text in [metrics, page, exporter.output()] {
+        assert!(!text.is_empty() && !text.contains(MARKER), "{text}");
     }
 }
 
 #[test]
-fn without_records_none_are_asked_for() {
+fn disabled_records_are_not_requested() {
     let server = runner();
     keep(&server, &[]);
     let exporter = Exporter::watching(&server)
@@ -181,14 +181,14 @@ fn recorded_requests_are_counted_by_their_own_timings() {
 }
 
 #[test]
-fn recorded_failures_are_counted_by_their_code_though_a_stream_began_well() {
+fn recorded_failures_within_a_stream_are_counted_by_their_code() {
     let figures = counted("requests-failed");
     assert_eq!(figures.duration.as_ref().unwrap().count(), 1);
     assert_eq!(errors(&figures), BTreeMap::from([(500, 5), (502, 1)]));
 }
 
 #[test]
-fn a_log_that_is_followed_in_vain_is_said_to_be() {
+fn a_log_file_without_effect_is_logged() {
     let server = runner();
     keep(&server, &[]);
     let exporter = Exporter::watching(&server)
@@ -197,6 +197,6 @@ fn a_log_that_is_followed_in_vain_is_said_to_be() {
     exporter.until("it has looked twice", |scrape| {
         scrape.get("llamacpp_exporter_polls_total", &[]) >= Some(2.0)
     });
-    let said = exporter.logged(&["--log-file has no effect here"]);
-    assert_eq!(said.len(), 1, "{said:?}");
+    let lines = exporter.logged(&["--log-file has no effect here"]);
+    assert_eq!(lines.len(), 1, "{lines:?}");
 }

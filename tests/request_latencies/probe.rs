@@ -1,4 +1,4 @@
-//! The probe beside a scripted server: what is a token, what is a failure, and how often it asks.
+//! The probe: which answers are a token, which a failure, and how often it is sent.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ fn stream(events: &[&str]) -> Answer {
 }
 
 #[test]
-fn a_probe_is_timed_to_its_first_token_and_counted_apart() {
+fn a_probe_measures_its_first_token_and_is_counted_separately() {
     let server = Server::recorded(BUILD, Stage::Idle);
     let late = Duration::from_millis(300);
     let answer = stream(&[": ping", TOKEN, "data: [DONE]"]).delayed(late);
@@ -65,7 +65,7 @@ fn a_probe_is_timed_to_its_first_token_and_counted_apart() {
 }
 
 #[test]
-fn what_is_no_token_is_a_failure_with_its_reason() {
+fn an_answer_without_a_token_is_a_failure_with_its_reason() {
     let cases = [
         ("status", stream(&[FAILURE])),
         ("status", stream(&[TOKEN, FAILURE])),
@@ -88,7 +88,7 @@ fn what_is_no_token_is_a_failure_with_its_reason() {
 }
 
 #[test]
-fn a_server_that_does_not_say_whether_it_is_awake_is_left_alone() {
+fn a_server_whose_props_are_refused_is_not_probed() {
     let server = Server::recorded(BUILD, Stage::Idle);
     server.answer("/props", Answer::error(401, "Invalid API Key"));
     server.answer(COMPLETIONS, stream(&[TOKEN]));

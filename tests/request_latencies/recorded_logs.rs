@@ -1,4 +1,4 @@
-//! The logs of 21 builds of llama-server, and one of a router, are read alike.
+//! The logs of 21 builds of llama-server, and of a router, give the same figures.
 //!
 //! Each of the 21 holds a request of 122 prompt tokens and 120 generated ones,
 //! one whose client hung up, and one of 1,752 prompt tokens and a single
@@ -157,7 +157,7 @@ const WRAPPERS: [fn(&str) -> String; 7] = [
 ];
 
 #[test]
-fn colours_and_wrappers_change_nothing() {
+fn colours_and_prefixes_change_nothing() {
     for (build, ms) in BUILDS {
         let log = recording(&format!("llama-server/{build}"));
         for wrap in WRAPPERS {

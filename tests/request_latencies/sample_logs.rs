@@ -5,7 +5,7 @@ use std::fs;
 use crate::support::recordings::{self, Stage};
 use crate::support::{Answer, Exporter, Scrape, Server, for_each_case};
 
-/// What a log tells of one model: finished requests and the sum of their seconds, embeddings
+/// What a log contains of one model: finished requests and the sum of their seconds, embeddings
 /// and the sum of all prompt tokens, cancellations.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Counts {
@@ -134,13 +134,13 @@ fn server(child: Option<u16>) -> Server {
         {"id": "m", "object": "model", "owned_by": "llamacpp", "created": 1,
          "status": {"value": "loaded", "args": arguments}},
     ]});
-    server.answer("/health", Answer::json(r#"{"status":"ok"}"#));
+    server.answer_json("/health", r#"{"status":"ok"}"#);
     server.answer(
         "/props",
         Answer::json(r#"{"role":"router","max_instances":4,"build_info":"b10068-x"}"#),
     );
     for path in ["/models", "/v1/models"] {
-        server.answer(path, Answer::json(models.to_string()));
+        server.answer_json(path, &models);
     }
     for path in ["/metrics", "/slots", "/props"] {
         let path = format!("{path}?model=m&autoload=false");

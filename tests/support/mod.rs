@@ -4,6 +4,7 @@
 // Each test binary uses a part of this.
 #![allow(dead_code, unused_imports)]
 
+pub mod answer;
 pub mod exporter;
 pub mod exposition;
 pub mod recordings;
@@ -15,9 +16,10 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use answer::Answer;
 pub use exporter::Exporter;
 pub use exposition::Scrape;
-pub use server::{Answer, Server};
+pub use server::Server;
 
 /// The deadline of every wait: far longer than anything takes on a busy machine.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(60);

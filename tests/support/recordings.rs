@@ -1,6 +1,6 @@
 //! The recorded answers of real servers, and small changes to them.
 
-use super::server::{Answer, Server};
+use super::{Answer, Server};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -29,7 +29,7 @@ pub const BUILDS: [&str; 21] = [
     "b11549",
 ];
 
-/// `b7376` tells its build number; `b11549` does not (`b0-unknown`).
+/// `b7376` reports its build number; `b11549` reports `b0-unknown`.
 pub const OLD: &str = "b7376";
 pub const MIDDLE: &str = "b10068";
 pub const NEW: &str = "b11549";

@@ -17,7 +17,7 @@ fn props(build_info: &str, is_sleeping: bool) -> Answer {
     Answer::json(props.to_string())
 }
 
-/// Which build a server says it is, and whether that lets `/metrics` be read without harm.
+/// `build_info` before and from the build whose `/metrics` does not reset the idle timer.
 const BEFORE_B10566: [&str; 3] = ["b7710-2bbe4c2cf", "b10565-abc", "b0-unknown"];
 const FROM_B10566: [&str; 2] = ["b10566-abc", "b11549-abc"];
 
@@ -39,7 +39,7 @@ fn a_sleeping_server_is_left_asleep() {
         exporter.after_polls(2);
         server.answer("/props", props(build, true));
         let scrape = exporter.until("sleeping", |scrape| scrape.status() == Some("sleeping"));
-        // It slept before it could be seen asleep.
+        // The sleep began before the poll that noticed it.
         exporter.after_polls(1);
         let (metrics, slots) = (server.count("/metrics"), server.count("/slots"));
         let later = exporter.after_polls(8);
@@ -51,9 +51,11 @@ fn a_sleeping_server_is_left_asleep() {
             assert!(scrape.up(), "{build}: {scrape:?}");
             scrape.assert_status("sleeping");
             scrape.assert_errors(0);
-            // What it did before it fell asleep is not forgotten.
-            scrape.assert_value("llamacpp_generated_tokens_total", 120.0);
-            scrape.assert_value("llamacpp_decode_calls_total", 121.0);
+            // The counters from before its sleep remain.
+            scrape.assert_values(&[
+                ("llamacpp_generated_tokens_total", 120.0),
+                ("llamacpp_decode_calls_total", 121.0),
+            ]);
         }
         // A request wakes it.
         server.replay(MIDDLE, Stage::Busy);
@@ -64,7 +66,7 @@ fn a_sleeping_server_is_left_asleep() {
     });
 }
 
-/// It was said to generate nothing as long as it slept: what it generates now is not spread over that time.
+/// While it slept, its rate was 0: tokens generated now are not spread over that time.
 #[test]
 fn the_first_rate_after_a_sleep_is_of_one_poll() {
     let server = Server::recorded(MIDDLE, Stage::After);
@@ -124,7 +126,7 @@ fn an_idle_server_is_not_polled_until_its_sleep_timer_expires() {
         exporter.after_polls(1);
         let last = work_requests(&server).last().unwrap().at;
         let asked = work_requests(&server).len();
-        wait_until("it is asked why it did not fall asleep", || {
+        wait_until("a request after the sleep timer", || {
             work_requests(&server).len() > asked
         });
         let gap = work_requests(&server)[asked].at - last;
@@ -151,19 +153,19 @@ fn requests_during_the_wait_are_counted_after_it() {
 #[test]
 fn a_server_that_falls_asleep_on_time_is_not_polled_again() {
     let server = Server::recorded(MIDDLE, Stage::After);
-    let told = Duration::from_secs(4);
+    let timer = Duration::from_secs(4);
     let exporter = Exporter::watching(&server)
         .args(&["--sleep-idle-seconds", "4"])
         .start();
     exporter.after_polls(1);
     let asked = work_requests(&server).len();
     // It falls asleep in good time: a machine that is busy may hold this test up.
-    wait_until("it is left alone", || {
+    wait_until("no request for a while", || {
         let last = work_requests(&server).last().unwrap().at;
-        Instant::now() - last >= told / 4
+        Instant::now() - last >= timer / 4
     });
     server.answer("/props", props("b0-unknown", true));
-    sleep(told + SLEEP);
+    sleep(timer + SLEEP);
     assert_eq!(
         work_requests(&server).len(),
         asked,
@@ -210,7 +212,7 @@ fn a_server_that_has_slept_once_may_sleep_again() {
     assert!(server.count("/metrics") > 0, "asked at once when it woke");
     // A server wakes for work, which may take a few polls to show.
     exporter.after_polls(10);
-    // Nothing goes on: from now on a question would keep it awake.
+    // It is idle: from now on a request would keep it awake.
     let before = work_requests(&server).len();
     exporter.after_polls(10);
     let more = work_requests(&server).len() - before;

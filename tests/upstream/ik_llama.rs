@@ -36,7 +36,7 @@ fn the_answers_of_ik_llama_are_read() {
         let scrape = exporter.after_polls(3);
         scrape.assert_errors(0);
         scrape.assert_status("running");
-        for (metric, value) in [
+        scrape.assert_values(&[
             ("llamacpp_slots", 2.0),
             ("llamacpp_slots_busy", 1.0),
             ("llamacpp_requests_processing", 1.0),
@@ -46,9 +46,7 @@ fn the_answers_of_ik_llama_are_read() {
             ("llamacpp_prompt_tokens_total", 2053.0),
             ("llamacpp_kv_cache_usage_ratio", 0.0167007),
             ("llamacpp_model_parameters", 235_093_634_560.0),
-        ] {
-            scrape.assert_value(metric, value);
-        }
+        ]);
         assert_eq!(scrape.label("llamacpp_slots", "model"), Some("qwen3-235b"));
     }
 }
@@ -91,8 +89,10 @@ fn a_server_that_answers_health_late_is_up_and_busy() {
         assert_eq!(scrape.get("llamacpp_status", &is_running), Some(1.0));
         if !from_the_start {
             // The last counters stand.
-            scrape.assert_value("llamacpp_generated_tokens_total", 136.0);
-            scrape.assert_value("llamacpp_prompt_tokens_total", 2053.0);
+            scrape.assert_values(&[
+                ("llamacpp_generated_tokens_total", 136.0),
+                ("llamacpp_prompt_tokens_total", 2053.0),
+            ]);
         }
         let requests = server.requests().into_iter();
         let open = requests.filter(|request| request.is_waiting());

@@ -1,6 +1,5 @@
-//! llama-swap, and the servers of its models: whose tokens are counted, where from, and who is
-//! asked. The scripted ones answer as genuine ones were recorded, with other names, addresses and
-//! numbers.
+//! llama-swap and the servers of its models: which source counts the tokens, and which servers are
+//! polled. The answers are recorded ones with other names, addresses and numbers.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
@@ -26,15 +25,12 @@ fn answer_as_swap(server: &Server, models: &[(&str, &str)]) {
     let health = Answer::new(200, "text/plain; charset=utf-8", "OK");
     server.answer("/health", health);
     let version = json!({"version": "v250"});
-    server.answer("/api/version", Answer::json(version.to_string()));
+    server.answer_json("/api/version", version);
     let processes = models.iter().map(|(name, proxy)| ready(name, proxy));
     run(server, processes.collect());
     let model = |(name, _): &(&str, &str)| json!({"id": name, "owned_by": "llama-swap", "meta": {"llamaswap": {"type": "model"}}});
     let listed: Vec<_> = models.iter().map(model).collect();
-    server.answer(
-        "/v1/models",
-        Answer::json(json!({"data": listed}).to_string()),
-    );
+    server.answer_json("/v1/models", json!({"data": listed}));
     ended(server, &[]);
 }
 
@@ -43,16 +39,13 @@ fn ready(model: &str, proxy: &str) -> Value {
 }
 
 fn run(server: &Server, processes: Vec<Value>) {
-    server.answer(
-        "/running",
-        Answer::json(json!({"running": processes}).to_string()),
-    );
+    server.answer_json("/running", json!({"running": processes}));
 }
 
 /// Lists these requests as ended.
 fn ended(server: &Server, requests: &[Value]) {
     let page = json!({"data": requests, "page": 1, "limit": 999, "total": requests.len()});
-    server.answer(ACTIVITY, Answer::json(page.to_string()));
+    server.answer_json(ACTIVITY, page);
 }
 
 /// A request of the model `m` with so many tokens generated.
@@ -73,10 +66,10 @@ fn generated(scrape: &Scrape, model: &str) -> Option<f64> {
 
 fn status(scrape: &Scrape, model: &str) -> Option<String> {
     let all = scrape.all("llamacpp_status");
-    let mut told = all
+    let mut states = all
         .iter()
         .filter(|sample| sample.labels["model"] == model && sample.value == 1.0);
-    told.next().map(|sample| sample.labels["status"].clone())
+    states.next().map(|sample| sample.labels["status"].clone())
 }
 
 fn until_generated(exporter: &Exporter, tokens: f64) -> Scrape {
@@ -100,10 +93,8 @@ fn case(folder: &str, file: &str) -> Answer {
     json_case(&format!("{folder}/{file}"))
 }
 
-// The activity.
-
 #[test]
-fn what_is_listed_at_the_start_is_history_also_for_the_next_exporter() {
+fn requests_listed_at_the_start_are_not_counted() {
     const CASE: &str = "16-llama-swap-activity-after-restart";
     let server = swap(&[("m", &nobody())]);
     // Another address than in the recording, where somebody may listen.
@@ -127,7 +118,7 @@ fn what_is_listed_at_the_start_is_history_also_for_the_next_exporter() {
 fn an_empty_list_may_be_written_as_null() {
     let server = swap(&[("m", &nobody())]);
     let null = json!({"data": null, "page": 1, "limit": 999, "total": 0});
-    server.answer(ACTIVITY, Answer::json(null.to_string()));
+    server.answer_json(ACTIVITY, null);
     let exporter = Exporter::watching(&server).interval("100ms").start();
     assert_eq!(until_generated(&exporter, 0.0).errors(), 0);
     ended(&server, &[request(1, 50)]);
@@ -135,7 +126,7 @@ fn an_empty_list_may_be_written_as_null() {
 }
 
 #[test]
-fn counters_go_on_when_llama_swap_is_back() {
+fn counters_continue_when_llama_swap_is_back() {
     let server = swap(&[("m", &nobody())]);
     let mut requests: Vec<_> = (1..=10).map(|id| request(id, 50)).collect();
     ended(&server, &requests);
@@ -153,7 +144,7 @@ fn counters_go_on_when_llama_swap_is_back() {
     server.restart();
     until_generated(&exporter, 12.0);
 
-    // A proxy before it says that it is gone.
+    // A proxy reports that it is down.
     let paths = [
         "/health",
         "/running",
@@ -193,7 +184,7 @@ fn the_list_of_older_versions_is_read() {
     let server = swap(&[("m", &nobody())]);
     server.answer_404(ACTIVITY);
     let list = |requests: Value| {
-        server.answer(OLD_ACTIVITY, Answer::json(requests.to_string()));
+        server.answer_json(OLD_ACTIVITY, requests);
     };
     list(json!([request(0, 50)]));
     let exporter = Exporter::watching(&server).start();
@@ -203,7 +194,7 @@ fn the_list_of_older_versions_is_read() {
     list(json!([request(0, 50), request(1, 5), flat]));
     let scrape = until_generated(&exporter, 9.0);
     scrape.assert_errors(0);
-    // Where there is no such list, nothing is told, and that is no failure.
+    // Without such a list there are no counters and no errors.
     server.answer_404(OLD_ACTIVITY);
     let exporter = Exporter::watching(&server).start();
     let scrape = exporter.after_polls(3);
@@ -212,7 +203,7 @@ fn the_list_of_older_versions_is_read() {
 }
 
 #[test]
-fn requests_that_are_not_listed_any_more_are_said_to_be_missing() {
+fn requests_missing_from_the_list_are_logged() {
     let server = swap(&[("m", &nobody())]);
     ended(&server, &[request(1, 50)]);
     let exporter = Exporter::watching(&server).start();
@@ -223,10 +214,8 @@ fn requests_that_are_not_listed_any_more_are_said_to_be_missing() {
     exporter.assert_logged(1, &["more requests have ended"]);
 }
 
-// One source in each life of a model.
-
 #[test]
-fn a_server_that_is_late_or_gone_for_a_while_brings_no_other_counts_in() {
+fn a_server_that_fails_for_a_while_keeps_its_own_counters() {
     let own = Server::recorded(OLD, Stage::Busy);
     let server = swap(&[("m", &own.url())]);
     ended(&server, &[request(1, 1000)]);
@@ -266,7 +255,7 @@ fn a_server_that_is_late_or_gone_for_a_while_brings_no_other_counts_in() {
 }
 
 #[test]
-fn the_next_life_of_a_model_may_have_another_source() {
+fn a_reloaded_model_may_have_another_source_of_counters() {
     let own = Server::recorded(NEW, Stage::After);
     let server = swap(&[("m", &own.url())]);
     let mut requests = vec![request(1, 1000)];
@@ -275,7 +264,7 @@ fn the_next_life_of_a_model_may_have_another_source() {
     let of_server = exporter.until("read", |scrape| generated(scrape, "m").is_some());
     assert!(generated(&of_server, "m").unwrap() > 0.0);
 
-    // What was told by the server does not count again.
+    // Requests that the counters of the server include do not count again.
     requests.push(request(2, 120));
     ended(&server, &requests);
     run(&server, vec![ready("m", &nobody())]);
@@ -313,14 +302,14 @@ fn a_server_without_metrics_has_its_tokens_counted_by_the_activity() {
     );
     ended(&server, &[request(1, 1000), request(2, 5), request(3, 6)]);
     until_generated(&exporter, 11.0);
-    // A restart of the server within this life changes nothing about that.
+    // A restart of the server while it is loaded changes nothing about that.
     own.answer_recorded(NEW, Stage::After);
     let later = exporter.after_polls(3);
     assert_eq!(generated(&later, "m"), Some(11.0), "{later:?}");
 }
 
 #[test]
-fn a_model_of_another_engine_is_told_by_llama_swap_alone() {
+fn a_model_of_another_engine_is_counted_by_the_activity() {
     const CASE: &str = "15-llama-swap-vllm-model";
     const MODEL: &str = "Q3-30B-CODER-VLLM";
     let own = Server::start();
@@ -342,7 +331,7 @@ fn a_model_of_another_engine_is_told_by_llama_swap_alone() {
     let mut newest = activity["data"][0].clone();
     newest["id"] = json!(3);
     activity["data"].as_array_mut().unwrap().insert(0, newest);
-    server.answer(ACTIVITY, Answer::json(activity.to_string()));
+    server.answer_json(ACTIVITY, activity);
     let scrape = exporter.until("a request", |scrape| {
         generated(scrape, MODEL) == Some(233.0)
     });
@@ -358,13 +347,11 @@ fn a_model_of_another_engine_is_told_by_llama_swap_alone() {
     assert_eq!(
         own.requests().len(),
         1,
-        "once for all of its life: {:?}",
+        "once while it is loaded: {:?}",
         own.requests()
     );
     exporter.assert_logged(1, &["no llama-server"]);
 }
-
-// Who is asked.
 
 /// An address of this machine that others can reach, if it has any. Nothing is sent.
 fn outside_address() -> Option<IpAddr> {
@@ -395,7 +382,7 @@ fn spellings(port: u16) -> Vec<String> {
 }
 
 #[test]
-fn a_llama_swap_elsewhere_leads_nowhere_but_to_itself() {
+fn a_llama_swap_on_another_host_directs_no_requests_to_loopback() {
     let Some(outside) = outside_address() else {
         eprintln!("skipped: this machine has no address but loopback ones");
         return;
@@ -431,7 +418,7 @@ fn a_llama_swap_elsewhere_leads_nowhere_but_to_itself() {
 }
 
 #[test]
-fn nothing_but_host_and_port_is_taken_from_an_address() {
+fn only_host_and_port_of_a_proxy_address_are_used() {
     let own = Server::start_at(Ipv4Addr::LOCALHOST.into());
     own.answer_recorded(OLD, Stage::Busy);
     for proxy in spellings(own.port()) {
@@ -449,7 +436,7 @@ fn nothing_but_host_and_port_is_taken_from_an_address() {
 }
 
 #[test]
-fn of_many_new_addresses_few_are_asked_in_one_poll() {
+fn a_poll_asks_at_most_sixteen_new_servers() {
     let own = Server::start();
     own.answer_404("/props");
     let server = Server::start();
@@ -464,8 +451,12 @@ fn of_many_new_addresses_few_are_asked_in_one_poll() {
     let exporter = Exporter::watching(&server).interval(ENDLESS).start();
     let scrape = exporter.until("the first poll", |scrape| scrape.polls() == 1);
     assert_eq!(own.requests().len(), 16);
-    let told = names.iter().filter(|name| status(&scrape, name).is_some());
-    assert_eq!(told.count(), 16, "what was not asked has no status");
+    let known = names.iter().filter(|name| status(&scrape, name).is_some());
+    assert_eq!(
+        known.count(),
+        16,
+        "a model that was not polled has no status"
+    );
     let exporter = Exporter::watching(&server).start();
     exporter.until("all are known", |scrape| {
         names
@@ -475,7 +466,7 @@ fn of_many_new_addresses_few_are_asked_in_one_poll() {
 }
 
 #[test]
-fn slow_servers_each_have_their_turn_and_none_is_called_idle_meanwhile() {
+fn slow_servers_take_turns_and_have_no_status_in_between() {
     let slow: Vec<_> = (0..6).map(|_| Server::recorded(OLD, Stage::Busy)).collect();
     let names: Vec<_> = (0..slow.len()).map(|number| format!("m{number}")).collect();
     for server in &slow {
@@ -518,17 +509,17 @@ fn slow_servers_each_have_their_turn_and_none_is_called_idle_meanwhile() {
 }
 
 #[test]
-fn a_model_that_is_named_twice_is_shown_once() {
+fn a_model_named_twice_is_one_series() {
     let own = Server::recorded(OLD, Stage::Busy);
     let server = swap(&[("m", &own.url()), ("m", &nobody())]);
     let exporter = Exporter::watching(&server).start();
     let scrape = until_generated(&exporter, 2.0);
-    // A reader of the exposition that is strict has read it.
+    // The strict reader of the exposition accepts it.
     assert_eq!(scrape.all(GENERATED).len(), 1, "{scrape:?}");
 }
 
 #[test]
-fn a_state_that_is_not_known_is_not_told() {
+fn a_model_in_an_unknown_state_has_no_status() {
     let server = swap(&[("m", &nobody())]);
     run(&server, vec![json!({"model": "m", "state": "hibernating"})]);
     let exporter = Exporter::watching(&server).start();

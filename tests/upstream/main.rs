@@ -20,7 +20,7 @@ use support::{Answer, Scrape, Server};
 
 const ENDPOINTS: [&str; 5] = ["/health", "/props", "/v1/models", "/metrics", "/slots"];
 
-/// Nothing is said of the server but that it is down.
+/// Only `llamacpp_up` is exported of the server, as 0.
 fn assert_down(scrape: &Scrape) {
     assert!(scrape.down(), "{scrape:?}");
     for (family, _) in &scrape.families {
@@ -36,7 +36,7 @@ fn kind(scrape: &Scrape) -> Option<&str> {
     scrape.label("llamacpp_server_info", "kind")
 }
 
-/// The most questions, of these, that waited in the server at one moment.
+/// The most of these requests that waited in the server at one time.
 fn most_waiting(requests: &[Request]) -> usize {
     let mut changes = Vec::new();
     for request in requests {
@@ -53,7 +53,7 @@ fn most_waiting(requests: &[Request]) -> usize {
     waiting.max().unwrap_or(0) as usize
 }
 
-/// Questions that wait behind the model's work.
+/// Requests that wait behind the work of the model.
 fn work_requests(server: &Server) -> Vec<Request> {
     let mut requests = server.requests();
     requests.retain(|request| ["/metrics", "/slots"].contains(&request.path.as_str()));

@@ -157,7 +157,7 @@ fn products() -> Vec<(&'static str, Server)> {
             "llama-cpp-python",
             product(models_owned_by("me"), detail(), &[]),
         ),
-        // mlx_lm.server says that it is well as llama-server does, and nothing of owners.
+        // mlx_lm.server answers /health as llama-server does, and names no owner.
         (
             "an OpenAI-compatible server",
             product(
@@ -199,7 +199,7 @@ fn other_products_are_down_and_named_in_one_log_line() {
         assert_eq!(
             scrape.errors(),
             0,
-            "what it has not is no failure: {scrape:?}"
+            "a missing endpoint is no error: {scrape:?}"
         );
         let lines = exporter.logged(&["the server is down", "reason=not_llama_cpp", name]);
         assert_eq!(lines.len(), 1, "{}", exporter.output());

@@ -236,16 +236,16 @@ fn behind_a_proxy_of_v1_alone_the_server_is_up_without_errors() {
         assert_eq!(
             scrape.status(),
             None,
-            "nothing tells what it does: {scrape:?}"
+            "no endpoint tells its state: {scrape:?}"
         );
         scrape.assert_errors(0);
         let polls = scrape.polls() as usize;
         assert!(server.count("/v1/models") >= polls, "asked at each poll");
-        // What a proxy has not passed on is asked for once, and one line tells of it.
+        // A path that the proxy blocks is requested once, and logged once.
         assert_eq!((server.count("/metrics"), server.count("/slots")), (1, 1));
         exporter.assert_logged(1, &["only /v1/models is"]);
         exporter.assert_logged(0, &["failed"]);
-        // Its models are all that keeps it up.
+        // It is up by its models alone.
         server.answer_404("/v1/models");
         assert_down(&exporter.after_polls(1));
         server.answer(
@@ -253,7 +253,7 @@ fn behind_a_proxy_of_v1_alone_the_server_is_up_without_errors() {
             Answer::json(recordings::file(NEW, "models.json")),
         );
         exporter.until("up again", Scrape::up);
-        // The proxy is told to pass on the rest.
+        // The proxy passes on the rest.
         let whole = Server::recorded(NEW, Stage::Busy);
         server.answer_like(&whole, &ENDPOINTS);
         let scrape = exporter.until("read whole", |scrape| scrape.status() == Some("running"));
@@ -274,7 +274,7 @@ fn behind_a_proxy_of_v1_and_health_the_server_is_up_without_errors() {
             "/v1/models",
             Answer::json(recordings::file(NEW, "models.json")),
         );
-        server.answer("/health", Answer::json(r#"{"status":"ok"}"#));
+        server.answer_json("/health", r#"{"status":"ok"}"#);
         server.answer_other_paths(page);
         let exporter = Exporter::with_url(&format!("{}/v1", server.url())).start();
         let scrape = exporter.after_polls(5);
@@ -284,7 +284,7 @@ fn behind_a_proxy_of_v1_and_health_the_server_is_up_without_errors() {
         assert_eq!((server.count("/metrics"), server.count("/slots")), (1, 1));
         let notes = exporter.logged(&["only /health and /v1/models are"]);
         assert_eq!(notes.len(), 1, "{}", exporter.output());
-        // The proxy is told to pass on the rest.
+        // The proxy passes on the rest.
         let whole = Server::recorded(NEW, Stage::Busy);
         server.answer_like(&whole, &ENDPOINTS);
         exporter.until("read whole", |scrape| scrape.status() == Some("running"));
@@ -332,7 +332,7 @@ fn a_401_of_a_proxy_is_told_from_one_of_the_server() {
     let refused_key = "refuses the API key";
     let by_server = || Answer::error(401, "Invalid API Key");
     let by_proxy = || raw_case("14-basic-auth-and-api-key/nginx-401.http");
-    // What answers, whether /health is refused too, what is given, and what is said of it.
+    // The answer, whether /health has it too, user, key, and words of the log line.
     let cases = [
         ("a proxy", (by_proxy(), true, "", "", proxy)),
         (
@@ -353,11 +353,11 @@ fn a_401_of_a_proxy_is_told_from_one_of_the_server() {
             (by_server(), false, "me:pw@", "sk-right", "X-Api-Key"),
         ),
     ];
-    for_each_case(cases, |(answer, with_health, user, key, said)| {
+    for_each_case(cases, |(answer, with_health, user, key, words)| {
         let server = Server::start();
         server.answer_other_paths(answer.clone());
         if !with_health {
-            server.answer("/health", Answer::json(r#"{"status":"ok"}"#));
+            server.answer_json("/health", r#"{"status":"ok"}"#);
         }
         let url = format!("http://{user}{}", server.authority());
         let mut start = Exporter::with_url(&url);
@@ -373,7 +373,7 @@ fn a_401_of_a_proxy_is_told_from_one_of_the_server() {
         );
         let refused = exporter.logged(&["endpoint=/metrics", "reason=unauthorized"]);
         assert_eq!(refused.len(), 1, "{refused:?}");
-        assert!(refused[0].contains(said), "{refused:?}");
+        assert!(refused[0].contains(words), "{refused:?}");
         if with_health {
             assert!(
                 scrape.errors_of("/health").contains_key("unauthorized"),
@@ -381,7 +381,7 @@ fn a_401_of_a_proxy_is_told_from_one_of_the_server() {
             );
             let down = exporter.logged(&["the server is down", "reason=unauthorized"]);
             assert_eq!(down.len(), 1, "{}", exporter.output());
-            assert!(down[0].contains(said), "{down:?}");
+            assert!(down[0].contains(words), "{down:?}");
         }
     });
 }

@@ -31,9 +31,9 @@ fn loaded_models(models: &[&str]) -> Answer {
 /// A router whose models are all loaded and at work.
 fn busy_router(models: &[&str]) -> Server {
     let server = Server::start();
-    server.answer("/health", Answer::json(r#"{"status":"ok"}"#));
+    server.answer_json("/health", r#"{"status":"ok"}"#);
     let props = json!({"role": "router", "max_instances": 4, "build_info": "b10068-abc"});
-    server.answer("/props", Answer::json(props.to_string()));
+    server.answer_json("/props", props);
     server.answer("/models", loaded_models(models));
     for model in models {
         for path in MODEL_ENDPOINTS {
@@ -89,7 +89,7 @@ fn slow_models_take_turns_and_have_no_status_in_between() {
     let mut seen = BTreeMap::new();
     let mut unseen = 0;
     let mut polls = 0;
-    wait_until("each was asked in two polls", || {
+    wait_until("two polls of each model", || {
         let scrape = exporter.scrape();
         if scrape.polls() == polls {
             return false;
@@ -113,7 +113,7 @@ fn slow_models_take_turns_and_have_no_status_in_between() {
 #[test]
 fn unanswered_requests_do_not_exhaust_the_descriptors() {
     let server = busy_router(&[]);
-    // The router itself is asked without a query; whatever model's server is asked says nothing.
+    // The router answers requests without a query; the server of a model never answers.
     server.answer("/props?", server.answer_of("/props"));
     server.answer("/props", Answer::never());
     let exporter = Exporter::watching(&server).timeout("50ms").start();
@@ -181,7 +181,7 @@ fn a_model_in_an_unknown_state_has_no_status() {
             .unwrap();
     models["data"][0]["status"]["value"] = json!("hibernating");
     models["data"][1]["status"] = json!({"value": "unloaded"});
-    server.answer("/models", Answer::json(models.to_string()));
+    server.answer_json("/models", models);
     let report = run(program().args(["--base-url", &server.url(), "--check"])).stdout;
     assert!(
         report.contains("model: ggml-org/gemma-3-270m-GGUF:Q8_0 (unknown)"),
@@ -195,11 +195,11 @@ fn router_of_one_model(args: &[&str]) -> Server {
     let server = Server::start();
     // Before b10566 /metrics is not asked of a server that may fall asleep, until it should have.
     let props = json!({"role": "router", "build_info": "b10068-abc"});
-    server.answer("/health", Answer::json(r#"{"status":"ok"}"#));
-    server.answer("/props", Answer::json(props.to_string()));
+    server.answer_json("/health", r#"{"status":"ok"}"#);
+    server.answer_json("/props", props);
     let model = json!({"id": "m", "status": {"value": "loaded", "args": args}});
     let models = json!({"data": [model], "object": "list"});
-    server.answer("/models", Answer::json(models.to_string()));
+    server.answer_json("/models", models);
     let metrics = recordings::metrics(OLD, Stage::After);
     server.answer("/metrics", Answer::exposition(metrics));
     server.answer(
@@ -226,11 +226,11 @@ fn a_model_or_slot_listed_twice_is_one_series() {
     let server = router_of_one_model(&[]);
     let model = |value: &str| json!({"id": "m", "status": {"value": value, "args": []}});
     let models = json!({"data": [model("loaded"), model("unloaded"), model("loaded")]});
-    server.answer("/models", Answer::json(models.to_string()));
+    server.answer_json("/models", models);
     let slot =
         |id: u32| json!({"id": id, "n_ctx": 8, "is_processing": false, "n_prompt_tokens": 5});
     let slots = json!([slot(0), slot(0), slot(1)]);
-    server.answer("/slots", Answer::json(slots.to_string()));
+    server.answer_json("/slots", slots);
     let exporter = Exporter::watching(&server).start();
     // A series that stands twice fails every scrape.
     let scrape = exporter.after_polls(3);

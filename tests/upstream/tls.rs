@@ -99,7 +99,7 @@ fn pass_on(
     }
 }
 
-/// Watches a server with this certificate; `ca` is what the exporter is told to trust.
+/// Watches a server with this certificate; `ca` is its `--ca-file`.
 fn watched(config: ServerConfig, ca: Option<&Authority>) -> (Scrape, Exporter) {
     watched_with(config, ca.map(Authority::path))
 }
@@ -115,7 +115,7 @@ fn watched_with(config: ServerConfig, ca: Option<&str>) -> (Scrape, Exporter) {
     (exporter.after_polls(3), exporter)
 }
 
-/// It is down, and the log says `why` in plain words, in the line of the first failure.
+/// The server is down, and the log line of the first failure contains `why`.
 fn assert_not_trusted((scrape, exporter): (Scrape, Exporter), why: &str) {
     assert!(scrape.down(), "{scrape:?}");
     assert!(scrape.errors_of("/health")["connect"] >= 3, "{scrape:?}");
@@ -123,7 +123,7 @@ fn assert_not_trusted((scrape, exporter): (Scrape, Exporter), why: &str) {
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("certificate"), "{lines:?}");
     assert!(lines[0].contains(why), "{lines:?}");
-    // Nor do names of Rust's types mean anything to the reader.
+    // Names of Rust types mean nothing to the reader.
     for name in [
         "UnknownIssuer",
         "OtherError",
@@ -137,7 +137,7 @@ fn assert_not_trusted((scrape, exporter): (Scrape, Exporter), why: &str) {
 }
 
 #[test]
-fn a_server_whose_authority_is_given_is_read() {
+fn a_certificate_of_the_given_authority_is_trusted() {
     let authority = Authority::new();
     let (scrape, _exporter) = watched(authority.certify("127.0.0.1", 2100), Some(&authority));
     scrape.assert_up();
@@ -147,7 +147,7 @@ fn a_server_whose_authority_is_given_is_read() {
 }
 
 #[test]
-fn a_server_whose_authority_is_not_known_is_not_trusted() {
+fn a_certificate_of_an_unknown_authority_is_not_trusted() {
     assert_not_trusted(
         watched(Authority::new().certify("127.0.0.1", 2100), None),
         "--ca-file",
@@ -155,7 +155,7 @@ fn a_server_whose_authority_is_not_known_is_not_trusted() {
 }
 
 #[test]
-fn only_the_authority_that_was_given_is_trusted() {
+fn a_certificate_of_another_authority_is_not_trusted() {
     let config = Authority::new().certify("127.0.0.1", 2100);
     assert_not_trusted(watched(config, Some(&Authority::new())), "");
 }
@@ -170,7 +170,7 @@ fn a_certificate_for_another_name_is_not_trusted() {
 }
 
 #[test]
-fn a_certificate_that_is_over_is_not_trusted() {
+fn an_expired_certificate_is_not_trusted() {
     let authority = Authority::new();
     assert_not_trusted(
         watched(authority.certify("127.0.0.1", 2021), Some(&authority)),
@@ -190,9 +190,9 @@ fn self_signed() -> (ServerConfig, String) {
     (serving(certificate, key), path)
 }
 
-/// What is told there is what helps: see the next test.
+/// The next test makes a certificate by this advice.
 #[test]
-fn a_servers_own_certificate_that_is_an_authoritys_is_told_how_to_make_anew() {
+fn the_error_of_a_self_signed_ca_certificate_says_how_to_make_another() {
     let (config, path) = self_signed();
     assert_not_trusted(
         watched_with(config, Some(&path)),
@@ -201,7 +201,7 @@ fn a_servers_own_certificate_that_is_an_authoritys_is_told_how_to_make_anew() {
 }
 
 #[test]
-fn a_servers_own_certificate_is_trusted_where_it_is_given() {
+fn a_self_signed_certificate_in_the_ca_file_is_trusted() {
     let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
     params.is_ca = IsCa::ExplicitNoCa;
     let key = KeyPair::generate().unwrap();
@@ -216,22 +216,21 @@ fn a_servers_own_certificate_is_trusted_where_it_is_given() {
 }
 
 #[test]
-fn a_server_that_does_not_speak_tls_is_an_error_of_the_connection() {
+fn a_server_without_tls_is_a_connection_error() {
     let server = Server::recorded(NEW, Stage::Busy);
     let exporter = Exporter::with_url(&format!("https://{}", server.authority())).start();
-    // What a plain server makes of a greeting in TLS is nothing.
     let scrape = exporter.until("an error", |scrape| scrape.errors() > 0);
     assert!(scrape.down(), "{scrape:?}");
 }
 
 #[test]
-fn tls_asked_of_a_server_that_answers_in_plain_http_is_told() {
+fn https_to_a_plain_http_server_is_logged() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            // As nginx does: the greeting in TLS is no request.
+            // As nginx does: a TLS handshake is no request.
             let _ = stream.read(&mut [0; 64]);
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
         }
@@ -241,7 +240,7 @@ fn tls_asked_of_a_server_that_answers_in_plain_http_is_told() {
 }
 
 #[test]
-fn plain_http_asked_of_a_server_that_speaks_tls_is_told() {
+fn plain_http_to_a_tls_server_is_logged() {
     let server = Server::recorded(NEW, Stage::Busy);
     let address = in_front_of(&server, Authority::new().certify("127.0.0.1", 2100));
     let exporter = Exporter::with_url(&format!("http://{address}")).start();
