@@ -95,15 +95,15 @@ impl RequestSources {
         self.requests.polled(now, names);
         self.log.polled(now, &polled);
         for model in models.iter_mut().filter(|model| model.is_loaded()) {
-            let layout = self.log.slot_layout(&model.name);
+            let slots = self.log.logged_slots(&model.name);
             let number = |value: Option<u64>| value.map(|value| value as f64);
             let known = &mut model.facts;
-            known.slots = known.slots.or(number(layout.slots));
-            known.max_context_size = known.max_context_size.or(number(layout.slot_context));
+            known.slots = known.slots.or(number(slots.slots));
+            known.max_context_size = known.max_context_size.or(number(slots.slot_context));
             let context_tokens = &model.slots.context_tokens;
             if model.kv_cache_usage_ratio().is_none() && !context_tokens.is_empty() {
                 let used: f64 = context_tokens.iter().map(|(_, tokens)| tokens).sum();
-                let cells = number(layout.kv_cells());
+                let cells = number(slots.kv_cells());
                 model.kv_cache.usage_ratio = cells.map(|cells| (used / cells).min(1.0));
             }
         }

@@ -51,10 +51,10 @@ fn zero_completions() -> RequestFigures {
 /// The figures of all requests of one base URL. They are the exporter's own counters: they
 /// outlive a restart of the server, and go when their model has been gone for an hour.
 #[derive(Debug, Default)]
-pub struct Requests(Mutex<Store>);
+pub struct Requests(Mutex<FigureStore>);
 
 #[derive(Debug, Default)]
-struct Store {
+struct FigureStore {
     /// By model and the source's label.
     entries: BTreeMap<(String, &'static str), Entry>,
     /// Sources that report the requests of a llama-server's models.
@@ -120,12 +120,12 @@ impl Requests {
         figures.collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Store> {
+    fn lock(&self) -> MutexGuard<'_, FigureStore> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Store {
+impl FigureStore {
     fn count(
         &mut self,
         model: &str,

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use llamacpp_exporter::readings::Update;
 use llamacpp_exporter::requests::Requests;
-use llamacpp_exporter::requests::log::parser::SlotLayout;
+use llamacpp_exporter::requests::log::parser::LoggedSlots;
 use llamacpp_exporter::requests::log::{LogWriter, PolledModel, ServerLog};
 use llamacpp_exporter::snapshot::RequestFigures;
 
@@ -72,7 +72,7 @@ fn requests_of(log: &str, model: &str, writer: LogWriter) -> (Arc<Requests>, Ser
     (requests, server_log)
 }
 
-fn read(log: &str, writer: LogWriter) -> (RequestFigures, SlotLayout) {
+fn read(log: &str, writer: LogWriter) -> (RequestFigures, LoggedSlots) {
     let (requests, server_log) = requests_of(log, "m", writer);
     let of = requests.figures().remove(0);
     assert_eq!((of.model.as_str(), of.source), ("m", "log"));
@@ -82,7 +82,7 @@ fn read(log: &str, writer: LogWriter) -> (RequestFigures, SlotLayout) {
         "{rejected:?}"
     );
     assert!(server_log.notes(Instant::now()).is_empty());
-    ((*of.figures).clone(), server_log.slot_layout("m"))
+    ((*of.figures).clone(), server_log.logged_slots("m"))
 }
 
 fn check(build: &str, figures: &RequestFigures, ms: [f64; 5]) {
@@ -126,7 +126,7 @@ fn every_build_is_read_alike() {
         check(build, &figures, ms);
         // b9294 to b9713 do not say how their slots share the cache.
         let silent = ["b9294", "b9538", "b9713"].contains(&build);
-        let expected = SlotLayout {
+        let expected = LoggedSlots {
             slots: Some(2),
             slot_context: Some(2048),
             kv_unified: (!silent).then_some(false),
@@ -201,6 +201,6 @@ fn a_routers_log_counts_for_the_model_that_a_poll_found_at_its_port() {
     assert_eq!(all[0].model, "alpha/one:Q4");
     let duration = all[0].figures.duration.as_ref().unwrap();
     assert_eq!((duration.count(), duration.sum()), (1, 2.81593));
-    let layout = server_log.slot_layout("alpha/one:Q4");
+    let layout = server_log.logged_slots("alpha/one:Q4");
     assert_eq!(layout.slot_context, Some(1024));
 }

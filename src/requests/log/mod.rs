@@ -34,9 +34,9 @@ use std::time::{Duration, Instant};
 
 use crate::readings::{CountersReading, Update};
 use crate::requests::log::envelope::Envelope;
-use crate::requests::log::parser::{LogEvent, LogLine, SlotLayout, parse};
+use crate::requests::log::parser::{LogEvent, LogLine, LoggedSlots, parse};
 use crate::requests::log::server::{LoggedServer, WaitingRequest};
-use crate::requests::log::tracker::{EndedRequest, RELEASE_TIMEOUT};
+use crate::requests::log::tracker::{LoggedRequest, RELEASE_TIMEOUT};
 use crate::requests::{RequestEnd, RequestSource, Requests, zero_completions};
 use crate::snapshot::RequestFigures;
 
@@ -204,13 +204,13 @@ impl ServerLog {
         }
     }
 
-    /// How the slots of the server with this model are laid out, as far as the log says.
-    pub fn slot_layout(&self, model: &str) -> SlotLayout {
+    /// The slots of the server with this model, as far as the log says.
+    pub fn logged_slots(&self, model: &str) -> LoggedSlots {
         let state = self.lock();
         let mut servers = state.servers.values();
         servers
             .find(|server| server.model.as_deref() == Some(model))
-            .map(|server| server.tracker.layout)
+            .map(|server| server.tracker.slots)
             .unwrap_or_default()
     }
 
@@ -300,7 +300,7 @@ impl State {
     }
 
     /// Counts a request that the log reports as ended, or has it wait for a poll.
-    fn ended(&mut self, port: Option<u16>, request: EndedRequest, is_history: bool) {
+    fn ended(&mut self, port: Option<u16>, request: LoggedRequest, is_history: bool) {
         if is_history {
             return;
         }

@@ -25,8 +25,8 @@ pub enum LogEvent {
     Loading,
     /// All slots are idle: no more timings of ended tasks follow (before b10068).
     Idle,
-    /// How the slots are laid out; each line has a part of it.
-    Layout(SlotLayout),
+    /// The number of slots, or their size; each line has a part of it.
+    Slots(LoggedSlots),
     /// A task was put on a slot.
     Launched {
         /// Which one.
@@ -65,9 +65,9 @@ pub struct SlotTask {
     pub id: u64,
 }
 
-/// How a server's slots are laid out, as far as its log says.
+/// A server's slots, as far as its log says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SlotLayout {
+pub struct LoggedSlots {
     /// Number of slots (`n_slots`).
     pub slots: Option<u64>,
     /// Tokens that fit in one slot (`n_ctx_slot`, from b9538; `n_ctx` before).
@@ -76,11 +76,11 @@ pub struct SlotLayout {
     pub kv_unified: Option<bool>,
 }
 
-impl SlotLayout {
-    /// This layout with what a later line adds.
+impl LoggedSlots {
+    /// These, with what a later line adds.
     #[must_use]
-    pub fn updated(self, later: SlotLayout) -> SlotLayout {
-        SlotLayout {
+    pub fn updated(self, later: LoggedSlots) -> LoggedSlots {
+        LoggedSlots {
             slots: later.slots.or(self.slots),
             slot_context: later.slot_context.or(self.slot_context),
             kv_unified: later.kv_unified.or(self.kv_unified),
@@ -165,11 +165,11 @@ fn tagged(text: &str) -> Option<(&str, Option<LogEvent>)> {
 fn untagged(text: &str) -> Option<(&str, LogEvent)> {
     if let Some(at) = text.find("llama_context: kv_unified") {
         let (_, value) = text[at..].split_once('=')?;
-        let layout = SlotLayout {
+        let layout = LoggedSlots {
             kv_unified: Some(flag(value.trim())?),
-            ..SlotLayout::default()
+            ..LoggedSlots::default()
         };
-        return Some((&text[..at], LogEvent::Layout(layout)));
+        return Some((&text[..at], LogEvent::Slots(layout)));
     }
     let at = text.find(" time = ")?;
     if at > MAX_PREFIX {
@@ -207,9 +207,9 @@ fn slot_event(function: &str, message: &str) -> Option<LogEvent> {
     let (id, rest) = rest.trim_start().strip_prefix("task ")?.split_once('|')?;
     let rest = rest.trim();
     if let Some(context) = rest.strip_prefix("new slot, n_ctx = ") {
-        return Some(LogEvent::Layout(SlotLayout {
+        return Some(LogEvent::Slots(LoggedSlots {
             slot_context: Some(number(context)?),
-            ..SlotLayout::default()
+            ..LoggedSlots::default()
         }));
     }
     let task = SlotTask {
@@ -251,7 +251,7 @@ fn server_event(message: &str) -> Option<LogEvent> {
     } else if message.starts_with("all slots are idle") {
         Some(LogEvent::Idle)
     } else if message.starts_with("initializing") {
-        Some(LogEvent::Layout(SlotLayout {
+        Some(LogEvent::Slots(LoggedSlots {
             slots: Some(number(after("n_slots = ")?)?),
             slot_context: after("n_ctx_slot = ").and_then(number),
             kv_unified: after("kv_unified = ").and_then(flag),
@@ -397,12 +397,12 @@ mod tests {
     }
 
     #[test]
-    fn the_slot_layout_of_old_and_new_builds_is_parsed() {
+    fn the_logged_slots_of_old_and_new_builds_is_parsed() {
         assert_eq!(
             event(
                 "srv    load_model: initializing, n_slots = 2, n_ctx_slot = 2048, kv_unified = 'true'"
             ),
-            Some(LogEvent::Layout(SlotLayout {
+            Some(LogEvent::Slots(LoggedSlots {
                 slots: Some(2),
                 slot_context: Some(2048),
                 kv_unified: Some(true)
@@ -410,7 +410,7 @@ mod tests {
         );
         assert_eq!(
             event("srv          init: initializing slots, n_slots = 4"),
-            Some(LogEvent::Layout(SlotLayout {
+            Some(LogEvent::Slots(LoggedSlots {
                 slots: Some(4),
                 slot_context: None,
                 kv_unified: None
@@ -418,16 +418,16 @@ mod tests {
         );
         assert_eq!(
             event("slot   load_model: id  0 | task -1 | new slot, n_ctx = 2048"),
-            Some(LogEvent::Layout(SlotLayout {
+            Some(LogEvent::Slots(LoggedSlots {
                 slot_context: Some(2048),
-                ..SlotLayout::default()
+                ..LoggedSlots::default()
             }))
         );
         assert_eq!(
             event("llama_context: kv_unified    = false"),
-            Some(LogEvent::Layout(SlotLayout {
+            Some(LogEvent::Slots(LoggedSlots {
                 kv_unified: Some(false),
-                ..SlotLayout::default()
+                ..LoggedSlots::default()
             }))
         );
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::readings::CountersReading;
 use crate::readings::counters::{Counters, six_digit_step};
 use crate::requests::RequestEnd;
-use crate::requests::log::tracker::EndedRequest;
+use crate::requests::log::tracker::LoggedRequest;
 
 /// The counters that requests are checked against: one index each.
 const COUNTERS: usize = 6;
@@ -61,7 +61,7 @@ pub struct Claim {
 
 impl Claim {
     /// The claim of a request at a server with so many slots; `None` if it is in no counter.
-    pub fn new(request: &EndedRequest, slots: u64) -> Option<Claim> {
+    pub fn new(request: &LoggedRequest, slots: u64) -> Option<Claim> {
         let slots = slots.max(1) as f64;
         let seconds = |ms: f64| (ms / 1000.0 * SECONDS_FACTOR - SECONDS_SLACK).max(0.0);
         let mut amounts = [0.0; COUNTERS];
@@ -306,7 +306,7 @@ mod tests {
     }
 
     fn claim_of(end: RequestEnd) -> Claim {
-        let request = EndedRequest {
+        let request = LoggedRequest {
             end,
             launched: None,
             read: Instant::now(),
@@ -315,14 +315,14 @@ mod tests {
     }
 
     /// A budget whose counters are read so many seconds after the start: first at 0.
-    struct Polls {
+    struct PolledBudget {
         start: Instant,
         budget: CounterBudget,
     }
 
-    impl Polls {
-        fn new(first: Counters) -> Polls {
-            let mut polls = Polls {
+    impl PolledBudget {
+        fn new(first: Counters) -> PolledBudget {
+            let mut polls = PolledBudget {
                 start: Instant::now(),
                 budget: CounterBudget::default(),
             };
@@ -358,7 +358,7 @@ mod tests {
 
     #[test]
     fn requests_beyond_the_counters_are_not_covered() {
-        let mut polls = Polls::new(counters(0.0, 0.0, 0.0));
+        let mut polls = PolledBudget::new(counters(0.0, 0.0, 0.0));
         polls.update(10.0, counters(100.0, 50.0, 3.0));
         assert!(!polls.covers(claim(100, 51, 1.0), 5.0, 6.0));
         assert!(!polls.covers(claim(101, 50, 1.0), 5.0, 6.0));
@@ -373,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_request_that_ran_at_the_first_reading_is_covered() {
-        let mut polls = Polls::new(counters(5000.0, 900.0, 60.0));
+        let mut polls = PolledBudget::new(counters(5000.0, 900.0, 60.0));
         polls.update(60.0, counters(5000.0, 950.0, 61.0));
         assert!(!polls.covers(claim(3000, 50, 1.0), 30.0, 50.0));
         assert!(polls.covers(claim(3000, 50, 1.0), 0.0, 50.0));
@@ -387,7 +387,7 @@ mod tests {
     fn forged_requests_between_others_are_found() {
         let genuine = claim(3, 20, 0.1);
         let accepted = |forged: &[Claim]| {
-            let mut polls = Polls::new(counters(0.0, 0.0, 0.0));
+            let mut polls = PolledBudget::new(counters(0.0, 0.0, 0.0));
             polls.update(10.0, counters(12.0, 80.0, 3.0));
             let all = [&[genuine], forged, &[genuine; 3]].concat();
             let all: Vec<_> = all
@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn tokens_are_compared_within_six_digits() {
-        let mut polls = Polls::new(counters(0.0, 1.00004e8, 0.0));
+        let mut polls = PolledBudget::new(counters(0.0, 1.00004e8, 0.0));
         polls.update(10.0, counters(1e3, 1.00005e8, 10.0));
         assert!(polls.covers(claim(1, 1900, 1.0), 5.0, 6.0));
         assert!(!polls.covers(claim(1, 200, 1.0), 5.0, 6.0));
@@ -423,7 +423,7 @@ mod tests {
 
     #[test]
     fn seconds_are_compared_within_six_digits() {
-        let mut polls = Polls::new(Counters {
+        let mut polls = PolledBudget::new(Counters {
             prompt_seconds: Some(0.0),
             generation_seconds: Some(234_567.0),
             ..counters(0.0, 0.0, 0.0)
@@ -446,7 +446,7 @@ mod tests {
             prompt_tokens_cached: Some(0.0),
             ..counters(prompt, 40.0, 100.0)
         };
-        let mut polls = Polls::new(Counters {
+        let mut polls = PolledBudget::new(Counters {
             prompt_tokens_cached: Some(0.0),
             ..counters(0.0, 0.0, 0.0)
         });
@@ -472,7 +472,7 @@ mod tests {
             ("b", counters(600.0, 600.0, 60.0)),
             ("a", counters(20.0, 600.0, 60.0)),
         ] {
-            let mut polls = Polls::new(counters(500.0, 500.0, 50.0));
+            let mut polls = PolledBudget::new(counters(500.0, 500.0, 50.0));
             assert!(!polls.update(5.0, counters(500.0, 500.0, 50.0)));
             assert!(polls.update_of(process, 10.0, next));
             assert!(!polls.covers(claim(20, 601, 1.0), 15.0, 16.0));
@@ -482,7 +482,7 @@ mod tests {
 
     #[test]
     fn a_prompt_alone_is_checked_against_what_its_build_counts() {
-        let mut old = Polls::new(counters(0.0, 0.0, 0.0));
+        let mut old = PolledBudget::new(counters(0.0, 0.0, 0.0));
         old.update(10.0, counters(0.0, 2.0, 0.0));
         let two_slots = |tokens| claim_of(RequestEnd::PromptOnly(tokens));
         for _ in 0..4 {
@@ -494,7 +494,7 @@ mod tests {
             prompt_tokens_cached: Some(cached),
             ..counters(prompt, 0.0, 0.0)
         };
-        let mut new = Polls::new(with_cache(0.0, 0.0));
+        let mut new = PolledBudget::new(with_cache(0.0, 0.0));
         new.update(10.0, with_cache(10.0, 90.0));
         assert!(new.covers(two_slots(60), 5.0, 6.0));
         assert!(!new.covers(two_slots(41), 5.0, 6.0));
@@ -505,7 +505,7 @@ mod tests {
     fn without_counters_everything_is_covered() {
         let any = claim(1, 1000, 10.0);
         assert_eq!(CounterBudget::default().accept(&[any; 40]), [true; 40]);
-        let mut none = Polls::new(Counters::default());
+        let mut none = PolledBudget::new(Counters::default());
         none.update(10.0, Counters::default());
         assert!(none.covers(claim(1, 1000, 10.0), 5.0, 6.0));
     }

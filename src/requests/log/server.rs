@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::readings::{CountersReading, Update};
 use crate::requests::RequestEnd;
 use crate::requests::log::plausibility::{Claim, CounterBudget};
-use crate::requests::log::tracker::{EndedRequest, Tracker};
+use crate::requests::log::tracker::{LoggedRequest, Tracker};
 use crate::requests::log::{LogWriter, PolledModel, Rejection, UNKNOWN_MODEL_TIMEOUT};
 
 /// How long a request waits for a poll that reads the counters again.
@@ -45,7 +45,7 @@ pub struct WaitingRequest {
     /// The model that was loaded when it ended, where that was known.
     pub model: Option<Arc<str>>,
     /// How it ended.
-    pub request: EndedRequest,
+    pub request: LoggedRequest,
     /// How often the server had been started by then.
     pub starts: u64,
     /// Whether the counters did not cover it at an earlier poll.
@@ -89,7 +89,7 @@ impl LoggedServer {
         if let Update::New(reading) = counters {
             has_restarted = self.budget.update(reading);
         }
-        let slots = self.slots.or(self.tracker.layout.slots);
+        let slots = self.slots.or(self.tracker.slots.slots);
         let slots = slots.unwrap_or(ASSUMED_SLOTS);
         let (current_model, budget, starts) = (&self.model, &mut self.budget, self.starts);
         // What a server did before its restart was in no counter that was read.

@@ -186,7 +186,7 @@ fn figures_in_a_snapshot_do_not_change() {
 }
 
 #[test]
-fn history_counts_no_request_but_gives_the_slot_layout() {
+fn history_counts_no_request_but_gives_the_logged_slots() {
     let watched = Watched::new();
     let facts = "srv    load_model: initializing, n_slots = 4, n_ctx_slot = 2048";
     for line in [vec![facts.to_owned()], request(1), request(7)].concat() {
@@ -195,7 +195,7 @@ fn history_counts_no_request_but_gives_the_slot_layout() {
     }
     assert_eq!(watched.counts(), [counted("m", 0)]);
     assert_eq!(watched.rejected(), []);
-    assert_eq!(watched.log.slot_layout("m").slots, Some(4));
+    assert_eq!(watched.log.logged_slots("m").slots, Some(4));
 }
 
 #[test]

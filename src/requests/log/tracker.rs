@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::requests::log::Rejection;
 use crate::requests::log::clock::LogClock;
-use crate::requests::log::parser::{LogEvent, LogLine, SlotLayout, SlotTask};
+use crate::requests::log::parser::{LogEvent, LogLine, LoggedSlots, SlotTask};
 use crate::requests::{PhaseTiming, RequestEnd, RequestTimings};
 
 /// The most slots that are tracked: of a server whose number of slots a poll has found, and of
@@ -26,7 +26,7 @@ const MAX_UNTIMED: u32 = 32;
 
 /// A request that has ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct EndedRequest {
+pub struct LoggedRequest {
     /// How it ended.
     pub end: RequestEnd,
     /// When its launch was read; `None` where that may have been before the log was followed.
@@ -38,11 +38,11 @@ pub struct EndedRequest {
 /// What is known of one server from its log.
 #[derive(Debug, Default)]
 pub struct Tracker {
-    /// The layout of its slots since its last start.
-    pub layout: SlotLayout,
+    /// Its slots, as reported since its last start.
+    pub slots: LoggedSlots,
     format: Option<LineFormat>,
     clock: LogClock,
-    /// Whether a task was launched since its start: it reports its layout before that.
+    /// Whether a task was launched since its start: it reports its slots before that.
     has_begun: bool,
     /// Whose timings the next lines have, on builds that name the task once, and the time of the
     /// line that named it.
@@ -109,7 +109,7 @@ impl Tracker {
         event: LogEvent,
         read: Instant,
         slots: Option<u64>,
-    ) -> Result<Vec<EndedRequest>, Rejection> {
+    ) -> Result<Vec<LoggedRequest>, Rejection> {
         self.max_slots = slots.map_or(MAX_LOGGED_SLOTS, |_| MAX_SLOTS);
         self.check(line, event, read, slots)?;
         let mut ended = match event {
@@ -129,7 +129,7 @@ impl Tracker {
                     ..Tracker::default()
                 };
             }
-            LogEvent::Layout(layout) => self.layout = self.layout.updated(layout),
+            LogEvent::Slots(slots) => self.slots = self.slots.updated(slots),
             LogEvent::Total(task, total) => {
                 let end = self.total(task, total.ms, line.time, read);
                 ended.extend(end.transpose()?);
@@ -141,7 +141,7 @@ impl Tracker {
 
     /// Returns the tasks that left their slot at least `timeout` ago and got no timings: they had
     /// no generation.
-    pub fn settle(&mut self, now: Instant, timeout: Duration) -> Vec<EndedRequest> {
+    pub fn settle(&mut self, now: Instant, timeout: Duration) -> Vec<LoggedRequest> {
         let mut settled = Vec::new();
         self.tasks.retain(|_, tracked| {
             let due = tracked
@@ -185,9 +185,9 @@ impl Tracker {
             }
             self.clock.restart(time, read);
         }
-        let is_late_layout = matches!(event, LogEvent::Layout(_)) && self.has_begun;
+        let is_late_report = matches!(event, LogEvent::Slots(_)) && self.has_begun;
         let is_beyond = |slots| task.is_some_and(|task| task.slot >= slots);
-        if is_late_layout || slots.or(self.layout.slots).is_some_and(is_beyond) {
+        if is_late_report || slots.or(self.slots.slots).is_some_and(is_beyond) {
             return Err(Rejection::Slot);
         }
         Ok(())
@@ -217,7 +217,7 @@ impl Tracker {
         event: LogEvent,
         time: Option<u64>,
         read: Instant,
-    ) -> Option<EndedRequest> {
+    ) -> Option<LoggedRequest> {
         match event {
             LogEvent::Launched { task, is_child } => {
                 self.has_begun = true;
@@ -265,7 +265,7 @@ impl Tracker {
             LogEvent::Failed(id) => {
                 self.mark_ended(id);
             }
-            LogEvent::Loading | LogEvent::Idle | LogEvent::Layout(_) | LogEvent::Total(..) => {}
+            LogEvent::Loading | LogEvent::Idle | LogEvent::Slots(_) | LogEvent::Total(..) => {}
         }
         None
     }
@@ -278,7 +278,7 @@ impl Tracker {
         total_ms: f64,
         time: Option<u64>,
         read: Instant,
-    ) -> Option<Result<EndedRequest, Rejection>> {
+    ) -> Option<Result<LoggedRequest, Rejection>> {
         let (task, time) = match task {
             Some(task) => (task, time),
             None => self.timings_of.take()?,
@@ -305,12 +305,12 @@ impl Tracker {
             }
         }
         let ended = self.end(task.id, RequestEnd::Completed(timings), read)?;
-        Some(Ok(EndedRequest { launched, ..ended }))
+        Some(Ok(LoggedRequest { launched, ..ended }))
     }
 
     /// The request of a task that ends, unless it has ended before.
-    fn end(&mut self, id: u64, end: RequestEnd, read: Instant) -> Option<EndedRequest> {
-        self.mark_ended(id).then_some(EndedRequest {
+    fn end(&mut self, id: u64, end: RequestEnd, read: Instant) -> Option<LoggedRequest> {
+        self.mark_ended(id).then_some(LoggedRequest {
             end,
             launched: Some(read),
             read,
