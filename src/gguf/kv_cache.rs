@@ -16,8 +16,8 @@
 
 use crate::gguf::header::{HeaderValue, ModelHeader};
 
-/// The arguments of a server that decide about its cache.
-#[derive(Clone, Debug, PartialEq)]
+/// The arguments of a server that decide about its cache. The default is a server without any.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct CacheOptions {
     /// `--ctx-size`, if given and not 0.
     pub ctx_size: Option<u64>,
@@ -33,33 +33,15 @@ pub struct CacheOptions {
     pub type_v: CacheType,
     /// `--swa-full`.
     pub swa_full: bool,
-    /// `--batch-size`.
-    pub batch: u64,
-    /// `--ubatch-size`.
-    pub ubatch: u64,
+    /// `--batch-size`, if given; 2048 by default.
+    pub batch: Option<u64>,
+    /// `--ubatch-size`, if given; 512 by default, and 0 is as many as `--batch-size`.
+    pub ubatch: Option<u64>,
     /// `--flash-attn off`, with which V is stored transposed.
     pub transposed_v: bool,
 }
 
-impl Default for CacheOptions {
-    /// llama-server's defaults.
-    fn default() -> CacheOptions {
-        CacheOptions {
-            ctx_size: None,
-            parallel: None,
-            unified_per_slot: None,
-            unified: false,
-            type_k: CacheType::F16,
-            type_v: CacheType::F16,
-            swa_full: false,
-            batch: 2048,
-            ubatch: 512,
-            transposed_v: false,
-        }
-    }
-}
-
-/// How the server says that it divides its context.
+/// How the server divides its context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotLayout {
     /// Number of slots (`total_slots`).
@@ -75,13 +57,17 @@ pub struct CacheType {
     block_bytes: u64,
 }
 
-impl CacheType {
-    /// llama-server's default.
-    pub const F16: CacheType = CacheType {
-        block_values: 1,
-        block_bytes: 2,
-    };
+impl Default for CacheType {
+    /// F16, llama-server's default.
+    fn default() -> CacheType {
+        CacheType {
+            block_values: 1,
+            block_bytes: 2,
+        }
+    }
+}
 
+impl CacheType {
     /// The type with this name in llama-server's arguments.
     pub fn named(name: &str) -> Option<CacheType> {
         let (block_values, block_bytes) = match name {
@@ -118,7 +104,7 @@ pub struct CellLayout {
 }
 
 impl CellLayout {
-    /// The layout that follows from the server's arguments and what it says about its slots;
+    /// The layout that follows from the server's arguments and what it reports about its slots;
     /// `trained_context` is the context size that the model was trained for. `None` if the
     /// arguments are insufficient or contradict the server.
     pub fn new(
@@ -204,9 +190,10 @@ impl KvCache {
             None => 0,
             Some(_) if options.swa_full => cells,
             Some(window) => {
-                let ubatch = match options.ubatch {
-                    0 => options.batch,
-                    ubatch => ubatch.min(options.batch),
+                let batch = options.batch.unwrap_or(2048);
+                let ubatch = match options.ubatch.unwrap_or(512) {
+                    0 => batch,
+                    ubatch => ubatch.min(batch),
                 };
                 let slots_per_stream = if streams == 1 { slots.count } else { 1 };
                 let needed = window.tokens.checked_mul(slots_per_stream)?;
@@ -249,7 +236,7 @@ impl KvCache {
             };
             used.saturating_mul(group.cell_bytes)
         };
-        // A server may report more slots than it says it has.
+        // A server may report the tokens of more slots than it has.
         let used = bytes(self.full).saturating_add(bytes(self.sliding));
         used.min(self.total_bytes())
     }
@@ -481,7 +468,7 @@ mod tests {
             ctx_size: Some(1000),
             parallel: Some(3),
             unified: true,
-            ubatch: 64,
+            ubatch: Some(64),
             type_k: CacheType::named("q8_0").unwrap(),
             type_v: CacheType::named("q4_0").unwrap(),
             ..CacheOptions::default()
@@ -569,7 +556,7 @@ mod tests {
         ] {
             assert_eq!(cache("llama", &[(key, "1")]), None, "{key}");
         }
-        // A window that the file does not tell.
+        // A window that is missing in the file.
         assert_eq!(cache("gpt-oss", &[]), None);
         let rows_of_16 = [("attention.key_length", "16")];
         let options = CacheOptions {
@@ -601,8 +588,8 @@ mod tests {
                 parallel: (a % 2 == 0).then_some(b),
                 unified_per_slot: (b % 2 == 0).then_some(c),
                 unified: c % 2 == 0,
-                batch: d,
-                ubatch: c,
+                batch: Some(d),
+                ubatch: Some(c),
                 ..CacheOptions::default()
             };
             let slots = slots(b, c);
@@ -643,7 +630,7 @@ mod tests {
         assert_eq!(count(Some(&auto), slots(4, 32768)), Some((1, 32768)));
         let apart = options(Some(4096), Some(2), false);
         assert_eq!(count(Some(&apart), slots(2, 2048)), Some((2, 2048)));
-        // More than the model was trained for is allocated, and not told.
+        // More than the model was trained for is allocated, and not reported.
         let large = options(Some(100_000), Some(2), false);
         assert_eq!(count(Some(&large), slots(2, 32768)), Some((2, 50_176)));
         // Of a cache for all, each slot may be given a part.

@@ -27,14 +27,11 @@ impl Gpus {
     /// Finds the GPUs, and keeps `nvidia-smi` running if it is installed. None with `--no-gpu` and
     /// on other systems than Linux.
     pub fn start(settings: &Settings) -> Gpus {
-        let disabled = if settings.no_gpu {
-            Some("not read: --no-gpu is set")
-        } else if !cfg!(target_os = "linux") {
-            Some("only read on Linux")
-        } else {
-            None
-        };
-        if let Some(why) = disabled {
+        if settings.no_gpu || !cfg!(target_os = "linux") {
+            let why = match settings.no_gpu {
+                true => "not read: --no-gpu is set",
+                false => "only read on Linux",
+            };
             return Gpus {
                 notes: vec![why.to_owned()],
                 ..Gpus::default()

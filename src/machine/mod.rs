@@ -2,7 +2,7 @@
 //!
 //! In the order of a poll: find the process of each model, read its metrics, read the header of
 //! its model file and compute its KV cache; beside that, read the GPUs. Linux only. Knows nothing
-//! of HTTP: what the server says about a model comes in as a [`ModelReading`]. What is uncertain
+//! of HTTP: what the server reports of a model comes in as a [`ModelReading`]. What is uncertain
 //! is left out, and a note says why.
 
 pub mod cgroup;

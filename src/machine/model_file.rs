@@ -22,7 +22,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(30);
 
 static READERS: AtomicUsize = AtomicUsize::new(0);
 
-/// A model file and what its header said.
+/// A model file and its header.
 pub struct ModelFile {
     path: String,
     state: HeaderState,

@@ -1,4 +1,4 @@
-//! What `/proc` says about processes: identity, command line, memory, threads, descriptors.
+//! What `/proc` has about processes: identity, command line, memory, threads, descriptors.
 //!
 //! Formats as in proc(5). Only reads; never signals a process.
 

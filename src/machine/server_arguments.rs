@@ -90,7 +90,7 @@ impl ServerArguments {
             || (program == "llama" && matches!(word(1), "serve" | "server"))
     }
 
-    /// Whether this is a program that was told to run `server`: `sudo llama-server …`,
+    /// Whether this is a wrapper that starts `server`: `sudo llama-server …`,
     /// `docker-init -- llama-server …`.
     pub fn wraps(&self, server: &ServerArguments) -> bool {
         server.is_llama_server()
@@ -116,7 +116,7 @@ impl ServerArguments {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// The port that it is told to listen on.
+    /// The port that it listens on, if given.
     pub fn port(&self) -> Option<u16> {
         self.value(&PORT)?.parse().ok()
     }
@@ -177,6 +177,7 @@ impl ServerArguments {
         {
             return None;
         }
+        // Outer None: it cannot be parsed. Inner None: it is not given.
         let number = |argument: &Argument| match self.value(argument) {
             None => Some(None),
             Some(text) => text.parse::<i64>().ok().map(Some),
@@ -190,9 +191,9 @@ impl ServerArguments {
                     .filter(|n| *n > 0),
             )
         };
-        let size = |argument: &Argument, default: u64| match number(argument)? {
-            None => Some(default),
-            Some(given) => u64::try_from(given).ok(),
+        let size = |argument: &Argument| match number(argument)? {
+            None => Some(None),
+            Some(given) => u64::try_from(given).ok().map(Some),
         };
         let cache_type = |argument| CacheType::named(self.value(argument).unwrap_or("f16"));
         let unified = self
@@ -220,8 +221,8 @@ impl ServerArguments {
             type_k: cache_type(&TYPE_K)?,
             type_v: cache_type(&TYPE_V)?,
             swa_full,
-            batch: size(&BATCH, 2048)?,
-            ubatch: size(&UBATCH, 512)?,
+            batch: size(&BATCH)?,
+            ubatch: size(&UBATCH)?,
             transposed_v: parse_bool(flash_attention) == Some(false),
         })
     }

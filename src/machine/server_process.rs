@@ -65,7 +65,7 @@ impl ServerProcess {
             && self.socket.as_ref().is_none_or(HeldSocket::is_open)
     }
 
-    /// Sets the metrics of the process in `model`. They replace what its server says.
+    /// Sets the metrics of the process in `model`. They replace those that the server reports.
     pub fn fill(&mut self, procfs: &Procfs, sysfs: &Path, gpus: &Gpus, model: &mut Model) {
         let pid = self.id.pid;
         let (Some(stat), Some(status)) = (procfs.stat(pid), procfs.status(pid)) else {

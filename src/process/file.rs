@@ -193,7 +193,7 @@ mod in_root {
                         folders.push(next);
                     } else if links < MAX_LINKS {
                         links = links.saturating_add(1);
-                        // Whatever the link says by now, it is resolved below the root.
+                        // Whatever the link points to by now, it is resolved below the root.
                         ahead.extend(parts(&fs::read_link(&path)?));
                     } else {
                         return Err(io::Error::other("too many symbolic links"));

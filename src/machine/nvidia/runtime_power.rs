@@ -58,7 +58,7 @@ struct PciGpu {
     folder: PathBuf,
     /// As in the output of `nvidia-smi`, if the driver reports it.
     uuid: Option<String>,
-    /// Whether the driver suspends it when it is unused, if it says so.
+    /// Whether the driver suspends it when it is unused, if known.
     driver_suspends: Option<bool>,
     state: PciGpuState,
     /// How long it must be unused before it is no longer read.
@@ -255,7 +255,7 @@ mod tests {
         let mut select = |at: u32| power.select(deadline(now, SECOND * at), |_| true);
         assert_eq!(select(0), GpuSelection::All);
         set(&tree, "0000:01:00.0", "runtime_status", "suspended\n");
-        // That the sound device sleeps, too, says nothing of the GPU.
+        // The state of the sound device does not matter.
         set(&tree, "0000:01:00.1", "runtime_status", "suspended\n");
         assert_eq!(
             select(1),
