@@ -16,104 +16,87 @@ const MOST_TEXTS: (usize, usize) = (256, 8 << 10);
 const MOST_MAPPED: (usize, usize) = (64, 4 << 10);
 
 /// The largest number up to which every whole one is exact: 2^53.
-pub const LARGEST: f64 = 9_007_199_254_740_992.0;
+const LARGEST: f64 = 9_007_199_254_740_992.0;
 
+/// Whether `value` is a finite number from 0 on.
 pub fn is_measure(value: f64) -> bool {
     (0.0..=LARGEST).contains(&value)
 }
 
+/// Whether `value` is between 0 and 1.
 pub fn is_ratio(value: f64) -> bool {
     (0.0..=1.0).contains(&value)
 }
 
+/// Whether `value` is a whole number from 0 to 2^53.
 pub fn is_count(value: f64) -> bool {
     is_measure(value) && value.fract() == 0.0
 }
 
-/// Any JSON value, seen as the one scalar that it may be.
+/// Any JSON value, as the scalar that it may be.
+#[derive(Default)]
 enum Scalar {
     Number(f64),
     Text(String),
     Flag(bool),
+    #[default]
     Other,
 }
 
 impl<'de> Deserialize<'de> for Scalar {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Scalar, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
-            type Value = Scalar;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("any value")
-            }
-            fn visit_bool<E>(self, value: bool) -> Result<Scalar, E> {
-                Ok(Scalar::Flag(value))
-            }
-            fn visit_i64<E>(self, value: i64) -> Result<Scalar, E> {
-                Ok(Scalar::Number(value as f64))
-            }
-            fn visit_u64<E>(self, value: u64) -> Result<Scalar, E> {
-                Ok(Scalar::Number(value as f64))
-            }
-            fn visit_f64<E>(self, value: f64) -> Result<Scalar, E> {
-                Ok(Scalar::Number(value))
-            }
-            fn visit_str<E>(self, value: &str) -> Result<Scalar, E> {
-                Ok(Scalar::Text(bounds::cut(value).to_owned()))
-            }
-            fn visit_unit<E>(self) -> Result<Scalar, E> {
-                Ok(Scalar::Other)
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Scalar, A::Error> {
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Scalar::Other)
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scalar, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Scalar::Other)
-            }
-        }
-        deserializer.deserialize_any(Any)
+        deserializer.deserialize_any(LenientVisitor(AnyScalar))
+    }
+}
+
+struct AnyScalar;
+
+impl Lenient<'_> for AnyScalar {
+    type Value = Scalar;
+
+    fn scalar(self, scalar: Scalar) -> Scalar {
+        scalar
     }
 }
 
 fn number_where<'de, D: Deserializer<'de>>(
     deserializer: D,
-    holds: impl Fn(f64) -> bool,
+    is_valid: impl Fn(f64) -> bool,
 ) -> Result<Option<f64>, D::Error> {
     Ok(match Scalar::deserialize(deserializer)? {
-        Scalar::Number(value) if holds(value) => Some(value),
+        Scalar::Number(value) if is_valid(value) => Some(value),
         _ => None,
     })
 }
 
-/// See [`Scalar`].
+/// Reads a whole number from 0 to 2^53.
 pub fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     number_where(deserializer, is_count)
 }
 
+/// Reads a whole number that is an `int32_t` from 0 on.
 pub fn count_32<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     number_where(deserializer, |value| {
         is_count(value) && value <= f64::from(i32::MAX)
     })
 }
 
-/// See [`Scalar`].
+/// Reads a number from 0 to 2^53.
 pub fn measure<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     number_where(deserializer, is_measure)
 }
 
-/// See [`Scalar`].
+/// Reads a number from 0 to 100.
 pub fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     number_where(deserializer, |value| (0.0..=100.0).contains(&value))
 }
 
-/// See [`Scalar`].
+/// Reads a temperature in degrees Celsius.
 pub fn celsius<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     number_where(deserializer, |value| value.is_finite() && value >= -273.15)
 }
 
-/// See [`Scalar`].
+/// Reads a text that is not empty.
 pub fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Ok(match Scalar::deserialize(deserializer)? {
         Scalar::Text(text) if !text.is_empty() => Some(text),
@@ -121,7 +104,7 @@ pub fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>
     })
 }
 
-/// See [`Scalar`].
+/// Reads `true` or `false`.
 pub fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
     Ok(match Scalar::deserialize(deserializer)? {
         Scalar::Flag(flag) => Some(flag),
@@ -169,9 +152,13 @@ pub fn object_or_first<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     }))
 }
 
-/// What is made of an array or an object; any other value is nothing.
+/// How a JSON value is read; a value of another type gives the default.
 trait Lenient<'de>: Sized {
     type Value: Default;
+
+    fn scalar(self, _: Scalar) -> Self::Value {
+        Self::Value::default()
+    }
 
     fn array<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
@@ -198,20 +185,20 @@ impl<'de, T: Lenient<'de>> Visitor<'de> for LenientVisitor<T> {
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T::Value, A::Error> {
         self.0.object(map)
     }
-    fn visit_bool<E>(self, _: bool) -> Result<T::Value, E> {
-        Ok(T::Value::default())
+    fn visit_bool<E>(self, value: bool) -> Result<T::Value, E> {
+        Ok(self.0.scalar(Scalar::Flag(value)))
     }
-    fn visit_i64<E>(self, _: i64) -> Result<T::Value, E> {
-        Ok(T::Value::default())
+    fn visit_i64<E>(self, value: i64) -> Result<T::Value, E> {
+        Ok(self.0.scalar(Scalar::Number(value as f64)))
     }
-    fn visit_u64<E>(self, _: u64) -> Result<T::Value, E> {
-        Ok(T::Value::default())
+    fn visit_u64<E>(self, value: u64) -> Result<T::Value, E> {
+        Ok(self.0.scalar(Scalar::Number(value as f64)))
     }
-    fn visit_f64<E>(self, _: f64) -> Result<T::Value, E> {
-        Ok(T::Value::default())
+    fn visit_f64<E>(self, value: f64) -> Result<T::Value, E> {
+        Ok(self.0.scalar(Scalar::Number(value)))
     }
-    fn visit_str<E>(self, _: &str) -> Result<T::Value, E> {
-        Ok(T::Value::default())
+    fn visit_str<E>(self, value: &str) -> Result<T::Value, E> {
+        Ok(self.0.scalar(Scalar::Text(bounds::cut(value).to_owned())))
     }
     fn visit_unit<E>(self) -> Result<T::Value, E> {
         Ok(T::Value::default())

@@ -120,7 +120,7 @@ impl ModelTracker {
     fn take_slots(&self, model: &mut Model, reading: &ModelReading) {
         match &reading.slots {
             Update::New(read) => {
-                let busy = read.slots.iter().filter(|slot| slot.is_processing).count();
+                let busy = read.slots.iter().filter(|slot| slot.is_busy()).count();
                 model.slots.busy = Some(busy as f64);
                 if matches!(reading.counters, Update::Absent) {
                     model.counters.requests_processing = model.slots.busy;

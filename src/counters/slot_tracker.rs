@@ -44,7 +44,7 @@ impl SlotDeltas {
 /// The slots at the last reading.
 #[derive(Debug, Default)]
 pub struct SlotTracker {
-    last: Option<(Instant, BTreeMap<u64, SlotState>)>,
+    last: Option<(Instant, BTreeMap<u64, Slot>)>,
     any_ended: bool,
     had_any_ended: bool,
 }
@@ -64,31 +64,31 @@ impl SlotTracker {
     /// Takes the slots as they were read.
     pub fn update(&mut self, at: Instant, slots: &[Slot]) -> SlotDeltas {
         let slots = slots.iter().enumerate();
-        let slots = slots.map(|(index, slot)| (slot_id(index, slot), SlotState::new(slot)));
+        let slots = slots.map(|(index, slot)| (slot_id(index, slot), *slot));
         self.compare(at, slots.collect())
     }
 
     /// Takes that no slot is running a task.
     pub fn idle(&mut self, at: Instant) -> SlotDeltas {
         let slots = self.last.iter().flat_map(|(_, slots)| slots);
-        let idle = slots.map(|(id, slot)| (*id, slot.idle()));
+        let idle = slots.map(|(id, slot)| (*id, at_idle(slot)));
         self.compare(at, idle.collect())
     }
 
-    fn compare(&mut self, at: Instant, mut now: BTreeMap<u64, SlotState>) -> SlotDeltas {
+    fn compare(&mut self, at: Instant, mut now: BTreeMap<u64, Slot>) -> SlotDeltas {
         self.had_any_ended = self.any_ended;
         // At the first reading, only running tasks count.
         let then = self.last.take();
         let then = then.map_or_else(|| now.clone(), |(_, slots)| slots);
         for (id, slot) in &mut now {
             // Whatever the server answers, a running task does not lose tokens.
-            if let Some(then) = then.get(id).filter(|then| then.runs_on(slot)) {
-                slot.generated = slot.generated.max(then.generated);
+            if let Some(then) = then.get(id).filter(|then| runs_on(then, slot)) {
+                slot.raise_generated_tokens(then.generated_tokens());
             }
         }
-        let none = SlotState::default();
+        let none = Slot::default();
         let ids: BTreeSet<&u64> = then.keys().chain(now.keys()).collect();
-        let state = |slots: &BTreeMap<u64, SlotState>, id| *slots.get(id).unwrap_or(&none);
+        let state = |slots: &BTreeMap<u64, Slot>, id| *slots.get(id).unwrap_or(&none);
         let pairs: Vec<_> = ids
             .into_iter()
             .map(|id| (state(&then, id), state(&now, id)))
@@ -103,153 +103,142 @@ impl SlotTracker {
             let generated_tokens = generated_tokens(then, now, exact_calls);
             deltas.generated_tokens.add(&generated_tokens);
             deltas.prompt_tokens.add(&prompt_tokens(then, now));
-            deltas.same_task |= then.runs_on(now);
-            self.any_ended |= then.running && !then.runs_on(now);
+            deltas.same_task |= runs_on(then, now);
+            self.any_ended |= then.is_busy() && !runs_on(then, now);
         }
         self.last = Some((at, now));
         deltas
     }
 }
 
-/// One slot at one reading.
-#[derive(Clone, Copy, Debug, Default)]
-struct SlotState {
-    task: Option<u64>,
-    running: bool,
-    generated: f64,
-    /// Whether the task has more to generate, or had when it ended.
-    has_next_token: bool,
-    /// Prompt tokens computed.
-    computed: Option<f64>,
-    /// Tokens in the slot.
-    held: Option<f64>,
-    /// Whether one decode call may give it several tokens.
-    speculative: bool,
+/// The same slot when nothing is known but that its task has ended.
+fn at_idle(slot: &Slot) -> Slot {
+    if !slot.is_busy() {
+        return *slot;
+    }
+    Slot {
+        id_task: slot.id_task,
+        n_prompt_tokens_processed: Some(0.0),
+        ..Slot::default()
+    }
 }
 
-impl SlotState {
-    fn new(slot: &Slot) -> SlotState {
-        SlotState {
-            task: slot.id_task.map(|id| id as u64),
-            running: slot.is_processing,
-            generated: slot.generated_tokens(),
-            has_next_token: slot.has_next_token(),
-            computed: slot.n_prompt_tokens_processed,
-            held: slot.n_prompt_tokens,
-            speculative: slot.speculative == Some(true),
-        }
-    }
+/// Whether the task of `then` is still running at the reading `now`.
+fn runs_on(then: &Slot, now: &Slot) -> bool {
+    then.id_task == now.id_task && then.is_busy() && now.is_busy()
+}
 
-    /// The same slot when nothing is known but that its task has ended.
-    fn idle(&self) -> SlotState {
-        if !self.running {
-            return *self;
-        }
-        SlotState {
-            task: self.task,
-            computed: Some(0.0),
-            ..SlotState::default()
-        }
-    }
+fn is_at_prompt(slot: &Slot) -> bool {
+    slot.is_busy() && slot.generated_tokens() == 0.0
+}
 
-    /// Whether the task is still running at the reading `now`.
-    fn runs_on(&self, now: &SlotState) -> bool {
-        self.task == now.task && self.running && now.running
+/// Generated tokens in flight.
+fn generated_in_flight(slot: &Slot) -> f64 {
+    if slot.is_busy() {
+        slot.generated_tokens()
+    } else {
+        0.0
     }
+}
 
-    fn is_at_prompt(&self) -> bool {
-        self.running && self.generated == 0.0
-    }
-
-    /// Generated tokens in flight.
-    fn generated_in_flight(&self) -> f64 {
-        if self.running { self.generated } else { 0.0 }
-    }
-
-    /// Prompt tokens in flight.
-    fn computed_in_flight(&self) -> f64 {
-        self.computed.filter(|_| self.is_at_prompt()).unwrap_or(0.0)
-    }
-
-    /// Whether the counts of its task were reset at its end.
-    fn was_reset(&self) -> bool {
-        !self.running && self.generated == 0.0 && self.computed == Some(0.0)
-    }
+/// Prompt tokens in flight.
+fn computed_in_flight(slot: &Slot) -> f64 {
+    let computed = slot.n_prompt_tokens_processed;
+    computed.filter(|_| is_at_prompt(slot)).unwrap_or(0.0)
 }
 
 /// Tokens generated on one slot; `calls` is the number of decode calls, if known.
-fn generated_tokens(then: &SlotState, now: &SlotState, calls: Option<f64>) -> TokenDelta {
-    let before = then.generated_in_flight();
-    let (ended, hidden) = if then.task != now.task {
+fn generated_tokens(then: &Slot, now: &Slot, calls: Option<f64>) -> TokenDelta {
+    let before = generated_in_flight(then);
+    // From b10566 on, the end of a task resets its counts.
+    let was_reset = now.generated_tokens() == 0.0 && now.n_prompt_tokens_processed == Some(0.0);
+    let (ended, hidden) = if then.id_task != now.id_task {
         // Neither the end of the one was shown, nor what came before the other.
-        let of_next = if now.running { 0.0 } else { now.generated };
+        let of_next = if now.is_busy() {
+            0.0
+        } else {
+            now.generated_tokens()
+        };
         let hidden = calls.map_or(f64::INFINITY, |calls| {
-            (calls + 1.0 - now.generated).max(0.0)
+            (calls + 1.0 - now.generated_tokens()).max(0.0)
         });
         (before + of_next, hidden)
-    } else if !then.running || now.running {
+    } else if !then.is_busy() || now.is_busy() {
         (0.0, 0.0)
-    } else if !now.was_reset() {
-        (now.generated.max(before), 0.0)
+    } else if !was_reset {
+        (now.generated_tokens().max(before), 0.0)
     } else {
-        match then.held.zip(now.held).map(|(then, now)| now - then) {
+        match then
+            .n_prompt_tokens
+            .zip(now.n_prompt_tokens)
+            .map(|(then, now)| now - then)
+        {
             // The last token may be in the slot already, or not yet.
             Some(more) if before > 0.0 && more >= 0.0 => (before + more, 1.0),
             // It was at its prompt, or the context was shifted.
             _ => (
                 before,
-                now.held.filter(|_| before == 0.0).unwrap_or(f64::INFINITY),
+                now.n_prompt_tokens
+                    .filter(|_| before == 0.0)
+                    .unwrap_or(f64::INFINITY),
             ),
         }
     };
-    let cancelled = ended > 0.0 && !now.running && now.has_next_token;
+    let cancelled = ended > 0.0 && !now.is_busy() && now.has_next_token();
     TokenDelta {
         ended,
-        dropped: if cancelled { now.generated } else { 0.0 },
-        in_flight: now.generated_in_flight(),
-        known: ended + now.generated_in_flight() - before,
+        dropped: if cancelled {
+            now.generated_tokens()
+        } else {
+            0.0
+        },
+        in_flight: generated_in_flight(now),
+        known: ended + generated_in_flight(now) - before,
         hidden,
         ..TokenDelta::default()
     }
 }
 
 /// Prompt tokens computed on one slot.
-fn prompt_tokens(then: &SlotState, now: &SlotState) -> TokenDelta {
-    let before = then.computed_in_flight();
-    let computed = now.computed.unwrap_or(0.0);
-    let (ended, hidden) = if then.task != now.task {
-        let of_next = if now.is_at_prompt() { 0.0 } else { computed };
+fn prompt_tokens(then: &Slot, now: &Slot) -> TokenDelta {
+    let before = computed_in_flight(then);
+    let computed = now.n_prompt_tokens_processed.unwrap_or(0.0);
+    let (ended, hidden) = if then.id_task != now.id_task {
+        let of_next = if is_at_prompt(now) { 0.0 } else { computed };
         (before + of_next, f64::INFINITY)
-    } else if !then.is_at_prompt() || now.is_at_prompt() {
+    } else if !is_at_prompt(then) || is_at_prompt(now) {
         (0.0, 0.0)
     } else if computed > 0.0 {
         (computed.max(before), 0.0)
     } else {
-        (before, now.held.unwrap_or(f64::INFINITY))
+        (before, now.n_prompt_tokens.unwrap_or(f64::INFINITY))
     };
-    let cancelled = ended > 0.0 && !now.running && now.has_next_token && now.generated == 0.0;
+    let cancelled =
+        ended > 0.0 && !now.is_busy() && now.has_next_token() && now.generated_tokens() == 0.0;
     TokenDelta {
         ended,
         dropped: if cancelled { computed } else { 0.0 },
-        in_flight: now.computed_in_flight(),
-        known: ended + now.computed_in_flight() - before,
+        in_flight: computed_in_flight(now),
+        known: ended + computed_in_flight(now) - before,
         hidden,
         ..TokenDelta::default()
     }
 }
 
 /// Decode calls: as many as a slot got tokens that generated all the time.
-fn decode_calls(slots: &[(SlotState, SlotState)]) -> TokenDelta {
+fn decode_calls(slots: &[(Slot, Slot)]) -> TokenDelta {
     let plain = || {
-        let plain = |(then, now): &&(SlotState, SlotState)| !then.speculative && !now.speculative;
+        let plain = |(then, now): &&(Slot, Slot)| {
+            then.speculative != Some(true) && now.speculative != Some(true)
+        };
         slots.iter().filter(plain)
     };
     let throughout = plain()
-        .filter(|(then, now)| then.runs_on(now) && then.generated > 0.0)
-        .map(|(then, now)| now.generated - then.generated)
+        .filter(|(then, now)| runs_on(then, now) && then.generated_tokens() > 0.0)
+        .map(|(then, now)| now.generated_tokens() - then.generated_tokens())
         .reduce(f64::max);
-    let is_idle = |(then, now): &(SlotState, SlotState)| {
-        then.task == now.task && !then.running && !now.running
+    let is_idle = |(then, now): &(Slot, Slot)| {
+        then.id_task == now.id_task && !then.is_busy() && !now.is_busy()
     };
     let (known, hidden) = match throughout {
         Some(tokens) => (tokens, 0.0),

@@ -1,138 +1,117 @@
-//! The slots of `GET /slots`, one request each.
+//! The slots of `GET /slots`, each of which processes one request at a time.
 
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 
 use crate::bounds::lenient::{Object, count_32, flag, object_or_first};
 
-/// The most slots that an answer may hold; a real server has at most some hundreds.
+/// The most slots in a response; real servers have some hundreds at most.
 pub const MOST_SLOTS: usize = 16_384;
 
-/// One object of `GET /slots`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(try_from = "SlotDocument")]
+/// One object of `GET /slots`. Its counts are `int32_t` in llama.cpp.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
 pub struct Slot {
     /// Number of the slot.
+    #[serde(deserialize_with = "count_32")]
     pub id: Option<f64>,
-    /// Tokens that fit it.
+    /// Number of tokens that it can hold.
+    #[serde(deserialize_with = "count_32")]
     pub n_ctx: Option<f64>,
-    /// Whether it is at work.
-    pub is_processing: bool,
-    /// The task it has, or had last; none before the first.
+    /// Whether it is processing a request.
+    #[serde(deserialize_with = "flag")]
+    pub is_processing: Option<bool>,
+    /// 0: idle, 1: processing; in place of `is_processing` in ik_llama.cpp, and in llama.cpp
+    /// before November 2024.
+    #[serde(deserialize_with = "count_32")]
+    pub state: Option<f64>,
+    /// The task that it has or had last; absent before the first, -1 for none in ik_llama.cpp.
+    #[serde(deserialize_with = "count_32")]
     pub id_task: Option<f64>,
-    /// How far generation is.
+    /// The progress of generation: in an array of one in every recorded build, an object in
+    /// earlier ones and in ik_llama.cpp.
+    #[serde(deserialize_with = "object_or_first")]
     pub next_token: Option<NextToken>,
-    /// Tokens now in the slot, generated ones included; from b9294.
+    /// Tokens in the slot, generated ones included; from b9294.
+    #[serde(deserialize_with = "count_32")]
     pub n_prompt_tokens: Option<f64>,
     /// Prompt tokens computed for the task; from b9294.
+    #[serde(deserialize_with = "count_32")]
     pub n_prompt_tokens_processed: Option<f64>,
-    /// Whether it drafts: then one decode call may give it several tokens.
+    /// Whether it uses speculative decoding: one decode call may give it several tokens.
+    #[serde(deserialize_with = "flag")]
     pub speculative: Option<bool>,
 }
 
-/// A [`Slot`] as it is written. Its counts are `int32_t` in llama.cpp.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct SlotDocument {
-    #[serde(deserialize_with = "count_32")]
-    id: Option<f64>,
-    #[serde(deserialize_with = "count_32")]
-    n_ctx: Option<f64>,
-    #[serde(deserialize_with = "flag")]
-    is_processing: Option<bool>,
-    /// 0: idle, 1: processing; in ik_llama.cpp, and in llama.cpp before November 2024, in place
-    /// of `is_processing`.
-    #[serde(deserialize_with = "count_32")]
-    state: Option<f64>,
-    /// −1 for none in ik_llama.cpp.
-    #[serde(deserialize_with = "count_32")]
-    id_task: Option<f64>,
-    /// In an array of one in every recorded build, an object before them and in ik_llama.cpp.
-    #[serde(deserialize_with = "object_or_first")]
-    next_token: Option<NextToken>,
-    #[serde(deserialize_with = "count_32")]
-    n_prompt_tokens: Option<f64>,
-    #[serde(deserialize_with = "count_32")]
-    n_prompt_tokens_processed: Option<f64>,
-    #[serde(deserialize_with = "flag")]
-    speculative: Option<bool>,
-}
-
-impl TryFrom<SlotDocument> for Slot {
-    type Error = &'static str;
-
-    fn try_from(document: SlotDocument) -> Result<Slot, &'static str> {
-        let by_state = document.state.map(|state| state != 0.0);
-        let is_processing = document.is_processing.or(by_state);
-        Ok(Slot {
-            id: document.id,
-            n_ctx: document.n_ctx,
-            is_processing: is_processing.ok_or("neither `is_processing` nor `state` is in it")?,
-            id_task: document.id_task,
-            next_token: document.next_token,
-            n_prompt_tokens: document.n_prompt_tokens,
-            n_prompt_tokens_processed: document.n_prompt_tokens_processed,
-            speculative: document.speculative,
-        })
-    }
-}
-
-impl Slot {
-    /// Tokens generated for the task at hand, or the last one (before b10566).
-    pub fn generated_tokens(&self) -> f64 {
-        self.next_token
-            .as_ref()
-            .and_then(|token| token.n_decoded)
-            .unwrap_or(0.0)
-    }
-
-    /// Whether the task at hand has more to generate, or the last one had when it ended.
-    pub fn has_next_token(&self) -> bool {
-        let next = self.next_token.as_ref();
-        next.and_then(|token| token.has_next_token) == Some(true)
-    }
-}
-
 /// `next_token` of a [`Slot`].
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NextToken {
     /// Tokens generated.
     #[serde(deserialize_with = "count_32")]
     pub n_decoded: Option<f64>,
-    /// Whether there are more to come.
+    /// Whether there is more to generate.
     #[serde(deserialize_with = "flag")]
     pub has_next_token: Option<bool>,
 }
 
-/// `GET /slots`: all of them, or an error where there are more than [`MOST_SLOTS`].
+impl Slot {
+    /// Whether it is processing a request.
+    pub fn is_busy(&self) -> bool {
+        let by_state = || Some(self.state? != 0.0);
+        self.is_processing.or_else(by_state) == Some(true)
+    }
+
+    /// Tokens generated for the current task, or for the last one (before b10566).
+    pub fn generated_tokens(&self) -> f64 {
+        let n_decoded = self.next_token.and_then(|token| token.n_decoded);
+        n_decoded.unwrap_or(0.0)
+    }
+
+    /// Raises the generated tokens to `least`.
+    pub fn raise_generated_tokens(&mut self, least: f64) {
+        let token = self.next_token.get_or_insert_default();
+        token.n_decoded = Some(token.n_decoded.unwrap_or(0.0).max(least));
+    }
+
+    /// Whether the current task has more to generate, or the last one had when it ended.
+    pub fn has_next_token(&self) -> bool {
+        let has_next_token = self.next_token.and_then(|token| token.has_next_token);
+        has_next_token == Some(true)
+    }
+}
+
+/// `GET /slots`: all of them, or an error if there are more than [`MOST_SLOTS`].
 #[derive(Debug)]
 pub struct Slots(pub Vec<Slot>);
 
 impl<'de> Deserialize<'de> for Slots {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Slots, D::Error> {
-        struct All;
-        impl<'de> Visitor<'de> for All {
+        struct SlotsVisitor;
+        impl<'de> Visitor<'de> for SlotsVisitor {
             type Value = Slots;
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("an array of slots")
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Slots, A::Error> {
                 let mut slots = Vec::new();
-                while let Some(Object(slot)) = seq.next_element()? {
-                    if slots.len() == MOST_SLOTS {
-                        return Err(serde::de::Error::custom(
-                            "more slots than any real server has",
+                while let Some(Object(slot)) = seq.next_element::<Object<Slot>>()? {
+                    if slot.is_processing.is_none() && slot.state.is_none() {
+                        return Err(A::Error::custom(
+                            "a slot has neither is_processing nor state",
                         ));
+                    }
+                    if slots.len() == MOST_SLOTS {
+                        return Err(A::Error::custom("more slots than any real server has"));
                     }
                     slots.push(slot);
                 }
                 Ok(Slots(slots))
             }
         }
-        deserializer.deserialize_seq(All)
+        deserializer.deserialize_seq(SlotsVisitor)
     }
 }
 
@@ -151,14 +130,14 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_without_is_processing_tells_by_its_state() {
+    fn a_slot_without_is_processing_has_a_state() {
         let json = r#"[{"id":0,"id_task":17,"state":1,"next_token":{"n_decoded":136}},
             {"id":1,"id_task":-1,"state":0,"next_token":{"n_decoded":0}},
             {"id":2,"is_processing":true,"state":0}]"#;
         let Slots(slots) = serde_json::from_str(json).unwrap();
         let told = slots
             .iter()
-            .map(|slot| (slot.is_processing, slot.id_task, slot.generated_tokens()));
+            .map(|slot| (slot.is_busy(), slot.id_task, slot.generated_tokens()));
         assert_eq!(
             told.collect::<Vec<_>>(),
             [
@@ -170,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_of_another_type_is_not_known_and_the_rest_counts() {
+    fn a_number_of_another_type_is_unknown_and_the_rest_counts() {
         let json = r#"[{"id":0,"is_processing":false,"n_ctx":"many","id_task":[1,{}],"next_token":3,"n_prompt_tokens":-1,"params":{"a":[{}]}}]"#;
         let Slots(slots) = serde_json::from_str(json).unwrap();
         assert_eq!(
@@ -184,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_array_of_slots_is_refused() {
+    fn anything_but_an_array_of_slots_is_an_error() {
         for json in [
             "{}",
             "[{}]",
@@ -198,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn more_slots_than_any_server_has_are_refused() {
+    fn more_slots_than_any_server_has_are_an_error() {
         let slot = r#"{"is_processing":false}"#;
         let json = format!("[{}]", vec![slot; MOST_SLOTS + 1].join(","));
         assert!(serde_json::from_str::<Slots>(&json).is_err());

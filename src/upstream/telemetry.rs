@@ -196,7 +196,7 @@ impl TelemetryReader {
         let Some(slots) = slots.ok() else {
             return Some(Update::Absent);
         };
-        let is_busy = slots.slots.iter().any(|slot| slot.is_processing);
+        let is_busy = slots.slots.iter().any(|slot| slot.is_busy());
         self.idle_guard.record_slots(slots.at, is_busy);
         Some(Update::New(slots))
     }

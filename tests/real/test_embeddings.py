@@ -2,7 +2,7 @@
 
 from support.llama_server import ANSWERS_WHILE_BUSY
 
-WARNING = "/metrics counts no prompt tokens"
+WARNING = "/metrics does not count the prompt tokens"
 
 
 def test_prompt_tokens_are_exported_where_the_server_counts_them(build, one_core, start_server, start_exporter):
