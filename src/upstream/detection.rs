@@ -23,27 +23,6 @@ use crate::upstream::{ServerKind, Upstream, all_kinds};
 /// an error for each path that it does not serve.
 const PRODUCT_LIFETIME: Duration = Duration::from_secs(600);
 
-/// What came of looking for one kind of server.
-pub enum Detection {
-    /// A server of this kind answers.
-    Detected,
-    /// Something else answers.
-    NotDetected,
-    /// Nothing has answered in time: the server may be busy.
-    NoAnswer,
-}
-
-impl<T> RequestOutcome<T> {
-    /// What the answer to a request shows that only one kind of server answers.
-    pub fn detection(&self) -> Detection {
-        match self {
-            RequestOutcome::Ok(_) => Detection::Detected,
-            _ if self.is_unanswered() => Detection::NoAnswer,
-            _ => Detection::NotDetected,
-        }
-    }
-}
-
 /// What was read already in this poll to detect the kind of server.
 #[derive(Debug, Default)]
 pub struct DetectionAnswers {
@@ -150,24 +129,20 @@ impl DetectedServer {
             if is_loading && kind.kind() != ServerKind::LlamaServer {
                 continue;
             }
-            match kind.detect(exchange, answers) {
-                Detection::Detected => {
-                    self.switch_to(index);
-                    return Some(true);
+            let outcome = kind.detect(exchange, answers);
+            if let RequestOutcome::Ok(()) = outcome {
+                if index != self.current {
+                    self.server().replaced();
+                    self.current = index;
                 }
+                return Some(true);
+            }
+            if outcome.is_unanswered() {
                 // It may be busy. Only llama.cpp is known by its answer to /health.
-                Detection::NoAnswer => return is_healthy.then_some(false),
-                Detection::NotDetected => {}
+                return is_healthy.then_some(false);
             }
         }
         None
-    }
-
-    fn switch_to(&mut self, index: usize) {
-        if index != self.current {
-            self.server().replaced();
-            self.current = index;
-        }
     }
 
     /// Asks a product that was identified whether it is still there.

@@ -12,7 +12,7 @@ use crate::bounds::lenient::Object;
 use crate::readings::{ModelFacts, ModelReading, ModelState, Stats, Update};
 use crate::settings::{BaseUrl, DEFAULT_MODEL, Settings};
 use crate::upstream::api::{Health, ModelEntry, Props};
-use crate::upstream::detection::{Detection, DetectionAnswers};
+use crate::upstream::detection::DetectionAnswers;
 use crate::upstream::http::client::HttpResponse;
 use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome, recognized};
 use crate::upstream::identification::{Evidence, PassedOn, read_models};
@@ -37,20 +37,28 @@ pub struct LlamaServer {
     url: ServerUrl,
     /// Where `/stats` may be: below the URL as given, and below its `/v1`.
     stats_candidates: Vec<String>,
-    stats_url: Option<String>,
-    has_tried_stats: bool,
     telemetry: TelemetryReader,
     /// How long it is idle before it sleeps, by the user's word.
     sleep_idle: Option<BoundedDuration>,
-    connected: bool,
-    /// What a proxy passes on, where that is not all.
-    passed_on: Option<PassedOn>,
-    props: Option<Props>,
-    entry: Option<ModelEntry>,
+    /// What is known since the last connect.
+    known: Connection,
     /// The name that the user gave.
     given_name: Option<String>,
     /// The name that the server gave last.
     own_name: Option<String>,
+}
+
+/// What is known of a server while it is up.
+#[derive(Default)]
+struct Connection {
+    /// Whether it was identified as llama.cpp.
+    is_identified: bool,
+    stats_url: Option<String>,
+    has_tried_stats: bool,
+    /// What a proxy passes on, where that is not all.
+    passed_on: Option<PassedOn>,
+    props: Option<Props>,
+    entry: Option<ModelEntry>,
 }
 
 /// Why a poll ends before all is read.
@@ -74,14 +82,9 @@ impl LlamaServer {
         LlamaServer {
             url: ServerUrl::new(base.root()),
             stats_candidates,
-            stats_url: None,
-            has_tried_stats: false,
             telemetry: TelemetryReader::new(IdleGuard::new(settings.sleep_idle)),
             sleep_idle: settings.sleep_idle,
-            connected: false,
-            passed_on: None,
-            props: None,
-            entry: None,
+            known: Connection::default(),
             given_name: settings.model.clone(),
             own_name: None,
         }
@@ -159,7 +162,7 @@ impl LlamaServer {
             _ => evidence.add_props(&props),
         }
         let Some(props) = props.ok() else {
-            return Ok(self.connected);
+            return Ok(self.known.is_identified);
         };
         let idle_guard = &mut self.telemetry.idle_guard;
         idle_guard.set_build(props.build());
@@ -169,8 +172,8 @@ impl LlamaServer {
             is_sleeping: None,
             ..props
         };
-        let is_same = self.connected && self.props.as_ref() == Some(&props);
-        self.props = Some(props);
+        let is_same = self.known.is_identified && self.known.props.as_ref() == Some(&props);
+        self.known.props = Some(props);
         Ok(is_same)
     }
 
@@ -182,6 +185,7 @@ impl LlamaServer {
         evidence: &mut Evidence,
     ) -> Result<(), Stop> {
         let has_meta = self
+            .known
             .entry
             .as_ref()
             .is_some_and(|entry| entry.meta.is_some());
@@ -207,7 +211,7 @@ impl LlamaServer {
             }
             return Err(Stop::Router { lists_only: true });
         }
-        self.entry = list.first;
+        self.known.entry = list.first;
         Ok(())
     }
 
@@ -219,27 +223,24 @@ impl LlamaServer {
         model: &mut ModelReading,
     ) -> bool {
         let passed_on = evidence.passed_on();
-        if self.passed_on.is_some() && passed_on.is_none() {
+        if self.known.passed_on.is_some() && passed_on.is_none() {
             // The proxy may pass on these by now as well.
             self.telemetry.reset();
         }
-        self.passed_on = passed_on;
-        let telemetry = self
-            .telemetry
-            .read(exchange, &self.url, &self.model_names());
-        let is_absent = !telemetry.timed_out
-            && matches!(telemetry.counters, Update::Absent)
-            && matches!(telemetry.slots, Update::Absent);
+        self.known.passed_on = passed_on;
+        let names = self.model_names();
+        let timed_out = self.telemetry.read(exchange, &self.url, &names, model);
+        let is_absent = !timed_out
+            && matches!(model.counters, Update::Absent)
+            && matches!(model.slots, Update::Absent);
         // Where these are passed on, /props is too, and fails at the server.
         if passed_on == Some(PassedOn::V1) || passed_on.is_some() && is_absent {
             self.discard_proxys_failures(exchange, evidence);
         }
         evidence.add_llama_cpp(
-            matches!(telemetry.counters, Update::New(_))
-                || matches!(&telemetry.slots, Update::New(read) if !read.slots.is_empty()),
+            matches!(model.counters, Update::New(_))
+                || matches!(&model.slots, Update::New(read) if !read.slots.is_empty()),
         );
-        let timed_out = telemetry.timed_out;
-        telemetry.fill(model);
         timed_out
     }
 
@@ -261,28 +262,28 @@ impl LlamaServer {
                 "no section of the document is in it",
             )
         };
-        if let Some(url) = &self.stats_url {
+        if let Some(url) = &self.known.stats_url {
             let stats = exchange.get(STATS, url, parse);
             if stats.not_served().is_some() {
-                self.stats_url = None;
+                self.known.stats_url = None;
             }
             return stats.ok();
         }
         // Few servers have it: it is looked for once after each connect.
-        if self.has_tried_stats {
+        if self.known.has_tried_stats {
             return None;
         }
-        self.has_tried_stats = true;
+        self.known.has_tried_stats = true;
         self.stats_candidates.iter().find_map(|url| {
             let stats = exchange.get_optional(STATS, url, parse).ok()?;
-            self.stats_url = Some(url.clone());
+            self.known.stats_url = Some(url.clone());
             Some(stats)
         })
     }
 
     /// What the server may call its model in the labels of `/metrics`.
     fn model_names(&self) -> Vec<String> {
-        let props = self.props.as_ref();
+        let props = self.known.props.as_ref();
         let path = props.and_then(|props| props.model_path.clone());
         let file = path
             .as_ref()
@@ -290,7 +291,7 @@ impl LlamaServer {
         let file = file.map(str::to_owned);
         [
             self.given_name.clone(),
-            self.entry.as_ref().and_then(|entry| entry.id.clone()),
+            self.known.entry.as_ref().and_then(|entry| entry.id.clone()),
             props.and_then(|props| props.model_alias.clone()),
             file,
             path,
@@ -302,8 +303,8 @@ impl LlamaServer {
 
     /// The label `model`: the user's name for it, or the server's.
     fn name(&mut self, model: &ModelReading) -> String {
-        let entry = self.entry.as_ref().and_then(|entry| entry.id.clone());
-        let alias = || self.props.as_ref()?.model_alias.clone();
+        let entry = self.known.entry.as_ref().and_then(|entry| entry.id.clone());
+        let alias = || self.known.props.as_ref()?.model_alias.clone();
         let stats = || model.stats.as_ref()?.model()?.name.clone();
         self.own_name = entry.or_else(alias).or_else(stats).or(self.own_name.take());
         let name = self.given_name.as_ref().or(self.own_name.as_ref());
@@ -311,12 +312,7 @@ impl LlamaServer {
     }
 
     fn disconnect(&mut self) {
-        self.connected = false;
-        self.has_tried_stats = false;
-        self.passed_on = None;
-        self.props = None;
-        self.entry = None;
-        self.stats_url = None;
+        self.known = Connection::default();
         self.telemetry.reset();
     }
 }
@@ -327,8 +323,8 @@ impl Upstream for LlamaServer {
     }
 
     /// Whatever is none of the other kinds is polled as a llama-server, and identified then.
-    fn detect(&mut self, _: &mut Exchange, _: &mut DetectionAnswers) -> Detection {
-        Detection::Detected
+    fn detect(&mut self, _: &mut Exchange, _: &mut DetectionAnswers) -> RequestOutcome<()> {
+        RequestOutcome::Ok(())
     }
 
     fn poll(&mut self, exchange: &mut Exchange, answers: DetectionAnswers, reading: &mut Reading) {
@@ -351,7 +347,7 @@ impl Upstream for LlamaServer {
                 return self.disconnect();
             }
             Err(Stop::TimedOut) => {
-                self.telemetry.unread(true).fill(&mut model);
+                self.telemetry.skip(&mut model);
                 if was_asleep {
                     ModelState::Waking
                 } else {
@@ -359,7 +355,7 @@ impl Upstream for LlamaServer {
                 }
             }
             Ok(state) => {
-                self.connected = true;
+                self.known.is_identified = true;
                 state
             }
         };
@@ -368,20 +364,21 @@ impl Upstream for LlamaServer {
             self.disconnect();
         }
         if model.state == ModelState::Loading
-            || self.connected
-            || self.props.is_some()
-            || self.entry.is_some()
+            || self.known.is_identified
+            || self.known.props.is_some()
+            || self.known.entry.is_some()
         {
             let version = self
+                .known
                 .props
                 .as_ref()
                 .and_then(|props| props.build_info.clone());
             reading.set_up(ServerKind::LlamaServer, version);
         }
         model.name = self.name(&model);
-        model.facts = facts(self.props.as_ref(), self.entry.as_ref());
+        model.facts = facts(self.known.props.as_ref(), self.known.entry.as_ref());
         let is_rest_missing = self.telemetry.lacks_metrics() && self.telemetry.lacks_slots();
-        let passed_on = self.passed_on.filter(|_| is_rest_missing);
+        let passed_on = self.known.passed_on.filter(|_| is_rest_missing);
         reading.notes.extend(passed_on.map(PassedOn::note));
         reading
             .notes

@@ -26,8 +26,8 @@ use std::time::Instant;
 
 use crate::bounds::BoundedDuration;
 use crate::settings::{BaseUrl, Settings};
-use crate::upstream::detection::{Detection, DetectionAnswers};
-use crate::upstream::http::exchange::Exchange;
+use crate::upstream::detection::DetectionAnswers;
+use crate::upstream::http::exchange::{Exchange, RequestOutcome};
 use crate::upstream::llama_server::LlamaServer;
 use crate::upstream::llama_swap::LlamaSwap;
 use crate::upstream::model_runner::{ModelRunner, RecordsReader};
@@ -50,8 +50,13 @@ pub trait Upstream: Send {
     /// The kind of server that this is.
     fn kind(&self) -> ServerKind;
 
-    /// Asks for what only this kind of server serves; forgets the server that was detected before.
-    fn detect(&mut self, exchange: &mut Exchange, answers: &mut DetectionAnswers) -> Detection;
+    /// Reads what only this kind of server serves. `Ok`: it is one, and the one that was detected
+    /// before is forgotten. Not answered: it may be busy, or of any kind.
+    fn detect(
+        &mut self,
+        exchange: &mut Exchange,
+        answers: &mut DetectionAnswers,
+    ) -> RequestOutcome<()>;
 
     /// Polls once: reads all that may be read now. `answers` were read already in this poll.
     fn poll(&mut self, exchange: &mut Exchange, answers: DetectionAnswers, reading: &mut Reading);

@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use crate::bounds::BoundedDuration;
-use crate::readings::{ModelReading, ModelState, ModelStatus, ProcessHints};
+use crate::readings::{ModelReading, ModelState, ModelStatus, ProcessHints, Update};
 use crate::settings::{BaseUrl, Settings};
 use crate::upstream::api::{ModelEntry, Props, RouterStatus};
-use crate::upstream::detection::{Detection, DetectionAnswers};
-use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome};
+use crate::upstream::detection::DetectionAnswers;
+use crate::upstream::http::exchange::{Endpoint, Exchange, NotServed, RequestOutcome};
 use crate::upstream::idle_guard::IdleGuard;
 use crate::upstream::llama_server::{facts, read_props};
 use crate::upstream::model_limit::LimitedModels;
@@ -131,7 +131,8 @@ impl Router {
             child.telemetry.idle_guard.record_sleep(now, true);
             model.state = ModelState::Asleep(now);
             model.facts = facts(child.props.as_ref(), Some(entry));
-            model.counters = child.telemetry.unread(false).counters;
+            child.telemetry.skip(&mut model);
+            model.slots = Update::Absent;
         }
         model
     }
@@ -162,19 +163,18 @@ impl Router {
             let build = child.props.as_ref().and_then(Props::build);
             telemetry.idle_guard.set_build(build);
         }
-        let telemetry = if timed_out {
-            telemetry.unread(true)
-        } else {
-            telemetry.read(exchange, &child.url, &[id.to_owned()])
-        };
         let mut model = new_model(id, entry);
-        model.state = match telemetry.timed_out {
+        if timed_out {
+            telemetry.skip(&mut model);
+        } else {
+            timed_out = telemetry.read(exchange, &child.url, &[id.to_owned()], &mut model);
+        }
+        model.state = match timed_out {
             // It was not read at this poll.
             true if !may_poll || exchange.is_out_of_time() => ModelState::Unknown,
             true => ModelState::Busy,
             false => ModelState::Ready,
         };
-        telemetry.fill(&mut model);
         model.facts = facts(child.props.as_ref(), Some(entry));
         model
     }
@@ -185,16 +185,20 @@ impl Upstream for Router {
         ServerKind::Router
     }
 
-    fn detect(&mut self, exchange: &mut Exchange, answers: &mut DetectionAnswers) -> Detection {
+    fn detect(
+        &mut self,
+        exchange: &mut Exchange,
+        answers: &mut DetectionAnswers,
+    ) -> RequestOutcome<()> {
         let props = answers.props.insert(read_props(exchange, &self.url));
         match props {
             RequestOutcome::Ok(props) if props.is_router() => {
                 self.version.clone_from(&props.build_info);
                 self.children.clear();
-                Detection::Detected
+                RequestOutcome::Ok(())
             }
-            RequestOutcome::Ok(_) => Detection::NotDetected,
-            other => other.detection(),
+            RequestOutcome::Ok(_) => RequestOutcome::NotServed(NotServed::NotFound),
+            other => other.without_answer(),
         }
     }
 

@@ -31,29 +31,10 @@ const PROCESS_HEADER: &str = "Process-Start-Time-Unix";
 pub struct TelemetryReader {
     /// When they may be read.
     pub idle_guard: IdleGuard,
-    metrics_missing: Option<NotServed>,
-    slots_missing: Option<NotServed>,
+    metrics_not_served: Option<NotServed>,
+    slots_not_served: Option<NotServed>,
     /// Whether lines of the last `/metrics` could not be parsed.
     has_invalid_lines: bool,
-}
-
-/// What was read at one poll.
-#[derive(Debug, Default)]
-pub struct Telemetry {
-    /// `/metrics`.
-    pub counters: Update<CountersReading>,
-    /// `/slots`.
-    pub slots: Update<SlotsReading>,
-    /// Whether an answer did not come in time: the server is at work.
-    pub timed_out: bool,
-}
-
-impl Telemetry {
-    /// Puts what was read into `model`.
-    pub fn fill(self, model: &mut ModelReading) {
-        model.counters = self.counters;
-        model.slots = self.slots;
-    }
 }
 
 impl TelemetryReader {
@@ -61,64 +42,63 @@ impl TelemetryReader {
     pub fn new(idle_guard: IdleGuard) -> TelemetryReader {
         TelemetryReader {
             idle_guard,
-            metrics_missing: None,
-            slots_missing: None,
+            metrics_not_served: None,
+            slots_not_served: None,
             has_invalid_lines: false,
         }
     }
 
     /// Whether `/metrics` is not served.
     pub fn lacks_metrics(&self) -> bool {
-        self.metrics_missing.is_some()
+        self.metrics_not_served.is_some()
     }
 
     /// Whether `/slots` is not served.
     pub fn lacks_slots(&self) -> bool {
-        self.slots_missing.is_some()
+        self.slots_not_served.is_some()
     }
 
     /// Forgets the server's process; keeps what is known of its sleep.
     pub fn reset(&mut self) {
         self.idle_guard.reset();
-        self.metrics_missing = None;
-        self.slots_missing = None;
+        self.metrics_not_served = None;
+        self.slots_not_served = None;
         self.has_invalid_lines = false;
     }
 
-    /// What to make of both if neither is read.
-    pub fn unread(&self, timed_out: bool) -> Telemetry {
-        fn stale<T>(missing: Option<NotServed>) -> Update<T> {
-            missing.map_or(Update::Stale, |_| Update::Absent)
+    /// Fills in `model` without reading anything: what is served keeps its values.
+    pub fn skip(&self, model: &mut ModelReading) {
+        fn stale<T>(not_served: Option<NotServed>) -> Update<T> {
+            not_served.map_or(Update::Stale, |_| Update::Absent)
         }
-        Telemetry {
-            counters: stale(self.metrics_missing),
-            slots: stale(self.slots_missing),
-            timed_out,
-        }
+        model.counters = stale(self.metrics_not_served);
+        model.slots = stale(self.slots_not_served);
     }
 
-    /// Reads what may be read now. In `/metrics` the server calls its model by one of `names`.
+    /// Reads into `model` what may be read now; the server calls it by one of `names`. Gives
+    /// whether an answer did not come in time: the server is at work.
     pub fn read(
         &mut self,
         exchange: &mut Exchange,
         url: &ServerUrl,
         names: &[String],
-    ) -> Telemetry {
+        model: &mut ModelReading,
+    ) -> bool {
+        self.skip(model);
         if exchange.is_queue_blocked(METRICS, &url.of(METRICS)) {
             self.check_pending(exchange, url);
             if exchange.is_queue_blocked(METRICS, &url.of(METRICS)) {
-                return self.unread(true);
+                return true;
             }
         }
         let Some(counters) = self.read_metrics(exchange, url, names) else {
-            return self.unread(true);
+            return true;
         };
         let slots = self.read_slots(exchange, url, matches!(counters, Update::New(_)));
-        Telemetry {
-            counters,
-            timed_out: slots.is_none(),
-            slots: slots.unwrap_or(Update::Stale),
-        }
+        model.counters = counters;
+        let timed_out = slots.is_none();
+        model.slots = slots.unwrap_or(Update::Stale);
+        timed_out
     }
 
     /// `/metrics`; none if it did not come in time.
@@ -128,7 +108,7 @@ impl TelemetryReader {
         url: &ServerUrl,
         names: &[String],
     ) -> Option<Update<CountersReading>> {
-        if self.metrics_missing.is_some() {
+        if self.metrics_not_served.is_some() {
             return Some(Update::Absent);
         }
         if !self.idle_guard.may_read_metrics(Instant::now()) {
@@ -157,7 +137,7 @@ impl TelemetryReader {
         if metrics.timed_out() {
             return None;
         }
-        self.metrics_missing = metrics.not_served();
+        self.metrics_not_served = metrics.not_served();
         let Some((counters, has_invalid_lines)) = metrics.ok() else {
             return Some(Update::Absent);
         };
@@ -174,7 +154,7 @@ impl TelemetryReader {
         url: &ServerUrl,
         has_metrics: bool,
     ) -> Option<Update<SlotsReading>> {
-        if self.slots_missing.is_some() || self.idle_guard.is_asleep() {
+        if self.slots_not_served.is_some() || self.idle_guard.is_asleep() {
             return Some(Update::Absent);
         }
         if !self.idle_guard.may_read_slots(Instant::now()) {
@@ -192,7 +172,7 @@ impl TelemetryReader {
         if slots.timed_out() {
             return None;
         }
-        self.slots_missing = slots.not_served();
+        self.slots_not_served = slots.not_served();
         let Some(slots) = slots.ok() else {
             return Some(Update::Absent);
         };
@@ -207,7 +187,10 @@ impl TelemetryReader {
         if self.idle_guard.is_asleep() || !exchange.may_be_lost(METRICS, &url.of(METRICS)) {
             return;
         }
-        let endpoints = [(METRICS, self.metrics_missing), (SLOTS, self.slots_missing)];
+        let endpoints = [
+            (METRICS, self.metrics_not_served),
+            (SLOTS, self.slots_not_served),
+        ];
         let other = endpoints.into_iter().find(|(endpoint, missing)| {
             missing.is_none() && !exchange.is_pending(&url.of(*endpoint))
         });
@@ -224,8 +207,8 @@ impl TelemetryReader {
     /// answered in the server's place.
     pub fn not_passed_on(&mut self, exchange: &mut Exchange, is_proxys: impl Fn(Reason) -> bool) {
         for (endpoint, missing) in [
-            (METRICS, &mut self.metrics_missing),
-            (SLOTS, &mut self.slots_missing),
+            (METRICS, &mut self.metrics_not_served),
+            (SLOTS, &mut self.slots_not_served),
         ] {
             if exchange.discard_failures_where(endpoint, &is_proxys) {
                 *missing = Some(NotServed::NotFound);
@@ -235,7 +218,7 @@ impl TelemetryReader {
 
     /// What cannot be read of the server, and what that costs, for people.
     pub fn notes(&self, has_stats: bool) -> Vec<&'static str> {
-        let metrics = match self.metrics_missing {
+        let metrics = match self.metrics_not_served {
             Some(NotServed::Disabled) => Some(
                 "/metrics is switched off: start llama-server with --metrics to get token counters, \
                  decode calls and waiting requests",
@@ -243,7 +226,7 @@ impl TelemetryReader {
             Some(NotServed::NotFound) => Some("/metrics is not served at this address"),
             None => self.has_invalid_lines.then_some(INVALID_LINES),
         };
-        let slots = match self.slots_missing {
+        let slots = match self.slots_not_served {
             Some(NotServed::Disabled) => Some(
                 "/slots is switched off: start llama-server with --slots to get context use and \
                  exact live tokens",
@@ -336,26 +319,28 @@ mod tests {
             let mut reader = TelemetryReader::new(IdleGuard::new(None));
             let mut read = |exchange: &mut Exchange| {
                 exchange.begin_poll(bounds::deadline(Instant::now(), HOUR));
-                reader.read(exchange, &url, &[])
+                let mut model = ModelReading::default();
+                let timed_out = reader.read(exchange, &url, &[], &mut model);
+                (timed_out, model)
             };
             if lost == "/health" {
                 exchange.begin_poll(bounds::deadline(Instant::now(), HOUR));
                 assert!(read_health(&mut exchange, &url.of(HEALTH)).timed_out());
             } else {
-                assert!(read(&mut exchange).timed_out, "{lost}");
+                assert!(read(&mut exchange).0, "{lost}");
             }
             // It may wait behind the work at hand: nothing else is asked of the queue.
             let before = asked.lock().unwrap().len();
             for _ in 0..3 {
-                assert!(read(&mut exchange).timed_out, "{lost}");
+                assert!(read(&mut exchange).0, "{lost}");
             }
             assert_eq!(asked.lock().unwrap().len(), before, "{lost}");
 
             exchange.suspect_after(Duration::ZERO);
-            let read = read(&mut exchange);
-            assert!(!read.timed_out, "{lost}");
-            assert!(matches!(read.counters, Update::New(_)), "{lost}");
-            assert!(matches!(read.slots, Update::New(_)), "{lost}");
+            let (timed_out, model) = read(&mut exchange);
+            assert!(!timed_out, "{lost}");
+            assert!(matches!(model.counters, Update::New(_)), "{lost}");
+            assert!(matches!(model.slots, Update::New(_)), "{lost}");
             assert!(!exchange.is_pending(&url.of(HEALTH)), "{lost}");
         }
     }

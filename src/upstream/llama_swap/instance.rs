@@ -13,25 +13,21 @@ use crate::upstream::llama_server::{LlamaServer, PROPS, read_props};
 use crate::upstream::reading::Reading;
 use crate::upstream::server_url::ServerUrl;
 
+const UNREACHABLE: &str = "a model's own server cannot be reached from here: tokens are counted when a request has ended, and \
+     running is not told from idle";
+const OTHER_ENGINE: &str = "a model's own server is no llama-server: tokens are counted when a request has ended, and running \
+     is not told from idle";
+
 /// One process of a model.
 pub struct ModelInstance {
     /// Where llama-swap says that the server is.
     proxy: Option<String>,
     /// Where llama-swap itself is.
     reach: Option<AllowedAddresses>,
-    server: ModelServer,
+    /// Its server, or a note for people on why that is not polled.
+    server: Result<Box<DirectServer>, &'static str>,
     /// Chosen once: two sources, mixed within one process, would make its counters jump and fall.
     token_source: Option<TokenSource>,
-}
-
-/// The server of a model.
-pub enum ModelServer {
-    /// It is polled at its own address.
-    LlamaServer(Box<DirectServer>),
-    /// It is no llama-server.
-    OtherEngine,
-    /// It cannot be reached from here, or must not be.
-    Unreachable,
 }
 
 /// What counts a model's tokens.
@@ -44,7 +40,7 @@ pub enum TokenSource {
 }
 
 /// A model's server, polled at its own address.
-pub struct DirectServer {
+struct DirectServer {
     exchange: Exchange,
     url: ServerUrl,
     server: LlamaServer,
@@ -54,14 +50,10 @@ pub struct DirectServer {
 
 /// Why a poll of a server brought nothing.
 enum PollError {
-    /// It has not answered yet.
-    TimedOut,
-    /// This poll had no time left for it.
-    NotPolled,
-    /// It is no llama-server.
-    OtherEngine,
-    /// Nothing answers.
-    NoServer,
+    /// At this poll only this state is known.
+    Now(ModelState),
+    /// The server cannot be polled; the note says why.
+    Always(&'static str),
 }
 
 impl ModelInstance {
@@ -72,15 +64,13 @@ impl ModelInstance {
         reach: Option<AllowedAddresses>,
         settings: &Settings,
     ) -> ModelInstance {
-        let direct = proxy
+        let server = proxy
             .zip(reach)
             .and_then(|(proxy, reach)| DirectServer::new(name, proxy, reach, settings));
         ModelInstance {
             proxy: proxy.map(str::to_owned),
             reach,
-            server: direct.map_or(ModelServer::Unreachable, |direct| {
-                ModelServer::LlamaServer(Box::new(direct))
-            }),
+            server: server.map(Box::new).ok_or(UNREACHABLE),
             token_source: None,
         }
     }
@@ -90,22 +80,21 @@ impl ModelInstance {
         self.proxy.as_deref() == proxy && self.reach == reach
     }
 
-    /// The server of the model.
-    pub fn server(&self) -> &ModelServer {
-        &self.server
+    /// Why its server is not polled, for people.
+    pub fn note(&self) -> Option<&'static str> {
+        self.server.as_ref().err().copied()
     }
 
     /// Whether the model's own server is polled.
     pub fn has_server(&self) -> bool {
-        matches!(self.server, ModelServer::LlamaServer(_))
+        self.server.is_ok()
     }
 
     /// Whether it is known what the model's own server is.
     pub fn is_identified(&self) -> bool {
-        match &self.server {
-            ModelServer::LlamaServer(direct) => direct.is_identified,
-            ModelServer::OtherEngine | ModelServer::Unreachable => true,
-        }
+        self.server
+            .as_ref()
+            .map_or(true, |direct| direct.is_identified)
     }
 
     /// What counts the model's tokens, once that is known.
@@ -115,40 +104,30 @@ impl ModelInstance {
 
     /// When to poll even if the interval has not passed.
     pub fn extra_poll_at(&self) -> Option<Instant> {
-        match &self.server {
-            ModelServer::LlamaServer(direct) => direct.server.extra_poll_at(),
-            ModelServer::OtherEngine | ModelServer::Unreachable => None,
-        }
+        self.server.as_ref().ok()?.server.extra_poll_at()
     }
 
     /// Polls the server until `deadline`; adds what became of its requests to `reading`.
     pub fn poll(&mut self, name: &str, deadline: Instant, reading: &mut Reading) -> ModelReading {
-        // Whether it is running is not known.
-        let loaded = ModelState::Reported(ModelStatus::Idle);
-        let polled = match &mut self.server {
-            ModelServer::LlamaServer(direct) => match direct.poll(name, deadline, reading) {
-                Ok(model) => Ok(model),
-                Err(PollError::TimedOut) => Err(ModelState::Busy),
-                Err(PollError::NotPolled) => Err(ModelState::Unknown),
-                Err(PollError::NoServer) if direct.is_identified => Err(ModelState::Unknown),
-                Err(PollError::NoServer) => {
-                    self.server = ModelServer::Unreachable;
-                    Err(loaded)
-                }
-                Err(PollError::OtherEngine) => {
-                    self.server = ModelServer::OtherEngine;
-                    Err(loaded)
-                }
-            },
-            ModelServer::OtherEngine | ModelServer::Unreachable => Err(loaded),
+        let result = match &mut self.server {
+            Ok(server) => server.poll(name, deadline, reading),
+            Err(note) => Err(PollError::Always(note)),
         };
-        let mut model = polled.unwrap_or_else(|state| ModelReading::new(name, state));
+        let mut model = result.unwrap_or_else(|error| {
+            let state = match error {
+                PollError::Now(state) => state,
+                PollError::Always(note) => {
+                    self.server = Err(note);
+                    // It is loaded; whether it is running is not known.
+                    ModelState::Reported(ModelStatus::Idle)
+                }
+            };
+            ModelReading::new(name, state)
+        });
         self.token_source = self.token_source.or(match &self.server {
-            ModelServer::OtherEngine | ModelServer::Unreachable => Some(TokenSource::Activity),
-            ModelServer::LlamaServer(_) if matches!(model.counters, Update::New(_)) => {
-                Some(TokenSource::Server)
-            }
-            ModelServer::LlamaServer(direct) => direct
+            Err(_) => Some(TokenSource::Activity),
+            Ok(_) if matches!(model.counters, Update::New(_)) => Some(TokenSource::Server),
+            Ok(direct) => direct
                 .server
                 .lacks_metrics()
                 .then_some(TokenSource::Activity),
@@ -208,11 +187,9 @@ impl DirectServer {
             self.is_identified = true;
         }
         self.server.poll(&mut self.exchange, answers, own);
-        if self.exchange.is_out_of_time() {
-            // What was not asked is no sign that it is busy.
-            return Err(PollError::NotPolled);
-        }
-        own.models.pop().ok_or(PollError::NoServer)
+        // A request that was not sent is no sign that the server is busy.
+        let model = own.models.pop().filter(|_| !self.exchange.is_out_of_time());
+        model.ok_or(PollError::Now(ModelState::Unknown))
     }
 
     /// Gives `/props`, if it is that of a llama-server.
@@ -220,12 +197,12 @@ impl DirectServer {
         let props = read_props(&mut self.exchange, &self.url);
         match &props {
             RequestOutcome::Ok(_) | RequestOutcome::NotLoaded => Ok(props),
-            _ if self.exchange.is_out_of_time() => Err(PollError::NotPolled),
+            _ if self.exchange.is_out_of_time() => Err(PollError::Now(ModelState::Unknown)),
             _ if props.timed_out() && self.exchange.is_pending(&self.url.of(PROPS)) => {
-                Err(PollError::TimedOut)
+                Err(PollError::Now(ModelState::Busy))
             }
-            _ if props.is_unanswered() => Err(PollError::NoServer),
-            _ => Err(PollError::OtherEngine),
+            _ if props.is_unanswered() => Err(PollError::Always(UNREACHABLE)),
+            _ => Err(PollError::Always(OTHER_ENGINE)),
         }
     }
 }

@@ -16,12 +16,12 @@ use serde::Deserialize;
 use crate::bounds::lenient::{object, text};
 use crate::readings::{ModelReading, ModelState, ModelStatus};
 use crate::settings::{BaseUrl, Settings};
-use crate::upstream::detection::{Detection, DetectionAnswers};
+use crate::upstream::detection::DetectionAnswers;
 use crate::upstream::http::allowed_addresses::AllowedAddresses;
 use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome};
 use crate::upstream::llama_server::HEALTH;
 use crate::upstream::llama_swap::activity::{Activity, Page};
-use crate::upstream::llama_swap::instance::{ModelInstance, ModelServer, TokenSource};
+use crate::upstream::llama_swap::instance::{ModelInstance, TokenSource};
 use crate::upstream::model_limit::{LimitedModels, MOST_MODELS};
 use crate::upstream::reading::Reading;
 use crate::upstream::rotation::Rotation;
@@ -48,10 +48,6 @@ const ACTIVITY: [(Endpoint, &str, Option<&str>); 2] = [
 /// addresses has few of them asked.
 const MOST_FIRST_POLLED: usize = 16;
 
-const UNREACHABLE: &str = "a model's own server cannot be reached from here: tokens are counted when a request has ended, and \
-     running is not told from idle";
-const OTHER_ENGINE: &str = "a model's own server is no llama-server: tokens are counted when a request has ended, and running \
-     is not told from idle";
 const GAP: &str = "more requests have ended since the last poll than llama-swap lists: the tokens of the others are \
      not counted";
 
@@ -263,12 +259,7 @@ impl LlamaSwap {
                 continue;
             };
             model.token_totals = self.activity.totals(&model.name);
-            reading.notes.extend(match instance.server() {
-                ModelServer::Unreachable => Some(UNREACHABLE),
-                ModelServer::OtherEngine => Some(OTHER_ENGINE),
-                // Its own notes say what is missing.
-                ModelServer::LlamaServer(_) => None,
-            });
+            reading.notes.extend(instance.note());
         }
         reading.notes.sort_unstable();
         reading.notes.dedup();
@@ -300,7 +291,7 @@ impl Upstream for LlamaSwap {
     }
 
     /// Keeps the instances and the activity: their counts go on when llama-swap is back.
-    fn detect(&mut self, exchange: &mut Exchange, _: &mut DetectionAnswers) -> Detection {
+    fn detect(&mut self, exchange: &mut Exchange, _: &mut DetectionAnswers) -> RequestOutcome<()> {
         let running = exchange.get_optional(RUNNING, &self.url.of(RUNNING), |answer| {
             answer.each_in("running", |_: RunningProcess| {})
         });
@@ -309,7 +300,7 @@ impl Upstream for LlamaSwap {
             self.missing_activities = 0;
             exchange.discard_failures(HEALTH);
         }
-        running.detection()
+        running
     }
 
     fn poll(&mut self, exchange: &mut Exchange, _: DetectionAnswers, reading: &mut Reading) {

@@ -23,7 +23,7 @@ use crate::settings::BaseUrl;
 use crate::snapshot::Reason;
 use crate::upstream::api::counters_by_model::CountersByModel;
 use crate::upstream::api::list::keep;
-use crate::upstream::detection::{Detection, DetectionAnswers};
+use crate::upstream::detection::DetectionAnswers;
 use crate::upstream::http::client::{HttpResponse, RequestError};
 use crate::upstream::http::exchange::{Endpoint, Exchange, NotServed, RequestOutcome, recognized};
 use crate::upstream::llama_server::HEALTH;
@@ -226,14 +226,14 @@ impl Upstream for ModelRunner {
         ServerKind::ModelRunner
     }
 
-    fn detect(&mut self, exchange: &mut Exchange, _: &mut DetectionAnswers) -> Detection {
+    fn detect(&mut self, exchange: &mut Exchange, _: &mut DetectionAnswers) -> RequestOutcome<()> {
         let ps = exchange.get_optional(PS, &self.url.of(PS), runners);
         if let RequestOutcome::Ok(_) = ps {
             *self = ModelRunner::at(self.url.clone());
             self.version = read_version(exchange, &self.url, VERSION);
             exchange.discard_failures(HEALTH);
         }
-        ps.detection()
+        ps.without_answer()
     }
 
     fn poll(&mut self, exchange: &mut Exchange, _: DetectionAnswers, reading: &mut Reading) {
