@@ -7,7 +7,7 @@
 //! parser        one line ──▶ one event
 //! tracker       the events of one server ──▶ ended requests; rejects impossible lines
 //! server        holds an ended request until a poll has read the server's counters
-//! plausibility  believes no more than those counters have grown by ──▶ Requests
+//! plausibility  accepts no more than those counters have grown by ──▶ Requests
 //! ```
 //!
 //! Users of the model's API can write whole lines into the log: llama-server prints an invalid
@@ -280,7 +280,7 @@ impl State {
         }
     }
 
-    /// Whether lines of the child on this port may be believed, as far as is known.
+    /// Whether lines of the child on this port are accepted, as far as is known.
     fn accepts_port(&self, port: Option<u16>) -> bool {
         if port.is_none() {
             return true;
@@ -415,7 +415,8 @@ impl Origin {
         if *current == origin || self.is_several {
             return !self.is_several;
         }
-        // A name is forged where the lines have none, and lines lack none where they have one.
+        // Where the lines have no name, a line with one is forged; where they have one, a line
+        // without.
         if current.is_none() || origin.is_none() {
             return false;
         }

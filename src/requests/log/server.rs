@@ -23,7 +23,7 @@ const ASSUMED_SLOTS: u64 = 64;
 pub struct LoggedServer {
     /// What its lines so far add up to.
     pub tracker: Tracker,
-    /// The model that it holds, once a poll has said so.
+    /// The model that it holds, once a poll has found it.
     pub model: Option<Arc<str>>,
     /// Number of slots, as the last poll found it.
     pub slots: Option<u64>,
@@ -130,12 +130,12 @@ impl LoggedServer {
                     is_covered
                 }
                 (Some(claim), Update::Unchanged | Update::Stale | Update::Absent) => {
-                    let is_believed = self.has_no_counters || waited > COUNTERS_TIMEOUT;
-                    if is_believed {
+                    let is_accepted = self.has_no_counters || waited > COUNTERS_TIMEOUT;
+                    if is_accepted {
                         // The counters will have grown by it when they are read again.
                         budget.spend(&claim);
                     }
-                    is_believed
+                    is_accepted
                 }
             };
             if is_confirmed {

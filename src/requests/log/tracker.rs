@@ -11,7 +11,7 @@ use crate::requests::log::parser::{LogEvent, LogLine, LoggedSlots, SlotTask};
 use crate::requests::{PhaseTiming, RequestEnd, RequestTimings};
 
 /// The most slots that are tracked: of a server whose number of slots a poll has found, and of
-/// one that only the log speaks of.
+/// one that only the log names.
 const MAX_SLOTS: usize = 1024;
 const MAX_LOGGED_SLOTS: usize = 64;
 /// How many ended tasks are remembered: a task may be cancelled right after its end.
