@@ -9,7 +9,7 @@ use std::mem;
 use serde_json::{Map, Value};
 
 use crate::bounds;
-use crate::requests::log::journal_export::{JournalEntry, Progress};
+use crate::requests::log::journal_export::{JournalEntry, Progress, process_name};
 
 /// A line as llama-server wrote it, or as near to that as is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -205,14 +205,6 @@ fn text_of(value: &Value) -> Option<String> {
             Some(String::from_utf8_lossy(&bytes?).into_owned())
         }
         _ => None,
-    }
-}
-
-/// `unit[PID]`, as far as both are known.
-pub fn process_name(unit: Option<String>, pid: Option<String>) -> Option<String> {
-    match pid {
-        Some(pid) => Some(format!("{}[{pid}]", unit.unwrap_or_default())),
-        None => unit,
     }
 }
 

@@ -4,7 +4,6 @@
 //! eight bytes, its bytes, and a line end. Of an entry only the message and its origin are kept.
 
 use crate::bounds;
-use crate::requests::log::envelope::process_name;
 use crate::requests::log::lines::MAX_LINE_BYTES;
 
 /// The longest binary field that is waited for.
@@ -100,5 +99,13 @@ impl JournalEntry {
     /// Which process wrote the message.
     pub fn origin(&self) -> Option<String> {
         process_name(self.unit.clone(), self.pid.clone())
+    }
+}
+
+/// `unit[PID]`, as far as both are known.
+pub fn process_name(unit: Option<String>, pid: Option<String>) -> Option<String> {
+    match pid {
+        Some(pid) => Some(format!("{}[{pid}]", unit.unwrap_or_default())),
+        None => unit,
     }
 }
