@@ -8,29 +8,21 @@ use std::time::{Duration, Instant};
 use crate::bounds::BoundedDuration;
 use crate::readings::{ModelReading, ModelState};
 use crate::settings::{BaseUrl, Settings};
-use crate::upstream::api::{Health, Props};
-use crate::upstream::http::exchange::{Exchange, RequestOutcome};
+use crate::upstream::endpoints::{HEALTH, PROPS, read_health};
+use crate::upstream::http::client::HttpResponse;
+use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome};
 use crate::upstream::identification::read_models;
-use crate::upstream::llama_server::{HEALTH, PROPS, read_health};
-use crate::upstream::model_runner::RecordsReader;
-use crate::upstream::products::{Product, read_root_page};
+use crate::upstream::products::Product;
 use crate::upstream::reading::Reading;
 use crate::upstream::server_url::ServerUrl;
-use crate::upstream::{ServerKind, Upstream, all_kinds};
+use crate::upstream::{DetectionAnswers, RecordsReader, ServerKind, Upstream, all_kinds};
+
+const ROOT: Endpoint = Endpoint::new("/", 64 << 10);
 
 /// How long an identified product is asked for `/v1/models` alone. Other requests may cost it
 /// something: LiteLLM's `/health` has every model behind it complete a prompt, and LM Studio logs
 /// an error for each path that it does not serve.
 const PRODUCT_LIFETIME: Duration = Duration::from_secs(600);
-
-/// What was read already in this poll to detect the kind of server.
-#[derive(Debug, Default)]
-pub struct DetectionAnswers {
-    /// `/health`.
-    pub health: Option<RequestOutcome<Health>>,
-    /// `/props`.
-    pub props: Option<RequestOutcome<Props>>,
-}
 
 /// The server at one base URL, of whichever kind it is.
 pub struct DetectedServer {
@@ -164,8 +156,9 @@ impl DetectedServer {
     /// Identifies what answers that is no known server.
     fn identify_product(&mut self, exchange: &mut Exchange, reading: &mut Reading) {
         if !reading.product.as_ref().is_some_and(|p| p.is_certain) {
-            let by_root_page = read_root_page(exchange, &self.url);
-            reading.product = by_root_page.or(reading.product.take());
+            let page = exchange.get_optional(ROOT, &self.url.of(ROOT), HttpResponse::text);
+            let by_page = page.ok().and_then(|page| Product::of_root_page(&page));
+            reading.product = by_page.or(reading.product.take());
         }
         if let Some(product) = &reading.product {
             exchange.discard_all_failures();

@@ -12,7 +12,7 @@ use crate::bounds::lenient::Object;
 use crate::readings::{ModelFacts, ModelReading, ModelState, Stats, Update};
 use crate::settings::{BaseUrl, DEFAULT_MODEL, Settings};
 use crate::upstream::api::{Health, ModelEntry, Props};
-use crate::upstream::detection::DetectionAnswers;
+use crate::upstream::endpoints::{HEALTH, PROPS, read_health, read_props};
 use crate::upstream::http::client::HttpResponse;
 use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome, recognized};
 use crate::upstream::identification::{Evidence, PassedOn, read_models};
@@ -20,12 +20,8 @@ use crate::upstream::idle_guard::IdleGuard;
 use crate::upstream::reading::Reading;
 use crate::upstream::server_url::ServerUrl;
 use crate::upstream::telemetry::TelemetryReader;
-use crate::upstream::{ServerKind, Upstream};
+use crate::upstream::{DetectionAnswers, ServerKind, Upstream};
 
-/// `GET /health`.
-pub const HEALTH: Endpoint = Endpoint::new("/health", 64 << 10);
-/// `GET /props`. The chat template in it can be tens of KB.
-pub const PROPS: Endpoint = Endpoint::new("/props", 4 << 20);
 const STATS: Endpoint = Endpoint::new("/stats", 1 << 20);
 
 /// Told where a router answers nothing but its list of models.
@@ -38,10 +34,10 @@ pub struct LlamaServer {
     /// Where `/stats` may be: below the URL as given, and below its `/v1`.
     stats_candidates: Vec<String>,
     telemetry: TelemetryReader,
-    /// How long it is idle before it sleeps, by the user's word.
+    /// How long it is idle before it sleeps, as the user set it.
     sleep_idle: Option<BoundedDuration>,
     /// What is known since the last connect.
-    known: Connection,
+    session: Session,
     /// The name that the user gave.
     given_name: Option<String>,
     /// The name that the server gave last.
@@ -50,7 +46,7 @@ pub struct LlamaServer {
 
 /// What is known of a server while it is up.
 #[derive(Default)]
-struct Connection {
+struct Session {
     /// Whether it was identified as llama.cpp.
     is_identified: bool,
     stats_url: Option<String>,
@@ -84,7 +80,7 @@ impl LlamaServer {
             stats_candidates,
             telemetry: TelemetryReader::new(IdleGuard::new(settings.sleep_idle)),
             sleep_idle: settings.sleep_idle,
-            known: Connection::default(),
+            session: Session::default(),
             given_name: settings.model.clone(),
             own_name: None,
         }
@@ -162,7 +158,7 @@ impl LlamaServer {
             _ => evidence.add_props(&props),
         }
         let Some(props) = props.ok() else {
-            return Ok(self.known.is_identified);
+            return Ok(self.session.is_identified);
         };
         let idle_guard = &mut self.telemetry.idle_guard;
         idle_guard.set_build(props.build());
@@ -172,8 +168,8 @@ impl LlamaServer {
             is_sleeping: None,
             ..props
         };
-        let is_same = self.known.is_identified && self.known.props.as_ref() == Some(&props);
-        self.known.props = Some(props);
+        let is_same = self.session.is_identified && self.session.props.as_ref() == Some(&props);
+        self.session.props = Some(props);
         Ok(is_same)
     }
 
@@ -185,7 +181,7 @@ impl LlamaServer {
         evidence: &mut Evidence,
     ) -> Result<(), Stop> {
         let has_meta = self
-            .known
+            .session
             .entry
             .as_ref()
             .is_some_and(|entry| entry.meta.is_some());
@@ -211,7 +207,7 @@ impl LlamaServer {
             }
             return Err(Stop::Router { lists_only: true });
         }
-        self.known.entry = list.first;
+        self.session.entry = list.first;
         Ok(())
     }
 
@@ -223,11 +219,11 @@ impl LlamaServer {
         model: &mut ModelReading,
     ) -> bool {
         let passed_on = evidence.passed_on();
-        if self.known.passed_on.is_some() && passed_on.is_none() {
+        if self.session.passed_on.is_some() && passed_on.is_none() {
             // The proxy may pass on these by now as well.
             self.telemetry.reset();
         }
-        self.known.passed_on = passed_on;
+        self.session.passed_on = passed_on;
         let names = self.model_names();
         let timed_out = self.telemetry.read(exchange, &self.url, &names, model);
         let is_absent = !timed_out
@@ -262,28 +258,28 @@ impl LlamaServer {
                 "no section of the document is in it",
             )
         };
-        if let Some(url) = &self.known.stats_url {
+        if let Some(url) = &self.session.stats_url {
             let stats = exchange.get(STATS, url, parse);
             if stats.not_served().is_some() {
-                self.known.stats_url = None;
+                self.session.stats_url = None;
             }
             return stats.ok();
         }
         // Few servers have it: it is looked for once after each connect.
-        if self.known.has_tried_stats {
+        if self.session.has_tried_stats {
             return None;
         }
-        self.known.has_tried_stats = true;
+        self.session.has_tried_stats = true;
         self.stats_candidates.iter().find_map(|url| {
             let stats = exchange.get_optional(STATS, url, parse).ok()?;
-            self.known.stats_url = Some(url.clone());
+            self.session.stats_url = Some(url.clone());
             Some(stats)
         })
     }
 
     /// What the server may call its model in the labels of `/metrics`.
     fn model_names(&self) -> Vec<String> {
-        let props = self.known.props.as_ref();
+        let props = self.session.props.as_ref();
         let path = props.and_then(|props| props.model_path.clone());
         let file = path
             .as_ref()
@@ -291,7 +287,10 @@ impl LlamaServer {
         let file = file.map(str::to_owned);
         [
             self.given_name.clone(),
-            self.known.entry.as_ref().and_then(|entry| entry.id.clone()),
+            self.session
+                .entry
+                .as_ref()
+                .and_then(|entry| entry.id.clone()),
             props.and_then(|props| props.model_alias.clone()),
             file,
             path,
@@ -303,8 +302,12 @@ impl LlamaServer {
 
     /// The label `model`: the user's name for it, or the server's.
     fn name(&mut self, model: &ModelReading) -> String {
-        let entry = self.known.entry.as_ref().and_then(|entry| entry.id.clone());
-        let alias = || self.known.props.as_ref()?.model_alias.clone();
+        let entry = self
+            .session
+            .entry
+            .as_ref()
+            .and_then(|entry| entry.id.clone());
+        let alias = || self.session.props.as_ref()?.model_alias.clone();
         let stats = || model.stats.as_ref()?.model()?.name.clone();
         self.own_name = entry.or_else(alias).or_else(stats).or(self.own_name.take());
         let name = self.given_name.as_ref().or(self.own_name.as_ref());
@@ -312,7 +315,7 @@ impl LlamaServer {
     }
 
     fn disconnect(&mut self) {
-        self.known = Connection::default();
+        self.session = Session::default();
         self.telemetry.reset();
     }
 }
@@ -355,7 +358,7 @@ impl Upstream for LlamaServer {
                 }
             }
             Ok(state) => {
-                self.known.is_identified = true;
+                self.session.is_identified = true;
                 state
             }
         };
@@ -364,21 +367,21 @@ impl Upstream for LlamaServer {
             self.disconnect();
         }
         if model.state == ModelState::Loading
-            || self.known.is_identified
-            || self.known.props.is_some()
-            || self.known.entry.is_some()
+            || self.session.is_identified
+            || self.session.props.is_some()
+            || self.session.entry.is_some()
         {
             let version = self
-                .known
+                .session
                 .props
                 .as_ref()
                 .and_then(|props| props.build_info.clone());
             reading.set_up(ServerKind::LlamaServer, version);
         }
         model.name = self.name(&model);
-        model.facts = facts(self.known.props.as_ref(), self.known.entry.as_ref());
+        model.facts = facts(self.session.props.as_ref(), self.session.entry.as_ref());
         let is_rest_missing = self.telemetry.lacks_metrics() && self.telemetry.lacks_slots();
-        let passed_on = self.known.passed_on.filter(|_| is_rest_missing);
+        let passed_on = self.session.passed_on.filter(|_| is_rest_missing);
         reading.notes.extend(passed_on.map(PassedOn::note));
         reading
             .notes
@@ -399,32 +402,6 @@ impl Upstream for LlamaServer {
         self.own_name = None;
         self.telemetry = TelemetryReader::new(IdleGuard::new(self.sleep_idle));
     }
-}
-
-/// Reads `/health`.
-pub fn read_health(exchange: &mut Exchange, url: &str) -> RequestOutcome<Health> {
-    exchange.get(HEALTH, url, |answer| {
-        let Object(health): Object<Health> = answer.json()?;
-        let is_recognizable = health.is_recognizable();
-        recognized(
-            is_recognizable,
-            health,
-            "its `status` is none of llama-server's",
-        )
-    })
-}
-
-/// Reads `/props`.
-pub fn read_props(exchange: &mut Exchange, url: &ServerUrl) -> RequestOutcome<Props> {
-    exchange.get(PROPS, &url.of(PROPS), |answer| {
-        let Object(props): Object<Props> = answer.json()?;
-        let is_recognizable = props.is_recognizable();
-        recognized(
-            is_recognizable,
-            props,
-            "no property of llama-server is in it",
-        )
-    })
 }
 
 /// The facts of a model in `/props` and its entry in `/v1/models`.

@@ -7,6 +7,7 @@ pub mod advice;
 pub mod api;
 pub mod completion;
 pub mod detection;
+mod endpoints;
 pub mod http;
 pub mod identification;
 pub mod idle_guard;
@@ -22,15 +23,16 @@ pub mod server_url;
 pub mod telemetry;
 mod version;
 
+use std::io::Read;
 use std::time::Instant;
 
 use crate::bounds::BoundedDuration;
 use crate::settings::{BaseUrl, Settings};
-use crate::upstream::detection::DetectionAnswers;
+use crate::upstream::api::{Health, Props};
 use crate::upstream::http::exchange::{Exchange, RequestOutcome};
 use crate::upstream::llama_server::LlamaServer;
 use crate::upstream::llama_swap::LlamaSwap;
-use crate::upstream::model_runner::{ModelRunner, RecordsReader};
+use crate::upstream::model_runner::ModelRunner;
 use crate::upstream::reading::Reading;
 use crate::upstream::router::Router;
 
@@ -75,6 +77,19 @@ pub trait Upstream: Send {
     /// Forgets the server: one of another kind has taken its address.
     fn replaced(&mut self) {}
 }
+
+/// What was read already in this poll to detect the kind of server.
+#[derive(Debug, Default)]
+pub struct DetectionAnswers {
+    /// `/health`.
+    pub health: Option<RequestOutcome<Health>>,
+    /// `/props`.
+    pub props: Option<RequestOutcome<Props>>,
+}
+
+/// Reads the server's records of its last requests, given how to label a model by any of its names.
+pub type RecordsReader<'a> =
+    dyn FnMut(&mut dyn Read, &dyn Fn(&str) -> String) -> Result<(), String> + 'a;
 
 /// A kind of server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

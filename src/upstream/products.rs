@@ -1,11 +1,5 @@
 //! Products that are no llama.cpp server, and what to watch in their place.
 
-use crate::upstream::http::client::HttpResponse;
-use crate::upstream::http::exchange::{Endpoint, Exchange};
-use crate::upstream::server_url::ServerUrl;
-
-const ROOT: Endpoint = Endpoint::new("/", 64 << 10);
-
 /// A product that is no llama.cpp server, as far as can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Product {
@@ -94,12 +88,6 @@ impl Product {
         let (_, owner) = ROOT_PAGES.iter().find(|(page, _)| text.contains(page))?;
         Some(Product::of_owner(Some(owner)))
     }
-}
-
-/// Identifies a product by what it answers at `/`.
-pub fn read_root_page(exchange: &mut Exchange, url: &ServerUrl) -> Option<Product> {
-    let page = exchange.get_optional(ROOT, &url.of(ROOT), HttpResponse::text);
-    Product::of_root_page(&page.ok()?)
 }
 
 #[cfg(test)]

@@ -11,16 +11,16 @@ use crate::bounds::BoundedDuration;
 use crate::readings::{ModelReading, ModelState, ModelStatus, ProcessHints, Update};
 use crate::settings::{BaseUrl, Settings};
 use crate::upstream::api::{ModelEntry, Props, RouterStatus};
-use crate::upstream::detection::DetectionAnswers;
+use crate::upstream::endpoints::read_props;
 use crate::upstream::http::exchange::{Endpoint, Exchange, NotServed, RequestOutcome};
 use crate::upstream::idle_guard::IdleGuard;
-use crate::upstream::llama_server::{facts, read_props};
+use crate::upstream::llama_server::facts;
 use crate::upstream::model_limit::LimitedModels;
 use crate::upstream::reading::Reading;
 use crate::upstream::rotation::Rotation;
 use crate::upstream::server_url::ServerUrl;
 use crate::upstream::telemetry::TelemetryReader;
-use crate::upstream::{ServerKind, Upstream};
+use crate::upstream::{DetectionAnswers, ServerKind, Upstream};
 
 /// A router may list thousands of models with the command line of each.
 const MODELS: Endpoint = Endpoint::new("/models", 32 << 20);
@@ -29,7 +29,7 @@ const MODELS: Endpoint = Endpoint::new("/models", 32 << 20);
 pub struct Router {
     url: ServerUrl,
     version: Option<String>,
-    /// How long a model is idle before it sleeps, by the user's word.
+    /// How long a model is idle before it sleeps, as the user set it.
     sleep_idle: Option<BoundedDuration>,
     children: BTreeMap<String, ChildServer>,
     rotation: Rotation,

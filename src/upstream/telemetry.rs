@@ -255,7 +255,7 @@ impl TelemetryReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::llama_server::{HEALTH, read_health};
+    use crate::upstream::endpoints::{HEALTH, read_health};
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::net::{TcpListener, TcpStream};
     use std::sync::{Arc, Mutex};

@@ -58,7 +58,7 @@ struct ListedTokens {
 
 /// The requests of one page, by identifier.
 #[derive(Debug, Default)]
-pub struct Page(BTreeMap<u64, EndedRequest>);
+pub struct ActivityPage(BTreeMap<u64, EndedRequest>);
 
 #[derive(Debug)]
 struct EndedRequest {
@@ -107,7 +107,7 @@ enum CountedBy {
     ActivityFromNextPage,
 }
 
-impl Page {
+impl ActivityPage {
     /// Adds one request.
     pub fn add(&mut self, listed: ListedRequest) {
         let id = listed.id.filter(|id| *id < MOST_IDENTIFIERS);
@@ -144,7 +144,7 @@ impl Page {
 impl Activity {
     /// Adds up what is new in a page of these models. Gives whether requests are missing: more
     /// have ended since the last page than are listed.
-    pub fn add(&mut self, page: &Page, models: &BTreeSet<String>) -> bool {
+    pub fn add(&mut self, page: &ActivityPage, models: &BTreeSet<String>) -> bool {
         let last = self.last.as_ref();
         let is_new_list = last.is_some_and(|last| last.is_of_another_list(page));
         let has_gap = !is_new_list && last.is_some_and(|last| last.has_gap_before(page));
@@ -219,7 +219,7 @@ impl LastPage {
     }
 
     /// Whether `page` is of another list: identifiers have started again.
-    fn is_of_another_list(&self, page: &Page) -> bool {
+    fn is_of_another_list(&self, page: &ActivityPage) -> bool {
         let newest = page.0.keys().next_back().copied();
         newest < self.newest()
             || page.0.iter().any(|(id, request)| {
@@ -229,7 +229,7 @@ impl LastPage {
     }
 
     /// Whether a request on a `page` of another list is new.
-    fn is_new(&self, page: &Page, id: u64, request: &EndedRequest) -> bool {
+    fn is_new(&self, page: &ActivityPage, id: u64, request: &EndedRequest) -> bool {
         // If the first requests of the new list are on the page, so are all the others.
         let is_whole = page.0.keys().next().is_some_and(|first| *first <= 1);
         let is_younger = request.ended.is_some_and(|ended| ended > self.last_end);
@@ -237,7 +237,7 @@ impl LastPage {
     }
 
     /// Whether some requests between this page and `page` are not listed.
-    fn has_gap_before(&self, page: &Page) -> bool {
+    fn has_gap_before(&self, page: &ActivityPage) -> bool {
         let first = page.0.keys().next();
         first
             .zip(self.newest())
@@ -259,8 +259,8 @@ mod tests {
         json!({"id": id, "timestamp": timestamp, "model": MODEL, "tokens": tokens})
     }
 
-    fn page(requests: &[Value]) -> Page {
-        let mut page = Page::default();
+    fn page(requests: &[Value]) -> ActivityPage {
+        let mut page = ActivityPage::default();
         for request in requests {
             page.add(ListedRequest::deserialize(request).unwrap());
         }
@@ -399,7 +399,7 @@ mod tests {
         let flat = json!({"id": 0, "timestamp": "2025-10-01T10:00:00.5+02:00", "model": MODEL,
             "cache_tokens": 3, "input_tokens": 4, "output_tokens": 5, "duration_ms": 9});
         let mut activity = Activity::default();
-        activity.add(&Page::default(), &models());
+        activity.add(&ActivityPage::default(), &models());
         activity.add(&page(&[flat]), &models());
         let ended = activity.totals(MODEL).unwrap();
         assert_eq!(

@@ -4,14 +4,14 @@ use std::time::Instant;
 
 use crate::readings::{ModelReading, ModelState, ModelStatus, Update};
 use crate::settings::{ApiKeys, BaseUrl, Settings};
-use crate::upstream::Upstream;
 use crate::upstream::api::Props;
-use crate::upstream::detection::DetectionAnswers;
+use crate::upstream::endpoints::{PROPS, read_props};
 use crate::upstream::http::allowed_addresses::AllowedAddresses;
 use crate::upstream::http::exchange::{Exchange, RequestOutcome};
-use crate::upstream::llama_server::{LlamaServer, PROPS, read_props};
+use crate::upstream::llama_server::LlamaServer;
 use crate::upstream::reading::Reading;
 use crate::upstream::server_url::ServerUrl;
+use crate::upstream::{DetectionAnswers, Upstream};
 
 const UNREACHABLE: &str = "a model's own server cannot be reached from here: tokens are counted when a request has ended, and \
      running is not told from idle";

@@ -16,18 +16,17 @@ use serde::Deserialize;
 use crate::bounds::lenient::{object, text};
 use crate::readings::{ModelReading, ModelState, ModelStatus};
 use crate::settings::{BaseUrl, Settings};
-use crate::upstream::detection::DetectionAnswers;
+use crate::upstream::endpoints::HEALTH;
 use crate::upstream::http::allowed_addresses::AllowedAddresses;
 use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome};
-use crate::upstream::llama_server::HEALTH;
-use crate::upstream::llama_swap::activity::{Activity, Page};
+use crate::upstream::llama_swap::activity::{Activity, ActivityPage};
 use crate::upstream::llama_swap::instance::{ModelInstance, TokenSource};
 use crate::upstream::model_limit::{LimitedModels, MOST_MODELS};
 use crate::upstream::reading::Reading;
 use crate::upstream::rotation::Rotation;
 use crate::upstream::server_url::ServerUrl;
 use crate::upstream::version::read_version;
-use crate::upstream::{ServerKind, Upstream};
+use crate::upstream::{DetectionAnswers, ServerKind, Upstream};
 
 const RUNNING: Endpoint = Endpoint::new("/running", 4 << 20);
 const MODELS: Endpoint = Endpoint::new("/v1/models", 16 << 20);
@@ -265,11 +264,11 @@ impl LlamaSwap {
         reading.notes.dedup();
     }
 
-    fn read_activity(&mut self, exchange: &mut Exchange) -> Option<Page> {
+    fn read_activity(&mut self, exchange: &mut Exchange) -> Option<ActivityPage> {
         while let Some((endpoint, query, key)) = ACTIVITY.get(self.missing_activities) {
             let url = self.url.with_query((*query).to_owned()).of(*endpoint);
             let requests = exchange.get(*endpoint, &url, |answer| {
-                let mut page = Page::default();
+                let mut page = ActivityPage::default();
                 match key {
                     Some(key) => answer.each_in(key, |entry| page.add(entry))?,
                     None => drop(answer.each(|entry| page.add(entry))?),

@@ -9,7 +9,6 @@ mod store;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 use std::time::Instant;
 
 use serde::Deserialize;
@@ -23,17 +22,16 @@ use crate::settings::BaseUrl;
 use crate::snapshot::Reason;
 use crate::upstream::api::counters_by_model::CountersByModel;
 use crate::upstream::api::list::keep;
-use crate::upstream::detection::DetectionAnswers;
+use crate::upstream::endpoints::HEALTH;
 use crate::upstream::http::client::{HttpResponse, RequestError};
 use crate::upstream::http::exchange::{Endpoint, Exchange, NotServed, RequestOutcome, recognized};
-use crate::upstream::llama_server::HEALTH;
 use crate::upstream::model_limit::LimitedModels;
 use crate::upstream::model_runner::store::Store;
 use crate::upstream::reading::Reading;
 use crate::upstream::server_url::ServerUrl;
 use crate::upstream::telemetry::INVALID_LINES;
 use crate::upstream::version::read_version;
-use crate::upstream::{ServerKind, Upstream};
+use crate::upstream::{DetectionAnswers, RecordsReader, ServerKind, Upstream};
 
 const PS: Endpoint = Endpoint::new("/engines/ps", 4 << 20);
 const METRICS: Endpoint = Endpoint::new("/metrics", 16 << 20);
@@ -50,10 +48,6 @@ const AMBIGUOUS_SAMPLES: &str = "its /metrics has several samples for one model 
      so none is used";
 const LEFT_OUT_OF_METRICS: &str = "its /metrics leaves out models that were loaded by name: their state and size are shown, their \
      tokens are not; load a model by its ID (sha256:…) to have it in there";
-
-/// Reads the body of `/engines/requests`, given how to label a model by any of its names.
-pub type RecordsReader<'a> =
-    dyn FnMut(&mut dyn Read, &dyn Fn(&str) -> String) -> Result<(), String> + 'a;
 
 /// The counters of each runner, by the label of its model and its mode.
 type CountersByRunner = BTreeMap<(String, Option<String>), Counters>;

@@ -95,13 +95,13 @@ struct RunnerConfiguration {
     #[serde(rename = "ModelID", deserialize_with = "text")]
     model_id: Option<String>,
     #[serde(rename = "Config", deserialize_with = "object")]
-    config: Option<RunnerConfig>,
+    config: Option<RunnerOptions>,
 }
 
 /// `Config` of a [`RunnerConfiguration`].
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct RunnerConfig {
+struct RunnerOptions {
     #[serde(rename = "context-size", deserialize_with = "count")]
     context_size: Option<f64>,
 }
