@@ -1,22 +1,22 @@
 //! Limits a JSON text while it is read: the length of each string, and the depth.
 //!
-//! A JSON parser holds a whole string before anybody sees it, and a byte for each level that is
-//! open. Behind this reader neither can be larger than the limits, whatever comes in.
+//! A JSON parser holds a whole string before it hands it over, and a byte for each open level.
+//! Behind this reader both are bounded, whatever comes in.
 
 use std::io::{self, BufRead, Read};
 use std::mem;
 
-/// Beyond this many levels no answer of any server goes; the parser itself visits 128.
+/// No server nests a document deeper. serde_json itself visits 128 levels, and ignores any number.
 const MAX_DEPTH: u32 = 256;
-/// An escape is six bytes at most, and a surrogate pair is two of them.
+/// The longest character in bytes: a surrogate pair, each half an escape of six bytes.
 const LONGEST_CHARACTER: usize = 12;
 
-/// How much of each string is kept, in bytes as they are written: escapes count as they stand.
+/// How much of each string is kept, in bytes as written: an escape counts with all its bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct StringLimits {
-    /// At its beginning.
+    /// Bytes kept from its start.
     pub head: usize,
-    /// At its end, up to twice as much.
+    /// Bytes kept from its end; up to twice as many are.
     pub tail: usize,
 }
 
@@ -28,16 +28,14 @@ impl StringLimits {
     };
 }
 
-/// Reads the JSON text of `inner`, less the middle of strings that are longer than the limits.
-/// What was valid JSON stays valid.
-///
-/// Reading fails where it is nested too deep.
+/// Reads the JSON text of `inner` without the middle of strings that are longer than the limits.
+/// Valid JSON stays valid. Reading fails if the text is nested more than 256 levels deep.
 pub struct LimitedJson<R> {
     inner: R,
-    filter: Filter,
+    filter: JsonFilter,
     /// What the filter let through, and how much of it has been read.
-    passed: Vec<u8>,
-    read: usize,
+    output: Vec<u8>,
+    consumed: usize,
 }
 
 impl<R: BufRead> LimitedJson<R> {
@@ -45,200 +43,166 @@ impl<R: BufRead> LimitedJson<R> {
     pub fn new(inner: R, limits: StringLimits) -> LimitedJson<R> {
         LimitedJson {
             inner,
-            filter: Filter {
+            filter: JsonFilter {
                 limits,
                 depth: 0,
                 string: None,
             },
-            passed: Vec::new(),
-            read: 0,
+            output: Vec::new(),
+            consumed: 0,
         }
     }
 }
 
 impl<R: BufRead> Read for LimitedJson<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.read == self.passed.len() {
-            self.passed.clear();
-            self.read = 0;
+        while self.consumed == self.output.len() {
+            self.output.clear();
+            self.consumed = 0;
             let input = self.inner.fill_buf()?;
             if input.is_empty() {
                 return Ok(0);
             }
             let length = input.len();
-            self.filter.pass(input, &mut self.passed)?;
+            self.filter.filter(input, &mut self.output)?;
             self.inner.consume(length);
         }
-        let mut rest = self.passed.get(self.read..).unwrap_or_default();
+        let mut rest = self.output.get(self.consumed..).unwrap_or_default();
         let count = rest.read(buffer)?;
-        self.read = self.read.saturating_add(count);
+        self.consumed = self.consumed.saturating_add(count);
         Ok(count)
     }
 }
 
-struct Filter {
+struct JsonFilter {
     limits: StringLimits,
     depth: u32,
     /// The string that is being read.
     string: Option<JsonString>,
 }
 
-/// A string, and what was seen of it so far.
-#[derive(Default)]
-struct JsonString {
-    /// Bytes that were let through.
-    passed: usize,
-    /// The escape that has begun, as far as it goes.
-    escape: Vec<u8>,
-    /// Whether the last character was the first half of a surrogate pair.
-    is_half: bool,
-    /// Whether the head is full.
-    is_long: bool,
-    /// The end of it: what came before `tail`, and at least as much as the limit says.
-    before_tail: Vec<u8>,
-    tail: Vec<u8>,
-}
-
-impl Filter {
-    fn pass(&mut self, mut input: &[u8], passed: &mut Vec<u8>) -> io::Result<()> {
-        while !input.is_empty() {
-            let rest = match &mut self.string {
-                Some(string) => match string.pass(input, self.limits, passed) {
-                    Some(rest) => {
-                        self.string = None;
-                        rest
-                    }
-                    None => &[],
-                },
-                None => self.pass_outside(input, passed)?,
+impl JsonFilter {
+    fn filter(&mut self, mut input: &[u8], output: &mut Vec<u8>) -> io::Result<()> {
+        while let Some((&byte, rest)) = input.split_first() {
+            input = match &mut self.string {
+                None => {
+                    self.read_outside(byte)?;
+                    output.push(byte);
+                    rest
+                }
+                Some(string) if byte == b'"' && !string.is_continued_by(byte) => {
+                    output.append(&mut string.before_tail);
+                    output.append(&mut string.tail);
+                    output.push(byte);
+                    self.string = None;
+                    rest
+                }
+                Some(string) => string.read(input, self.limits, output),
             };
-            input = rest;
         }
         Ok(())
     }
 
-    /// Lets through what is no string, and gives what follows.
-    fn pass_outside<'a>(&mut self, input: &'a [u8], passed: &mut Vec<u8>) -> io::Result<&'a [u8]> {
-        let mut outside = input.iter();
-        for byte in outside.by_ref() {
-            match byte {
-                b'"' => {
-                    self.string = Some(JsonString::default());
-                    break;
-                }
-                b'[' | b'{' if self.depth == MAX_DEPTH => {
-                    return Err(io::Error::other("is nested too deep"));
-                }
-                b'[' | b'{' => self.depth = self.depth.saturating_add(1),
-                b']' | b'}' => self.depth = self.depth.saturating_sub(1),
-                _ => {}
+    /// Reads a byte that is in no string.
+    fn read_outside(&mut self, byte: u8) -> io::Result<()> {
+        match byte {
+            b'"' => self.string = Some(JsonString::default()),
+            b'[' | b'{' if self.depth == MAX_DEPTH => {
+                return Err(io::Error::other("is nested too deep"));
             }
+            b'[' | b'{' => self.depth = self.depth.saturating_add(1),
+            b']' | b'}' => self.depth = self.depth.saturating_sub(1),
+            _ => {}
         }
-        let rest = outside.as_slice();
-        let length = input.len().saturating_sub(rest.len());
-        passed.extend(input.iter().take(length));
-        Ok(rest)
+        Ok(())
     }
 }
 
+/// A string that is being read.
+#[derive(Default)]
+struct JsonString {
+    /// The character that was read last, as far as it has come.
+    character: Vec<u8>,
+    /// Bytes of the head that were let through.
+    head: usize,
+    /// Whether the head is full.
+    is_long: bool,
+    /// The last bytes: `tail`, and before it at least as many as the limit says.
+    before_tail: Vec<u8>,
+    tail: Vec<u8>,
+}
+
 impl JsonString {
-    /// Lets through what the limits say; gives what follows the string, if it has ended.
-    fn pass<'a>(
+    /// Lets through what the limits allow of the next bytes; returns the rest of `input`.
+    fn read<'a>(
         &mut self,
-        mut input: &'a [u8],
+        input: &'a [u8],
         limits: StringLimits,
-        passed: &mut Vec<u8>,
-    ) -> Option<&'a [u8]> {
-        while let Some((first, rest)) = input.split_first() {
-            if !self.escape.is_empty() {
-                self.escape.push(*first);
-                if self.escape_is_whole() {
-                    self.end_escape(limits, passed);
-                }
-                input = rest;
-                continue;
-            }
-            match first {
-                b'"' => {
-                    passed.append(&mut self.before_tail);
-                    passed.append(&mut self.tail);
-                    passed.push(b'"');
-                    return Some(rest);
-                }
-                b'\\' => {
-                    self.escape.push(b'\\');
-                    input = rest;
-                }
-                _ => {
-                    let is_plain = |byte: &&u8| !matches!(**byte, b'"' | b'\\');
-                    let length = input.iter().take_while(is_plain).count();
-                    let (run, rest) = input.split_at_checked(length)?;
-                    self.pass_run(run, limits, passed);
-                    input = rest;
-                }
-            }
-        }
-        None
-    }
-
-    /// Takes bytes among which no quotation mark and no escape stands.
-    fn pass_run(&mut self, run: &[u8], limits: StringLimits, passed: &mut Vec<u8>) {
-        let room = limits.head.saturating_sub(self.passed);
-        if !self.is_long && run.len() <= room {
-            self.passed = self.passed.saturating_add(run.len());
-            self.is_half = false;
-            passed.extend_from_slice(run);
-        } else if self.is_long && limits.tail == 0 {
-            // None of it is kept.
-        } else {
-            for byte in run {
-                self.pass_character(&[*byte], limits, passed);
-                self.is_half = false;
-            }
-        }
-    }
-
-    fn escape_is_whole(&self) -> bool {
-        let length = if self.escape.get(1) == Some(&b'u') {
-            6
-        } else {
-            2
+        output: &mut Vec<u8>,
+    ) -> &'a [u8] {
+        let Some((&byte, rest)) = input.split_first() else {
+            return input;
         };
-        self.escape.len() == length
+        if !self.is_continued_by(byte) {
+            // Bytes without escapes, where none of them can be beyond the head.
+            let room = match self.is_long {
+                false => limits.head.saturating_sub(self.head),
+                true if limits.tail == 0 => usize::MAX,
+                true => 0,
+            };
+            let is_plain = |byte: &&u8| !matches!(byte, b'"' | b'\\');
+            let length = input.iter().take(room).take_while(is_plain).count();
+            if let Some((run, rest)) = input.split_at_checked(length)
+                && let Some(last) = run.last()
+            {
+                if !self.is_long {
+                    self.head = self.head.saturating_add(length);
+                    output.extend_from_slice(run);
+                }
+                self.character = vec![*last];
+                return rest;
+            }
+            self.character.clear();
+            self.is_long |= self.head >= limits.head;
+            if self.tail.len() >= limits.tail {
+                self.before_tail = mem::take(&mut self.tail);
+            }
+        }
+        self.character.push(byte);
+        if !self.is_long {
+            self.head = self.head.saturating_add(1);
+            output.push(byte);
+        } else if limits.tail > 0 {
+            self.tail.push(byte);
+        }
+        rest
     }
 
-    fn end_escape(&mut self, limits: StringLimits, passed: &mut Vec<u8>) {
-        let escape = mem::take(&mut self.escape);
-        self.pass_character(&escape, limits, passed);
-        self.is_half = matches!(
-            escape.as_slice(),
+    /// Whether `byte` belongs to the character that was read last: an escape, a surrogate pair or
+    /// UTF-8. What is none of them may be cut anywhere.
+    fn is_continued_by(&self, byte: u8) -> bool {
+        let is_whole =
+            |escape: &[u8]| escape.len() == if escape.get(1) == Some(&b'u') { 6 } else { 2 };
+        let halves = self.character.split_at_checked(6);
+        let (first, second) = halves.unwrap_or((&self.character, &[]));
+        match first {
+            [b'\\', ..] if !is_whole(first) => true,
+            // The first half of a pair.
             [
                 b'\\',
                 b'u',
                 b'd' | b'D',
-                b'8' | b'9' | b'a'..=b'b' | b'A'..=b'B',
+                b'8' | b'9' | b'a' | b'b' | b'A' | b'B',
                 ..,
-            ]
-        );
-    }
-
-    /// Takes an escape, or one byte.
-    fn pass_character(&mut self, bytes: &[u8], limits: StringLimits, passed: &mut Vec<u8>) {
-        let is_continuation = bytes.first().is_some_and(|first| first & 0xc0 == 0x80);
-        let is_boundary = !self.is_half && !is_continuation;
-        // What is no character at all may be cut anywhere.
-        let is_full = |length: usize, limit: usize| {
-            length >= limit && (is_boundary || length.saturating_sub(limit) >= LONGEST_CHARACTER)
-        };
-        self.is_long = self.is_long || is_full(self.passed, limits.head);
-        if !self.is_long {
-            self.passed = self.passed.saturating_add(bytes.len());
-            passed.extend_from_slice(bytes);
-        } else if limits.tail > 0 {
-            if is_full(self.tail.len(), limits.tail) {
-                self.before_tail = mem::take(&mut self.tail);
+            ] => {
+                if second.is_empty() {
+                    byte == b'\\'
+                } else {
+                    !is_whole(second)
+                }
             }
-            self.tail.extend_from_slice(bytes);
+            [b'\\', ..] => false,
+            _ => byte & 0xc0 == 0x80 && self.character.len() < LONGEST_CHARACTER,
         }
     }
 }

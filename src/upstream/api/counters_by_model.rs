@@ -6,7 +6,7 @@ use std::io::Read;
 use crate::bounds;
 use crate::readings::Counters;
 use crate::readings::counters::CounterFamily;
-use crate::upstream::api::exposition::{self, Sample};
+use crate::upstream::api::exposition_reader::{self, Sample};
 
 /// What llama.cpp's own families begin with.
 const PREFIX: &str = "llamacpp:";
@@ -49,7 +49,7 @@ impl CountersByModel {
         wanted: impl Fn(&Sample) -> bool,
     ) -> Result<CountersByModel, String> {
         let mut read = CountersByModel::default();
-        read.passed_over = exposition::read(text, |sample| {
+        read.passed_over = exposition_reader::read(text, |sample| {
             let Some(name) = sample.name.strip_prefix(PREFIX) else {
                 return;
             };

@@ -1,7 +1,7 @@
 //! What llama-server answers, as far as it is used.
 
 pub mod counters_by_model;
-pub mod exposition;
+pub mod exposition_reader;
 pub mod list;
 
 use serde::Deserialize;
