@@ -22,8 +22,8 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Whether this is the document at all, and not any JSON object.
-    pub fn is_recognizable(&self) -> bool {
+    /// Whether any section of the document is there.
+    pub fn has_any_section(&self) -> bool {
         self.memory.is_some()
             || self.performance.is_some()
             || self.model.is_some()

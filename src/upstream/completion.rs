@@ -1,6 +1,7 @@
 //! Sends a one-token completion to a model that is loaded, and measures the time to its first
 //! token. Does not know when one is due.
 
+use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -10,7 +11,9 @@ use crate::readings::Completion;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
 use crate::upstream::api::{ModelEntry, Props, RouterStatus};
-use crate::upstream::http::client::{Client, HttpResponse, RequestError};
+use crate::upstream::http::client::Client;
+use crate::upstream::http::request_error::RequestError;
+use crate::upstream::http::response::HttpResponse;
 
 /// How long the completion may take on a busy server: the longest bucket of the histogram.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -55,7 +58,7 @@ impl CompletionClient {
             Ok(false) => Ok(None),
             Err(failure) => Err(failure),
         };
-        self.client.hang_up();
+        self.client.close();
         result
     }
 
@@ -67,7 +70,7 @@ impl CompletionClient {
         };
         let mut is_loaded = false;
         let models = self.get("/models", MODELS_LIMIT)?;
-        models.each_in("data", |entry: ModelEntry| {
+        models.for_each_in("data", |entry: ModelEntry| {
             is_loaded |= entry.id.as_deref() == Some(model)
                 && entry.status.as_ref().is_some_and(RouterStatus::is_loaded);
         })?;
@@ -97,20 +100,23 @@ impl CompletionClient {
         let mut first_token = None;
         let mut timings = None;
         let mut failed = false;
-        successful(response)?.lines(|line| {
-            let since = sent.elapsed();
-            // An error after the stream has begun; older builds write it as a field of its own.
-            failed |= line.starts_with("error: ");
-            let Some(event) = line.strip_prefix("data: ") else {
-                return;
-            };
-            // The end of the stream, [DONE], is not JSON.
-            let Ok(chunk) = serde_json::from_str::<Chunk>(event) else {
-                return;
-            };
-            failed |= chunk.error.is_some();
-            first_token = first_token.or(Some(since));
-            timings = chunk.timings.or(timings);
+        successful(response)?.stream(|body| {
+            for line in BufReader::new(body).lines() {
+                let line = line.map_err(|error| error.to_string())?;
+                let since = sent.elapsed();
+                // An error after the stream has begun; older builds write it as a field of its own.
+                failed |= line.starts_with("error: ");
+                // The end of the stream, [DONE], is not JSON.
+                let event = line
+                    .strip_prefix("data: ")
+                    .map(serde_json::from_str::<Chunk>);
+                if let Some(Ok(chunk)) = event {
+                    failed |= chunk.error.is_some();
+                    first_token = first_token.or(Some(since));
+                    timings = chunk.timings.or(timings);
+                }
+            }
+            Ok(())
         })?;
         if failed {
             return Err(RequestError::new(
@@ -138,7 +144,7 @@ fn successful(response: HttpResponse) -> Result<HttpResponse, RequestError> {
             Reason::Unauthorized,
             "the server requires an API key",
         )),
-        _ => Err(response.status_failure()),
+        _ => Err(response.status_error()),
     }
 }
 

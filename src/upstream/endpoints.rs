@@ -1,8 +1,8 @@
 //! The endpoints of llama-server that show what answers: `/health` and `/props`.
 
-use crate::bounds::lenient::Object;
 use crate::upstream::api::{Health, Props};
-use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome, recognized};
+use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome};
+use crate::upstream::http::response::HttpResponse;
 use crate::upstream::server_url::ServerUrl;
 
 /// `GET /health`.
@@ -12,26 +12,10 @@ pub const PROPS: Endpoint = Endpoint::new("/props", 4 << 20);
 
 /// Reads `/health`.
 pub fn read_health(exchange: &mut Exchange, url: &str) -> RequestOutcome<Health> {
-    exchange.get(HEALTH, url, |answer| {
-        let Object(health): Object<Health> = answer.json()?;
-        let is_recognizable = health.is_recognizable();
-        recognized(
-            is_recognizable,
-            health,
-            "its `status` is none of llama-server's",
-        )
-    })
+    exchange.get(HEALTH, url, HttpResponse::recognized)
 }
 
 /// Reads `/props`.
 pub fn read_props(exchange: &mut Exchange, url: &ServerUrl) -> RequestOutcome<Props> {
-    exchange.get(PROPS, &url.of(PROPS), |answer| {
-        let Object(props): Object<Props> = answer.json()?;
-        let is_recognizable = props.is_recognizable();
-        recognized(
-            is_recognizable,
-            props,
-            "no property of llama-server is in it",
-        )
-    })
+    exchange.get(PROPS, &url.of(PROPS), HttpResponse::recognized)
 }

@@ -63,7 +63,7 @@ impl ModelEntry {
 pub fn read_models(exchange: &mut Exchange, url: &ServerUrl) -> RequestOutcome<ModelList> {
     exchange.get(MODELS, &url.of(MODELS), |answer| {
         let mut list = ModelList::default();
-        answer.each_in("data", |entry| list.push(entry))?;
+        answer.for_each_in("data", |entry| list.push(entry))?;
         Ok(list)
     })
 }

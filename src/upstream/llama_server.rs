@@ -8,13 +8,12 @@
 use std::time::Instant;
 
 use crate::bounds::BoundedDuration;
-use crate::bounds::lenient::Object;
 use crate::readings::{ModelFacts, ModelReading, ModelState, Stats, Update};
 use crate::settings::{BaseUrl, DEFAULT_MODEL, Settings};
 use crate::upstream::api::{Health, ModelEntry, Props};
 use crate::upstream::endpoints::{HEALTH, PROPS, read_health, read_props};
-use crate::upstream::http::client::HttpResponse;
-use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome, recognized};
+use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome};
+use crate::upstream::http::response::HttpResponse;
 use crate::upstream::identification::{Evidence, PassedOn, read_models};
 use crate::upstream::idle_guard::IdleGuard;
 use crate::upstream::reading::Reading;
@@ -249,15 +248,7 @@ impl LlamaServer {
     }
 
     fn read_stats(&mut self, exchange: &mut Exchange) -> Option<Stats> {
-        let parse = |answer: HttpResponse| {
-            let Object(stats): Object<Stats> = answer.json()?;
-            let is_recognizable = stats.is_recognizable();
-            recognized(
-                is_recognizable,
-                stats,
-                "no section of the document is in it",
-            )
-        };
+        let parse = HttpResponse::recognized::<Stats>;
         if let Some(url) = &self.session.stats_url {
             let stats = exchange.get(STATS, url, parse);
             if stats.not_served().is_some() {

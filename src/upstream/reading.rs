@@ -6,7 +6,7 @@ use crate::readings::slots::MOST_SLOTS;
 use crate::readings::{ModelReading, Update};
 use crate::snapshot::{Reason, ServerInfo};
 use crate::upstream::ServerKind;
-use crate::upstream::http::client::RequestError;
+use crate::upstream::http::request_error::RequestError;
 use crate::upstream::products::Product;
 
 /// What one poll brought.

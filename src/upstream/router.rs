@@ -95,7 +95,7 @@ impl Router {
     fn list(&self, exchange: &mut Exchange) -> Option<(Vec<ModelEntry>, bool)> {
         let models = exchange.get(MODELS, &self.url.of(MODELS), |answer| {
             let mut models = LimitedModels::default();
-            answer.each_in("data", |entry: ModelEntry| {
+            answer.for_each_in("data", |entry: ModelEntry| {
                 let status = entry.status.as_ref();
                 let is_loaded = status.is_some_and(|status| {
                     status.has_child() || status.value.as_deref() == Some("loading")

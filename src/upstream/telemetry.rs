@@ -125,7 +125,7 @@ impl TelemetryReader {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             answer.stream(|body| {
                 let read = CountersByModel::read(body, |_| true)?;
-                let has_invalid_lines = read.passed_over > 0;
+                let has_invalid_lines = read.skipped_lines > 0;
                 let counters = CountersReading {
                     process,
                     counters: read.of_server(&names)?,

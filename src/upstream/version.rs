@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::bounds::lenient::{Object, text};
+use crate::bounds::lenient::text;
 use crate::upstream::http::exchange::{Endpoint, Exchange};
 use crate::upstream::server_url::ServerUrl;
 
@@ -20,8 +20,9 @@ pub fn read_version(
     endpoint: Endpoint,
 ) -> Option<String> {
     let version = exchange.get_optional(endpoint, &url.of(endpoint), |answer| {
-        let Object(document): Object<VersionDocument> = answer.json()?;
-        Ok(document.version)
+        answer
+            .object()
+            .map(|document: VersionDocument| document.version)
     });
     version.ok()?
 }

@@ -158,11 +158,7 @@ fn assert_down_behind(page: &Answer) {
         server.answer(endpoint, page.clone());
     }
     assert_down(&exporter.after_polls(1));
-    exporter.wait_for_log(&[
-        "the server is down",
-        "reason=status",
-        "a proxy answers there",
-    ]);
+    exporter.wait_for_log(&["the server is down", "reason=status", "a proxy answers"]);
 }
 
 #[test]
@@ -326,10 +322,10 @@ fn behind_a_proxy_of_v1_alone_a_router_is_up_without_models() {
 
 #[test]
 fn a_401_of_a_proxy_is_told_from_one_of_the_server() {
-    let proxy = "a proxy before the server wants a user and password";
-    let key = "the server wants an API key";
-    let refused_user = "refuses the user and password";
-    let refused_key = "refuses the API key";
+    let proxy = "a proxy in front of the server requires a user and password";
+    let key = "the server requires an API key";
+    let refused_user = "rejects the user and password";
+    let refused_key = "rejects the API key";
     let by_server = || Answer::error(401, "Invalid API Key");
     let by_proxy = || raw_case("14-basic-auth-and-api-key/nginx-401.http");
     // The answer, whether /health has it too, user, key, and words of the log line.

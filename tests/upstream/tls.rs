@@ -236,7 +236,7 @@ fn https_to_a_plain_http_server_is_logged() {
         }
     });
     let exporter = Exporter::with_url(&format!("https://{address}")).start();
-    exporter.wait_for_log(&["the server is down", "speaks no TLS: use http://"]);
+    exporter.wait_for_log(&["the server is down", "does not speak TLS: use http://"]);
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub struct CountersByModel {
     /// Whether any of llama.cpp's families is there.
     is_llama_cpps: bool,
     /// Lines that are no sample, and were passed over.
-    pub passed_over: u64,
+    pub skipped_lines: u64,
 }
 
 /// The samples of one model.
@@ -49,7 +49,7 @@ impl CountersByModel {
         wanted: impl Fn(&Sample) -> bool,
     ) -> Result<CountersByModel, String> {
         let mut read = CountersByModel::default();
-        read.passed_over = exposition_reader::read(text, |sample| {
+        read.skipped_lines = exposition_reader::read(text, |sample| {
             let Some(name) = sample.name.strip_prefix(PREFIX) else {
                 return;
             };

@@ -1,4 +1,5 @@
-//! Asking the questions of one poll, and remembering those that are still open.
+//! The exchange of one poll: sends its requests, classifies the responses, and remembers the
+//! requests that are still open.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -7,65 +8,64 @@ use crate::process::log;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
 use crate::upstream::http::allowed_addresses::AllowedAddresses;
-use crate::upstream::http::client::{Client, HttpResponse, RequestError, SPEAKS_TLS};
+use crate::upstream::http::client::Client;
 use crate::upstream::http::open_requests::OpenRequests;
+use crate::upstream::http::request_error::{RequestError, RequestErrorKind};
+use crate::upstream::http::response::HttpResponse;
 use crate::upstream::reading::{FailedRequest, Reading, Target};
 
-/// One thing to ask for: its path, which is also the label `endpoint`, and the
-/// most bytes that its answer may have.
+/// An endpoint of an upstream.
 #[derive(Clone, Copy, Debug)]
 pub struct Endpoint {
-    /// Begins with a slash.
+    /// Begins with a slash; also the label `endpoint`.
     pub path: &'static str,
-    /// In bytes.
+    /// The most bytes of a response.
     pub limit: u64,
 }
 
 impl Endpoint {
-    /// The endpoint at `path`, whose answer has at most `limit` bytes.
+    /// The endpoint at `path`, whose response has at most `limit` bytes.
     pub const fn new(path: &'static str, limit: u64) -> Endpoint {
         Endpoint { path, limit }
     }
 }
 
-const POLL_TOO_LONG: &str = "not asked: the poll has taken too long already";
-
-/// What came of a question.
+/// What came of a request.
 #[derive(Debug)]
 pub enum RequestOutcome<T> {
-    /// It was answered.
+    /// The document of the endpoint.
     Ok(T),
-    /// There is nothing to ask there.
+    /// The endpoint is not served; not a failure.
     NotServed(NotServed),
-    /// The model is being loaded, or not loaded.
+    /// The model is loading, or not loaded; not a failure.
     NotLoaded,
-    /// A proxy answered that it cannot reach the server behind it; that was counted.
+    /// A proxy cannot reach the server behind it; counted as a failure.
     BadGateway,
-    /// A document of another kind was answered; that was counted.
+    /// The document of another endpoint or program; counted as a failure.
     Unrecognized,
-    /// It failed otherwise, and was counted; or it is still open from an earlier poll.
+    /// Another failure, which was counted; or the request is still open from an earlier poll.
     Failed(Reason),
 }
 
-/// Why there is nothing to ask at an endpoint; no failure.
+/// Why an endpoint is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotServed {
-    /// The server has it, and was told not to serve it (status 501).
+    /// The server was started without it (status 501).
     Disabled,
-    /// There is no such thing at this address (status 404).
+    /// There is no such path (status 404).
     NotFound,
 }
 
 impl<T> RequestOutcome<T> {
-    /// The answer, if there is one.
+    /// The document, if there is one.
     pub fn ok(self) -> Option<T> {
         match self {
-            RequestOutcome::Ok(answer) => Some(answer),
+            RequestOutcome::Ok(document) => Some(document),
             _ => None,
         }
     }
 
-    /// The same without the answer itself.
+    /// The same without the document.
     pub fn without_answer(&self) -> RequestOutcome<()> {
         match *self {
             RequestOutcome::Ok(_) => RequestOutcome::Ok(()),
@@ -77,20 +77,20 @@ impl<T> RequestOutcome<T> {
         }
     }
 
-    /// Why there is nothing to ask, if that is so.
+    /// Why the endpoint is not served, if that is so.
     pub fn not_served(&self) -> Option<NotServed> {
         match self {
-            RequestOutcome::NotServed(missing) => Some(*missing),
+            RequestOutcome::NotServed(why) => Some(*why),
             _ => None,
         }
     }
 
-    /// Whether the answer has not come in time.
+    /// Whether the response has not come in time.
     pub fn timed_out(&self) -> bool {
         matches!(self, RequestOutcome::Failed(Reason::Timeout))
     }
 
-    /// Whether nobody is there who would answer.
+    /// Whether there was no response at all.
     pub fn is_unanswered(&self) -> bool {
         matches!(
             self,
@@ -100,27 +100,27 @@ impl<T> RequestOutcome<T> {
 
     fn label(&self) -> &'static str {
         match self {
-            RequestOutcome::Ok(_) => "answer",
-            RequestOutcome::NotServed(NotServed::Disabled) => "switched_off",
-            RequestOutcome::NotServed(NotServed::NotFound) => "not_served",
+            RequestOutcome::Ok(_) => "ok",
+            RequestOutcome::NotServed(NotServed::Disabled) => "disabled",
+            RequestOutcome::NotServed(NotServed::NotFound) => "not_found",
             RequestOutcome::NotLoaded => "not_loaded",
-            RequestOutcome::BadGateway => "unreachable",
-            RequestOutcome::Unrecognized => "foreign",
+            RequestOutcome::BadGateway => "bad_gateway",
+            RequestOutcome::Unrecognized => "unrecognized",
             RequestOutcome::Failed(reason) => reason.label(),
         }
     }
 }
 
-/// A client, the questions that it has open, and what became of those of this poll.
+/// Sends the requests of a poll, one at a time, and keeps what came of them.
 pub struct Exchange {
     client: Client,
-    /// Those of earlier polls, and of this one, that were not answered in time.
+    /// Requests of this poll and earlier ones that were not answered in time.
     open: OpenRequests,
     failures: Vec<FailedRequest>,
     answered: Vec<Target>,
-    /// The model whose server is asked now, where the base URL leads to several.
+    /// The model whose server is asked now, if the base URL leads to several.
     model: Option<String>,
-    /// By when all requests of this poll must have ended.
+    /// When all requests of this poll must have ended.
     deadline: Instant,
     /// Whether there was no time left for a request of this poll.
     is_out_of_time: bool,
@@ -131,7 +131,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Asks the server at `base`.
+    /// An exchange with the server at `base`.
     ///
     /// # Errors
     /// As [`Client::new`].
@@ -139,17 +139,17 @@ impl Exchange {
         Exchange::restricted_to(AllowedAddresses::Any, base, settings)
     }
 
-    /// The same, over no connection that leaves `reach`.
+    /// An exchange that connects to no other addresses.
     ///
     /// # Errors
     /// As [`Client::new`].
     pub fn restricted_to(
-        reach: AllowedAddresses,
+        allowed: AllowedAddresses,
         base: &BaseUrl,
         settings: &Settings,
     ) -> Result<Exchange, String> {
         Ok(Exchange {
-            client: Client::within(reach, base, settings)?,
+            client: Client::restricted_to(allowed, base, settings)?,
             open: OpenRequests::new(settings.timeout),
             failures: Vec::new(),
             answered: Vec::new(),
@@ -161,28 +161,27 @@ impl Exchange {
         })
     }
 
-    /// The address of whoever answered last in this poll.
+    /// The address of the server that responded last in this poll.
     pub fn peer(&self) -> Option<IpAddr> {
         self.client.peer()
     }
 
-    /// Begins a poll, all of whose requests must have ended by `deadline`: sees which open
-    /// requests have been answered by now.
+    /// Begins a poll whose requests must all have ended by `deadline`.
     pub fn begin_poll(&mut self, deadline: Instant) {
-        self.open.refresh(Instant::now());
+        self.open.remove_ended(Instant::now());
         self.model = None;
         self.deadline = deadline;
         self.is_out_of_time = false;
     }
 
-    /// Ends a poll, and adds to `reading` what became of its questions.
+    /// Ends a poll, and adds to `reading` what came of its requests.
     pub fn finish_poll(&mut self, reading: &mut Reading) {
-        self.client.hang_up();
+        self.client.close();
         reading.failures.append(&mut self.failures);
         reading.answered.append(&mut self.answered);
     }
 
-    /// By when all requests of this poll must have ended.
+    /// When all requests of this poll must have ended.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
@@ -192,19 +191,19 @@ impl Exchange {
         self.is_out_of_time
     }
 
-    /// Names the model whose server is asked from now on, for what is said of its failures.
+    /// Sets the model that is named in the failures of the next requests.
     pub fn set_model(&mut self, model: Option<&str>) {
         self.model = model.map(str::to_owned);
     }
 
-    /// Takes back what failed at `endpoint` in this poll: what answers is of a kind that
-    /// answers something else there.
+    /// Discards the failures at `endpoint` in this poll: the server is of a kind that serves
+    /// something else there.
     pub fn discard_failures(&mut self, endpoint: Endpoint) {
         self.discard_failures_where(endpoint, |_| true);
     }
 
-    /// Takes back what failed at `endpoint` in this poll for such a reason; gives whether
-    /// anything did.
+    /// Discards the failures at `endpoint` in this poll for such a reason; returns whether there
+    /// were any.
     pub fn discard_failures_where(
         &mut self,
         endpoint: Endpoint,
@@ -217,36 +216,34 @@ impl Exchange {
         self.failures.len() < before
     }
 
-    /// Takes back all that failed in this poll: what answers is no server to be watched.
+    /// Discards all failures of this poll: the server cannot be watched.
     pub fn discard_all_failures(&mut self) {
         self.failures.clear();
     }
 
-    /// Doubts a request that waits alone at this age.
     #[cfg(test)]
     pub(crate) fn suspect_after(&mut self, age: std::time::Duration) {
         self.open.suspect_after(age);
     }
 
-    /// Whether the request for `url` was sent, in this poll or before, and is still waiting for
-    /// its answer.
+    /// Whether a request for `url` was sent, in this poll or before, and its response is still due.
     pub fn is_pending(&self, url: &str) -> bool {
         self.open.contains(url)
     }
 
-    /// Whether a request of ours waits behind the work of the server of `endpoint` at `url`, so
-    /// that another would wait as well.
+    /// Whether a request waits in the queue of the server of `endpoint` at `url`, so that another
+    /// would wait as well.
     pub fn is_queue_blocked(&self, endpoint: Endpoint, url: &str) -> bool {
         self.open.is_queue_blocked(endpoint.path, url)
     }
 
-    /// Whether that request waits alone, and for so long that it may have got lost.
+    /// Whether a single request waits there, and for so long that it may be lost.
     pub fn may_be_lost(&self, endpoint: Endpoint, url: &str) -> bool {
         self.open.may_be_lost(endpoint.path, url, Instant::now())
     }
 
-    /// Asks for `url`, unless that question is still open: then it is late again, and not
-    /// counted again.
+    /// Gets `url`. A request for it that is still open has timed out again, and is not counted
+    /// again.
     pub fn get<T>(
         &mut self,
         endpoint: Endpoint,
@@ -256,75 +253,59 @@ impl Exchange {
         if self.is_pending(url) {
             return RequestOutcome::Failed(Reason::Timeout);
         }
-        let target = Target {
-            endpoint: endpoint.path,
-            model: self.model.clone(),
-        };
-        let asked = Instant::now();
-        let left = self.deadline.saturating_duration_since(asked);
-        if left.is_zero() {
-            return self.refuse(target);
+        let sent_at = Instant::now();
+        let time_left = self.deadline.saturating_duration_since(sent_at);
+        if time_left.is_zero() {
+            if !self.is_out_of_time {
+                self.is_out_of_time = true;
+                let why = "not sent: the poll has no time left";
+                self.add_failure(endpoint, RequestError::new(Reason::Timeout, why), false);
+            }
+            return RequestOutcome::Failed(Reason::Timeout);
         }
-        let result = self
-            .client
-            .get(url, endpoint.limit, left)
-            .and_then(|answer| self.sort(endpoint, answer, parse));
-        let outcome = match result {
+        let response = self.client.get(url, endpoint.limit, time_left);
+        let outcome = match response.and_then(|response| self.classify(endpoint, response, parse)) {
             Ok(outcome) => {
-                self.answered.push(target);
-                if matches!(outcome, RequestOutcome::Ok(_) | RequestOutcome::NotLoaded) {
-                    let is_new = matches!(outcome, RequestOutcome::NotLoaded);
-                    self.open
-                        .answered(endpoint.path, url, Instant::now(), is_new);
+                self.answered.push(self.target(endpoint));
+                let is_loading = matches!(outcome, RequestOutcome::NotLoaded);
+                if is_loading || matches!(outcome, RequestOutcome::Ok(_)) {
+                    let now = Instant::now();
+                    self.open.remove_lost(endpoint.path, url, now, is_loading);
                 }
                 outcome
             }
-            Err(failure) => {
-                let reason = failure.reason;
-                self.keep_open(endpoint, url, asked, reason);
-                let (is_bad_gateway, is_unrecognized) =
-                    (failure.is_bad_gateway, failure.is_unrecognized);
-                self.failures.push(FailedRequest {
-                    target,
-                    error: failure,
-                    is_pending: self.open.contains(url),
-                });
-                if is_bad_gateway {
-                    RequestOutcome::BadGateway
-                } else if is_unrecognized {
-                    RequestOutcome::Unrecognized
-                } else {
-                    RequestOutcome::Failed(reason)
+            Err(error) => {
+                let (kind, reason) = (error.kind, error.reason);
+                if reason == Reason::Timeout {
+                    // Nothing waits in the server if no connection was made in time.
+                    if let Some(connection) = self.client.take_pending() {
+                        self.open.add(endpoint.path, url, sent_at, connection);
+                    }
+                } else if reason == Reason::Connect && self.client.is_refused() {
+                    // The server that left requests open is gone.
+                    self.open.clear();
+                }
+                self.add_failure(endpoint, error, self.is_pending(url));
+                match kind {
+                    RequestErrorKind::BadGateway => RequestOutcome::BadGateway,
+                    RequestErrorKind::Unrecognized => RequestOutcome::Unrecognized,
+                    _ => RequestOutcome::Failed(reason),
                 }
             }
         };
-        let milliseconds = asked.elapsed().as_millis();
         log::debug(
-            "asked",
+            "request",
             &[
                 ("url", &url),
                 ("outcome", &outcome.label()),
-                ("ms", &milliseconds),
+                ("ms", &sent_at.elapsed().as_millis()),
             ],
         );
         outcome
     }
 
-    /// The outcome of a request that is not sent: the poll has taken too long.
-    fn refuse<T>(&mut self, target: Target) -> RequestOutcome<T> {
-        if !self.is_out_of_time {
-            self.is_out_of_time = true;
-            let failure = RequestError::new(Reason::Timeout, POLL_TOO_LONG);
-            self.failures.push(FailedRequest {
-                target,
-                error: failure,
-                is_pending: false,
-            });
-        }
-        RequestOutcome::Failed(Reason::Timeout)
-    }
-
-    /// Asks to see whether there is such a thing at all: any answer that says no is no failure.
+    /// Gets `url` to find out whether the endpoint is served: a response that says no, in whatever
+    /// way, is not a failure.
     pub fn get_optional<T>(
         &mut self,
         endpoint: Endpoint,
@@ -340,102 +321,91 @@ impl Exchange {
         outcome
     }
 
-    /// Tells answers from refusals by their status.
-    fn sort<T>(
-        &self,
-        endpoint: Endpoint,
-        answer: HttpResponse,
-        parse: impl FnOnce(HttpResponse) -> Result<T, RequestError>,
-    ) -> Result<RequestOutcome<T>, RequestError> {
-        match answer.status {
-            200 => parse(answer).map(RequestOutcome::Ok),
-            404 => Ok(missing(answer, NotServed::NotFound)),
-            501 => Ok(missing(answer, NotServed::Disabled)),
-            401 | 403 => Err(self.refusal(endpoint, answer)),
-            400 | 500 | 503 => {
-                let failure = answer.status_failure();
-                let body = answer.explanation();
-                if NOT_LOADED.iter().any(|message| body.contains(message)) {
-                    return Ok(RequestOutcome::NotLoaded);
-                }
-                // So say nginx, Apache and Go's servers where plain HTTP comes to a port for TLS.
-                let speaks_tls = ["HTTPS port", "HTTPS server", "SSL-enabled server port"]
-                    .iter()
-                    .any(|said| body.contains(said));
-                if speaks_tls {
-                    return Err(RequestError::new(Reason::Status, SPEAKS_TLS));
-                }
-                Err(failure)
-            }
-            _ => Err(answer.status_failure()),
+    fn target(&self, endpoint: Endpoint) -> Target {
+        Target {
+            endpoint: endpoint.path,
+            model: self.model.clone(),
         }
     }
 
-    /// Whose key is wanted: that of llama-server, or that of a proxy before it.
-    fn refusal(&self, endpoint: Endpoint, answer: HttpResponse) -> RequestError {
-        let is_json = |kind: &str| kind.starts_with("application/json");
-        let is_page = !answer.header("Content-Type").is_some_and(is_json);
-        let challenge = answer.header("WWW-Authenticate").unwrap_or_default();
-        let wants_user = challenge.to_ascii_lowercase().starts_with("basic");
-        // llama-server refuses nobody at /health.
-        let refused_health = || {
-            let is_so = |failed: &FailedRequest| {
-                failed.target.endpoint == "/health" && failed.error.reason == Reason::Unauthorized
-            };
-            self.failures.iter().any(is_so)
+    fn add_failure(&mut self, endpoint: Endpoint, error: RequestError, is_pending: bool) {
+        let target = self.target(endpoint);
+        self.failures.push(FailedRequest {
+            target,
+            error,
+            is_pending,
+        });
+    }
+
+    fn classify<T>(
+        &self,
+        endpoint: Endpoint,
+        response: HttpResponse,
+        parse: impl FnOnce(HttpResponse) -> Result<T, RequestError>,
+    ) -> Result<RequestOutcome<T>, RequestError> {
+        let not_served = match response.status {
+            200 => return parse(response).map(RequestOutcome::Ok),
+            401 | 403 => return Err(self.unauthorized(endpoint, &response)),
+            404 => Some(NotServed::NotFound),
+            501 => Some(NotServed::Disabled),
+            400 | 500 | 503 => None,
+            _ => return Err(response.status_error()),
         };
-        let is_proxys =
-            endpoint.path == "/health" || wants_user && is_page || is_page && refused_health();
-        let why = match (is_proxys, self.has_user, self.has_key) {
+        let error = response.status_error();
+        let body = response.explanation();
+        let contains_any = |texts: &[&str]| texts.iter().any(|text| body.contains(text));
+        match not_served {
+            Some(why) => Ok(RequestOutcome::NotServed(why)),
+            None if contains_any(&NOT_LOADED) => Ok(RequestOutcome::NotLoaded),
+            None if contains_any(&HTTPS_PORT) => Err(RequestError::use_https()),
+            None => Err(error),
+        }
+    }
+
+    /// Which credentials are wanted, and whether llama-server wants them or a proxy in front of it.
+    fn unauthorized(&self, endpoint: Endpoint, response: &HttpResponse) -> RequestError {
+        let wants_user = response.wants_user();
+        let is_page = !response.is_json();
+        // llama-server serves /health to everyone.
+        let is_health_refused = self.failures.iter().any(|failed| {
+            failed.target.endpoint == "/health" && failed.error.reason == Reason::Unauthorized
+        });
+        let is_proxy = endpoint.path == "/health" || is_page && (wants_user || is_health_refused);
+        let why = match (is_proxy, self.has_user, self.has_key) {
             (true, true, _) => {
-                "a proxy before the server refuses the user and password of --base-url"
+                "a proxy in front of the server rejects the user and password in --base-url"
             }
-            (true, false, false) if !wants_user => {
-                "a proxy before the server refuses this, and llama-server wants no key for it: give \
-                 the proxy's user and password in --base-url http://USER:PASSWORD@host, or have it \
-                 pass this on"
+            (true, false, _) if wants_user => {
+                "a proxy in front of the server requires a user and password, not llama-server's API \
+                 key: give them in --base-url http://USER:PASSWORD@host"
             }
-            (true, false, true) if !wants_user => {
-                "a proxy before the server refuses this, and llama-server wants no key for it: the \
-                 proxy does not take the API key that it was given either"
+            (true, false, false) => {
+                "a proxy in front of the server rejects the request, for which llama-server needs no \
+                 key: give the proxy's user and password in --base-url http://USER:PASSWORD@host, \
+                 or configure it to pass the request on"
             }
-            (true, false, _) => {
-                "a proxy before the server wants a user and password, which is not llama-server's \
-                 API key: give them in --base-url http://USER:PASSWORD@host"
+            (true, false, true) => {
+                "a proxy in front of the server rejects the request, for which llama-server needs no \
+                 key, and the API key as well"
             }
             (false, true, true) => {
-                "the server refuses the API key, or does not see it: beside the user of --base-url it \
-                 goes into X-Api-Key, which llama-server reads only where a proxy keeps \
-                 Authorization for itself"
+                "the server rejects the API key, or does not receive it: as --base-url has a user, \
+                 the key is sent in X-Api-Key, which llama-server reads only if the proxy removes \
+                 Authorization"
             }
             (false, false, true) => {
-                "the server refuses the API key that it was given by LLAMACPP_API_KEY_FILE or \
-                 LLAMACPP_API_KEY"
+                "the server rejects the API key: check LLAMACPP_API_KEY_FILE or LLAMACPP_API_KEY"
             }
             (false, _, false) => {
-                "the server wants an API key: give it in LLAMACPP_API_KEY_FILE or LLAMACPP_API_KEY"
+                "the server requires an API key: set LLAMACPP_API_KEY_FILE or LLAMACPP_API_KEY"
             }
         };
         RequestError::new(Reason::Unauthorized, why)
     }
-
-    fn keep_open(&mut self, endpoint: Endpoint, url: &str, since: Instant, reason: Reason) {
-        match reason {
-            Reason::Timeout => {
-                // Nothing waits in the server where no connection came about in time.
-                if let Some(connection) = self.client.waiting() {
-                    self.open.keep(endpoint.path, url, since, connection);
-                }
-            }
-            // Whoever left requests unanswered is gone.
-            Reason::Connect if self.client.is_refused() => self.open.clear(),
-            _ => {}
-        }
-    }
 }
 
 /// What llama-server says while it loads (ik_llama.cpp in small letters), and its router of a
-/// model that is not loaded, or of which the server is not there yet or not any more.
+/// model that is not loaded, or whose server is not there yet or any more.
 const NOT_LOADED: [&str; 5] = [
     "Loading model",
     "loading model",
@@ -444,26 +414,8 @@ const NOT_LOADED: [&str; 5] = [
     "proxy error: Failed to read connection",
 ];
 
-fn missing<T>(answer: HttpResponse, why: NotServed) -> RequestOutcome<T> {
-    // Read, so that the next question can use the connection.
-    answer.explanation();
-    RequestOutcome::NotServed(why)
-}
-
-/// Takes an answer that shows whose it is; any JSON would do otherwise.
-///
-/// # Errors
-/// [`Reason::Parse`] where it is not `known`.
-pub fn recognized<T>(known: bool, answer: T, why: &str) -> Result<T, RequestError> {
-    if known {
-        Ok(answer)
-    } else {
-        Err(RequestError {
-            is_unrecognized: true,
-            ..RequestError::new(Reason::Parse, format!("is not the expected answer: {why}"))
-        })
-    }
-}
+/// What nginx, Apache and Go's servers say when plain HTTP comes to a port for TLS.
+const HTTPS_PORT: [&str; 3] = ["HTTPS port", "HTTPS server", "SSL-enabled server port"];
 
 #[cfg(test)]
 mod tests {
@@ -471,12 +423,9 @@ mod tests {
     use std::net::TcpListener;
     use std::time::Duration;
 
-    const PATH: Endpoint = Endpoint {
-        path: "/props",
-        limit: 1 << 10,
-    };
+    const PATH: Endpoint = Endpoint::new("/props", 1 << 10);
 
-    /// An exchange with a server that takes connections and never answers, with a time-out of an hour.
+    /// An exchange with a server that accepts connections and never responds, with a time-out of an hour.
     fn exchange() -> (Exchange, TcpListener, String) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -496,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_asked_when_the_time_of_the_poll_is_over_and_that_is_said_once() {
+    fn no_request_is_sent_after_the_deadline_and_one_failure_is_counted() {
         let (mut exchange, listener, url) = exchange();
         exchange.begin_poll(Instant::now());
         for _ in 0..3 {
@@ -504,7 +453,7 @@ mod tests {
         }
         assert!(exchange.is_out_of_time() && !exchange.is_pending(&url));
         listener.set_nonblocking(true).unwrap();
-        assert!(listener.accept().is_err(), "it was asked");
+        assert!(listener.accept().is_err(), "a request was sent");
         let mut reading = Reading::default();
         exchange.finish_poll(&mut reading);
         assert_eq!(reading.failures.len(), 1);

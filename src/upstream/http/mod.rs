@@ -1,10 +1,12 @@
-//! HTTP to an upstream: a client with limits, its transport, and the requests of one poll.
+//! HTTP to an upstream: a client with limits, its transport, and the exchange of one poll.
 
 pub mod allowed_addresses;
 pub mod client;
 pub mod exchange;
-pub(crate) mod open_requests;
+mod open_requests;
+pub mod request_error;
 mod resolver;
+pub mod response;
 #[cfg(feature = "tls")]
-pub(crate) mod tls;
-pub(crate) mod transport;
+mod tls;
+mod transport;

@@ -1,4 +1,4 @@
-//! Which certificates are trusted, and what is said where one is not.
+//! Which certificates are trusted, and what to do if the server's is not.
 
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
@@ -7,12 +7,13 @@ use crate::settings::Settings;
 /// Trusts the certificates in `--ca-file`, or the built-in roots.
 ///
 /// # Errors
-/// Names `--ca-file` when it holds no certificate.
+/// `--ca-file` is not PEM text, or holds no valid certificate.
 pub fn config(settings: &Settings) -> Result<TlsConfig, String> {
     let builder = TlsConfig::builder();
     let Some(ca) = &settings.ca else {
         return Ok(builder.root_certs(RootCerts::WebPki).build());
     };
+    let error = |what: &str| format!("--ca-file {:?}: {what}", ca.path);
     let mut roots = Vec::new();
     for item in parse_pem(&ca.pem) {
         match item {
@@ -20,27 +21,23 @@ pub fn config(settings: &Settings) -> Result<TlsConfig, String> {
                 roots.push(certificate);
             }
             Ok(PemItem::Certificate(_)) => {
-                return Err(format!(
-                    "--ca-file {:?}: holds a certificate that is none; give PEM text with -----BEGIN CERTIFICATE-----",
-                    ca.path
-                ));
+                return Err(error(&format!("holds an invalid certificate; {PEM_FORM}")));
             }
             Ok(_) => {}
-            Err(error) => return Err(format!("--ca-file {:?}: is no PEM text: {error}", ca.path)),
+            Err(parse_error) => return Err(error(&format!("is not PEM text: {parse_error}"))),
         }
     }
     if roots.is_empty() {
-        return Err(format!(
-            "--ca-file {:?}: holds no certificate; give PEM text with -----BEGIN CERTIFICATE-----",
-            ca.path
-        ));
+        return Err(error(&format!("holds no certificate; {PEM_FORM}")));
     }
     Ok(builder
         .root_certs(RootCerts::new_with_certs(&roots))
         .build())
 }
 
-/// Whether these bytes are one DER sequence as long as it says, as a certificate is.
+const PEM_FORM: &str = "give PEM text with -----BEGIN CERTIFICATE-----";
+
+/// Whether these bytes are one DER sequence of the length that it states, as a certificate is.
 fn is_der(bytes: &[u8]) -> bool {
     let (length, rest) = match bytes {
         [0x30, 0x81, length, rest @ ..] => (usize::from(*length), rest),
@@ -52,74 +49,74 @@ fn is_der(bytes: &[u8]) -> bool {
     rest.len() == length
 }
 
-/// What rustls says, by a part of it, and what that means to people.
+/// Errors of rustls, each by a part of its text, and what they mean.
 const MEANINGS: [(&str, &str); 7] = [
     (
         "UnknownIssuer",
-        "nobody that is trusted has signed its certificate: give that of its authority, or its own, \
-         with --ca-file",
+        "the server's certificate is not signed by a trusted authority: give the authority's \
+         certificate, or the server's own, with --ca-file",
     ),
-    // `openssl req -x509` makes such certificates. That of an authority cannot be a server's own:
-    // there is no way to trust it by itself.
+    // `openssl req -x509` makes such certificates, and there is no way to trust one by itself.
     (
         "CaUsedAsEndEntity",
-        "its certificate is an authority's (CA:TRUE), and cannot be a server's as well: make it \
-         anew with openssl req -x509 -addext basicConstraints=critical,CA:FALSE and the rest as \
-         before, and give it to the server and with --ca-file",
+        "the server's certificate is a certificate of an authority (CA:TRUE) and cannot be used by a \
+         server: create it again with openssl req -x509 -addext \
+         basicConstraints=critical,CA:FALSE and the other options as before, then give it to the \
+         server and with --ca-file",
     ),
     (
         "not valid for name",
-        "its certificate is for other names than the one in --base-url: use one that it has, or \
-         make it with -addext subjectAltName=DNS:NAME or IP:ADDRESS",
+        "the server's certificate is for other names than the one in --base-url: use one of its \
+         names, or create it again with -addext subjectAltName=DNS:NAME or IP:ADDRESS",
     ),
-    ("certificate expired", "its certificate has expired"),
+    (
+        "certificate expired",
+        "the server's certificate has expired",
+    ),
     (
         "not valid yet",
-        "its certificate is not valid yet: is the clock of this machine right?",
+        "the server's certificate is not valid yet: check the clock of this machine",
     ),
     (
         "BadSignature",
-        "its certificate is signed by another authority of the same name as one in --ca-file",
+        "the server's certificate is signed by another authority that has the same name as one in \
+         --ca-file",
     ),
     (
         "peer is incompatible",
-        "it has no version or cipher of TLS in common with this program: TLS 1.2 or 1.3 is wanted",
+        "the server shares no TLS version or cipher with this program, which needs TLS 1.2 or 1.3",
     ),
 ];
 
-/// What a failure of TLS means, where `said` is one, as rustls says it.
-pub fn explain(said: &str) -> Option<String> {
+/// What an error of rustls means; `None` if `text` is not one.
+pub fn explain(text: &str) -> Option<String> {
     let starts = [
         "invalid peer certificate",
         "peer ",
         "received ",
         "cannot decrypt",
     ];
-    if !starts.iter().any(|start| said.starts_with(start)) {
+    if !starts.iter().any(|start| text.starts_with(start)) {
         return None;
     }
-    let known = MEANINGS.iter().find(|(part, _)| said.contains(part));
-    let text = known.map_or_else(|| in_words(said), |(_, text)| (*text).to_owned());
-    Some(format!("{PREFIX}{text}"))
+    let known = MEANINGS.iter().find(|(part, _)| text.contains(part));
+    Some(known.map_or_else(|| in_words(text), |(_, meaning)| (*meaning).to_owned()))
 }
 
-/// How every text of [`explain`] begins.
-pub const PREFIX: &str = "TLS: ";
-
-/// A text of rustls without its types: `error: Other(OtherError(UnsupportedCertVersion))` is
-/// `error: unsupported cert version`.
-fn in_words(said: &str) -> String {
-    let (start, end) = said.split_once(": ").unwrap_or(("", said));
+/// A text of rustls without the names of its types:
+/// `error: Other(OtherError(UnsupportedCertVersion))` is `TLS: error: unsupported cert version`.
+fn in_words(text: &str) -> String {
+    let (start, end) = text.split_once(": ").unwrap_or(("", text));
     let innermost = end.rsplit(['(', '{']).next().unwrap_or(end);
     let innermost = innermost.trim_end_matches([')', '}', ' ']);
-    let mut text = String::from(start);
-    for c in format!(": {innermost}").chars() {
-        if c.is_ascii_uppercase() && !text.ends_with(' ') {
-            text.push(' ');
+    let mut words = format!("TLS: {start}: ");
+    for c in innermost.chars() {
+        if c.is_ascii_uppercase() && !words.ends_with(' ') {
+            words.push(' ');
         }
-        text.push(c.to_ascii_lowercase());
+        words.push(c.to_ascii_lowercase());
     }
-    text
+    words
 }
 
 #[cfg(test)]
@@ -127,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_rustls_says_is_put_into_words() {
+    fn an_error_of_rustls_is_put_into_words() {
         for (said, part) in [
             ("invalid peer certificate: UnknownIssuer", "--ca-file"),
             (
@@ -149,7 +146,7 @@ mod tests {
             ),
         ] {
             let text = explain(said).unwrap();
-            assert!(text.starts_with(PREFIX) && text.contains(part), "{text}");
+            assert!(text.contains(part), "{text}");
             for name in ["Other", "Entity", "Issuer", "DnsName", "RequestError"] {
                 assert!(!text.contains(name), "{text}");
             }

@@ -146,7 +146,7 @@ impl LlamaSwap {
     fn read_running(&self, exchange: &mut Exchange) -> Option<BTreeMap<String, RunningProcess>> {
         let processes = exchange.get(RUNNING, &self.url.of(RUNNING), |answer| {
             let mut processes = BTreeMap::new();
-            answer.each_in("running", |process: RunningProcess| {
+            answer.for_each_in("running", |process: RunningProcess| {
                 if let Some(model) = process.model.clone()
                     && processes.len() < MOST_MODELS
                 {
@@ -171,7 +171,7 @@ impl LlamaSwap {
         }
         // If this fails, those that run are still known.
         let listed = exchange.get(MODELS, &self.url.of(MODELS), |answer| {
-            answer.each_in("data", |model: ListedModel| {
+            answer.for_each_in("data", |model: ListedModel| {
                 if let Some(id) = model.own_id().filter(|id| !processes.contains_key(id)) {
                     names.push(id, false);
                 }
@@ -270,8 +270,8 @@ impl LlamaSwap {
             let requests = exchange.get(*endpoint, &url, |answer| {
                 let mut page = ActivityPage::default();
                 match key {
-                    Some(key) => answer.each_in(key, |entry| page.add(entry))?,
-                    None => drop(answer.each(|entry| page.add(entry))?),
+                    Some(key) => answer.for_each_in(key, |entry| page.add(entry))?,
+                    None => drop(answer.for_each(|entry| page.add(entry))?),
                 }
                 Ok(page)
             });
@@ -292,7 +292,7 @@ impl Upstream for LlamaSwap {
     /// Keeps the instances and the activity: their counts go on when llama-swap is back.
     fn detect(&mut self, exchange: &mut Exchange, _: &mut DetectionAnswers) -> RequestOutcome<()> {
         let running = exchange.get_optional(RUNNING, &self.url.of(RUNNING), |answer| {
-            answer.each_in("running", |_: RunningProcess| {})
+            answer.for_each_in("running", |_: RunningProcess| {})
         });
         if let RequestOutcome::Ok(()) = running {
             self.version = read_version(exchange, &self.url, VERSION);

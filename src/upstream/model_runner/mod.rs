@@ -21,10 +21,10 @@ use crate::readings::{
 use crate::settings::BaseUrl;
 use crate::snapshot::Reason;
 use crate::upstream::api::counters_by_model::CountersByModel;
-use crate::upstream::api::list::keep;
 use crate::upstream::endpoints::HEALTH;
-use crate::upstream::http::client::{HttpResponse, RequestError};
-use crate::upstream::http::exchange::{Endpoint, Exchange, NotServed, RequestOutcome, recognized};
+use crate::upstream::http::exchange::{Endpoint, Exchange, NotServed, RequestOutcome};
+use crate::upstream::http::request_error::RequestError;
+use crate::upstream::http::response::HttpResponse;
 use crate::upstream::model_limit::LimitedModels;
 use crate::upstream::model_runner::store::Store;
 use crate::upstream::reading::Reading;
@@ -100,15 +100,12 @@ impl Runner {
 /// Parses `/engines/ps`. It is an array even if nothing runs; other servers may answer null, or
 /// an array of something else.
 fn runners(answer: HttpResponse) -> Result<Vec<Runner>, RequestError> {
-    let mut runners = Vec::new();
-    let is_array = answer.each(keep(&mut runners))?;
     let has_name = |runner: &Runner| runner.model_name.is_some();
-    let are_runners = runners.is_empty() || runners.iter().any(has_name);
-    recognized(
-        is_array && are_runners,
-        runners,
-        "it is no array of runners",
-    )
+    let are_runners = |runners: &Vec<_>| runners.is_empty() || runners.iter().any(has_name);
+    answer
+        .list()?
+        .filter(are_runners)
+        .ok_or_else(|| RequestError::unrecognized("it is not an array of runners"))
 }
 
 impl ModelRunner {
@@ -132,7 +129,7 @@ impl ModelRunner {
     /// Whether an empty list of runners shows nothing: something answers a list to any request.
     fn answers_a_list_to_anything(&self, exchange: &mut Exchange) -> bool {
         let list = exchange.get_optional(VERSION, &self.url.of(VERSION), |answer| {
-            answer.each(|_: IgnoredAny| {})
+            answer.for_each(|_: IgnoredAny| {})
         });
         matches!(list, RequestOutcome::Ok(_))
     }
@@ -157,7 +154,7 @@ impl ModelRunner {
             return Update::Absent;
         };
         let at = Instant::now();
-        self.has_invalid_lines = metrics.passed_over > 0;
+        self.has_invalid_lines = metrics.skipped_lines > 0;
         self.has_ambiguous_samples = false;
         let mut by_runner = CountersByRunner::new();
         for (model, mode, counters) in metrics.by_label() {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer};
 
-use crate::bounds::lenient::{Object, count, object, text, text_map, texts};
+use crate::bounds::lenient::{count, object, text, text_map, texts};
 use crate::readings::{ModelFacts, ModelReading, ModelState, ModelStatus};
 use crate::upstream::http::exchange::{Endpoint, Exchange};
 use crate::upstream::model_limit::LimitedModels;
@@ -127,7 +127,7 @@ impl Store {
         let spellings = Spellings::of(running);
         let models = exchange.get(MODELS, &url.of(MODELS), |answer| {
             let mut models = LimitedModels::default();
-            answer.each(|document: ModelDocument| {
+            answer.for_each(|document: ModelDocument| {
                 if let Some(model) = StoredModel::new(document) {
                     let is_running = spellings.mean(&model.id, &model.names);
                     models.push(model, is_running);
@@ -150,15 +150,16 @@ impl Store {
             self.unlisted = unlisted.map(|name| (*name).to_owned()).collect();
         }
         let configured = exchange.get(CONFIGURE, &url.of(CONFIGURE), |answer| {
-            let configured: Vec<RunnerConfiguration> = answer.list()?;
+            let configured: Vec<RunnerConfiguration> = answer.list()?.unwrap_or_default();
             Ok(configured.into_iter().flat_map(context_sizes).collect())
         });
         if let Some(context_sizes) = configured.ok() {
             self.context_sizes = context_sizes;
         }
         let disk_usage = exchange.get(DISK_USAGE, &url.of(DISK_USAGE), |answer| {
-            let Object(document): Object<DiskUsage> = answer.json()?;
-            Ok(document.models_disk_usage)
+            answer
+                .object()
+                .map(|document: DiskUsage| document.models_disk_usage)
         });
         self.disk_usage = disk_usage.ok().flatten();
         false

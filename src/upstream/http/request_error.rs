@@ -1,0 +1,170 @@
+//! Why a request got no usable response, in words for people.
+
+use std::fmt;
+use std::io;
+
+use serde_json::error::Category;
+use ureq::{Error, Timeout};
+
+use crate::bounds;
+use crate::snapshot::Reason;
+
+/// The most bytes of what is said of an error: it may quote the server.
+const MAX_DETAIL_BYTES: usize = 1024;
+
+const TOO_LARGE: &str = "the response is larger than the limit";
+const NOT_CONNECTED: &str = "no connection within the time-out";
+const TOO_LATE: &str = "no complete response within the time-out";
+const NOT_HTTP: &str = "the response is not HTTP";
+const USE_HTTPS: &str = "the server speaks TLS: use https:// in --base-url";
+const USE_HTTP: &str = "the server does not speak TLS: use http:// in --base-url";
+
+/// Why a request got no usable response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestError {
+    /// What the metrics count.
+    pub reason: Reason,
+    /// What happened, for people; may quote the server.
+    pub detail: String,
+    /// What to do about it depends on this.
+    pub kind: RequestErrorKind,
+}
+
+/// Errors that are handled in a way of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestErrorKind {
+    /// All others.
+    Other,
+    /// A proxy says that it cannot reach the server behind it.
+    BadGateway,
+    /// The document is not that of a llama.cpp server.
+    Unrecognized,
+    /// The base URL has `http://` in place of `https://`, or the other way round.
+    WrongScheme,
+    /// TLS failed.
+    Tls,
+    /// The server ended the connection, or its response is not HTTP.
+    NotHttp,
+}
+
+impl RequestError {
+    /// An error of no special kind; a long `detail` is cut.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> RequestError {
+        RequestError::of_kind(RequestErrorKind::Other, reason, detail)
+    }
+
+    /// An error of this kind.
+    pub fn of_kind(
+        kind: RequestErrorKind,
+        reason: Reason,
+        detail: impl Into<String>,
+    ) -> RequestError {
+        let mut detail = detail.into();
+        detail.truncate(bounds::cut_at(&detail, MAX_DETAIL_BYTES).len());
+        RequestError {
+            reason,
+            detail,
+            kind,
+        }
+    }
+
+    /// A body is longer than its limit.
+    pub(super) fn too_large() -> RequestError {
+        RequestError::new(Reason::TooLarge, TOO_LARGE)
+    }
+
+    /// A response says that plain HTTP was sent to a port for TLS.
+    pub(super) fn use_https() -> RequestError {
+        RequestError::of_kind(RequestErrorKind::WrongScheme, Reason::Status, USE_HTTPS)
+    }
+
+    /// A document that no llama.cpp server sends.
+    pub fn unrecognized(why: &str) -> RequestError {
+        let detail = format!("is not the expected document: {why}");
+        RequestError::of_kind(RequestErrorKind::Unrecognized, Reason::Parse, detail)
+    }
+
+    /// The connection failed.
+    fn connect(text: String) -> RequestError {
+        #[cfg(feature = "tls")]
+        if let Some(detail) = super::tls::explain(&text) {
+            return RequestError::of_kind(RequestErrorKind::Tls, Reason::Connect, detail);
+        }
+        let is_ended = ["disconnected", "reset"]
+            .iter()
+            .any(|part| text.contains(part));
+        let kind = if is_ended {
+            RequestErrorKind::NotHttp
+        } else {
+            RequestErrorKind::Other
+        };
+        RequestError::of_kind(kind, Reason::Connect, text)
+    }
+}
+
+impl fmt::Display for RequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+impl From<&Error> for RequestError {
+    fn from(error: &Error) -> RequestError {
+        let not_http = |error: &dyn fmt::Display| {
+            let detail = format!("{NOT_HTTP}: {error}");
+            RequestError::of_kind(RequestErrorKind::NotHttp, Reason::Parse, detail)
+        };
+        match error {
+            Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
+                RequestError::new(Reason::Timeout, NOT_CONNECTED)
+            }
+            Error::Timeout(_) => RequestError::new(Reason::Timeout, TOO_LATE),
+            Error::Io(error) => error.into(),
+            Error::HostNotFound => {
+                RequestError::new(Reason::Connect, "the host name does not resolve")
+            }
+            Error::LargeResponseHeader(..) => {
+                RequestError::new(Reason::TooLarge, "the response headers are too large")
+            }
+            Error::BodyExceedsLimit(_) => RequestError::too_large(),
+            Error::Protocol(error) => not_http(error),
+            Error::Http(error) => not_http(error),
+            #[cfg(feature = "tls")]
+            Error::Rustls(error) => RequestError::connect(error.to_string()),
+            other => RequestError::new(Reason::Connect, other.to_string()),
+        }
+    }
+}
+
+impl From<&io::Error> for RequestError {
+    fn from(error: &io::Error) -> RequestError {
+        // ureq wraps its own errors, time-outs among them, into those of a reader.
+        let inner = error.get_ref();
+        match inner.and_then(|inner| inner.downcast_ref::<Error>()) {
+            Some(error) => error.into(),
+            None if error.kind() == io::ErrorKind::TimedOut => {
+                RequestError::new(Reason::Timeout, TOO_LATE)
+            }
+            // What rustls says of a response that is not TLS.
+            None if error.to_string().contains("InvalidContentType") => {
+                RequestError::of_kind(RequestErrorKind::WrongScheme, Reason::Connect, USE_HTTP)
+            }
+            None => RequestError::connect(error.to_string()),
+        }
+    }
+}
+
+impl From<&serde_json::Error> for RequestError {
+    /// Says where JSON is broken, and how; not in serde's words, which may quote the document.
+    fn from(error: &serde_json::Error) -> RequestError {
+        let what = match error.classify() {
+            Category::Eof => "is cut short",
+            Category::Syntax => "is not JSON",
+            Category::Data => "is not the expected document",
+            // Errors of the connection are known by then: this one is of the limit on the depth.
+            Category::Io => "is nested too deeply",
+        };
+        let detail = format!("{what}, line {} column {}", error.line(), error.column());
+        RequestError::new(Reason::Parse, detail)
+    }
+}

@@ -1,0 +1,236 @@
+//! An HTTP response, and the ways to read its body: always in pieces, and never more than a limit.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::marker::PhantomData;
+
+use serde::de::{DeserializeOwned, DeserializeSeed};
+use ureq::http::header::{CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, WWW_AUTHENTICATE};
+
+use crate::bounds::json::{LimitedJson, StringLimits};
+use crate::bounds::lenient::Object;
+use crate::settings::BaseUrl;
+use crate::snapshot::Reason;
+use crate::upstream::api::Recognizable;
+use crate::upstream::api::list::{ListVisitor, MAX_KEPT};
+use crate::upstream::http::request_error::{RequestError, RequestErrorKind};
+
+/// The most bytes of a body that explains a status.
+const MAX_EXPLANATION_BYTES: u64 = 64 << 10;
+
+/// A response whose body has not been read.
+pub struct HttpResponse {
+    /// The HTTP status.
+    pub status: u16,
+    headers: HeaderMap,
+    body: LimitedBody,
+}
+
+impl HttpResponse {
+    /// Limits the body of `response` to `limit` bytes.
+    ///
+    /// # Errors
+    /// Its header says that it is longer.
+    pub(super) fn new(
+        response: ureq::http::Response<ureq::Body>,
+        limit: u64,
+    ) -> Result<HttpResponse, RequestError> {
+        let (head, body) = response.into_parts();
+        if body.content_length().is_some_and(|length| length > limit) {
+            return Err(RequestError::too_large());
+        }
+        Ok(HttpResponse {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body: LimitedBody {
+                inner: body.into_reader(),
+                left: limit,
+                error: None,
+            },
+        })
+    }
+
+    /// A header's value, if it is printable.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let name: HeaderName = name.parse().ok()?;
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Has the body read by `read`, which says what is wrong with it.
+    ///
+    /// # Errors
+    /// [`Reason::Parse`] with what `read` says, or why the body could not be read.
+    pub fn stream<T>(
+        self,
+        read: impl FnOnce(&mut dyn BufRead) -> Result<T, String>,
+    ) -> Result<T, RequestError> {
+        self.read(|body| read(body).map_err(|why| RequestError::new(Reason::Parse, why)))
+    }
+
+    /// Reads the body as text; all of it is held.
+    ///
+    /// # Errors
+    /// [`Reason::Parse`] if it is not UTF-8, or why it could not be read.
+    pub fn text(self) -> Result<String, RequestError> {
+        self.stream(|body| io::read_to_string(body).map_err(|_| "is not valid UTF-8".to_owned()))
+    }
+
+    /// Reads the body as JSON.
+    ///
+    /// # Errors
+    /// [`Reason::Parse`], or why the body could not be read.
+    pub fn json<T: DeserializeOwned>(self) -> Result<T, RequestError> {
+        self.json_with(PhantomData)
+    }
+
+    /// Reads the body as a JSON object.
+    ///
+    /// # Errors
+    /// As [`HttpResponse::json`].
+    pub fn object<T: DeserializeOwned>(self) -> Result<T, RequestError> {
+        self.json().map(|Object(object)| object)
+    }
+
+    /// Reads the body as a document of llama-server.
+    ///
+    /// # Errors
+    /// As [`HttpResponse::json`]; [`RequestErrorKind::Unrecognized`] if it is any other object.
+    pub fn recognized<T: Recognizable>(self) -> Result<T, RequestError> {
+        let document: T = self.object()?;
+        if document.is_recognizable() {
+            Ok(document)
+        } else {
+            Err(RequestError::unrecognized(T::UNLIKE))
+        }
+    }
+
+    /// Passes each object of a JSON array to `on_object`; returns whether it was an array, and not
+    /// null.
+    ///
+    /// # Errors
+    /// As [`HttpResponse::json`]; some objects may have been passed on by then.
+    pub fn for_each<T: DeserializeOwned>(
+        self,
+        on_object: impl FnMut(T),
+    ) -> Result<bool, RequestError> {
+        self.json_with(ListVisitor::new(None, on_object))
+    }
+
+    /// Passes each object of the list under `key` of a JSON object to `on_object`.
+    ///
+    /// # Errors
+    /// As [`HttpResponse::for_each`], or there is no such list.
+    pub fn for_each_in<T: DeserializeOwned>(
+        self,
+        key: &'static str,
+        on_object: impl FnMut(T),
+    ) -> Result<(), RequestError> {
+        if self.json_with(ListVisitor::new(Some(key), on_object))? {
+            return Ok(());
+        }
+        let why = format!("is not the expected document: it has no list `{key}`");
+        Err(RequestError::new(Reason::Parse, why))
+    }
+
+    /// The first thousand objects of a JSON array; `None` if it is null.
+    ///
+    /// # Errors
+    /// As [`HttpResponse::json`].
+    pub fn list<T: DeserializeOwned>(self) -> Result<Option<Vec<T>>, RequestError> {
+        let mut list = Vec::new();
+        let is_array = self.for_each(|object| {
+            if list.len() < MAX_KEPT {
+                list.push(object);
+            }
+        })?;
+        Ok(is_array.then_some(list))
+    }
+
+    fn json_with<T, S>(self, seed: S) -> Result<T, RequestError>
+    where
+        S: for<'de> DeserializeSeed<'de, Value = T>,
+    {
+        self.read(|body| {
+            let reader = LimitedJson::new(body, StringLimits::LABEL);
+            let mut json = serde_json::Deserializer::from_reader(reader);
+            let document = seed.deserialize(&mut json);
+            let document = document.and_then(|document| json.end().map(|()| document));
+            document.map_err(|error| (&error).into())
+        })
+    }
+
+    fn read<T>(
+        mut self,
+        read: impl FnOnce(&mut dyn BufRead) -> Result<T, RequestError>,
+    ) -> Result<T, RequestError> {
+        let result = read(&mut BufReader::with_capacity(16 << 10, &mut self.body));
+        // A parser does not say why its reader failed.
+        result.map_err(|error| self.body.error.take().unwrap_or(error))
+    }
+
+    /// The start of a body that explains the status; empty if it cannot be read.
+    pub(super) fn explanation(self) -> String {
+        let mut bytes = Vec::new();
+        // Read to its end if that is near, so that the next request can use the connection.
+        let _ = self
+            .body
+            .take(MAX_EXPLANATION_BYTES)
+            .read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The error that the status is, with the target of a redirect.
+    pub fn status_error(&self) -> RequestError {
+        let status = self.status;
+        let mut detail = format!("HTTP status {status}");
+        if let Some(target) = self.header(LOCATION.as_str())
+            && (300..400).contains(&status)
+        {
+            // Without what may be secret: user and password, query and fragment.
+            let target = target.split(['?', '#']).next().unwrap_or_default();
+            let target = BaseUrl::without_secrets(target);
+            detail.push_str(&format!(
+                ", a redirect to {target}: redirects are not followed, give that address as --base-url"
+            ));
+        }
+        let kind = match status {
+            // llama-server itself sends 503 only while it loads; from 520 on they are Cloudflare's.
+            502..=504 | 520..=530 => RequestErrorKind::BadGateway,
+            _ => RequestErrorKind::Other,
+        };
+        RequestError::of_kind(kind, Reason::Status, detail)
+    }
+
+    /// Whether the body is JSON.
+    pub(super) fn is_json(&self) -> bool {
+        let content_type = self.header(CONTENT_TYPE.as_str());
+        content_type.is_some_and(|text| text.starts_with("application/json"))
+    }
+
+    /// Whether it asks for a user and password.
+    pub(super) fn wants_user(&self) -> bool {
+        let challenge = self.header(WWW_AUTHENTICATE.as_str()).unwrap_or_default();
+        challenge.to_ascii_lowercase().starts_with("basic")
+    }
+}
+
+/// A body that ends with an error when it is longer than allowed, and remembers the error.
+struct LimitedBody {
+    inner: ureq::BodyReader<'static>,
+    left: u64,
+    error: Option<RequestError>,
+}
+
+impl Read for LimitedBody {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer);
+        let count = count.inspect_err(|error| self.error = Some(error.into()))?;
+        match self.left.checked_sub(count as u64) {
+            Some(left) => self.left = left,
+            None => {
+                self.error = Some(RequestError::too_large());
+                return Err(io::Error::other("too large"));
+            }
+        }
+        Ok(count)
+    }
+}
