@@ -82,26 +82,24 @@ impl PassedOn {
     pub fn note(self) -> &'static str {
         match self {
             PassedOn::V1 => {
-                "neither /health nor /props is passed on to the server, only /v1/models is: have \
-                 the proxy pass on /health, /props, /metrics and /slots to see more"
+                "a proxy passes on only /v1/models to the server: to see more, have it pass on \
+                 /health, /props, /metrics and /slots too"
             }
             PassedOn::V1AndHealth => {
-                "/props is not passed on to the server, only /health and /v1/models are: have the \
-                 proxy pass on /props, /metrics and /slots to see more"
+                "a proxy passes on only /health and /v1/models to the server: to see more, have it \
+                 pass on /props, /metrics and /slots too"
             }
         }
     }
 }
 
-/// What the answers of one poll show of who gave them.
+/// What the answers of one poll show about the server.
 #[derive(Debug, Default)]
 pub struct Evidence {
     health: Option<RequestOutcome<()>>,
     props: Option<RequestOutcome<()>>,
     /// An answer that only llama.cpp and its forks give.
     is_llama_cpp: bool,
-    /// An answer that llama.cpp gives, and others do too.
-    is_likely: bool,
     /// Whether that was enough without `/v1/models`.
     was_enough: bool,
     /// `/v1/models` lists llama.cpp's own.
@@ -115,7 +113,6 @@ impl Evidence {
     pub fn add_health(&mut self, health: &RequestOutcome<Health>) {
         self.health = Some(health.without_answer());
         if let RequestOutcome::Ok(health) = health {
-            self.is_likely = true;
             self.is_llama_cpp |= health.slots_idle.is_some();
         }
     }
@@ -124,7 +121,6 @@ impl Evidence {
     pub fn add_props(&mut self, props: &RequestOutcome<Props>) {
         self.props = Some(props.without_answer());
         if let RequestOutcome::Ok(props) = props {
-            self.is_likely = true;
             // KoboldCpp has `total_slots` and `default_generation_settings`, and none of these.
             self.is_llama_cpp |=
                 props.build_info.is_some() || props.model_alias.is_some() || props.role.is_some();
@@ -146,24 +142,28 @@ impl Evidence {
         self.is_llama_cpp |= is_llama_cpp;
     }
 
-    /// Whether it is llama.cpp beyond doubt.
+    /// Whether it is certainly llama.cpp.
     pub fn is_llama_cpp(&self) -> bool {
         self.is_llama_cpp
     }
 
-    /// Whether it is to be taken for llama.cpp.
+    /// Whether it counts as llama.cpp.
     pub fn is_enough(&self) -> bool {
         // Something that is no `/props` may answer `{"status":"ok"}` to anything.
-        let is_doubtful = matches!(self.props, Some(RequestOutcome::Unrecognized));
-        self.is_llama_cpp || self.is_likely && !is_doubtful && self.product.is_none()
+        let is_likely = match self.props {
+            Some(RequestOutcome::Ok(())) => true,
+            Some(RequestOutcome::Unrecognized) => false,
+            _ => matches!(self.health, Some(RequestOutcome::Ok(()))),
+        };
+        self.is_llama_cpp || is_likely && self.product.is_none()
     }
 
-    /// What else it is, if it is to be taken for another product.
+    /// The product that it is instead, if it is one.
     pub fn product(self) -> Option<Product> {
         self.product.filter(|_| !self.is_llama_cpp)
     }
 
-    /// Whether `/props` was answered, and not by a router (that is known by its answer).
+    /// Whether `/props` was read.
     pub fn has_props(&self) -> bool {
         matches!(self.props, Some(RequestOutcome::Ok(())))
     }

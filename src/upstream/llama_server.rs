@@ -23,9 +23,9 @@ use crate::upstream::{DetectionAnswers, ServerKind, Upstream};
 
 const STATS: Endpoint = Endpoint::new("/stats", 1 << 20);
 
-/// Told where a router answers nothing but its list of models.
-const ROUTER_LISTS_ONLY: &str = "a router answers, but not at /props: have the proxy before it pass on /health, /props, /models, \
-     /metrics and /slots, or give the API key, to see its models";
+/// The note where a router answers nothing but its list of models.
+const ROUTER_LISTS_ONLY: &str = "a router answers, but not at /props: to see its models, give the API key, or have the proxy pass \
+     on /health, /props, /models, /metrics and /slots";
 
 /// A llama-server with one model.
 pub struct LlamaServer {

@@ -11,12 +11,12 @@ pub struct Product {
     pub is_certain: bool,
 }
 
-const NO_LLAMA_SERVER: &str = "it runs no llama-server, so there is nothing here to watch";
-const OWN_METRICS: &str = "it has a /metrics of its own, which Prometheus can scrape";
-const ITS_LLAMA_SERVER: &str = "give the address of a llama-server that it runs, http://127.0.0.1:PORT: its port stands on its \
-     command line (ps -o args -C llama-server)";
-const PERHAPS_ITS_LLAMA_SERVER: &str = "give the address of a llama-server that it runs, if it runs one: its port stands on its \
-     command line (ps -o args -C llama-server)";
+const NO_LLAMA_SERVER: &str = "it runs no llama-server, so there is nothing to watch here";
+const OWN_METRICS: &str = "have Prometheus scrape its own /metrics instead";
+const ITS_LLAMA_SERVER: &str = "give the address of a llama-server that it runs, http://127.0.0.1:PORT: its port is on its command \
+     line (ps -o args -C llama-server)";
+const PERHAPS_ITS_LLAMA_SERVER: &str = "give the address of a llama-server that it runs, if it runs one: its port is on its command \
+     line (ps -o args -C llama-server)";
 const LEMONADE: &str =
     "give the address of a llama-server that it runs: its /v1/health names them (backend_url)";
 const BEHIND_GATEWAY: &str = "give the address of a llama-server behind it";

@@ -19,7 +19,7 @@ const METRICS: Endpoint = Endpoint::new("/metrics", 1 << 20);
 /// 1.7 KB a slot in the recordings; never held as a whole.
 const SLOTS: Endpoint = Endpoint::new("/slots", 32 << 20);
 
-/// Told where a part of `/metrics` cannot be parsed.
+/// The note where a part of `/metrics` cannot be parsed.
 pub const INVALID_LINES: &str =
     "/metrics has lines that cannot be parsed: they are skipped, the others are used";
 

@@ -239,7 +239,7 @@ fn behind_a_proxy_of_v1_alone_the_server_is_up_without_errors() {
         assert!(server.count("/v1/models") >= polls, "asked at each poll");
         // A path that the proxy blocks is requested once, and logged once.
         assert_eq!((server.count("/metrics"), server.count("/slots")), (1, 1));
-        exporter.assert_logged(1, &["only /v1/models is"]);
+        exporter.assert_logged(1, &["only /v1/models to the server"]);
         exporter.assert_logged(0, &["failed"]);
         // It is up by its models alone.
         server.answer_404("/v1/models");
@@ -278,7 +278,7 @@ fn behind_a_proxy_of_v1_and_health_the_server_is_up_without_errors() {
         assert_eq!(kind(&scrape), Some("llama-server"), "{scrape:?}");
         scrape.assert_errors(0);
         assert_eq!((server.count("/metrics"), server.count("/slots")), (1, 1));
-        let notes = exporter.logged(&["only /health and /v1/models are"]);
+        let notes = exporter.logged(&["only /health and /v1/models to the server"]);
         assert_eq!(notes.len(), 1, "{}", exporter.output());
         // The proxy passes on the rest.
         let whole = Server::recorded(NEW, Stage::Busy);
