@@ -196,6 +196,45 @@ impl ModelRunner {
         }
     }
 
+    /// The models of the runners, each model and mode once, and whether `metrics` leaves one out.
+    fn running_models(
+        &self,
+        runners: &[Runner],
+        metrics: &Update<(Instant, CountersByRunner)>,
+    ) -> (Vec<ModelReading>, bool) {
+        let mut is_left_out = false;
+        let mut models: BTreeMap<_, ModelReading> = BTreeMap::new();
+        for runner in runners {
+            let Some(name) = &runner.model_name else {
+                continue;
+            };
+            let mut model = self.running_model(runner, name);
+            let key = (model.name.clone(), model.mode.clone());
+            model.counters = match metrics {
+                _ if !runner.is_llama_cpp() => Update::Absent,
+                Update::New((at, by_runner)) => match by_runner.get(&key) {
+                    Some(counters) => Update::New(CountersReading {
+                        at: *at,
+                        process: None,
+                        counters: counters.clone(),
+                    }),
+                    None => {
+                        is_left_out |= runner.status() != ModelStatus::Loading;
+                        Update::Absent
+                    }
+                },
+                Update::Unchanged | Update::Stale => Update::Stale,
+                Update::Absent => Update::Absent,
+            };
+            // Of two spellings of one model in one mode, the busy one is shown.
+            let idle = ModelState::Reported(ModelStatus::Idle);
+            if models.get(&key).is_none_or(|shown| shown.state == idle) {
+                models.insert(key, model);
+            }
+        }
+        (models.into_values().collect(), is_left_out)
+    }
+
     /// The notes on `/metrics`; `is_left_out`: it lacks the counters of a runner.
     fn note_metrics(&self, is_left_out: bool, notes: &mut Vec<&'static str>) {
         if self.metrics_missing.is_some() {
@@ -251,53 +290,17 @@ impl Upstream for ModelRunner {
         }
         reading.set_up(ServerKind::ModelRunner, self.version.clone());
         reading.disk_usage = self.store.disk_usage;
-        let mut is_left_out = false;
-        let mut models = BTreeMap::new();
-        for runner in &runners {
-            let Some(name) = &runner.model_name else {
-                continue;
-            };
-            let mut model = self.running_model(runner, name);
-            let key = (model.name.clone(), model.mode.clone());
-            model.counters = match &metrics {
-                _ if !runner.is_llama_cpp() => Update::Absent,
-                Update::New((at, by_runner)) => by_runner.get(&key).map_or_else(
-                    || {
-                        is_left_out |= runner.status() != ModelStatus::Loading;
-                        Update::Absent
-                    },
-                    |counters| {
-                        Update::New(CountersReading {
-                            at: *at,
-                            process: None,
-                            counters: counters.clone(),
-                        })
-                    },
-                ),
-                Update::Unchanged | Update::Stale => Update::Stale,
-                Update::Absent => Update::Absent,
-            };
-            // Two spellings of one model in one mode are shown as one runner.
-            match models.entry(key) {
-                Entry::Occupied(mut same) => {
-                    let shown: &ModelReading = same.get();
-                    if shown.state == ModelState::Reported(ModelStatus::Idle) {
-                        same.insert(model);
-                    }
-                }
-                Entry::Vacant(entry) => drop(entry.insert(model)),
-            }
+        let (running, is_left_out) = self.running_models(&runners, &metrics);
+        let labels: BTreeSet<String> = running.iter().map(|model| model.name.clone()).collect();
+        let mut models = LimitedModels::default();
+        for model in running {
+            models.push(model, true);
         }
-        let running: BTreeSet<String> = models.keys().map(|(name, _)| name.clone()).collect();
-        let mut shown = LimitedModels::default();
-        for model in models.into_values() {
-            shown.push(model, true);
-        }
-        for model in self.store.unloaded_models(&running) {
-            shown.push(model, false);
+        for model in self.store.unloaded_models(&labels) {
+            models.push(model, false);
         }
         let is_truncated;
-        (reading.models, is_truncated) = shown.finish();
+        (reading.models, is_truncated) = models.finish();
         reading.is_truncated = is_truncated || self.store.is_truncated;
         self.note_metrics(is_left_out, &mut reading.notes);
     }
