@@ -199,15 +199,15 @@ mod tests {
 
     #[test]
     fn tokens_of_a_cancelled_request_stay_counted() {
-        // Whether the slot tells that its client hung up, or the counter by lacking them.
+        // The slot may show that the client disconnected, or the counter by lacking the tokens.
         for dropped in [0.0, 61.0] {
             let mut count = LiveCounter::default();
             value(&mut count, 1000.0, ended(0.0, 50.0));
-            let hung_up = TokenDelta {
+            let disconnected = TokenDelta {
                 dropped,
                 ..ended(61.0, 0.0)
             };
-            assert_eq!(value(&mut count, 1000.0, hung_up), 1061.0);
+            assert_eq!(value(&mut count, 1000.0, disconnected), 1061.0);
             assert_eq!(value(&mut count, 1000.0, ended(0.0, 20.0)), 1081.0);
             // What comes after is not swallowed.
             assert_eq!(value(&mut count, 1030.0, ended(30.0, 0.0)), 1091.0);
@@ -246,7 +246,7 @@ mod tests {
         );
         let range = count.update(700_001_000.0, &ended(100.0, 0.0));
         assert_eq!((range.low, range.high), (700_000_600.0, 700_001_600.0));
-        // Where requests may have come unseen, what is printed tells the most.
+        // If the slots may have hidden requests, the printed counter decides.
         let hidden = TokenDelta {
             hidden: f64::INFINITY,
             ..TokenDelta::default()

@@ -202,6 +202,6 @@ fn status(reading: &ModelReading, model: &Model) -> Option<ModelStatus> {
 }
 
 #[cfg(test)]
-mod simulated;
+mod simulated_server;
 #[cfg(test)]
 mod tests;

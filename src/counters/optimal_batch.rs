@@ -78,42 +78,48 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn see(seen: &mut OptimalBatch, from: Instant, slots: u32, times: u32, speed: f64) -> Instant {
+    fn observe(
+        optimal: &mut OptimalBatch,
+        from: Instant,
+        slots: u32,
+        times: u32,
+        speed: f64,
+    ) -> Instant {
         for index in 0..times {
-            seen.observe(from + SECOND * index, slots, speed);
+            optimal.observe(from + SECOND * index, slots, speed);
         }
         from + SECOND * times
     }
 
     #[test]
     fn the_fastest_number_of_slots_wins_after_ten_intervals_of_two() {
-        let mut seen = OptimalBatch::default();
-        let now = see(&mut seen, Instant::now(), 1, 10, 40.0);
-        let now = see(&mut seen, now, 4, 9, 90.0);
-        assert_eq!(seen.best(), None);
-        let now = see(&mut seen, now, 4, 1, 90.0);
-        assert_eq!(seen.best(), Some(4));
-        see(&mut seen, now, 8, 10, 80.0);
-        assert_eq!(seen.best(), Some(4));
+        let mut optimal = OptimalBatch::default();
+        let now = observe(&mut optimal, Instant::now(), 1, 10, 40.0);
+        let now = observe(&mut optimal, now, 4, 9, 90.0);
+        assert_eq!(optimal.best(), None);
+        let now = observe(&mut optimal, now, 4, 1, 90.0);
+        assert_eq!(optimal.best(), Some(4));
+        observe(&mut optimal, now, 8, 10, 80.0);
+        assert_eq!(optimal.best(), Some(4));
     }
 
     #[test]
     fn old_intervals_count_less() {
-        let mut seen = OptimalBatch::default();
-        let now = see(&mut seen, Instant::now(), 1, 30, 40.0);
-        let now = see(&mut seen, now, 2, 30, 70.0);
+        let mut optimal = OptimalBatch::default();
+        let now = observe(&mut optimal, Instant::now(), 1, 30, 40.0);
+        let now = observe(&mut optimal, now, 2, 30, 70.0);
         // Half an hour later the machine is shared, and two slots are slower than one.
-        let now = see(&mut seen, now + SECOND * 1800, 2, 30, 20.0);
-        see(&mut seen, now, 1, 30, 39.0);
-        assert_eq!(seen.best(), Some(1));
+        let now = observe(&mut optimal, now + SECOND * 1800, 2, 30, 20.0);
+        observe(&mut optimal, now, 1, 30, 39.0);
+        assert_eq!(optimal.best(), Some(1));
     }
 
     #[test]
     fn very_old_intervals_do_not_count() {
-        let mut seen = OptimalBatch::default();
-        let now = see(&mut seen, Instant::now(), 1, 10, 40.0);
-        let now = see(&mut seen, now, 2, 10, 70.0);
-        see(&mut seen, now + SECOND * 3600, 1, 10, 40.0);
-        assert_eq!(seen.best(), None);
+        let mut optimal = OptimalBatch::default();
+        let now = observe(&mut optimal, Instant::now(), 1, 10, 40.0);
+        let now = observe(&mut optimal, now, 2, 10, 70.0);
+        observe(&mut optimal, now + SECOND * 3600, 1, 10, 40.0);
+        assert_eq!(optimal.best(), None);
     }
 }

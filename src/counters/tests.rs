@@ -1,4 +1,4 @@
-//! What is made of readings, whole.
+//! The tracker with single readings.
 
 use std::time::{Duration, Instant};
 
@@ -41,28 +41,28 @@ fn calls(calls: f64, processing: f64) -> Counters {
     }
 }
 
-fn shows_prompts(model: &Model) -> bool {
-    let told = [
+fn exports_prompts(model: &Model) -> bool {
+    let values = [
         model.live.prompt_tokens,
         model.counters.prompt_seconds,
         model.rates.prompt_tokens_per_second,
     ];
-    told.iter().any(Option::is_some)
+    values.iter().any(Option::is_some)
 }
 
 #[test]
-fn prompts_that_the_server_does_not_count_are_not_shown() {
+fn prompt_tokens_are_absent_if_the_server_does_not_count_them() {
     // Six embeddings, as b10068 tells of them.
     let mut state = ModelTracker::default();
     let before = state.update(&reading(0, calls(0.0, 0.0), None));
     assert_eq!(before.live.prompt_tokens, Some(0.0));
     let after = state.update(&reading(1, calls(6.0, 0.0), None));
-    assert!(!shows_prompts(&after), "{after:?}");
+    assert!(!exports_prompts(&after), "{after:?}");
     assert_eq!(after.notes, [PROMPTS_UNCOUNTED]);
     assert_eq!(after.live.decode_calls, Some(6.0));
     // Nor while the next one is at work.
     let busy = state.update(&reading(2, calls(7.0, 1.0), None));
-    assert!(!shows_prompts(&busy), "{busy:?}");
+    assert!(!exports_prompts(&busy), "{busy:?}");
     // A request that is counted shows that they are.
     let counted = Counters {
         prompt_tokens: Some(62.0),
@@ -74,7 +74,7 @@ fn prompts_that_the_server_does_not_count_are_not_shown() {
 }
 
 #[test]
-fn prompts_that_are_not_counted_show_under_unbroken_load_too() {
+fn uncounted_prompts_are_detected_under_constant_load() {
     let slots = |task: u32| {
         format!(
             r#"[{{"id":0,"is_processing":true,"id_task":{task},"next_token":[{{"n_decoded":0}}]}}]"#
@@ -85,23 +85,23 @@ fn prompts_that_are_not_counted_show_under_unbroken_load_too() {
         let counters = calls(second as f64 * 9.0, 1.0);
         state.update(&reading(second, counters, Some(&slots(task))))
     };
-    assert!(shows_prompts(&see(1, 0)));
+    assert!(exports_prompts(&see(1, 0)));
     // A long prompt is not counted before it is done.
-    assert!(shows_prompts(&see(2, 0)));
-    // That it has ended is seen, and at the next look it is not counted.
+    assert!(exports_prompts(&see(2, 0)));
+    // The slots show its end, and at the next reading it is still not counted.
     see(3, 40);
-    assert!(!shows_prompts(&see(4, 40)));
+    assert!(!exports_prompts(&see(4, 40)));
 }
 
 #[test]
-fn no_number_from_outside_ends_the_process_or_comes_out_as_no_number() {
+fn any_input_gives_finite_values() {
     let large = 9_007_199_254_740_992.0;
-    let values = [None, Some(0.0), Some(1.0), Some(1e6), Some(large)];
+    let inputs = [None, Some(0.0), Some(1.0), Some(1e6), Some(large)];
     let mut state = ModelTracker::default();
     let mut second = 0;
-    for a in values {
-        for b in values {
-            for c in values {
+    for a in inputs {
+        for b in inputs {
+            for c in inputs {
                 let counters = Counters {
                     prompt_tokens: a,
                     generated_tokens: b,
@@ -120,7 +120,7 @@ fn no_number_from_outside_ends_the_process_or_comes_out_as_no_number() {
                 );
                 second += 1;
                 let model = state.update(&reading(second / 2, counters, Some(&slots)));
-                let told = [
+                let values = [
                     model.rates.tokens_per_second,
                     model.rates.prompt_tokens_per_second,
                     model.live.generated_tokens,
@@ -128,7 +128,7 @@ fn no_number_from_outside_ends_the_process_or_comes_out_as_no_number() {
                     model.live.decode_calls,
                     model.rates.batch_size,
                 ];
-                for value in told.into_iter().flatten() {
+                for value in values.into_iter().flatten() {
                     assert!(value.is_finite() && value >= 0.0, "{value}: {model:?}");
                 }
             }

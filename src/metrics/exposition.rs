@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_without_series_leaves_no_trace() {
+    fn a_family_without_series_is_left_out() {
         let text = render(
             &[snapshot("h:1", Model::default())],
             &[],
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn several_servers_are_told_apart_and_one_needs_no_name() {
+    fn only_several_servers_have_the_label_server() {
         let model = || Model {
             name: "m".to_owned(),
             facts: ModelFacts {
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_set_has_one_one() {
+    fn exactly_one_status_is_1() {
         let model = Model {
             name: "m".to_owned(),
             status: Some(ModelStatus::Running),
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn gpus_belong_to_the_machine_and_are_told_once() {
+    fn gpus_of_the_machine_are_written_once() {
         let gpu = |index: &str| crate::snapshot::Gpu {
             index: index.to_owned(),
             utilization: Some(40.0),
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scrape_that_is_too_large_is_cut_and_says_so() {
+    fn a_scrape_that_is_too_large_is_cut_and_counts_what_is_missing() {
         for name_bytes in [512, 40] {
             let whole: usize = 1500 / if name_bytes == 512 { 3 } else { 1 };
             let servers = [full_server(whole, name_bytes), full_server(0, 0)];

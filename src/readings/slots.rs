@@ -135,11 +135,11 @@ mod tests {
             {"id":1,"id_task":-1,"state":0,"next_token":{"n_decoded":0}},
             {"id":2,"is_processing":true,"state":0}]"#;
         let Slots(slots) = serde_json::from_str(json).unwrap();
-        let told = slots
+        let states = slots
             .iter()
             .map(|slot| (slot.is_busy(), slot.id_task, slot.generated_tokens()));
         assert_eq!(
-            told.collect::<Vec<_>>(),
+            states.collect::<Vec<_>>(),
             [
                 (true, Some(17.0), 136.0),
                 (false, None, 0.0),

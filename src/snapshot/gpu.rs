@@ -5,37 +5,36 @@
 pub struct Gpu {
     /// The label `gpu`.
     pub index: String,
-    /// What it is called.
+    /// Its name.
     pub name: Option<String>,
-    /// Its identity.
+    /// Its UUID.
     pub uuid: Option<String>,
     /// The version of its driver, or the driver's name.
     pub driver: Option<String>,
-    /// Percent of the time that it was busy.
+    /// Percentage of time that it was busy.
     pub utilization: Option<f64>,
-    /// Degrees Celsius.
+    /// Its temperature in degrees Celsius.
     pub temperature: Option<f64>,
-    /// Its memory in use.
+    /// Bytes of memory in use.
     pub memory_used: GpuMemory,
-    /// Its memory.
+    /// Bytes of memory.
     pub memory_total: GpuMemory,
-    /// Watts.
+    /// Its power draw in watts.
     pub power: Option<f64>,
 }
 
-/// Bytes of a GPU's memory, by where it lies.
+/// Bytes of GPU memory, by where it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GpuMemory {
-    /// Its own: video memory, and on a GPU that is a part of the processor what the firmware
-    /// has set aside for it.
+    /// Dedicated memory; on a GPU that is part of the processor, what the firmware reserves.
     pub vram: Option<f64>,
-    /// System memory that the kernel maps for it (AMD's graphics translation table): where
-    /// models lie on a GPU that is a part of the processor, and what does not fit others.
+    /// System memory that the kernel maps for it (AMD's graphics translation table): it
+    /// holds the model on a GPU that is part of the processor, and what does not fit on others.
     pub gtt: Option<f64>,
 }
 
 impl GpuMemory {
-    /// Memory of a kind of GPU that has one kind of memory.
+    /// Memory of a GPU that has one kind of memory.
     pub fn of_one_kind(bytes: Option<f64>) -> GpuMemory {
         GpuMemory {
             vram: bytes,
@@ -43,7 +42,7 @@ impl GpuMemory {
         }
     }
 
-    /// What there is, and the label that tells one kind from the other where there are two.
+    /// The known values, with the label `memory` if there are two kinds.
     pub fn kinds(self) -> impl Iterator<Item = (Option<&'static str>, f64)> {
         let vram = self.gtt.map(|_| "vram");
         let kinds = [(vram, self.vram), (Some("gtt"), self.gtt)];

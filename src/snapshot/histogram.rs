@@ -1,16 +1,16 @@
-//! A histogram with fixed buckets, as Prometheus counts it.
+//! A histogram with fixed buckets, as in Prometheus.
 
-/// Upper bounds, in seconds, for what happens per token or per batch.
+/// Upper bounds, in seconds, of durations per token or per batch.
 pub const PER_TOKEN_SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 ];
 
-/// Upper bounds, in seconds, for what happens per request.
+/// Upper bounds, in seconds, of durations per request.
 pub const LATENCY_SECONDS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 ];
 
-/// Upper bounds for numbers of tokens.
+/// Upper bounds of numbers of tokens.
 pub const TOKENS: &[f64] = &[
     16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0,
 ];
@@ -19,13 +19,13 @@ pub const TOKENS: &[f64] = &[
 #[derive(Clone, Debug, PartialEq)]
 pub struct Histogram {
     bounds: &'static [f64],
-    /// How many fell into each bucket alone; the last is everything above the bounds.
+    /// The number in each bucket alone; the last is above all bounds.
     counts: Vec<u64>,
     sum: f64,
 }
 
 impl Histogram {
-    /// An empty histogram over ascending upper `bounds`; `+Inf` is understood.
+    /// An empty histogram over ascending upper `bounds`; `+Inf` is implied.
     pub fn new(bounds: &'static [f64]) -> Histogram {
         Histogram {
             bounds,
@@ -41,7 +41,7 @@ impl Histogram {
         self.sum += value * times as f64;
     }
 
-    /// Counts all that `other`, of the same bounds, has counted.
+    /// Adds the observations of `other`, which has the same bounds.
     pub fn add(&mut self, other: &Histogram) {
         for (count, more) in self.counts.iter_mut().zip(&other.counts) {
             *count = count.saturating_add(*more);
@@ -52,9 +52,9 @@ impl Histogram {
     /// Upper bounds with the number of observations at or below each, `+Inf` last.
     pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
         let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
-        bounds.zip(&self.counts).scan(0, |seen, (bound, count)| {
-            *seen = u64::saturating_add(*seen, *count);
-            Some((bound, *seen))
+        bounds.zip(&self.counts).scan(0, |below, (bound, count)| {
+            *below = u64::saturating_add(*below, *count);
+            Some((bound, *below))
         })
     }
 

@@ -1,4 +1,5 @@
-//! Whose the samples of one `/metrics` are, where it has those of several models.
+//! Assigns the samples of one `/metrics` to the models that they are about: a proxy may serve
+//! those of several servers as one text.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -8,114 +9,115 @@ use crate::readings::Counters;
 use crate::readings::counters::CounterFamily;
 use crate::upstream::api::exposition_reader::{self, Sample};
 
-/// What llama.cpp's own families begin with.
+/// The prefix of llama.cpp's own families.
 const PREFIX: &str = "llamacpp:";
 
-/// The labels that say which model a sample is of: those of Docker Model Runner and of proxies
-/// that put the texts of several servers together. The first that there is counts.
+/// The labels that name the model of a sample, with Docker Model Runner and with proxies. The
+/// first that is present counts.
 const MODEL_LABELS: [&str; 3] = ["model", "model_name", "model_id"];
 
-/// The models of which one text may tell.
-const MOST_LABELLED: usize = 1000;
+/// The most models whose samples are read.
+const MOST_MODELS: usize = 1000;
 
-/// The samples of an upstream's `/metrics` that are used, by the model that they are of.
+/// The used samples of one `/metrics`, by model.
 #[derive(Clone, Debug, Default)]
 pub struct CountersByModel {
-    /// By the model's label (no label: `None`) and the label `mode`.
-    counters: BTreeMap<(Option<String>, Option<String>), Labelled>,
-    /// Whether any of llama.cpp's families is there.
-    is_llama_cpps: bool,
-    /// Lines that are no sample, and were passed over.
+    /// By the model's label, `None` without one, and the label `mode`.
+    models: BTreeMap<ModelKey, ModelSamples>,
+    /// Whether any of llama.cpp's families is present.
+    has_llama_cpp: bool,
+    /// Lines that are not samples, and were skipped.
     pub skipped_lines: u64,
 }
 
+type ModelKey = (Option<String>, Option<String>);
+
 /// The samples of one model.
 #[derive(Clone, Debug, Default)]
-struct Labelled {
+struct ModelSamples {
     counters: Counters,
-    /// The families that a sample was taken from.
+    /// The families that were read.
     families: Vec<&'static str>,
-    /// A family that has several samples: which of them is meant is not known.
+    /// A family with several samples: it is unknown which one is meant.
     ambiguous: Option<&'static str>,
 }
 
 impl CountersByModel {
-    /// Reads an exposition; of the samples with `llamacpp:` in their name, those that `wanted` says.
+    /// Reads an exposition, and of llama.cpp's samples those for which `is_wanted` is true.
     ///
     /// # Errors
     /// It is no exposition, or is cut short; or reading it failed.
     pub fn read(
         text: impl Read,
-        wanted: impl Fn(&Sample) -> bool,
+        is_wanted: impl Fn(&Sample) -> bool,
     ) -> Result<CountersByModel, String> {
         let mut read = CountersByModel::default();
         read.skipped_lines = exposition_reader::read(text, |sample| {
             let Some(name) = sample.name.strip_prefix(PREFIX) else {
                 return;
             };
-            read.is_llama_cpps = true;
-            if let Some(family) = Counters::FAMILIES.iter().find(|family| family.name == name)
-                && wanted(sample)
+            read.has_llama_cpp = true;
+            let mut families = Counters::FAMILIES.iter();
+            if let Some(family) = families.find(|family| family.name == name)
+                && is_wanted(sample)
             {
-                // In Prometheus' data model an empty label is no label.
-                let label = |name| sample.label(name).filter(|value| !value.is_empty());
-                let cut = |value: Option<&str>| Some(bounds::cut(value?).to_owned());
-                let key = (
-                    cut(MODEL_LABELS.into_iter().find_map(label)),
-                    cut(label("mode")),
-                );
-                if read.counters.len() < MOST_LABELLED || read.counters.contains_key(&key) {
-                    read.counters
-                        .entry(key)
-                        .or_default()
-                        .take(family, sample.value);
-                }
+                read.add(family, sample);
             }
         })?;
         Ok(read)
     }
 
-    /// The counters of a server of one model, which it calls by any of `names`.
-    ///
-    /// # Errors
-    /// None of llama.cpp's families is there; or whose the samples are cannot be told: they are
-    /// of other models, or of several that the text does not tell apart.
-    pub fn of_server(mut self, names: &[&str]) -> Result<Counters, String> {
-        let is_this = |(model, _): &(Option<String>, Option<String>)| {
-            model.as_deref().is_none_or(|model| names.contains(&model))
-        };
-        let (own, others): (Vec<_>, Vec<_>) = self.counters.keys().cloned().partition(is_this);
-        match (&own[..], &others[..]) {
-            ([], []) if self.is_llama_cpps => Ok(Counters::default()),
-            ([], []) => Err("holds no llamacpp: metric".to_owned()),
-            ([key], _) if key.0.is_some() || others.is_empty() => {
-                self.counters.remove(key).unwrap_or_default().told()
-            }
-            // Without a name there is nothing that it could contradict.
-            ([], [key]) if names.is_empty() => self.counters.remove(key).unwrap_or_default().told(),
-            _ => {
-                let labels = own.iter().chain(&others).map(|(model, _)| model.as_deref());
-                let labels: Vec<_> = labels.map(|l| l.unwrap_or_default()).take(5).collect();
-                Err(format!(
-                    "holds samples of the models {labels:?}, and not of {} alone: they are not used",
-                    names.first().unwrap_or(&"one"),
-                ))
-            }
+    fn add(&mut self, family: &CounterFamily, sample: &Sample) {
+        // In Prometheus' data model an empty label is no label.
+        let label = |name| sample.label(name).filter(|value| !value.is_empty());
+        let cut = |value: Option<&str>| Some(bounds::cut(value?).to_owned());
+        let model = MODEL_LABELS.into_iter().find_map(label);
+        let key = (cut(model), cut(label("mode")));
+        if self.models.len() < MOST_MODELS || self.models.contains_key(&key) {
+            self.models
+                .entry(key)
+                .or_default()
+                .add(family, sample.value);
         }
     }
 
-    /// The counters of each model and mode that has a label; `None` where it cannot be told
-    /// whose they are.
-    pub fn by_label(self) -> impl Iterator<Item = (String, Option<String>, Option<Counters>)> {
-        let told = |((model, mode), labelled): ((Option<String>, _), Labelled)| {
-            Some((model?, mode, labelled.told().ok()))
+    /// The counters of a server with one model, which it calls by one of `names`.
+    ///
+    /// # Errors
+    /// None of llama.cpp's families is present, or the samples are about other models, or about
+    /// several that the labels do not distinguish.
+    pub fn of_server(mut self, names: &[&str]) -> Result<Counters, String> {
+        let is_own =
+            |(model, _): &ModelKey| model.as_deref().is_none_or(|model| names.contains(&model));
+        let (own, others): (Vec<_>, Vec<_>) = self.models.keys().cloned().partition(is_own);
+        let key = match (&own[..], &others[..]) {
+            ([], []) if self.has_llama_cpp => return Ok(Counters::default()),
+            ([], []) => return Err("holds no llamacpp: metric".to_owned()),
+            ([key], _) if key.0.is_some() || others.is_empty() => key,
+            // A server without a known name may use any.
+            ([], [key]) if names.is_empty() => key,
+            _ => {
+                let labels = own.iter().chain(&others);
+                let labels = labels.map(|(model, _)| model.as_deref().unwrap_or_default());
+                return Err(format!(
+                    "has samples of the models {:?}, not only of {}: they are not used",
+                    labels.take(5).collect::<Vec<_>>(),
+                    names.first().unwrap_or(&"one"),
+                ));
+            }
         };
-        self.counters.into_iter().filter_map(told)
+        self.models.remove(key).unwrap_or_default().counters()
+    }
+
+    /// The counters of each model and mode that has a label; `None` if its samples are ambiguous.
+    pub fn by_label(self) -> impl Iterator<Item = (String, Option<String>, Option<Counters>)> {
+        let models = self.models.into_iter();
+        models.filter_map(|((model, mode), samples)| Some((model?, mode, samples.counters().ok())))
     }
 }
 
-impl Labelled {
-    fn take(&mut self, family: &CounterFamily, value: f64) {
+impl ModelSamples {
+    fn add(&mut self, family: &CounterFamily, value: f64) {
         if self.families.contains(&family.name) {
             self.ambiguous = Some(family.name);
         }
@@ -123,12 +125,12 @@ impl Labelled {
         *(family.field)(&mut self.counters) = Some(value).filter(|value| (family.is_valid)(*value));
     }
 
-    fn told(self) -> Result<Counters, String> {
+    fn counters(self) -> Result<Counters, String> {
         match self.ambiguous {
             None => Ok(self.counters),
             Some(family) => Err(format!(
-                "holds several samples of {PREFIX}{family} for one model: whose they are cannot \
-                 be told"
+                "has several samples of {PREFIX}{family} for one model: it is unknown which one \
+                 is meant"
             )),
         }
     }
@@ -139,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_that_are_no_counts_are_not_known() {
+    fn impossible_values_are_unknown() {
         let counters = of_server(
             "llamacpp:n_decode_total NaN\nllamacpp:prompt_tokens_total -1\n\
              llamacpp:n_tokens_max 0.5\nllamacpp:tokens_predicted_total 5\n",
@@ -154,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn another_programs_metrics_are_not_llama_cpps() {
+    fn the_metrics_of_another_program_are_an_error() {
         assert!(of_server("node_load1 0.5\n", &[]).is_err());
     }
 
@@ -168,10 +170,10 @@ mod tests {
     }
 
     #[test]
-    fn samples_of_several_models_are_told_apart_by_their_label() {
+    fn the_label_distinguishes_the_samples_of_several_models() {
         let (a, b) = (generated("{model=\"a\"}", 1), generated("{model=\"b\"}", 2));
         let bare = generated("", 3);
-        let of_tomorrow = "llamacpp:of_tomorrow{model=\"b\",position=\"0\"} 1\n".to_owned();
+        let unknown_family = "llamacpp:of_tomorrow{model=\"b\",position=\"0\"} 1\n".to_owned();
         let many: String = (0..3000)
             .map(|number| generated(&format!("{{model=\"m{number}\"}}"), 4))
             .collect();
@@ -189,7 +191,7 @@ mod tests {
             (a.clone() + &b, &["a", "b"], None),
             (a.clone() + &b, &[], None),
             (bare.clone() + &b, &["a"], None),
-            (bare.clone() + &of_tomorrow, &["a"], Some(3.0)),
+            (bare.clone() + &unknown_family, &["a"], Some(3.0)),
             // Nor one of several that nothing tells apart.
             (bare.clone() + &bare, &["a"], None),
             (
@@ -208,11 +210,11 @@ mod tests {
             (generated("{model=\"\"}", 4), &["a"], Some(4.0)),
             (many, &["a"], None),
         ] {
-            let told = of_server(&text, names).map(|counters| counters.generated_tokens);
+            let read = of_server(&text, names).map(|counters| counters.generated_tokens);
             assert_eq!(
-                told.clone().ok().flatten(),
+                read.clone().ok().flatten(),
                 tokens,
-                "{text:.500} {names:?}: {told:?}"
+                "{text:.500} {names:?}: {read:?}"
             );
         }
     }

@@ -1,12 +1,11 @@
-//! Random histories of a server, and what may be said of each.
+//! A simulated llama-server with random histories, and what the tracker may report of each.
 //!
-//! The server below does what real ones were measured to do (`n_decode_total` moves with each
-//! call; the other counters when a prompt is done or a request ends; a request whose client
-//! hung up is not counted before b10566; a slot keeps the counts of its last task before
-//! b10566 and only the tokens that it holds from then on; it tells no prompt tokens before
-//! b9294; `/metrics` prints six significant digits). It is polled as the exporter polls:
-//! `/metrics`, and a moment later `/slots`, either of which may be late, switched off or
-//! not asked.
+//! The server does what real ones were measured to do: `n_decode_total` grows with each call, the
+//! other counters when a prompt is done or a request ends; a request whose client disconnected is
+//! not counted before b10566; a slot keeps the counts of its last task before b10566, and only its
+//! tokens from then on; it reports no prompt tokens before b9294; `/metrics` prints six
+//! significant digits. It is polled as the exporter polls: `/metrics`, and a moment later
+//! `/slots`, either of which may be late, switched off or not requested.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -26,7 +25,7 @@ const BATCH: u64 = 512;
 
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 enum Build {
-    /// Its slots tell no prompt tokens.
+    /// Its slots report no prompt tokens.
     Before9294,
     Before10566,
     From10566,
@@ -36,7 +35,7 @@ enum Build {
 struct Setup {
     build: Build,
     slots: usize,
-    /// What its counters begin with.
+    /// The first value of its counters.
     counted: f64,
     has_slots: bool,
     has_metrics: bool,
@@ -48,15 +47,15 @@ enum Event {
     Request {
         prompt: u64,
         answer: u64,
-        hangs_up_after: Option<u64>,
+        disconnects_after: Option<u64>,
     },
-    /// As many calls, and a poll.
+    /// This number of calls, and a poll.
     Poll {
         calls: u32,
         between: u32,
-        how: How,
+        outcome: PollOutcome,
     },
-    /// No request for so long, and a poll.
+    /// This time without requests, and a poll.
     Pause {
         seconds: u64,
     },
@@ -65,7 +64,7 @@ enum Event {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum How {
+enum PollOutcome {
     Whole,
     LateMetrics,
     LateSlots,
@@ -77,7 +76,7 @@ struct Request {
     id: u64,
     prompt: u64,
     answer: u64,
-    hangs_up_after: Option<u64>,
+    disconnects_after: Option<u64>,
 }
 
 /// A task on its slot, also after its end.
@@ -87,17 +86,17 @@ struct Task {
     running: bool,
     computed: u64,
     generated: u64,
-    /// What the last poll saw of it.
-    seen: (u64, u64),
+    /// What the last poll read of it.
+    last_polled: (u64, u64),
     /// Whether its prompt was done, and whether it ended, after `/metrics` was read last.
-    prompt_news: bool,
-    end_news: bool,
+    prompt_is_unread: bool,
+    end_is_unread: bool,
 }
 
 struct Server {
     setup: Setup,
     now: Instant,
-    life: u32,
+    run: u32,
     next_id: u64,
     waiting: VecDeque<Request>,
     slots: Vec<Option<Task>>,
@@ -107,35 +106,35 @@ struct Server {
     busy_slots: f64,
     truth: Truth,
     /// Prompt and generated tokens of tasks that were replaced since `/metrics` was read, as
-    /// far as `/metrics` cannot have told them.
+    /// far as `/metrics` cannot have had them.
     replaced: (f64, f64),
     /// Those of all tasks that were replaced since `/slots` was read.
     lost: (f64, f64),
 }
 
-/// What really happened in one life.
+/// What happened in one run of the server.
 #[derive(Clone, Copy, Debug, Default)]
 struct Truth {
     generated: f64,
     prompt: f64,
     calls: f64,
-    /// Of requests that hung up, and were neither counted nor seen by any poll.
+    /// Of disconnected requests, and neither counted nor read by any poll.
     unknowable: f64,
-    /// Of requests that hung up and whose end no poll saw: it is not known that they were dropped.
+    /// Of disconnected requests whose end no poll read: the exporter cannot know of the drop.
     unproven: f64,
     /// The same of prompts.
     prompt_unknowable: f64,
     prompt_unproven: f64,
-    /// Of requests that hung up.
-    hung_up: f64,
-    prompt_hung_up: f64,
+    /// Of disconnected requests.
+    disconnected: f64,
+    prompt_disconnected: f64,
     /// Batches of prompt.
     batches: f64,
     /// Of requests that have ended, as the server counts them.
     predicted: f64,
     /// Of prompts that are done, as the server counts them.
     prompt_counted: f64,
-    /// Tokens that neither /metrics nor /slots can have told this time, but will the next.
+    /// Tokens that neither `/metrics` nor `/slots` had at this poll, but will at the next.
     prompt_unread: f64,
     unread: f64,
     /// Those of the last polls.
@@ -149,7 +148,7 @@ impl Server {
             slots: vec![None; setup.slots],
             setup,
             now: Instant::now(),
-            life: 0,
+            run: 0,
             next_id: 0,
             waiting: VecDeque::new(),
             prompt: 0.0,
@@ -165,7 +164,7 @@ impl Server {
     }
 
     fn begin(&mut self, counted: f64) {
-        self.life += 1;
+        self.run += 1;
         self.waiting.clear();
         self.slots.fill(None);
         (self.prompt, self.predicted, self.calls) = (counted, counted, counted);
@@ -202,7 +201,7 @@ impl Server {
                     let (prompt, generated) = before.unread();
                     self.replaced.0 += prompt;
                     self.replaced.1 += generated;
-                    let (prompt, generated) = before.unseen();
+                    let (prompt, generated) = before.unpolled();
                     self.lost.0 += prompt;
                     self.lost.1 += generated;
                 }
@@ -211,9 +210,9 @@ impl Server {
                     running: true,
                     computed: 0,
                     generated: 0,
-                    seen: (0, 0),
-                    prompt_news: false,
-                    end_news: false,
+                    last_polled: (0, 0),
+                    prompt_is_unread: false,
+                    end_is_unread: false,
                 });
             }
         }
@@ -227,7 +226,7 @@ impl Server {
                 self.truth.batches += 1.0;
                 if task.computed == task.request.prompt {
                     self.prompt += task.request.prompt as f64;
-                    task.prompt_news = true;
+                    task.prompt_is_unread = true;
                     task.generated = 1;
                     self.truth.generated += 1.0;
                 }
@@ -236,17 +235,17 @@ impl Server {
                 self.truth.generated += 1.0;
             }
             let done = task.generated == task.request.answer;
-            let hung_up = task
+            let disconnected = task
                 .request
-                .hangs_up_after
+                .disconnects_after
                 .is_some_and(|after| task.generated >= after && !done);
-            if done || hung_up {
+            if done || disconnected {
                 task.running = false;
-                task.end_news = true;
-                if hung_up {
-                    self.truth.hung_up += task.generated as f64;
+                task.end_is_unread = true;
+                if disconnected {
+                    self.truth.disconnected += task.generated as f64;
                     if task.computed < task.request.prompt {
-                        self.truth.prompt_hung_up += task.computed as f64;
+                        self.truth.prompt_disconnected += task.computed as f64;
                     }
                 }
                 if done || self.setup.build == Build::From10566 {
@@ -264,7 +263,7 @@ impl Server {
 
     fn metrics(&mut self) -> Counters {
         for task in self.slots.iter_mut().flatten() {
-            (task.prompt_news, task.end_news) = (false, false);
+            (task.prompt_is_unread, task.end_is_unread) = (false, false);
         }
         self.replaced = (0.0, 0.0);
         let running = self.slots.iter().flatten().filter(|task| task.running);
@@ -285,7 +284,7 @@ impl Server {
         read.unwrap().of_server(&[]).unwrap()
     }
 
-    /// What happened up to now.
+    /// What happened so far.
     fn truth(&self) -> Truth {
         let (mut prompt_unread, mut unread) = self.replaced;
         let (mut prompt_lost, mut lost) = self.lost;
@@ -293,11 +292,11 @@ impl Server {
             let (prompt, generated) = task.unread();
             prompt_unread += prompt;
             unread += generated;
-            let (prompt, generated) = task.unseen();
+            let (prompt, generated) = task.unpolled();
             prompt_lost += prompt;
             lost += generated;
         }
-        // What /metrics tells is hidden where it lacks as much of something else.
+        // What `/metrics` has gained is hidden if it lacks as much of something else.
         if unread > 0.0 {
             unread += lost;
         }
@@ -317,21 +316,24 @@ impl Server {
         let build = self.setup.build;
         self.lost = (0.0, 0.0);
         let slots = self.slots.iter_mut().enumerate();
-        let shown = slots.map(|(id, task)| {
+        let json = slots.map(|(id, task)| {
             let Some(task) = task else {
                 return json!({"id": id, "is_processing": false, "speculative": false});
             };
             let kept = task.running || build < Build::From10566;
-            let told = build > Build::Before9294;
+            let reports_prompt = build > Build::Before9294;
             if kept {
-                task.seen = (if told { task.computed } else { 0 }, task.generated);
+                task.last_polled = (
+                    if reports_prompt { task.computed } else { 0 },
+                    task.generated,
+                );
             } else if task.computed < task.request.prompt {
-                // Its counts are reset: how much it had computed is lost.
-                self.truth.prompt_unknowable += (task.computed - task.seen.0) as f64;
-                task.seen.0 = task.computed;
+                // Its counts are reset: outcome much it had computed is lost.
+                self.truth.prompt_unknowable += (task.computed - task.last_polled.0) as f64;
+                task.last_polled.0 = task.computed;
             }
             let done = task.generated == task.request.answer;
-            let mut shown = json!({
+            let mut json = json!({
                 "id": id, "is_processing": task.running, "speculative": false,
                 "id_task": task.request.id,
                 "next_token": [{
@@ -340,21 +342,21 @@ impl Server {
                 }],
             });
             if build >= Build::Before10566 {
-                shown["n_prompt_tokens"] = json!(task.computed + task.generated.saturating_sub(1));
-                shown["n_prompt_tokens_processed"] = json!(if kept { task.computed } else { 0 });
+                json["n_prompt_tokens"] = json!(task.computed + task.generated.saturating_sub(1));
+                json["n_prompt_tokens_processed"] = json!(if kept { task.computed } else { 0 });
             }
-            shown
+            json
         });
-        let json = serde_json::Value::from(shown.collect::<Vec<_>>()).to_string();
-        let Slots(slots) = serde_json::from_str(&json).unwrap();
+        let document = serde_json::Value::from(json.collect::<Vec<_>>()).to_string();
+        let Slots(slots) = serde_json::from_str(&document).unwrap();
         slots
     }
 }
 
 impl Task {
-    /// The slot gets another task: what was not seen of this one never will be.
+    /// The slot gets another task: what no poll read of this one is lost.
     fn forget(&self, build: Build, truth: &mut Truth) {
-        let (computed, generated) = self.seen;
+        let (computed, generated) = self.last_polled;
         if self.generated < self.request.answer && build < Build::From10566 {
             truth.unknowable += (self.generated - generated) as f64;
             truth.unproven += self.generated as f64;
@@ -365,9 +367,9 @@ impl Task {
         }
     }
 
-    /// Prompt and generated tokens that no poll has seen.
-    fn unseen(&self) -> (f64, f64) {
-        let (computed, generated) = self.seen;
+    /// Prompt and generated tokens that no poll read.
+    fn unpolled(&self) -> (f64, f64) {
+        let (computed, generated) = self.last_polled;
         (
             (self.computed - computed) as f64,
             (self.generated - generated) as f64,
@@ -376,14 +378,14 @@ impl Task {
 
     /// Prompt and generated tokens that came to the counters after /metrics was read.
     fn unread(&self) -> (f64, f64) {
-        let (computed, generated) = self.seen;
+        let (computed, generated) = self.last_polled;
         (
-            if self.prompt_news {
+            if self.prompt_is_unread {
                 (self.computed - computed) as f64
             } else {
                 0.0
             },
-            if self.end_news {
+            if self.end_is_unread {
                 (self.generated - generated) as f64
             } else {
                 0.0
@@ -405,36 +407,36 @@ fn half_step(count: f64) -> f64 {
     }
 }
 
-/// The exporter, and what it has said in this life of the server.
-struct Watcher {
+/// The exporter, and what it reported in this run of the server.
+struct Exporter {
     state: ModelTracker,
     model: Model,
-    life: u32,
-    /// When and of what it was told, at each whole poll.
-    told: Vec<(Instant, Truth)>,
+    run: u32,
+    /// The time and the truth of each complete poll.
+    polled: Vec<(Instant, Truth)>,
     /// Truth as of the last two reads of `/metrics`.
     last_counters: Option<Counters>,
 }
 
-impl Watcher {
-    fn new() -> Watcher {
-        Watcher {
+impl Exporter {
+    fn new() -> Exporter {
+        Exporter {
             state: ModelTracker::default(),
             model: Model::default(),
-            life: 0,
-            told: Vec::new(),
+            run: 0,
+            polled: Vec::new(),
             last_counters: None,
         }
     }
 
-    fn poll(&mut self, server: &mut Server, between: u32, how: How) {
-        if how == How::Missed {
+    fn poll(&mut self, server: &mut Server, between: u32, outcome: PollOutcome) {
+        if outcome == PollOutcome::Missed {
             return;
         }
-        // A restart shows in the counters, where they are read.
-        if self.life != server.life && how != How::LateMetrics {
-            self.life = server.life;
-            self.told.clear();
+        // A restart shows in the counters, if they are read.
+        if self.run != server.run && outcome != PollOutcome::LateMetrics {
+            self.run = server.run;
+            self.polled.clear();
             self.model = Model::default();
             self.last_counters = None;
         }
@@ -446,16 +448,16 @@ impl Watcher {
         let before = server.truth();
         let counters = server.metrics();
         let counters_at = server.now;
-        // Where there are no slots to read, the reading ends here.
+        // Without slots, the reading ends here.
         for _ in 0..if setup.has_slots { between } else { 0 } {
             server.call();
         }
-        if self.told.is_empty() {
-            // What had hung up before the slots were read will never be known.
+        if self.polled.is_empty() {
+            // What disconnected before the slots were read is never known.
             if server.setup.build < Build::From10566 {
-                server.truth.unknowable += server.truth.hung_up;
+                server.truth.unknowable += server.truth.disconnected;
             }
-            server.truth.prompt_unknowable += server.truth.prompt_hung_up;
+            server.truth.prompt_unknowable += server.truth.prompt_disconnected;
         }
         let truth = server.truth();
         let unchanged = self.last_counters.as_ref().is_some_and(|then| {
@@ -463,32 +465,32 @@ impl Watcher {
                 && !counters.is_busy()
                 && half_step(counters.decode_calls.unwrap()) == 0.0
         });
-        let late_slots = how == How::LateSlots && setup.has_slots;
-        reading.counters = match how {
+        let late_slots = outcome == PollOutcome::LateSlots && setup.has_slots;
+        reading.counters = match outcome {
             _ if !setup.has_metrics => Update::Absent,
-            How::LateMetrics => Update::Stale,
+            PollOutcome::LateMetrics => Update::Stale,
             _ => Update::New(CountersReading {
                 at: counters_at,
-                process: Some(server.life.to_string()),
+                process: Some(server.run.to_string()),
                 counters: counters.clone(),
             }),
         };
-        reading.slots = match how {
+        reading.slots = match outcome {
             _ if !setup.has_slots => Update::Absent,
-            How::LateMetrics | How::LateSlots => Update::Stale,
+            PollOutcome::LateMetrics | PollOutcome::LateSlots => Update::Stale,
             _ if unchanged && setup.has_metrics => Update::Unchanged,
             _ => Update::New(SlotsReading {
                 at: server.now,
                 slots: server.slots(),
             }),
         };
-        // What is reset at the end is lost with this look.
+        // What is reset at the end of a task is lost with this reading of the slots.
         let truth = Truth {
             prompt_unknowable: server.truth.prompt_unknowable,
             ..truth
         };
-        // What could not be read is not always told apart from what came next at once.
-        let news = self.told.iter().rev().take(3);
+        // Unread tokens are not always distinguished from those that came right after.
+        let news = self.polled.iter().rev().take(3);
         let truth = Truth {
             unread_lately: truth.unread + news.clone().map(|(_, t)| t.unread).sum::<f64>(),
             prompt_unread_lately: truth.prompt_unread
@@ -496,16 +498,17 @@ impl Watcher {
             ..truth
         };
         let model = self.state.update(&reading);
-        let whole = how == How::Whole || (how == How::LateSlots && !setup.has_slots);
-        let name = format!("{setup:?}, {how:?}, {truth:?}, {counters:?}, {model:?}");
-        self.never_falls(&model, &name);
+        let whole = outcome == PollOutcome::Whole
+            || (outcome == PollOutcome::LateSlots && !setup.has_slots);
+        let name = format!("{setup:?}, {outcome:?}, {truth:?}, {counters:?}, {model:?}");
+        self.assert_never_falls(&model, &name);
         if setup.has_metrics && (whole || late_slots) {
-            self.stays_in_the_fence(&setup, &model, &before, &truth, whole, &name);
+            self.assert_within_bounds(&setup, &model, &before, &truth, whole, &name);
         }
         if whole {
             self.last_counters = Some(counters);
-            self.rates_are_true(&setup, &model, server.now, &truth, &name);
-            self.told.push((server.now, truth));
+            self.assert_rates(&setup, &model, server.now, &truth, &name);
+            self.polled.push((server.now, truth));
         } else {
             assert_eq!(model.rates.tokens_per_second, None, "{name}");
             assert_eq!(model.rates.prompt_tokens_per_second, None, "{name}");
@@ -520,9 +523,9 @@ impl Watcher {
         self.model = model;
     }
 
-    /// Before b10566 nothing is asked of a server that sleeps.
+    /// Before b10566 a sleeping server is not polled.
     fn poll_asleep(&mut self, server: &mut Server) {
-        if self.life != server.life {
+        if self.run != server.run {
             return;
         }
         let mut reading = ModelReading {
@@ -533,20 +536,20 @@ impl Watcher {
             _ if !server.setup.has_metrics => Update::Absent,
             Build::From10566 => Update::New(CountersReading {
                 at: server.now,
-                process: Some(server.life.to_string()),
+                process: Some(server.run.to_string()),
                 counters: server.metrics(),
             }),
             _ => Update::Unchanged,
         };
         let model = self.state.update(&reading);
         let name = format!("asleep, {:?}, {model:?}", server.truth());
-        self.never_falls(&model, &name);
+        self.assert_never_falls(&model, &name);
         assert_eq!(model.rates.tokens_per_second, Some(0.0), "{name}");
-        self.told.push((server.now, server.truth()));
+        self.polled.push((server.now, server.truth()));
         self.model = model;
     }
 
-    fn never_falls(&self, model: &Model, name: &str) {
+    fn assert_never_falls(&self, model: &Model, name: &str) {
         let counters: [fn(&Model) -> Option<f64>; 3] = [
             |model| model.live.generated_tokens,
             |model| model.live.prompt_tokens,
@@ -559,7 +562,7 @@ impl Watcher {
         }
     }
 
-    fn stays_in_the_fence(
+    fn assert_within_bounds(
         &self,
         setup: &Setup,
         model: &Model,
@@ -576,7 +579,7 @@ impl Watcher {
         };
         let half = half_step(truth.generated);
         let (least, most) = if !setup.has_slots {
-            // Each batch of prompt looks like a token; what hung up is seen no more.
+            // Each batch of prompt looks like a token; disconnected requests show no more.
             (
                 before.predicted - half,
                 truth.generated + truth.batches + half,
@@ -606,39 +609,32 @@ impl Watcher {
         }
 
         let half = half_step(truth.calls);
-        // The slots tell calls as of a moment later, which is not told apart.
+        // The slots give the calls of a moment later, which cannot be distinguished.
         let moment = if half > 0.0 { 2.0 } else { 0.0 };
         let least = before.calls - moment - if whole { half } else { 2.0 * half };
         between(model.live.decode_calls.unwrap(), least, truth.calls + half);
     }
 
-    fn rates_are_true(
-        &self,
-        setup: &Setup,
-        model: &Model,
-        now: Instant,
-        truth: &Truth,
-        name: &str,
-    ) {
+    fn assert_rates(&self, setup: &Setup, model: &Model, now: Instant, truth: &Truth, name: &str) {
         let slots = setup.has_slots;
         let rounded = half_step(truth.calls) > 0.0;
         let generated = |a: &Truth, b: &Truth| {
             let unread = a.unread_lately + b.unread_lately;
-            // That something was dropped shows late, or is hidden by what came unseen.
+            // A drop shows late, or is hidden by requests that no poll read.
             let unproven = b.unknowable - a.unknowable + b.unproven;
             if slots {
                 unread + unproven
             } else {
-                // What was in flight when the server was met is not known.
-                let met = &self.told[0].1;
-                let in_flight = met.generated - met.hung_up - met.predicted;
+                // The tokens in flight at the first poll are unknown.
+                let met = &self.polled[0].1;
+                let in_flight = met.generated - met.disconnected - met.predicted;
                 in_flight + setup.slots as f64 + a.batches + b.batches - 2.0 * met.batches
-                    + b.hung_up
+                    + b.disconnected
             }
         };
-        let told_prompt = slots && setup.build > Build::Before9294;
+        let reports_prompt = slots && setup.build > Build::Before9294;
         let prompt = |truth: &Truth| {
-            if told_prompt {
+            if reports_prompt {
                 truth.prompt
             } else {
                 truth.prompt_counted
@@ -648,10 +644,10 @@ impl Watcher {
             let unread = a.prompt_unread_lately + b.prompt_unread_lately;
             unread + b.prompt_unknowable - a.prompt_unknowable
                 + b.prompt_unproven
-                + b.prompt_hung_up
+                + b.prompt_disconnected
         };
         if setup.has_metrics {
-            self.is_true(
+            self.assert_rate(
                 model.rates.tokens_per_second,
                 now,
                 truth,
@@ -660,7 +656,7 @@ impl Watcher {
                 &|t| t.generated,
                 &generated,
             );
-            self.is_true(
+            self.assert_rate(
                 model.rates.prompt_tokens_per_second,
                 now,
                 truth,
@@ -670,19 +666,19 @@ impl Watcher {
                 &prompt_slack,
             );
         } else if let (Some(rate), Some((then, before))) =
-            (model.rates.tokens_per_second, self.told.last())
+            (model.rates.tokens_per_second, self.polled.last())
         {
-            let seen = rate * now.duration_since(*then).as_secs_f64();
+            let last_polled = rate * now.duration_since(*then).as_secs_f64();
             assert!(
-                seen <= truth.generated - before.generated + 1e-6,
-                "{seen} seen: {name}"
+                last_polled <= truth.generated - before.generated + 1e-6,
+                "{last_polled} last_polled: {name}"
             );
         }
     }
 
-    /// Some window up to now has just that rate, and no poll reads 0 while tokens come.
+    /// The rate is that of some window up to now, and no poll reads 0 while tokens come.
     #[allow(clippy::too_many_arguments)]
-    fn is_true(
+    fn assert_rate(
         &self,
         rate: Option<f64>,
         now: Instant,
@@ -692,7 +688,7 @@ impl Watcher {
         count: &dyn Fn(&Truth) -> f64,
         slack: &dyn Fn(&Truth, &Truth) -> f64,
     ) {
-        let (Some(rate), Some((_, before))) = (rate, self.told.last()) else {
+        let (Some(rate), Some((_, before))) = (rate, self.polled.last()) else {
             return;
         };
         let grown = count(truth) - count(before);
@@ -703,7 +699,7 @@ impl Watcher {
             );
             return;
         }
-        let windows = self.told.iter().rev().map(|(at, then)| {
+        let windows = self.polled.iter().rev().map(|(at, then)| {
             let seconds = now.duration_since(*at).as_secs_f64();
             let grown = count(truth) - count(then);
             let wrong = (rate * seconds - grown).abs();
@@ -746,23 +742,24 @@ fn setups() -> impl Strategy<Value = Setup> {
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
-    let how = prop_oneof![
-        12 => Just(How::Whole),
-        1 => Just(How::LateMetrics),
-        1 => Just(How::LateSlots),
-        1 => Just(How::Missed),
+    let outcome = prop_oneof![
+        12 => Just(PollOutcome::Whole),
+        1 => Just(PollOutcome::LateMetrics),
+        1 => Just(PollOutcome::LateSlots),
+        1 => Just(PollOutcome::Missed),
     ];
-    let hangs_up = prop_oneof![4 => Just(None), 1 => (0..200u64).prop_map(Some)];
-    let request = (1..2000u64, 1..400u64, hangs_up).prop_map(|(prompt, answer, hangs_up_after)| {
-        Event::Request {
-            prompt,
-            answer,
-            hangs_up_after,
-        }
-    });
+    let disconnects = prop_oneof![4 => Just(None), 1 => (0..200u64).prop_map(Some)];
+    let request =
+        (1..2000u64, 1..400u64, disconnects).prop_map(|(prompt, answer, disconnects_after)| {
+            Event::Request {
+                prompt,
+                answer,
+                disconnects_after,
+            }
+        });
     let event = prop_oneof![
         10 => request,
-        20 => (1..150u32, 0..3u32, how).prop_map(|(calls, between, how)| Event::Poll { calls, between, how }),
+        20 => (1..150u32, 0..3u32, outcome).prop_map(|(calls, between, outcome)| Event::Poll { calls, between, outcome }),
         2 => (1..100u64).prop_map(|seconds| Event::Pause { seconds }),
         1 => Just(Event::Restart),
         1 => Just(Event::Sleep),
@@ -770,16 +767,16 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     prop::collection::vec(event, 1..80)
 }
 
-fn live(setup: Setup, events: Vec<Event>) {
+fn simulate(setup: Setup, events: Vec<Event>) {
     let mut server = Server::new(setup);
-    let mut watcher = Watcher::new();
-    watcher.poll(&mut server, 0, How::Whole);
+    let mut exporter = Exporter::new();
+    exporter.poll(&mut server, 0, PollOutcome::Whole);
     for event in events {
         match event {
             Event::Request {
                 prompt,
                 answer,
-                hangs_up_after,
+                disconnects_after,
             } => {
                 let id = server.next_id;
                 server.next_id += 1;
@@ -787,29 +784,29 @@ fn live(setup: Setup, events: Vec<Event>) {
                     id,
                     prompt,
                     answer,
-                    hangs_up_after,
+                    disconnects_after,
                 });
             }
             Event::Poll {
                 calls,
                 between,
-                how,
+                outcome,
             } => {
                 for _ in 0..calls {
                     server.call();
                 }
                 if !server.is_busy() {
-                    // Time goes by all the same.
+                    // Time passes anyway.
                     server.now += Duration::from_millis(1);
                 }
-                watcher.poll(&mut server, between, how);
+                exporter.poll(&mut server, between, outcome);
             }
             Event::Pause { seconds } => {
                 while server.is_busy() {
                     server.call();
                 }
                 server.now += Duration::from_secs(seconds);
-                watcher.poll(&mut server, 0, How::Whole);
+                exporter.poll(&mut server, 0, PollOutcome::Whole);
             }
             Event::Restart => server.begin(0.0),
             Event::Sleep => {
@@ -818,12 +815,12 @@ fn live(setup: Setup, events: Vec<Event>) {
                 }
                 server.now += Duration::from_secs(5);
                 if server.setup.build < Build::From10566 {
-                    // What it is not asked for in time is told after the sleep, and seems younger.
-                    watcher.poll(&mut server, 0, How::Whole);
+                    // What is not read in time is read after the sleep, and seems younger.
+                    exporter.poll(&mut server, 0, PollOutcome::Whole);
                 }
-                watcher.poll_asleep(&mut server);
+                exporter.poll_asleep(&mut server);
                 server.now += Duration::from_secs(60);
-                watcher.poll_asleep(&mut server);
+                exporter.poll_asleep(&mut server);
                 server.reload();
             }
         }
@@ -835,12 +832,12 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_a_server_goes_through_what_is_said_of_it_is_true(setup in setups(), events in events()) {
-        live(setup, events);
+    fn reported_values_stay_within_bounds_in_any_history(setup in setups(), events in events()) {
+        simulate(setup, events);
     }
 }
 
-/// One request on a server that has counted so much already, polled as it streams.
+/// One request on a server with counters of this size, polled while it streams.
 fn stream(build: Build, counted: f64) {
     let setup = Setup {
         build,
@@ -851,63 +848,63 @@ fn stream(build: Build, counted: f64) {
         call: Duration::from_millis(20),
     };
     let mut server = Server::new(setup);
-    let mut watcher = Watcher::new();
-    watcher.poll(&mut server, 0, How::Whole);
+    let mut exporter = Exporter::new();
+    exporter.poll(&mut server, 0, PollOutcome::Whole);
     server.waiting.push_back(Request {
         id: 1,
         prompt: 100,
         answer: 1000,
-        hangs_up_after: None,
+        disconnects_after: None,
     });
-    let before = watcher.model.clone();
+    let before = exporter.model.clone();
     for poll in 0..15 {
         for _ in 0..50 {
             server.call();
         }
-        watcher.poll(&mut server, 1, How::Whole);
+        exporter.poll(&mut server, 1, PollOutcome::Whole);
         let grown =
-            watcher.model.live.generated_tokens.unwrap() - before.live.generated_tokens.unwrap();
+            exporter.model.live.generated_tokens.unwrap() - before.live.generated_tokens.unwrap();
         assert_eq!(grown, (poll + 1) as f64 * 51.0, "{build:?} {counted}");
-        // Where six digits hide as much, the first interval may have held another request.
+        // With large counters, the first interval may have had another request.
         if poll > 0 {
             assert_eq!(
-                watcher.model.rates.tokens_per_second,
+                exporter.model.rates.tokens_per_second,
                 Some(50.0),
                 "{build:?} {counted}"
             );
             assert_eq!(
-                watcher.model.rates.batch_size,
+                exporter.model.rates.batch_size,
                 Some(1.0),
                 "{build:?} {counted}"
             );
         }
     }
-    let latency = watcher.model.rates.batch_latency.as_ref().unwrap();
+    let latency = exporter.model.rates.batch_latency.as_ref().unwrap();
     let calls = latency.sum() / 0.02;
     assert!(
         (calls - latency.count() as f64).abs() < 1e-6,
         "{build:?} {counted}"
     );
-    // Whatever its age, it is known at once that it generates no more.
+    // At any size of the counters, the end of generation shows at once.
     while server.is_busy() {
         server.call();
     }
     for _ in 0..2 {
         server.now += Duration::from_secs(1);
-        watcher.poll(&mut server, 0, How::Whole);
+        exporter.poll(&mut server, 0, PollOutcome::Whole);
     }
     assert_eq!(
-        watcher.model.rates.tokens_per_second,
+        exporter.model.rates.tokens_per_second,
         Some(0.0),
         "{build:?} {counted}"
     );
     let grown =
-        watcher.model.live.generated_tokens.unwrap() - before.live.generated_tokens.unwrap();
+        exporter.model.live.generated_tokens.unwrap() - before.live.generated_tokens.unwrap();
     assert_eq!(grown, 1000.0, "{build:?} {counted}");
 }
 
 #[test]
-fn the_rate_of_a_stream_is_known_at_any_age_of_the_server() {
+fn the_rate_of_a_stream_is_exact_at_any_size_of_the_counters() {
     for build in [Build::Before9294, Build::Before10566, Build::From10566] {
         for counted in [0.0, 3e6, 4e7, 7e8] {
             stream(build, counted);
@@ -915,9 +912,9 @@ fn the_rate_of_a_stream_is_known_at_any_age_of_the_server() {
     }
 }
 
-/// Requests that come and go between two polls, on a server that has counted 700 million.
+/// Requests that begin and end between two polls, on a server that has counted 700 million.
 #[test]
-fn where_six_digits_hide_what_came_the_rate_is_that_of_a_longer_time() {
+fn hidden_requests_of_large_counters_give_a_rate_over_a_longer_time() {
     for (has_slots, calls) in [(true, 100), (false, 400)] {
         let setup = Setup {
             build: Build::From10566,
@@ -928,8 +925,8 @@ fn where_six_digits_hide_what_came_the_rate_is_that_of_a_longer_time() {
             call: Duration::from_millis(10),
         };
         let mut server = Server::new(setup);
-        let mut watcher = Watcher::new();
-        watcher.poll(&mut server, 0, How::Whole);
+        let mut exporter = Exporter::new();
+        exporter.poll(&mut server, 0, PollOutcome::Whole);
         let mut known = 0;
         for poll in 0..200 {
             for _ in 0..calls {
@@ -940,14 +937,14 @@ fn where_six_digits_hide_what_came_the_rate_is_that_of_a_longer_time() {
                         id,
                         prompt: 1,
                         answer: 10 + id % 20,
-                        hangs_up_after: None,
+                        disconnects_after: None,
                     });
                 }
                 server.call();
             }
-            watcher.poll(&mut server, 0, How::Whole);
+            exporter.poll(&mut server, 0, PollOutcome::Whole);
             // Four slots, and a token each at every call.
-            if let Some(rate) = watcher.model.rates.tokens_per_second {
+            if let Some(rate) = exporter.model.rates.tokens_per_second {
                 known += 1;
                 assert!((350.0..=450.0).contains(&rate), "{rate} at poll {poll}");
             }
