@@ -20,7 +20,8 @@ use crate::snapshot::{Model, PollFailure, Polls, Reason, Snapshot, SnapshotCell}
 use crate::upstream::advice::Advice;
 use crate::upstream::detection::DetectedServer;
 use crate::upstream::http::exchange::Exchange;
-use crate::upstream::reading::{FailedRequest, Reading};
+use crate::upstream::http::request_log::FailedRequest;
+use crate::upstream::reading::Reading;
 
 /// Polls one base URL.
 pub struct Poller {
@@ -91,7 +92,7 @@ impl Poller {
         reading.keep_first_of_each();
         self.requests
             .read_records(&mut self.upstream, &mut self.exchange);
-        self.exchange.finish_poll(&mut reading);
+        reading.requests.append(self.exchange.finish_poll());
         let up = reading.up;
         let mut models = self.derive(&reading);
         self.look_at_machine(&reading, &mut models, deadline, clock);
@@ -117,7 +118,7 @@ impl Poller {
             log_lines_rejected: self.requests.log_lines_rejected(),
             models_disk_usage: reading.disk_usage,
             polls: self.polls.clone(),
-            failures: failed(&reading.failures),
+            failures: failed(&reading.requests.failures),
             notes: reading
                 .notes
                 .iter()
@@ -135,13 +136,17 @@ impl Poller {
     /// its first failure is an increase.
     fn count_errors(&mut self, reading: &Reading) {
         let errors = &mut self.polls.errors;
-        let failed = reading.failures.iter().map(|failed| &failed.target);
-        for target in failed.chain(&reading.answered) {
+        let failed = reading
+            .requests
+            .failures
+            .iter()
+            .map(|failed| &failed.target);
+        for target in failed.chain(&reading.requests.answered) {
             for reason in Reason::ALL {
                 errors.entry((target.endpoint, reason)).or_insert(0);
             }
         }
-        for failed in &reading.failures {
+        for failed in &reading.requests.failures {
             let count = errors
                 .entry((failed.target.endpoint, failed.error.reason))
                 .or_insert(0);

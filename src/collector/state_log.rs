@@ -8,7 +8,8 @@ use crate::readings::ModelStatus;
 use crate::settings::BaseUrl;
 use crate::snapshot::{Reason, ServerInfo, Snapshot};
 use crate::upstream::advice::Advice;
-use crate::upstream::reading::{FailedRequest, Reading, Target};
+use crate::upstream::http::request_log::{FailedRequest, RequestTarget};
+use crate::upstream::reading::Reading;
 
 /// Logged and noted where a server has more models than are exported.
 pub(super) const LEFT_OUT: &str =
@@ -20,7 +21,7 @@ pub(super) struct StateLog {
     up: Option<bool>,
     /// The status of each model, by name and mode.
     statuses: BTreeMap<(String, Option<String>), ModelStatus>,
-    failing: BTreeMap<Target, Reason>,
+    failing: BTreeMap<RequestTarget, Reason>,
     notes: Vec<&'static str>,
     /// Whether it was logged that models are left out: once and for all.
     left_out: bool,
@@ -77,7 +78,7 @@ impl StateLog {
     }
 
     fn log_failures(&mut self, server: &dyn Display, reading: &Reading) {
-        for failed in &reading.failures {
+        for failed in &reading.requests.failures {
             let FailedRequest { target, error, .. } = failed;
             let reason = error.reason;
             let pairs: [(&str, &dyn Display); 3] = [
@@ -98,7 +99,7 @@ impl StateLog {
                 log_target(log::warn, "a request failed", target, &pairs);
             }
         }
-        for target in &reading.answered {
+        for target in &reading.requests.answered {
             if self.failing.remove(target).is_some() {
                 log_target(log::info, "it answers again", target, &[("server", server)]);
             }
@@ -117,7 +118,7 @@ impl StateLog {
 fn log_target(
     log: fn(&str, &[(&str, &dyn Display)]),
     message: &str,
-    target: &Target,
+    target: &RequestTarget,
     pairs: &[(&str, &dyn Display)],
 ) {
     let endpoint: (&str, &dyn Display) = ("endpoint", &target.endpoint);

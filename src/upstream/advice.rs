@@ -28,7 +28,7 @@ const ENDPOINTS: [&str; 7] = [
 impl Advice {
     /// What to do about `base`, of which `reading` is not up.
     pub fn on(base: &BaseUrl, reading: &Reading) -> Advice {
-        let errors = || reading.failures.iter().map(|failed| &failed.error);
+        let errors = || reading.requests.failures.iter().map(|failed| &failed.error);
         // The error that says most comes first.
         let error = errors()
             .find(|error| error.reason == Reason::Unauthorized)
@@ -101,11 +101,11 @@ fn advice_on_error(base: &BaseUrl, error: &RequestError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::http::request_log::{FailedRequest, RequestTarget};
     use crate::upstream::products::Product;
-    use crate::upstream::reading::{FailedRequest, Target};
 
     fn on(base: &str, failures: Vec<RequestError>) -> Advice {
-        let target = Target {
+        let target = RequestTarget {
             endpoint: "/health",
             model: None,
         };
@@ -114,10 +114,8 @@ mod tests {
             error,
             is_pending: false,
         };
-        let reading = Reading {
-            failures: failures.into_iter().map(failed).collect(),
-            ..Reading::default()
-        };
+        let mut reading = Reading::default();
+        reading.requests.failures = failures.into_iter().map(failed).collect();
         Advice::on(&base.parse().unwrap(), &reading)
     }
 

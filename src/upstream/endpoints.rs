@@ -1,7 +1,8 @@
 //! The endpoints of llama-server that show what answers: `/health` and `/props`.
 
 use crate::upstream::api::{Health, Props};
-use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome};
+use crate::upstream::http::endpoint::Endpoint;
+use crate::upstream::http::exchange::{Exchange, RequestOutcome};
 use crate::upstream::http::response::HttpResponse;
 use crate::upstream::server_url::ServerUrl;
 

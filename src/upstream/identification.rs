@@ -6,7 +6,8 @@
 
 use crate::snapshot::Reason;
 use crate::upstream::api::{Health, ModelEntry, Props};
-use crate::upstream::http::exchange::{Endpoint, Exchange, RequestOutcome};
+use crate::upstream::http::endpoint::Endpoint;
+use crate::upstream::http::exchange::{Exchange, RequestOutcome};
 use crate::upstream::products::Product;
 use crate::upstream::server_url::ServerUrl;
 

@@ -7,6 +7,7 @@ use crate::readings::{ModelReading, Update};
 use crate::snapshot::{Reason, ServerInfo};
 use crate::upstream::ServerKind;
 use crate::upstream::http::request_error::RequestError;
+use crate::upstream::http::request_log::{FailedRequest, RequestLog, RequestTarget};
 use crate::upstream::products::Product;
 
 /// What one poll brought.
@@ -26,32 +27,10 @@ pub struct Reading {
     pub is_truncated: bool,
     /// Bytes of the server's store of models.
     pub disk_usage: Option<f64>,
-    /// Requests that failed.
-    pub failures: Vec<FailedRequest>,
-    /// What answered, or said that it is switched off.
-    pub answered: Vec<Target>,
+    /// What came of the requests of the poll.
+    pub requests: RequestLog,
     /// What the server cannot tell, for people.
     pub notes: Vec<&'static str>,
-}
-
-/// What a request was for.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Target {
-    /// The path, as the label `endpoint` has it.
-    pub endpoint: &'static str,
-    /// The model whose server was asked, where the base URL leads to several.
-    pub model: Option<String>,
-}
-
-/// A request that failed.
-#[derive(Clone, Debug)]
-pub struct FailedRequest {
-    /// What it was for.
-    pub target: Target,
-    /// Why it failed.
-    pub error: RequestError,
-    /// Whether it was sent and still waits for its answer.
-    pub is_pending: bool,
 }
 
 impl Reading {
@@ -80,11 +59,11 @@ impl Reading {
             model.slots = Update::Absent;
             let why = "the models have more slots together than any real server";
             let error = RequestError::new(Reason::TooLarge, why);
-            let target = Target {
+            let target = RequestTarget {
                 endpoint: "/slots",
                 model: Some(model.name.clone()),
             };
-            self.failures.push(FailedRequest {
+            self.requests.failures.push(FailedRequest {
                 target,
                 error,
                 is_pending: false,

@@ -12,7 +12,8 @@ use crate::readings::{ModelReading, ModelState, ModelStatus, ProcessHints, Updat
 use crate::settings::{BaseUrl, Settings};
 use crate::upstream::api::{ModelEntry, Props, RouterStatus};
 use crate::upstream::endpoints::read_props;
-use crate::upstream::http::exchange::{Endpoint, Exchange, NotServed, RequestOutcome};
+use crate::upstream::http::endpoint::Endpoint;
+use crate::upstream::http::exchange::{Exchange, NotServed, RequestOutcome};
 use crate::upstream::idle_guard::IdleGuard;
 use crate::upstream::llama_server::facts;
 use crate::upstream::model_limit::LimitedModels;

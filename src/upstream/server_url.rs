@@ -1,6 +1,6 @@
 //! Where the endpoints of one server are.
 
-use crate::upstream::http::exchange::Endpoint;
+use crate::upstream::http::endpoint::Endpoint;
 
 /// The URL of one server, or of one model behind a router.
 #[derive(Clone, Debug, Default)]

@@ -11,7 +11,8 @@ use crate::bounds;
 use crate::readings::{CountersReading, ModelReading, Slots, SlotsReading, Update};
 use crate::snapshot::Reason;
 use crate::upstream::api::counters_by_model::CountersByModel;
-use crate::upstream::http::exchange::{Endpoint, Exchange, NotServed, RequestOutcome};
+use crate::upstream::http::endpoint::Endpoint;
+use crate::upstream::http::exchange::{Exchange, NotServed, RequestOutcome};
 use crate::upstream::idle_guard::IdleGuard;
 use crate::upstream::server_url::ServerUrl;
 

@@ -3,7 +3,8 @@
 use serde::Deserialize;
 
 use crate::bounds::lenient::text;
-use crate::upstream::http::exchange::{Endpoint, Exchange};
+use crate::upstream::http::endpoint::Endpoint;
+use crate::upstream::http::exchange::Exchange;
 use crate::upstream::server_url::ServerUrl;
 
 #[derive(Debug, Default, Deserialize)]

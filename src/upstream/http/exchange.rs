@@ -1,6 +1,7 @@
 //! The exchange of one poll: sends its requests, classifies the responses, and remembers the
 //! requests that are still open.
 
+use std::mem;
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -9,26 +10,11 @@ use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
 use crate::upstream::http::allowed_addresses::AllowedAddresses;
 use crate::upstream::http::client::Client;
+use crate::upstream::http::endpoint::Endpoint;
 use crate::upstream::http::open_requests::OpenRequests;
 use crate::upstream::http::request_error::{RequestError, RequestErrorKind};
+use crate::upstream::http::request_log::{FailedRequest, RequestLog, RequestTarget};
 use crate::upstream::http::response::HttpResponse;
-use crate::upstream::reading::{FailedRequest, Reading, Target};
-
-/// An endpoint of an upstream.
-#[derive(Clone, Copy, Debug)]
-pub struct Endpoint {
-    /// Begins with a slash; also the label `endpoint`.
-    pub path: &'static str,
-    /// The most bytes of a response.
-    pub limit: u64,
-}
-
-impl Endpoint {
-    /// The endpoint at `path`, whose response has at most `limit` bytes.
-    pub const fn new(path: &'static str, limit: u64) -> Endpoint {
-        Endpoint { path, limit }
-    }
-}
 
 /// What came of a request.
 #[derive(Debug)]
@@ -116,8 +102,8 @@ pub struct Exchange {
     client: Client,
     /// Requests of this poll and earlier ones that were not answered in time.
     open: OpenRequests,
-    failures: Vec<FailedRequest>,
-    answered: Vec<Target>,
+    /// What came of the requests of this poll.
+    log: RequestLog,
     /// The model whose server is asked now, if the base URL leads to several.
     model: Option<String>,
     /// When all requests of this poll must have ended.
@@ -151,8 +137,7 @@ impl Exchange {
         Ok(Exchange {
             client: Client::restricted_to(allowed, base, settings)?,
             open: OpenRequests::new(settings.timeout),
-            failures: Vec::new(),
-            answered: Vec::new(),
+            log: RequestLog::default(),
             model: None,
             deadline: Instant::now(),
             is_out_of_time: false,
@@ -175,10 +160,9 @@ impl Exchange {
     }
 
     /// Ends a poll, and adds to `reading` what came of its requests.
-    pub fn finish_poll(&mut self, reading: &mut Reading) {
+    pub fn finish_poll(&mut self) -> RequestLog {
         self.client.close();
-        reading.failures.append(&mut self.failures);
-        reading.answered.append(&mut self.answered);
+        mem::take(&mut self.log)
     }
 
     /// When all requests of this poll must have ended.
@@ -209,16 +193,16 @@ impl Exchange {
         endpoint: Endpoint,
         is_discarded: impl Fn(Reason) -> bool,
     ) -> bool {
-        let before = self.failures.len();
-        self.failures.retain(|failed| {
+        let before = self.log.failures.len();
+        self.log.failures.retain(|failed| {
             failed.target.endpoint != endpoint.path || !is_discarded(failed.error.reason)
         });
-        self.failures.len() < before
+        self.log.failures.len() < before
     }
 
     /// Discards all failures of this poll: the server cannot be watched.
     pub fn discard_all_failures(&mut self) {
-        self.failures.clear();
+        self.log.failures.clear();
     }
 
     #[cfg(test)]
@@ -266,7 +250,7 @@ impl Exchange {
         let response = self.client.get(url, endpoint.limit, time_left);
         let outcome = match response.and_then(|response| self.classify(endpoint, response, parse)) {
             Ok(outcome) => {
-                self.answered.push(self.target(endpoint));
+                self.log.answered.push(self.target(endpoint));
                 let is_loading = matches!(outcome, RequestOutcome::NotLoaded);
                 if is_loading || matches!(outcome, RequestOutcome::Ok(_)) {
                     let now = Instant::now();
@@ -312,17 +296,17 @@ impl Exchange {
         url: &str,
         parse: impl FnOnce(HttpResponse) -> Result<T, RequestError>,
     ) -> RequestOutcome<T> {
-        let (failures, answered) = (self.failures.len(), self.answered.len());
+        let (failures, answered) = (self.log.failures.len(), self.log.answered.len());
         let outcome = self.get(endpoint, url, parse);
         if !outcome.is_unanswered() {
-            self.failures.truncate(failures);
+            self.log.failures.truncate(failures);
         }
-        self.answered.truncate(answered);
+        self.log.answered.truncate(answered);
         outcome
     }
 
-    fn target(&self, endpoint: Endpoint) -> Target {
-        Target {
+    fn target(&self, endpoint: Endpoint) -> RequestTarget {
+        RequestTarget {
             endpoint: endpoint.path,
             model: self.model.clone(),
         }
@@ -330,7 +314,7 @@ impl Exchange {
 
     fn add_failure(&mut self, endpoint: Endpoint, error: RequestError, is_pending: bool) {
         let target = self.target(endpoint);
-        self.failures.push(FailedRequest {
+        self.log.failures.push(FailedRequest {
             target,
             error,
             is_pending,
@@ -367,7 +351,7 @@ impl Exchange {
         let wants_user = response.wants_user();
         let is_page = !response.is_json();
         // llama-server serves /health to everyone.
-        let is_health_refused = self.failures.iter().any(|failed| {
+        let is_health_refused = self.log.failures.iter().any(|failed| {
             failed.target.endpoint == "/health" && failed.error.reason == Reason::Unauthorized
         });
         let is_proxy = endpoint.path == "/health" || is_page && (wants_user || is_health_refused);
@@ -454,8 +438,6 @@ mod tests {
         assert!(exchange.is_out_of_time() && !exchange.is_pending(&url));
         listener.set_nonblocking(true).unwrap();
         assert!(listener.accept().is_err(), "a request was sent");
-        let mut reading = Reading::default();
-        exchange.finish_poll(&mut reading);
-        assert_eq!(reading.failures.len(), 1);
+        assert_eq!(exchange.finish_poll().failures.len(), 1);
     }
 }

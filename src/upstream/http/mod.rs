@@ -2,9 +2,11 @@
 
 pub mod allowed_addresses;
 pub mod client;
+pub mod endpoint;
 pub mod exchange;
 mod open_requests;
 pub mod request_error;
+pub mod request_log;
 mod resolver;
 pub mod response;
 #[cfg(feature = "tls")]

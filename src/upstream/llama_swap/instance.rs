@@ -171,10 +171,10 @@ impl DirectServer {
         self.exchange.begin_poll(deadline);
         self.exchange.set_model(Some(name));
         let model = self.read(&mut own);
-        self.exchange.finish_poll(&mut own);
+        let requests = self.exchange.finish_poll();
         if model.is_ok() {
-            reading.failures.append(&mut own.failures);
-            reading.answered.append(&mut own.answered);
+            reading.requests.append(requests);
+            reading.requests.append(own.requests);
             reading.notes.append(&mut own.notes);
         }
         model

@@ -8,7 +8,8 @@ use serde::{Deserialize, Deserializer};
 
 use crate::bounds::lenient::{count, object, text, text_map, texts};
 use crate::readings::{ModelFacts, ModelReading, ModelState, ModelStatus};
-use crate::upstream::http::exchange::{Endpoint, Exchange};
+use crate::upstream::http::endpoint::Endpoint;
+use crate::upstream::http::exchange::Exchange;
 use crate::upstream::model_limit::LimitedModels;
 use crate::upstream::model_runner::model_names::{NameIndex, Spellings, canonical, digest};
 use crate::upstream::server_url::ServerUrl;
