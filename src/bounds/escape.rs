@@ -1,12 +1,10 @@
-//! Text from outside, made safe to show to people.
+//! Text from outside, made safe to print.
 
 use std::fmt::{self, Display};
 
-/// Shows a text with its control characters escaped: it stays on one line, moves no cursor, and
-/// stands in the order in which it was written.
-///
-/// Text from outside may pass through many hands. It is escaped once, where a line of a log or of
-/// a report is made of it.
+/// Displays a text with its control characters escaped: it stays on one line, does not move the
+/// cursor, and keeps its direction. Text is escaped once, where a line of a log or a report is
+/// written.
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<'a>(pub &'a str);
 
@@ -31,7 +29,7 @@ pub fn write_escaped(out: &mut impl fmt::Write, c: char) -> fmt::Result {
     }
 }
 
-/// Whether a terminal, a pager or a browser would do something other than show it.
+/// Whether a terminal, a pager or a browser would do something else than display it.
 fn is_control(c: char) -> bool {
     // C0, DEL and C1.
     c.is_control()
@@ -48,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_moves_the_cursor_or_turns_the_text_is_escaped() {
+    fn characters_that_move_the_cursor_or_turn_the_text_are_escaped() {
         for (text, shown) in [
             ("a b\\\"é日", "a b\\\"é日"),
             ("a\nb\r\tc", "a\\nb\\r\\tc"),

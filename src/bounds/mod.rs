@@ -1,4 +1,4 @@
-//! Limits on what comes from outside, as types: whoever holds one need not check it again.
+//! Limits on what comes from outside: durations, texts, JSON. They know nothing of who uses them.
 
 pub mod escape;
 pub mod json;
@@ -31,7 +31,7 @@ impl BoundedDuration {
         BoundedDuration::new(Duration::from_secs(seconds))
     }
 
-    /// So many seconds; `None` where that is negative or no number.
+    /// So many seconds; `None` if that is negative or not a number.
     pub fn from_secs_f64(seconds: f64) -> Option<BoundedDuration> {
         let capped = seconds.min(BoundedDuration::MAX.0.as_secs_f64());
         let duration = Duration::try_from_secs_f64(capped).ok()?;
@@ -64,15 +64,15 @@ impl From<Duration> for BoundedDuration {
 /// The most bytes of a label's value, and of any other text from outside that is kept.
 pub const MAX_TEXT_BYTES: usize = 512;
 
-/// The first [`MAX_TEXT_BYTES`] of `text`, or a little less where a character ends later.
+/// The first [`MAX_TEXT_BYTES`] of `text`, or a few less so that no character is cut.
 ///
-/// This is the one place where a name is cut. Two that are equal up to there are one from then
-/// on: of their series those that come first go out, see [`crate::snapshot`].
+/// Every name is cut here. Two names that are the same up to there are one name from then on: of
+/// their series the first are exported, see [`crate::snapshot`].
 pub fn cut(text: &str) -> &str {
     cut_at(text, MAX_TEXT_BYTES)
 }
 
-/// The first `bytes` of `text`, or a little less where a character ends later.
+/// The first `bytes` of `text`, or a few less so that no character is cut.
 pub fn cut_at(text: &str, bytes: usize) -> &str {
     if text.len() <= bytes {
         return text;
@@ -83,9 +83,8 @@ pub fn cut_at(text: &str, bytes: usize) -> &str {
     cut.unwrap_or(text)
 }
 
-/// The moment that lies `duration` after `from`; more than a year counts as a year.
-///
-/// For durations of any origin, in place of `from + duration`, which panics when it overflows.
+/// The moment `duration` after `from`, at most a year: `from + duration` without a panic on
+/// overflow.
 pub fn deadline(from: Instant, duration: impl Into<BoundedDuration>) -> Instant {
     // No system's clock ends within a year of now.
     from.checked_add(duration.into().0).unwrap_or(from)
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn fractions_of_seconds_are_read_and_what_is_no_duration_is_none() {
+    fn seconds_become_a_duration_if_they_are_not_negative() {
         for (seconds, expected) in [
             (1.5, Some(BoundedDuration::new(Duration::from_millis(1500)))),
             (1e300, Some(BoundedDuration::MAX)),
@@ -137,7 +136,7 @@ mod tests {
         let now = Instant::now();
         let year = deadline(now, Duration::MAX);
         assert_eq!(year - now, BoundedDuration::MAX.get());
-        // However far ahead it is counted from.
+        // Nor from any time in the future.
         (0..1000).fold(now, |from, _| deadline(from, Duration::MAX));
     }
 }

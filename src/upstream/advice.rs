@@ -125,7 +125,7 @@ mod tests {
         let refused = || RequestError::new(Reason::Unauthorized, "the server requires an API key");
         let by_proxy = || {
             let kind = RequestErrorKind::BadGateway;
-            RequestError::of_kind(kind, Reason::Status, "HTTP status 502")
+            RequestError::new(Reason::Status, "HTTP status 502").of_kind(kind)
         };
         let advice = on("http://h:1", vec![parse(), by_proxy()]);
         assert_eq!(advice.reason, "status");
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn the_wrong_scheme_gives_the_advice_to_use_the_other() {
-        let of_kind = |kind, text: &str| RequestError::of_kind(kind, Reason::Connect, text);
+        let of_kind = |kind, text: &str| RequestError::new(Reason::Connect, text).of_kind(kind);
         let cut = || {
             of_kind(
                 RequestErrorKind::NotHttp,

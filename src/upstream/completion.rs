@@ -11,6 +11,7 @@ use crate::readings::Completion;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
 use crate::upstream::api::{ModelEntry, Props, RouterStatus};
+use crate::upstream::http::allowed_addresses::AllowedAddresses;
 use crate::upstream::http::client::Client;
 use crate::upstream::http::request_error::RequestError;
 use crate::upstream::http::response::HttpResponse;
@@ -39,7 +40,7 @@ impl CompletionClient {
             ..settings.clone()
         };
         Ok(CompletionClient {
-            client: Client::new(base, &settings)?,
+            client: Client::new(AllowedAddresses::Any, base, &settings)?,
             root: base.root(),
         })
     }
@@ -58,7 +59,7 @@ impl CompletionClient {
             Ok(false) => Ok(None),
             Err(failure) => Err(failure),
         };
-        self.client.close();
+        self.client.connection.close();
         result
     }
 

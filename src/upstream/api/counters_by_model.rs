@@ -92,7 +92,7 @@ impl CountersByModel {
         let (own, others): (Vec<_>, Vec<_>) = self.models.keys().cloned().partition(is_own);
         let key = match (&own[..], &others[..]) {
             ([], []) if self.has_llama_cpp => return Ok(Counters::default()),
-            ([], []) => return Err("holds no llamacpp: metric".to_owned()),
+            ([], []) => return Err("has no llamacpp: metric".to_owned()),
             ([key], _) if key.0.is_some() || others.is_empty() => key,
             // A server without a known name may use any.
             ([], [key]) if names.is_empty() => key,

@@ -4,7 +4,6 @@
 //! A connection is kept for the requests of one poll and then closed: between polls it would hold
 //! one of the server's few HTTP threads (cpp-httplib has one for each open connection).
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use ureq::config::AutoHeaderValue;
@@ -17,31 +16,24 @@ use crate::upstream::http::allowed_addresses::AllowedAddresses;
 use crate::upstream::http::request_error::RequestError;
 use crate::upstream::http::resolver::TimedResolver;
 use crate::upstream::http::response::HttpResponse;
-use crate::upstream::http::transport::{LastConnection, PendingConnection, TcpConnector};
+use crate::upstream::http::transport::{LastConnection, TcpConnector};
 
 /// Sends requests to one upstream, one at a time.
 pub struct Client {
     agent: Agent,
     timeout: Duration,
-    connection: LastConnection,
+    /// The connection of the last request.
+    pub connection: LastConnection,
     credentials: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Client {
     /// A client for the upstream at `base`, with the time-out, API key and root certificates of
-    /// `settings`.
+    /// `settings`. It connects to no other addresses than those `allowed`.
     ///
     /// # Errors
     /// `--ca-file` holds no certificate, or a header cannot hold the API key.
-    pub fn new(base: &BaseUrl, settings: &Settings) -> Result<Client, String> {
-        Client::restricted_to(AllowedAddresses::Any, base, settings)
-    }
-
-    /// A client that connects to no other addresses.
-    ///
-    /// # Errors
-    /// As [`Client::new`].
-    pub fn restricted_to(
+    pub fn new(
         allowed: AllowedAddresses,
         base: &BaseUrl,
         settings: &Settings,
@@ -61,7 +53,9 @@ impl Client {
             .output_buffer_size(4 * 1024)
             .max_idle_connections(1)
             .max_idle_connections_per_host(1);
-        let tcp = TcpConnector::new(connection.clone());
+        let tcp = TcpConnector {
+            last: connection.clone(),
+        };
         #[cfg(feature = "tls")]
         let (config, connector) = (
             config.tls_config(crate::upstream::http::tls::config(settings)?),
@@ -91,10 +85,8 @@ impl Client {
         )
     }
 
-    /// Posts `json` to `url`; returns the response as soon as it begins.
-    ///
-    /// # Errors
-    /// As [`Client::get`].
+    /// Posts `json` to `url`; returns the response as soon as it begins. Otherwise as
+    /// [`Client::get`].
     pub fn post(&self, url: &str, json: &str, limit: u64) -> Result<HttpResponse, RequestError> {
         let request = self.prepare(self.agent.post(url), Duration::MAX);
         let request = request.content_type("application/json");
@@ -116,26 +108,6 @@ impl Client {
             .iter()
             .map(|(name, value)| (name, value))
             .fold(request, with_header)
-    }
-
-    /// The address of the server that sent the last response.
-    pub fn peer(&self) -> Option<IpAddr> {
-        self.connection.peer()
-    }
-
-    /// The connection of the last request, which timed out; it stays open.
-    pub fn take_pending(&self) -> Option<PendingConnection> {
-        self.connection.take_pending()
-    }
-
-    /// Whether no program listens at the address of the last request.
-    pub fn is_refused(&self) -> bool {
-        self.connection.is_refused()
-    }
-
-    /// Closes the connection that the requests of one poll shared.
-    pub fn close(&self) {
-        self.connection.close();
     }
 }
 

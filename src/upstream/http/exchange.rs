@@ -117,25 +117,19 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// An exchange with the server at `base`.
-    ///
-    /// # Errors
-    /// As [`Client::new`].
+    /// An exchange with the server at `base`; fails as [`Client::new`].
     pub fn new(base: &BaseUrl, settings: &Settings) -> Result<Exchange, String> {
         Exchange::restricted_to(AllowedAddresses::Any, base, settings)
     }
 
     /// An exchange that connects to no other addresses.
-    ///
-    /// # Errors
-    /// As [`Client::new`].
     pub fn restricted_to(
         allowed: AllowedAddresses,
         base: &BaseUrl,
         settings: &Settings,
     ) -> Result<Exchange, String> {
         Ok(Exchange {
-            client: Client::restricted_to(allowed, base, settings)?,
+            client: Client::new(allowed, base, settings)?,
             open: OpenRequests::new(settings.timeout),
             log: RequestLog::default(),
             model: None,
@@ -148,7 +142,7 @@ impl Exchange {
 
     /// The address of the server that responded last in this poll.
     pub fn peer(&self) -> Option<IpAddr> {
-        self.client.peer()
+        self.client.connection.peer()
     }
 
     /// Begins a poll whose requests must all have ended by `deadline`.
@@ -159,9 +153,9 @@ impl Exchange {
         self.is_out_of_time = false;
     }
 
-    /// Ends a poll, and adds to `reading` what came of its requests.
+    /// Ends a poll; returns what came of its requests.
     pub fn finish_poll(&mut self) -> RequestLog {
-        self.client.close();
+        self.client.connection.close();
         mem::take(&mut self.log)
     }
 
@@ -262,10 +256,10 @@ impl Exchange {
                 let (kind, reason) = (error.kind, error.reason);
                 if reason == Reason::Timeout {
                     // Nothing waits in the server if no connection was made in time.
-                    if let Some(connection) = self.client.take_pending() {
+                    if let Some(connection) = self.client.connection.take_pending() {
                         self.open.add(endpoint.path, url, sent_at, connection);
                     }
-                } else if reason == Reason::Connect && self.client.is_refused() {
+                } else if reason == Reason::Connect && self.client.connection.is_refused() {
                     // The server that left requests open is gone.
                     self.open.clear();
                 }
@@ -348,8 +342,11 @@ impl Exchange {
 
     /// Which credentials are wanted, and whether llama-server wants them or a proxy in front of it.
     fn unauthorized(&self, endpoint: Endpoint, response: &HttpResponse) -> RequestError {
-        let wants_user = response.wants_user();
-        let is_page = !response.is_json();
+        let header = |name| response.header(name).unwrap_or_default();
+        let wants_user = header("WWW-Authenticate")
+            .to_ascii_lowercase()
+            .starts_with("basic");
+        let is_page = !header("Content-Type").starts_with("application/json");
         // llama-server serves /health to everyone.
         let is_health_refused = self.log.failures.iter().any(|failed| {
             failed.target.endpoint == "/health" && failed.error.reason == Reason::Unauthorized

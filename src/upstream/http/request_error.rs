@@ -50,22 +50,20 @@ pub enum RequestErrorKind {
 impl RequestError {
     /// An error of no special kind; a long `detail` is cut.
     pub fn new(reason: Reason, detail: impl Into<String>) -> RequestError {
-        RequestError::of_kind(RequestErrorKind::Other, reason, detail)
-    }
-
-    /// An error of this kind.
-    pub fn of_kind(
-        kind: RequestErrorKind,
-        reason: Reason,
-        detail: impl Into<String>,
-    ) -> RequestError {
         let mut detail = detail.into();
         detail.truncate(bounds::cut_at(&detail, MAX_DETAIL_BYTES).len());
+        let kind = RequestErrorKind::Other;
         RequestError {
             reason,
             detail,
             kind,
         }
+    }
+
+    /// The same with another kind.
+    #[must_use]
+    pub fn of_kind(self, kind: RequestErrorKind) -> RequestError {
+        RequestError { kind, ..self }
     }
 
     /// A body is longer than its limit.
@@ -75,20 +73,20 @@ impl RequestError {
 
     /// A response says that plain HTTP was sent to a port for TLS.
     pub(super) fn use_https() -> RequestError {
-        RequestError::of_kind(RequestErrorKind::WrongScheme, Reason::Status, USE_HTTPS)
+        RequestError::new(Reason::Status, USE_HTTPS).of_kind(RequestErrorKind::WrongScheme)
     }
 
     /// A document that no llama.cpp server sends.
     pub fn unrecognized(why: &str) -> RequestError {
         let detail = format!("is not the expected document: {why}");
-        RequestError::of_kind(RequestErrorKind::Unrecognized, Reason::Parse, detail)
+        RequestError::new(Reason::Parse, detail).of_kind(RequestErrorKind::Unrecognized)
     }
 
     /// The connection failed.
     fn connect(text: String) -> RequestError {
         #[cfg(feature = "tls")]
         if let Some(detail) = super::tls::explain(&text) {
-            return RequestError::of_kind(RequestErrorKind::Tls, Reason::Connect, detail);
+            return RequestError::new(Reason::Connect, detail).of_kind(RequestErrorKind::Tls);
         }
         let is_ended = ["disconnected", "reset"]
             .iter()
@@ -98,7 +96,7 @@ impl RequestError {
         } else {
             RequestErrorKind::Other
         };
-        RequestError::of_kind(kind, Reason::Connect, text)
+        RequestError::new(Reason::Connect, text).of_kind(kind)
     }
 }
 
@@ -112,7 +110,7 @@ impl From<&Error> for RequestError {
     fn from(error: &Error) -> RequestError {
         let not_http = |error: &dyn fmt::Display| {
             let detail = format!("{NOT_HTTP}: {error}");
-            RequestError::of_kind(RequestErrorKind::NotHttp, Reason::Parse, detail)
+            RequestError::new(Reason::Parse, detail).of_kind(RequestErrorKind::NotHttp)
         };
         match error {
             Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
@@ -147,7 +145,7 @@ impl From<&io::Error> for RequestError {
             }
             // What rustls says of a response that is not TLS.
             None if error.to_string().contains("InvalidContentType") => {
-                RequestError::of_kind(RequestErrorKind::WrongScheme, Reason::Connect, USE_HTTP)
+                RequestError::new(Reason::Connect, USE_HTTP).of_kind(RequestErrorKind::WrongScheme)
             }
             None => RequestError::connect(error.to_string()),
         }

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::marker::PhantomData;
 
 use serde::de::{DeserializeOwned, DeserializeSeed};
-use ureq::http::header::{CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, WWW_AUTHENTICATE};
+use ureq::http::HeaderMap;
 
 use crate::bounds::json::{LimitedJson, StringLimits};
 use crate::bounds::lenient::Object;
@@ -51,7 +51,6 @@ impl HttpResponse {
 
     /// A header's value, if it is printable.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let name: HeaderName = name.parse().ok()?;
         self.headers.get(name)?.to_str().ok()
     }
 
@@ -83,17 +82,12 @@ impl HttpResponse {
     }
 
     /// Reads the body as a JSON object.
-    ///
-    /// # Errors
-    /// As [`HttpResponse::json`].
     pub fn object<T: DeserializeOwned>(self) -> Result<T, RequestError> {
         self.json().map(|Object(object)| object)
     }
 
-    /// Reads the body as a document of llama-server.
-    ///
-    /// # Errors
-    /// As [`HttpResponse::json`]; [`RequestErrorKind::Unrecognized`] if it is any other object.
+    /// Reads the body as a document of llama-server. Another object is
+    /// [`RequestErrorKind::Unrecognized`].
     pub fn recognized<T: Recognizable>(self) -> Result<T, RequestError> {
         let document: T = self.object()?;
         if document.is_recognizable() {
@@ -104,10 +98,7 @@ impl HttpResponse {
     }
 
     /// Passes each object of a JSON array to `on_object`; returns whether it was an array, and not
-    /// null.
-    ///
-    /// # Errors
-    /// As [`HttpResponse::json`]; some objects may have been passed on by then.
+    /// null. Some objects may have been passed on if it fails.
     pub fn for_each<T: DeserializeOwned>(
         self,
         on_object: impl FnMut(T),
@@ -115,10 +106,8 @@ impl HttpResponse {
         self.json_with(ListVisitor::new(None, on_object))
     }
 
-    /// Passes each object of the list under `key` of a JSON object to `on_object`.
-    ///
-    /// # Errors
-    /// As [`HttpResponse::for_each`], or there is no such list.
+    /// Passes each object of the list under `key` of a JSON object to `on_object`; fails if there
+    /// is no such list.
     pub fn for_each_in<T: DeserializeOwned>(
         self,
         key: &'static str,
@@ -132,9 +121,6 @@ impl HttpResponse {
     }
 
     /// The first thousand objects of a JSON array; `None` if it is null.
-    ///
-    /// # Errors
-    /// As [`HttpResponse::json`].
     pub fn list<T: DeserializeOwned>(self) -> Result<Option<Vec<T>>, RequestError> {
         let mut list = Vec::new();
         let is_array = self.for_each(|object| {
@@ -182,7 +168,7 @@ impl HttpResponse {
     pub fn status_error(&self) -> RequestError {
         let status = self.status;
         let mut detail = format!("HTTP status {status}");
-        if let Some(target) = self.header(LOCATION.as_str())
+        if let Some(target) = self.header("Location")
             && (300..400).contains(&status)
         {
             // Without what may be secret: user and password, query and fragment.
@@ -197,19 +183,7 @@ impl HttpResponse {
             502..=504 | 520..=530 => RequestErrorKind::BadGateway,
             _ => RequestErrorKind::Other,
         };
-        RequestError::of_kind(kind, Reason::Status, detail)
-    }
-
-    /// Whether the body is JSON.
-    pub(super) fn is_json(&self) -> bool {
-        let content_type = self.header(CONTENT_TYPE.as_str());
-        content_type.is_some_and(|text| text.starts_with("application/json"))
-    }
-
-    /// Whether it asks for a user and password.
-    pub(super) fn wants_user(&self) -> bool {
-        let challenge = self.header(WWW_AUTHENTICATE.as_str()).unwrap_or_default();
-        challenge.to_ascii_lowercase().starts_with("basic")
+        RequestError::new(Reason::Status, detail).of_kind(kind)
     }
 }
 

@@ -94,14 +94,8 @@ impl LastConnection {
 /// Opens TCP connections and keeps [`LastConnection`] up to date.
 #[derive(Debug)]
 pub struct TcpConnector {
-    last: LastConnection,
-}
-
-impl TcpConnector {
-    /// A connector whose connections show in `last`.
-    pub fn new(last: LastConnection) -> TcpConnector {
-        TcpConnector { last }
-    }
+    /// The connection of the last request.
+    pub last: LastConnection,
 }
 
 impl Connector for TcpConnector {
