@@ -1,10 +1,10 @@
-//! Watches a llama.cpp server and serves what it sees as Prometheus metrics.
+//! A Prometheus exporter for llama.cpp servers.
 //!
-//! Data flows one way: [`settings`] say what to watch; the [`collector`] polls it through
-//! [`upstream`] and [`machine`], turns answers into live [`counters`], and publishes a
-//! [`snapshot`]; [`web`] serves that snapshot, written by [`metrics`] as an exposition.
+//! Data flows one way. [`settings`] name the servers to watch. The [`collector`] polls each of
+//! them through [`upstream`] and [`machine`], computes live [`counters`], and publishes a
+//! [`snapshot`]. [`metrics`] writes that snapshot as an exposition, which [`web`] serves.
 
-// A number from outside must neither overflow nor divide by zero; the tests may.
+// Numbers from outside must not overflow or divide by zero. Tests are exempt.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 pub mod app;

@@ -1,4 +1,4 @@
-//! Parse the settings, run the command.
+//! Parses the settings and runs the command.
 
 use std::env;
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<ExitCode, Fatal> {
     if let Err(error) = os::hide_memory() {
-        // Nothing depends on it.
+        // The exporter works without it.
         log::warn(
             "a core dump of this process may contain its keys",
             &[("reason", &error)],

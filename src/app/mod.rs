@@ -1,4 +1,4 @@
-//! Wiring: the commands of the program, from collectors and web server.
+//! The commands of the program, assembled from collectors and web server.
 
 pub mod report;
 
@@ -19,19 +19,19 @@ use crate::web::{healthcheck as health_request, listener, worker};
 
 /// The time-out of `--healthcheck`.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long `--check` waits for `nvidia-smi`, where that is installed.
+/// How long `--check` waits for `nvidia-smi`, if that is installed.
 const GPU_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why the program ends.
+/// An error that ends the program.
 pub struct Fatal {
-    /// 1: it cannot run; 2: usage error.
+    /// 1: the program cannot run; 2: usage error.
     pub exit_code: u8,
     /// One line for people.
     pub message: String,
 }
 
 impl Fatal {
-    /// A setting that cannot be used.
+    /// A setting cannot be used.
     pub fn usage(message: String) -> Fatal {
         Fatal {
             exit_code: 2,
@@ -50,7 +50,7 @@ impl Fatal {
 /// Polls and serves until a signal ends the process.
 ///
 /// # Errors
-/// A setting cannot be used, the address cannot be served at, or the system lacks threads.
+/// A setting cannot be used, the address is unavailable, or no thread can be started.
 pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
     os::return_freed_memory();
     os::exit_on_signals()
@@ -107,10 +107,10 @@ pub fn check(settings: &Settings) -> Result<ExitCode, Fatal> {
     Ok(print(&report, all_up))
 }
 
-/// Asks the running exporter for its health.
+/// Requests the health of the running exporter.
 ///
 /// # Errors
-/// It does not answer.
+/// It does not respond.
 pub fn healthcheck(settings: &Settings) -> Result<ExitCode, Fatal> {
     let answer = health_request::get(&settings.addr, "/healthz", HEALTHCHECK_TIMEOUT)
         .map_err(|error| Fatal::cannot_run(format!("--addr {}: {error}", settings.addr)))?;
@@ -118,13 +118,13 @@ pub fn healthcheck(settings: &Settings) -> Result<ExitCode, Fatal> {
     Ok(print(&line, answer.status == 200))
 }
 
-/// Prints `text`; the exit code is 0 if `is_good`, else 1. A closed stdout is not an error.
+/// Prints `text`. Returns exit code 0 if `is_good`, else 1. A closed stdout is not an error.
 pub fn print(text: &str, is_good: bool) -> ExitCode {
     let _ = std::io::stdout().write_all(text.as_bytes());
     ExitCode::from(u8::from(!is_good))
 }
 
-/// The pollers of all base URLs; warns of secrets that they send unencrypted.
+/// The pollers of all base URLs. Warns about secrets that they send unencrypted.
 fn pollers(settings: &Settings, gpus: &Arc<Gpus>) -> Result<Vec<Poller>, Fatal> {
     for base in settings.exposed() {
         log::warn(

@@ -1,4 +1,4 @@
-//! The report of `--check`: what one poll read, for people.
+//! The report of `--check`: the results of one poll, for people.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use crate::readings::ModelStatus;
 use crate::settings::BaseUrl;
 use crate::snapshot::{Gpu, OwnMetrics, Snapshot};
 
-/// The most lines of values that a report lists.
+/// The most values that a report lists.
 const MOST_VALUES: usize = 200;
 
-/// What one poll of `base` found.
+/// The result of one poll of `base`.
 pub fn server(base: &BaseUrl, snapshot: &Snapshot) -> String {
     let mut lines = Vec::new();
     let up = snapshot.up == Some(true);
@@ -52,7 +52,7 @@ pub fn server(base: &BaseUrl, snapshot: &Snapshot) -> String {
     text_of(&lines)
 }
 
-/// What was read of the GPUs of this machine, and `notes` on those that cannot be read.
+/// The readings of this machine's GPUs, and `notes` on those that cannot be read.
 pub fn gpus(gpus: &[Gpu], notes: &[String]) -> String {
     let none = if gpus.is_empty() { " none" } else { "" };
     let mut lines = vec![format!("this machine's GPUs:{none}")];
@@ -67,8 +67,7 @@ pub fn gpus(gpus: &[Gpu], notes: &[String]) -> String {
     text_of(&lines)
 }
 
-/// The text of a report. What comes from outside is escaped here, and nowhere before, so that it
-/// can forge no line of its own.
+/// The text of a report. Text from outside is escaped here, once, so that it cannot forge a line.
 fn text_of(lines: &[String]) -> String {
     let lines = lines.iter().map(|line| format!("{}\n", Escaped(line)));
     lines.collect()
@@ -146,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_lists_what_was_read_and_what_is_missing() {
+    fn a_report_lists_values_and_notes() {
         let snapshot = Snapshot {
             up: Some(true),
             models: vec![Model {

@@ -1,9 +1,9 @@
-//! Text from outside, made safe to print.
+//! Makes text from outside safe to print.
 
 use std::fmt::{self, Display};
 
-/// Displays a text with its control characters escaped: it stays on one line, does not move the
-/// cursor, and keeps its direction. Text is escaped once, where a line of a log or a report is
+/// Displays a text with its control characters escaped: it stays on one line, and changes neither
+/// the cursor nor the writing direction. Text is escaped once, when a line of a log or report is
 /// written.
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<'a>(pub &'a str);
@@ -17,7 +17,7 @@ impl Display for Escaped<'_> {
     }
 }
 
-/// Writes one character, escaped where [`Escaped`] does.
+/// Writes one character, escaped like [`Escaped`] does it.
 ///
 /// # Errors
 /// Those of `out`.
@@ -29,7 +29,7 @@ pub fn write_escaped(out: &mut impl fmt::Write, c: char) -> fmt::Result {
     }
 }
 
-/// Whether a terminal, a pager or a browser would do something else than display it.
+/// Whether a terminal, pager or browser interprets the character instead of displaying it.
 fn is_control(c: char) -> bool {
     // C0, DEL and C1.
     c.is_control()
@@ -46,8 +46,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn characters_that_move_the_cursor_or_turn_the_text_are_escaped() {
-        for (text, shown) in [
+    fn control_and_direction_characters_are_escaped() {
+        for (text, escaped) in [
             ("a b\\\"é日", "a b\\\"é日"),
             ("a\nb\r\tc", "a\\nb\\r\\tc"),
             ("\u{1b}[2J\u{7}\0", "\\u{1b}[2J\\u{7}\\u{0}"),
@@ -56,15 +56,15 @@ mod tests {
             ("\u{200e}\u{200f}\u{61c}", "\\u{200e}\\u{200f}\\u{61c}"),
             ("\u{2028}\u{2029}", "\\u{2028}\\u{2029}"),
         ] {
-            assert_eq!(Escaped(text).to_string(), shown);
+            assert_eq!(Escaped(text).to_string(), escaped);
         }
     }
 
     #[test]
     fn no_control_character_is_left() {
         for c in '\0'..=char::MAX {
-            let shown = Escaped(&c.to_string()).to_string();
-            let is_left = shown.chars().any(is_control);
+            let escaped = Escaped(&c.to_string()).to_string();
+            let is_left = escaped.chars().any(is_control);
             assert!(!is_left, "{:?}", u32::from(c));
         }
     }

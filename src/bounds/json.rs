@@ -1,12 +1,13 @@
-//! Limits a JSON text while it is read: the length of each string, and the depth.
+//! Limits a JSON text while it is read: the length of each string, and the nesting depth.
 //!
-//! A JSON parser holds a whole string before it hands it over, and a byte for each open level.
-//! Behind this reader both are bounded, whatever comes in.
+//! A JSON parser holds each string as a whole, and a byte for each open level. This reader bounds
+//! both.
 
 use std::io::{self, BufRead, Read};
 use std::mem;
 
-/// No server nests a document deeper. serde_json itself visits 128 levels, and ignores any number.
+/// No real server nests a document deeper. serde_json limits only the levels that it visits (128),
+/// not those that it ignores.
 const MAX_DEPTH: u32 = 256;
 /// The longest character in bytes: a surrogate pair, each half an escape of six bytes.
 const LONGEST_CHARACTER: usize = 12;
@@ -16,12 +17,12 @@ const LONGEST_CHARACTER: usize = 12;
 pub struct StringLimits {
     /// Bytes kept from its start.
     pub head: usize,
-    /// Bytes kept from its end; up to twice as many are.
+    /// Bytes kept from its end, or up to twice as many.
     pub tail: usize,
 }
 
 impl StringLimits {
-    /// Enough for a label, even if all of it is escaped.
+    /// Enough for a label of which every character is escaped.
     pub const LABEL: StringLimits = StringLimits {
         head: 4 << 10,
         tail: 0,
@@ -33,7 +34,7 @@ impl StringLimits {
 pub struct LimitedJson<R> {
     inner: R,
     filter: JsonFilter,
-    /// What the filter let through, and how much of it has been read.
+    /// The output of the filter, and how much of it has been read.
     output: Vec<u8>,
     consumed: usize,
 }
@@ -77,7 +78,7 @@ impl<R: BufRead> Read for LimitedJson<R> {
 struct JsonFilter {
     limits: StringLimits,
     depth: u32,
-    /// The string that is being read.
+    /// The string at the current position, if there is one.
     string: Option<JsonString>,
 }
 
@@ -103,7 +104,7 @@ impl JsonFilter {
         Ok(())
     }
 
-    /// Reads a byte that is in no string.
+    /// Reads a byte outside of strings.
     fn read_outside(&mut self, byte: u8) -> io::Result<()> {
         match byte {
             b'"' => self.string = Some(JsonString::default()),
@@ -118,22 +119,22 @@ impl JsonFilter {
     }
 }
 
-/// A string that is being read.
+/// A string that has begun.
 #[derive(Default)]
 struct JsonString {
-    /// The character that was read last, as far as it has come.
+    /// The bytes of the current character so far.
     character: Vec<u8>,
-    /// Bytes of the head that were let through.
+    /// Bytes of the head that were written to the output.
     head: usize,
     /// Whether the head is full.
     is_long: bool,
-    /// The last bytes: `tail`, and before it at least as many as the limit says.
+    /// The last bytes: `tail`, and before it at least as many as the limit.
     before_tail: Vec<u8>,
     tail: Vec<u8>,
 }
 
 impl JsonString {
-    /// Lets through what the limits allow of the next bytes; returns the rest of `input`.
+    /// Writes to `output` what the limits allow of the next bytes; returns the rest of `input`.
     fn read<'a>(
         &mut self,
         input: &'a [u8],
@@ -144,7 +145,7 @@ impl JsonString {
             return input;
         };
         if !self.is_continued_by(byte) {
-            // Bytes without escapes, where none of them can be beyond the head.
+            // Copy plain bytes as a run, as long as all of them fit in the head.
             let room = match self.is_long {
                 false => limits.head.saturating_sub(self.head),
                 true if limits.tail == 0 => usize::MAX,
@@ -178,8 +179,8 @@ impl JsonString {
         rest
     }
 
-    /// Whether `byte` belongs to the character that was read last: an escape, a surrogate pair or
-    /// UTF-8. What is none of them may be cut anywhere.
+    /// Whether `byte` continues the current character: an escape, a surrogate pair or UTF-8.
+    /// Invalid bytes may be cut anywhere.
     fn is_continued_by(&self, byte: u8) -> bool {
         let is_whole =
             |escape: &[u8]| escape.len() == if escape.get(1) == Some(&b'u') { 6 } else { 2 };
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_within_the_limits_stays_as_it_is() {
+    fn text_within_the_limits_is_unchanged() {
         let text = r#" {"a\"b": ["\\", "12345678", 1.5e3, null, {"ü": "\ud83e"}], "": ""} "#;
         for size in 1..20 {
             assert_eq!(limited(text, SHORT, size).unwrap(), text);
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_string_is_cut_where_a_character_ends() {
+    fn a_long_string_is_cut_between_characters() {
         for (string, short, ends) in [
             ("123456789", "12345678", "123456789"),
             ("1234567ü9", "1234567ü", "1234567ü9"),
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_long_string_is_kept_where_it_is_wanted() {
+    fn the_end_of_a_long_string_is_kept_if_the_limits_say_so() {
         let text = format!("\"begin {} end of it\"", "middle ".repeat(1000));
         for size in [1, 7, 100, 10_000] {
             let kept = limited(&text, ENDS, size).unwrap();
@@ -286,7 +287,7 @@ mod tests {
             "\\u00fc",
             "\\ud83e\\udd99",
         ];
-        // Every sequence of pieces meets the limit at every place in turn.
+        // The limit falls on every position of every sequence of pieces.
         for first in pieces {
             for second in pieces {
                 for lead in 0..12 {
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_cut_as_well() {
+    fn invalid_utf_8_is_cut_too() {
         let text = [b"\"".as_slice(), &[0x80; 100_000], b"\""].concat();
         for limits in [SHORT, ENDS] {
             let mut kept = Vec::new();
@@ -314,12 +315,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nested_too_deep_is_refused() {
+    fn text_that_is_nested_too_deep_is_an_error() {
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
         assert!(limited(&nested(256), SHORT, 100).is_ok());
         assert!(limited(&nested(257), SHORT, 100).is_err());
         assert!(limited(&format!("[{}]", "[],".repeat(1000)), SHORT, 100).is_ok());
-        // Brackets in strings are none.
+        // Brackets in strings do not count.
         assert!(limited(&format!("\"{}\"", "[".repeat(1000)), SHORT, 100).is_ok());
     }
 }

@@ -1,5 +1,5 @@
-//! JSON values read leniently: a value of another type, or out of range, is unknown (`None`, or
-//! empty), and the rest of the document counts. Lists and texts are bounded.
+//! Reads JSON values leniently: a value of the wrong type, or out of range, is unknown (`None`, or
+//! empty), and the rest of the document is still read. Lists and texts are bounded.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +18,7 @@ const LIST_LIMITS: (usize, usize) = (256, 8 << 10);
 /// The most texts of one map, such as a model file's header, and the most bytes of all of them.
 const MAP_LIMITS: (usize, usize) = (64, 4 << 10);
 
-/// 2^53: up to this number every whole number is exact.
+/// 2^53: up to here, an `f64` holds every whole number exactly.
 const LARGEST: f64 = 9_007_199_254_740_992.0;
 
 /// Whether `value` may be an amount: from 0 to 2^53.
@@ -36,7 +36,7 @@ pub fn is_count(value: f64) -> bool {
     is_measure(value) && value.fract() == 0.0
 }
 
-/// What is made of a JSON value; of a type that is not wanted, the default.
+/// Converts a JSON value; one of another type becomes the default.
 trait Lenient<'de>: Sized {
     type Value: Default;
 
@@ -101,7 +101,7 @@ impl<'de, T: Lenient<'de>> DeserializeSeed<'de> for LenientVisitor<T> {
     }
 }
 
-/// A number for which this holds.
+/// A number that satisfies this condition.
 struct Number(fn(f64) -> bool);
 
 impl Lenient<'_> for Number {
@@ -170,7 +170,7 @@ pub fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, 
     LenientVisitor(Boolean).deserialize(deserializer)
 }
 
-/// An object; serde alone would read an array as a struct, too.
+/// An object. Without this type, serde also accepts an array for a struct.
 #[derive(Debug)]
 pub struct Object<T>(pub T);
 
@@ -216,18 +216,18 @@ pub fn object<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     LenientVisitor(LenientObject::<T, false>(PhantomData)).deserialize(deserializer)
 }
 
-/// An object, or the first of an array of them.
+/// An object, or the first object of an array.
 pub fn object_or_first<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     LenientVisitor(LenientObject::<T, true>(PhantomData)).deserialize(deserializer)
 }
 
-/// How many more texts may be kept, and how many more bytes; `None` once there were too many.
-struct Budget(Option<(usize, usize)>);
+/// How many more texts may be kept, and how many more bytes; `None` once a limit is exceeded.
+struct TextBudget(Option<(usize, usize)>);
 
-impl Budget {
-    /// Whether one more text of so many bytes may be kept.
+impl TextBudget {
+    /// Whether one more text, with this many bytes, may be kept.
     fn spend(&mut self, bytes: usize) -> bool {
         let left = self
             .0
@@ -246,7 +246,7 @@ impl<'de> Lenient<'de> for TextMap {
 
     fn object<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
         let mut texts = BTreeMap::new();
-        let mut budget = Budget(Some(MAP_LIMITS));
+        let mut budget = TextBudget(Some(MAP_LIMITS));
         while let Some(key) = object.next_key::<String>()? {
             if let Some(text) = object.next_value_seed(LenientVisitor(Text))?
                 && (self.is_wanted)(&key)
@@ -259,8 +259,8 @@ impl<'de> Lenient<'de> for TextMap {
     }
 }
 
-/// The texts of an object under the keys that are wanted. `None` if they are more than 64 or
-/// have more than 4 KiB together: a part of them could mean something else.
+/// The texts of an object under wanted keys. `None` if there are more than 64, or they have more
+/// than 4 KiB together: a part of them could be misread.
 pub fn text_map<'de, D: Deserializer<'de>>(
     deserializer: D,
     is_wanted: fn(&str) -> bool,
@@ -275,7 +275,7 @@ impl<'de> Lenient<'de> for Texts {
 
     fn array<A: SeqAccess<'de>>(self, mut array: A) -> Result<Vec<String>, A::Error> {
         let mut texts = Vec::new();
-        let mut budget = Budget(Some(LIST_LIMITS));
+        let mut budget = TextBudget(Some(LIST_LIMITS));
         while let Some(text) = array.next_element_seed(LenientVisitor(Text))? {
             texts.extend(text.filter(|text| budget.spend(text.len())));
         }
@@ -283,8 +283,8 @@ impl<'de> Lenient<'de> for Texts {
     }
 }
 
-/// The texts of an array. None if they are more than 256 or have more than 8 KiB together: a part
-/// of them could mean something else.
+/// The texts of an array. Empty if there are more than 256, or they have more than 8 KiB together:
+/// a part of them could be misread.
 pub fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     LenientVisitor(Texts).deserialize(deserializer)
 }

@@ -1,4 +1,4 @@
-//! Limits on what comes from outside: durations, texts, JSON. They know nothing of who uses them.
+//! Limits on data from outside: durations, texts, JSON. Depends on no other module.
 
 pub mod escape;
 pub mod json;
@@ -7,17 +7,17 @@ pub mod lenient;
 
 use std::time::{Duration, Instant};
 
-/// A duration that was read from outside: an argument, an answer, a setting. At most
-/// [`BoundedDuration::MAX`], so that adding it to an [`Instant`] with [`deadline`], or
-/// multiplying it, neither overflows nor panics.
+/// A duration from outside: an argument, a response, a setting. At most
+/// [`BoundedDuration::MAX`], so that [`deadline`] and [`times`](BoundedDuration::times) neither
+/// overflow nor panic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BoundedDuration(Duration);
 
 impl BoundedDuration {
-    /// A leap year. What is longer counts as this.
+    /// A leap year. Longer durations are cut to this.
     pub const MAX: BoundedDuration = BoundedDuration(Duration::from_secs(366 * 24 * 3600));
 
-    /// `duration`, or [`BoundedDuration::MAX`] where it is longer.
+    /// `duration`, at most [`BoundedDuration::MAX`].
     pub const fn new(duration: Duration) -> BoundedDuration {
         if duration.as_nanos() > BoundedDuration::MAX.0.as_nanos() {
             BoundedDuration::MAX
@@ -26,12 +26,12 @@ impl BoundedDuration {
         }
     }
 
-    /// So many whole seconds.
+    /// A number of whole seconds.
     pub const fn from_secs(seconds: u64) -> BoundedDuration {
         BoundedDuration::new(Duration::from_secs(seconds))
     }
 
-    /// So many seconds; `None` if that is negative or not a number.
+    /// A number of seconds; `None` if it is negative or NaN.
     pub fn from_secs_f64(seconds: f64) -> Option<BoundedDuration> {
         let capped = seconds.min(BoundedDuration::MAX.0.as_secs_f64());
         let duration = Duration::try_from_secs_f64(capped).ok()?;
@@ -49,7 +49,7 @@ impl BoundedDuration {
         BoundedDuration::new(self.0.saturating_mul(factor))
     }
 
-    /// Whether it is no time at all.
+    /// Whether the duration is zero.
     pub const fn is_zero(self) -> bool {
         self.0.is_zero()
     }
@@ -61,13 +61,13 @@ impl From<Duration> for BoundedDuration {
     }
 }
 
-/// The most bytes of a label's value, and of any other text from outside that is kept.
+/// The most bytes that are kept of a label's value, or of another text from outside.
 pub const MAX_TEXT_BYTES: usize = 512;
 
 /// The first [`MAX_TEXT_BYTES`] of `text`, or a few less so that no character is cut.
 ///
-/// Every name is cut here. Two names that are the same up to there are one name from then on: of
-/// their series the first are exported, see [`crate::snapshot`].
+/// Every name is cut by this function. Two names that are equal after the cut count as one name:
+/// only the first one's series are exported, see [`crate::snapshot`].
 pub fn cut(text: &str) -> &str {
     cut_at(text, MAX_TEXT_BYTES)
 }
@@ -83,8 +83,7 @@ pub fn cut_at(text: &str, bytes: usize) -> &str {
     cut.unwrap_or(text)
 }
 
-/// The moment `duration` after `from`, at most a year: `from + duration` without a panic on
-/// overflow.
+/// `from + duration`, without a panic on overflow. The duration is limited to a year.
 pub fn deadline(from: Instant, duration: impl Into<BoundedDuration>) -> Instant {
     // No system's clock ends within a year of now.
     from.checked_add(duration.into().0).unwrap_or(from)
@@ -136,7 +135,7 @@ mod tests {
         let now = Instant::now();
         let year = deadline(now, Duration::MAX);
         assert_eq!(year - now, BoundedDuration::MAX.get());
-        // Nor from any time in the future.
+        // The same for start times in the future.
         (0..1000).fold(now, |from, _| deadline(from, Duration::MAX));
     }
 }

@@ -1,11 +1,11 @@
 //! Opening files that other users may control: a model file, a log, a PID file.
 //!
-//! Whoever owns such a path can put anything there and swap it at any moment: a FIFO, whose opening
-//! waits for a writer; a device, whose mere opening may do something (a watchdog then restarts the
-//! machine); a symbolic link to either, or out of a container. So on Linux the file is first pinned
-//! with `O_PATH`, which does not open it, then its type is checked, and the same file is opened
-//! through `/proc/self/fd`: without waiting (`O_NONBLOCK`), and without becoming the process's
-//! terminal (`O_NOCTTY`). The standard library adds `O_CLOEXEC`.
+//! Another user may replace such a path at any moment with a FIFO, whose `open` waits for a writer;
+//! with a device, whose `open` may have side effects (opening a watchdog device can reboot the
+//! machine); or with a symbolic link to either, or out of a container. On Linux the file is
+//! therefore pinned with `O_PATH`, which does not open it. Then its type is checked, and the same
+//! file is opened through `/proc/self/fd`, with `O_NONBLOCK` (never waits) and `O_NOCTTY` (never
+//! becomes the controlling terminal). The standard library adds `O_CLOEXEC`.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io;
@@ -31,16 +31,16 @@ mod flags {
 #[cfg(not(target_os = "linux"))]
 mod flags {
     pub const O_NOCTTY: i32 = 0;
-    /// That of macOS and the BSDs.
+    /// The value on macOS and the BSDs.
     pub const O_NONBLOCK: i32 = 4;
 }
 use flags::*;
 
-/// Opens the regular file at `path` for reading. Never waits for another process; only a file
-/// system that does not answer can block it.
+/// Opens the regular file at `path` for reading. Never waits for another process; only an
+/// unresponsive file system can block it.
 ///
 /// # Errors
-/// It cannot be opened, or is no regular file.
+/// It cannot be opened, or is not a regular file.
 pub fn regular_file(path: &Path) -> io::Result<File> {
     open(path, FileType::is_file)
 }
@@ -49,18 +49,18 @@ pub fn regular_file(path: &Path) -> io::Result<File> {
 /// this on a thread that may wait.
 ///
 /// # Errors
-/// It cannot be opened, or is neither.
+/// It cannot be opened, or is of another type.
 pub fn regular_file_or_fifo(path: &Path) -> io::Result<File> {
     open(path, |kind| kind.is_file() || kind.is_fifo())
 }
 
-/// Opens the regular file at `path` as a process sees it whose `/` is `root`: no symbolic link and
-/// no `..` leads out of that. By `openat2` with `RESOLVE_IN_ROOT`; if the kernel does not have it
-/// (before Linux 5.6) or a seccomp filter forbids it, the path is resolved here, with each folder
-/// held open. Linux only.
+/// Opens the regular file at `path` as seen by a process whose root directory is `root`: no symbolic
+/// link and no `..` leads out of it. Uses `openat2` with `RESOLVE_IN_ROOT`. If the kernel lacks it
+/// (before Linux 5.6), or a seccomp filter forbids it, resolves the path one folder at a time.
+/// Linux only.
 ///
 /// # Errors
-/// It cannot be opened, or is no regular file.
+/// It cannot be opened, or is not a regular file.
 pub fn regular_file_in_root(root: &Path, path: &Path) -> io::Result<File> {
     #[cfg(target_os = "linux")]
     {
@@ -97,7 +97,7 @@ fn open(path: &Path, is_wanted: impl Fn(&FileType) -> bool) -> io::Result<File> 
     }
 }
 
-/// Opens a file of the type that `expected` has: only a FIFO may wait.
+/// Opens a file of the same type as `expected`: only a FIFO may wait.
 fn open_as(path: &Path, expected: &Metadata) -> io::Result<File> {
     let nonblock = match expected.file_type().is_fifo() {
         true => 0,
@@ -130,7 +130,7 @@ fn pin(path: &Path, flags: i32) -> io::Result<File> {
     options.read(true).custom_flags(O_PATH | flags).open(path)
 }
 
-/// Opens the pinned file, whatever has its name by now.
+/// Opens the pinned file, even if another file has its name now.
 #[cfg(target_os = "linux")]
 fn open_pinned(pinned: &File) -> io::Result<File> {
     open_as(&descriptor_path(pinned), &pinned.metadata()?)
@@ -148,9 +148,9 @@ mod in_root {
 
     /// The most symbolic links on one path, as in the kernel.
     const MAX_LINKS: u32 = 40;
-    /// The most folders that are held open at a time.
+    /// The most folders that are open at a time.
     const MAX_DEPTH: usize = 128;
-    /// How often to retry if something on the path was renamed meanwhile.
+    /// The most attempts if something on the path is being renamed.
     const MAX_TRIES: u32 = 8;
 
     pub fn pin(root: &Path, path: &Path) -> io::Result<File> {
@@ -165,7 +165,7 @@ mod in_root {
         walk(root, path)
     }
 
-    /// Whether the system call is missing, and not the file.
+    /// Whether the system call is unavailable (and not the file missing).
     fn is_call_missing(error: &io::Error) -> bool {
         const EPERM: i32 = 1;
         // Older seccomp filters answer unknown system calls with EPERM.
@@ -193,7 +193,7 @@ mod in_root {
                         folders.push(next);
                     } else if links < MAX_LINKS {
                         links = links.saturating_add(1);
-                        // Whatever the link points to by now, it is resolved below the root.
+                        // The target is resolved below the root, even if the link has changed.
                         ahead.extend(parts(&fs::read_link(&path)?));
                     } else {
                         return Err(io::Error::other("too many symbolic links"));
@@ -226,12 +226,14 @@ mod tests {
         assert!(made.success());
     }
 
-    /// What `work` gives; fails where it has not ended after a minute.
-    fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    /// Runs `action`; fails if it does not return within a minute.
+    fn in_time<T: Send + 'static>(action: impl FnOnce() -> T + Send + 'static) -> T {
         let (sender, receiver) = mpsc::channel();
-        thread::spawn(move || sender.send(work()));
+        thread::spawn(move || sender.send(action()));
         let minute = Duration::from_secs(60);
-        receiver.recv_timeout(minute).expect("it waits for ever")
+        receiver
+            .recv_timeout(minute)
+            .expect("did not return within a minute")
     }
 
     #[test]
@@ -320,7 +322,7 @@ mod tests {
         assert!(opened > 0 && refused > 0, "{opened} {refused}");
     }
 
-    /// By openat2 and by the fallback.
+    /// With `openat2` and with the fallback.
     #[test]
     fn no_symbolic_link_leads_out_of_the_root() {
         let folder = tempfile::tempdir().unwrap();

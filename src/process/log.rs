@@ -1,9 +1,9 @@
 //! Log lines on stderr: `TIME LEVEL message key=value …`, one line each.
 //!
-//! The time is UTC, as RFC 3339 writes it, with milliseconds. Under systemd
-//! (`JOURNAL_STREAM` set), which adds a time of its own, a line begins with the
-//! journal's priority instead of time and level. Values are quoted where that is
-//! needed, and control characters are escaped, so that nothing can forge a line.
+//! The time is UTC, in RFC 3339 format with milliseconds. Under systemd (`JOURNAL_STREAM` is set),
+//! which adds its own time, a line begins with the journal's priority instead of time and level.
+//! Values are quoted if necessary, and control characters are escaped, so that no value can forge
+//! a line.
 
 use std::fmt::{self, Display, Write as _};
 use std::io::Write as _;
@@ -18,9 +18,9 @@ use crate::bounds::escape::{Escaped, write_escaped};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Level {
-    /// The program cannot go on.
+    /// The program cannot continue.
     Error,
-    /// Something is not as it should be; the program goes on.
+    /// Something is wrong; the program continues.
     Warn,
     /// A state has changed.
     #[default]
@@ -67,7 +67,7 @@ impl FromStr for Level {
 static MAX: AtomicU8 = AtomicU8::new(Level::Info as u8);
 static JOURNAL: OnceLock<bool> = OnceLock::new();
 
-/// Sets the most that is said from now on.
+/// Sets the highest level that is logged.
 pub fn set_level(level: Level) {
     MAX.store(level as u8, Ordering::Relaxed);
 }
@@ -99,15 +99,15 @@ fn write(level: Level, message: &str, pairs: &[(&str, &dyn Display)]) {
     let journal = *JOURNAL.get_or_init(|| std::env::var_os("JOURNAL_STREAM").is_some());
     let time = (!journal).then(|| {
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        // A clock before 1970 is not set.
+        // A clock that shows a time before 1970 has not been set.
         since_1970.unwrap_or_default()
     });
     let line = format_line(level, time, message, pairs);
-    // A log that cannot be written has nobody to be told of it.
+    // There is nowhere to report that the log cannot be written.
     let _ = std::io::stderr().lock().write_all(line.as_bytes());
 }
 
-/// `time` is since 1970; without one, the line is for the journal.
+/// `time` is the time since 1970; `None` formats a line for the journal.
 fn format_line(
     level: Level,
     time: Option<Duration>,
@@ -135,8 +135,8 @@ fn format_line(
 fn rfc3339(since_1970: Duration) -> String {
     let seconds = since_1970.as_secs();
     let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Years are counted from a 1 March, so that a leap day is the last one of its year, in eras
-    // of 400 years, which all have the same number of days.
+    // Years start on 1 March, so that a leap day is the last day of its year. An era is 400 years,
+    // which always have the same number of days.
     let days_since_0000_03_01 = days + 719_468;
     let era = days_since_0000_03_01 / 146_097;
     let day_of_era = days_since_0000_03_01 % 146_097;
@@ -156,7 +156,7 @@ fn rfc3339(since_1970: Duration) -> String {
     )
 }
 
-/// The most characters of a value that a line shows.
+/// The most characters of a value in a log line.
 const LONGEST_VALUE: usize = 300;
 
 struct Quoted<'a>(&'a str);
@@ -202,9 +202,9 @@ mod tests {
         );
     }
 
-    /// As `date -u --date=@SECONDS` says.
+    /// Expected values from `date -u --date=@SECONDS`.
     #[test]
-    fn times_are_those_of_the_calendar() {
+    fn times_are_formatted_as_dates() {
         for (seconds, time) in [
             (0, "1970-01-01T00:00:00.000Z"),
             (951_782_399, "2000-02-28T23:59:59.000Z"),

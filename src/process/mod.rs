@@ -1,4 +1,4 @@
-//! The exporter as a process: its log, its own metrics, signals and other calls of the operating system.
+//! The exporter's own process: its log, its metrics, signals, files and system calls.
 
 pub mod build_info;
 pub mod file;

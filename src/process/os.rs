@@ -28,7 +28,7 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// The descriptor that a signal writes to, if there is something to do before the exit; else -1.
+/// The descriptor that the signal handler writes to if [`before_exit`] was called, else -1.
 static EXIT_DESCRIPTOR: AtomicI32 = AtomicI32::new(-1);
 
 /// Makes SIGTERM and SIGINT end the process with status 0 at once, or after the action of
@@ -50,7 +50,7 @@ pub fn exit_on_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// Must not lock or allocate: the signal may have interrupted either.
+/// Must not lock or allocate: the signal may have interrupted code that does.
 extern "C" fn exit_handler(_number: c_int) {
     let descriptor = EXIT_DESCRIPTOR.load(Ordering::Acquire);
     // SAFETY: write is async-signal-safe and reads one byte that exists; the descriptor, if there
@@ -69,7 +69,7 @@ extern "C" fn exit_handler(_number: c_int) {
 /// No thread or descriptor is available.
 pub fn before_exit(action: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let (mut receiver, sender) = UnixStream::pair()?;
-    // A handler must not wait.
+    // The signal handler must not wait.
     sender.set_nonblocking(true)?;
     let thread = thread::Builder::new().name("exit".into());
     thread.stack_size(64 << 10).spawn(move || {
@@ -79,14 +79,14 @@ pub fn before_exit(action: impl FnOnce() + Send + 'static) -> io::Result<()> {
             unsafe { _exit(0) }
         }
     })?;
-    // The previous one stays open: a handler may be writing to it.
+    // The previous descriptor stays open: the handler may be writing to it.
     EXIT_DESCRIPTOR.store(sender.into_raw_fd(), Ordering::Release);
     Ok(())
 }
 
-/// Makes glibc return freed memory to the system. By default it has several arenas, each of which
-/// keeps the memory of its largest answer: 100 models took 4 to 10 MB more. Other C libraries do
-/// not need this.
+/// Makes glibc return freed memory to the system. By default it uses several arenas, each of which
+/// keeps the memory of the largest response that it held: with 100 models, that took 4 to 10 MB.
+/// Other C libraries do not need this.
 pub fn return_freed_memory() {
     #[cfg(target_env = "gnu")]
     {
@@ -110,7 +110,7 @@ pub fn return_freed_memory() {
 }
 
 /// Runs `create` with the permission bits of `mask` cleared in the mode of every file it creates.
-/// Other threads have that mask meanwhile.
+/// The mask applies to all threads during the call.
 pub fn with_umask<T>(mask: u16, create: impl FnOnce() -> T) -> T {
     #[cfg(target_vendor = "apple")]
     type Mode = u16;
@@ -127,9 +127,9 @@ pub fn with_umask<T>(mask: u16, create: impl FnOnce() -> T) -> T {
     created
 }
 
-/// Prevents core dumps of this process, and prevents other processes of the same user from reading
-/// its memory, environment and descriptors, all of which contain keys. Its files in `/proc` then
-/// belong to root; it can still read most itself. Linux only.
+/// Prevents core dumps, and prevents other processes of the same user from reading the memory,
+/// environment and descriptors of this process, all of which contain keys. Its files in `/proc`
+/// then belong to root; the process itself can still read most of them. Linux only.
 ///
 /// # Errors
 /// The system call failed; no known system refuses it.
@@ -139,9 +139,9 @@ pub fn hide_memory() -> io::Result<()> {
     Ok(())
 }
 
-/// Kills the child of `command` when the thread that starts it ends, or this process, in whatever
-/// way: a child that never writes would not notice. With SIGKILL: a real `nvidia-smi` in a loop
-/// survived SIGTERM. Linux only.
+/// Kills the child of `command` with SIGKILL when the thread that starts it, or this process, ends
+/// for any reason: a child that never writes would not notice, and a looping `nvidia-smi` survived
+/// SIGTERM. Linux only.
 pub fn kill_with_parent(command: &mut Command) {
     #[cfg(target_os = "linux")]
     linux::kill_with_parent(command);
@@ -149,9 +149,9 @@ pub fn kill_with_parent(command: &mut Command) {
     let _ = command;
 }
 
-/// The offset of the first byte from `offset` on that is not in a hole of a sparse file; the
-/// length of the file if there is none, and `offset` if holes cannot be detected. Moves the
-/// position of the file.
+/// Returns the offset of the next data in a sparse file, at or after `offset`: the length of the
+/// file if only a hole follows, and `offset` if holes cannot be detected. Changes the file's
+/// position.
 ///
 /// # Errors
 /// The system call failed.
@@ -165,8 +165,8 @@ pub fn next_data(file: &File, offset: u64) -> io::Result<u64> {
     }
 }
 
-/// Sets how many connections may wait to be accepted; the system may limit it. The standard
-/// library uses 128; a client beyond that retries a second later.
+/// Sets how many connections may wait to be accepted; the system may limit the number. The standard
+/// library uses 128, and further clients retry after a second.
 ///
 /// # Errors
 /// The socket is not bound.
@@ -175,8 +175,8 @@ pub fn set_backlog(listener: &impl AsFd, length: i32) -> io::Result<()> {
     check(unsafe { listen(listener.as_fd().as_raw_fd(), length) })
 }
 
-/// Lets connections be accepted only once their first bytes arrived, or after about `seconds`.
-/// Linux only; elsewhere they are accepted at once.
+/// Delays `accept` of a connection until its first bytes arrive, or for about `seconds`. Linux
+/// only; elsewhere connections are accepted at once.
 ///
 /// # Errors
 /// The socket is not TCP.
@@ -189,8 +189,9 @@ pub fn set_defer_accept(listener: &impl AsFd, seconds: i32) -> io::Result<()> {
 }
 
 const IPPROTO_TCP: c_int = 6;
-/// Makes a TCP connection fail within about a minute once its peer, or the network to it, is gone
-/// silently. Linux and macOS only; elsewhere nothing changes.
+
+/// Makes a TCP connection fail within about a minute after its peer disappears without closing it.
+/// Linux and macOS only; has no effect elsewhere.
 ///
 /// # Errors
 /// The socket is not TCP.
@@ -242,7 +243,7 @@ fn check(result: c_int) -> io::Result<()> {
     }
 }
 
-/// What only Linux has.
+/// Linux only.
 #[cfg(target_os = "linux")]
 mod linux {
     use std::ffi::{CString, c_long, c_ulong};
@@ -276,7 +277,7 @@ mod linux {
         fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
         fn connect(descriptor: c_int, address: *const UnixAddress, length: u32) -> c_int;
         fn shutdown(descriptor: c_int, how: c_int) -> c_int;
-        // glibc's plain one takes 32 bits on 32-bit machines; musl has only one, of 64.
+        // glibc's `lseek` takes 32 bits on 32-bit machines; musl's always takes 64.
         #[cfg_attr(target_env = "gnu", link_name = "lseek64")]
         fn lseek(descriptor: c_int, offset: i64, whence: c_int) -> i64;
     }
@@ -358,17 +359,17 @@ mod linux {
         check(unsafe { shutdown(listener.as_raw_fd(), SHUT_RDWR) })
     }
 
-    /// Opens `path` as a process sees it whose `/` is `root`, with `O_*` flags: `openat2` with
-    /// `RESOLVE_IN_ROOT`, and not through the links in `/proc/PID` that lead anywhere.
+    /// Opens `path` as seen by a process whose root directory is `root`, with `O_*` flags. Calls
+    /// `openat2` with `RESOLVE_IN_ROOT`, and does not follow magic links (`/proc/PID/fd` etc.).
     ///
     /// # Errors
-    /// `Unsupported` before Linux 5.6, `WouldBlock` if something on the path was renamed meanwhile,
-    /// or the system call failed.
+    /// `Unsupported` before Linux 5.6, `WouldBlock` if something on the path is being renamed, or
+    /// the system call failed.
     pub fn open_in_root(root: &impl AsFd, path: &Path, flags: i32) -> io::Result<File> {
         const O_CLOEXEC: c_int = 0o2_000_000;
         const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
         const RESOLVE_IN_ROOT: u64 = 0x10;
-        /// The same wherever system calls are numbered from 0, except on Alpha.
+        /// The same on all architectures that number system calls from 0, except Alpha.
         const SYS_OPENAT2: c_long = 437;
         if cfg!(any(
             target_arch = "mips",

@@ -1,5 +1,5 @@
-//! The exporter's metrics about itself, read from `/proc/self`. Absent on other systems than
-//! Linux and where `/proc` is not mounted.
+//! The exporter's metrics about its own process, from `/proc/self`. Absent without `/proc`, and on
+//! systems other than Linux.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -9,17 +9,17 @@ use crate::process::build_info::{REVISION, VERSION};
 use crate::process::procfs_parsers::{ProcessStat, ProcessStatus, TICKS_PER_SECOND};
 use crate::snapshot::OwnMetrics;
 
-/// Reads what the process uses now.
+/// Reads the current metrics.
 pub fn read() -> OwnMetrics {
     static CONSTANTS: OnceLock<ProcessConstants> = OnceLock::new();
     let constants = CONSTANTS.get_or_init(ProcessConstants::read);
     let stat = constants.stat.as_ref().and_then(read_from_start);
     let stat = stat.and_then(|text| ProcessStat::parse(&text));
-    // Not from stat: its resident pages are inaccurate, see proc(5).
+    // The resident pages in stat are inaccurate, see proc(5).
     let status = constants.status.as_ref().and_then(read_from_start);
     let status = status.map(|text| ProcessStatus::parse(&text));
-    // One of the entries is the open directory itself. Its size, which is the number of
-    // descriptors on some kernels, was 64 too high on others.
+    // One of the entries is the open directory itself. The size of the directory is not usable: it
+    // is the number of descriptors on some kernels, and was 64 too high on others.
     let fds = fs::read_dir("/proc/self/fd");
     let open_fds = fds.ok().map(|fds| fds.count().saturating_sub(1) as f64);
     let started = stat.map(|stat| stat.started as f64 / TICKS_PER_SECOND);
@@ -34,7 +34,7 @@ pub fn read() -> OwnMetrics {
     }
 }
 
-/// The limit of open file descriptors of this process; `None` if unlimited or unknown.
+/// The limit on open file descriptors; `None` if unlimited or unknown.
 pub fn max_fds() -> Option<usize> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let mut lines = limits.lines();
@@ -42,8 +42,8 @@ pub fn max_fds() -> Option<usize> {
     limit.split_whitespace().next()?.parse().ok()
 }
 
-/// What does not change while the process lives. The two files are read at every scrape and stay
-/// open: opening and closing one takes much longer than reading it.
+/// Values and files that do not change while the process runs. The two files are read at every
+/// scrape and stay open: opening a file takes much longer than reading it.
 struct ProcessConstants {
     stat: Option<File>,
     status: Option<File>,

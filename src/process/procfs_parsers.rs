@@ -1,4 +1,4 @@
-//! Parsers of files in `/proc`, with the formats of proc(5). They read no file themselves.
+//! Parsers of files in `/proc`, with the formats of proc(5). Reads no files.
 
 /// Clock ticks a second (`USER_HZ`): 100 on every Linux architecture that Rust supports.
 pub const TICKS_PER_SECOND: f64 = 100.0;

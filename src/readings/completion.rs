@@ -1,13 +1,13 @@
-//! What the one-token completion of a probe brings.
+//! The result of a probe.
 
 use std::time::Duration;
 
-/// The completion that a probe was answered with.
+/// The one-token completion of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {
     /// From sending the request to its first token.
     pub first_token: Duration,
-    /// Prompt tokens computed for it, as far as the server says.
+    /// Prompt tokens computed for it; 0 if the server does not report them.
     pub prompt_tokens: u64,
     /// Tokens generated for it.
     pub generated_tokens: u64,

@@ -1,4 +1,4 @@
-//! The families of llama-server's `/metrics` that are used: one line each.
+//! The families of llama-server's `/metrics` that are read: one line each.
 //!
 //! `tools/server/server-context.cpp` prints them with six significant digits, a C++ stream's
 //! default: from a million on, a counter is rounded.
@@ -10,7 +10,7 @@ use crate::bounds::lenient::{is_count, is_measure, is_ratio};
 pub struct CounterFamily {
     /// Its name after `llamacpp:`.
     pub name: &'static str,
-    /// Whether a value is possible; an impossible one is not known.
+    /// Whether a value is valid; an invalid one counts as unknown.
     pub is_valid: fn(f64) -> bool,
     /// Its type.
     pub family_type: FamilyType,
@@ -23,13 +23,13 @@ pub struct CounterFamily {
 pub enum FamilyType {
     /// Keeps its value while the server is idle.
     Counter,
-    /// Tells of the moment at which it was read.
+    /// Holds only for the moment of the reading.
     Gauge,
 }
 
 macro_rules! families {
     ($($(#[$doc:meta])* $name:literal $family_type:ident $is_valid:ident $field:ident)*) => {
-        /// The values of llama-server's `/metrics`; `None` is not known.
+        /// The values of llama-server's `/metrics`; `None` is unknown.
         #[derive(Clone, Debug, Default, PartialEq)]
         pub struct Counters {
             $($(#[$doc])* pub $field: Option<f64>,)*
@@ -77,7 +77,7 @@ families! {
 }
 
 impl Counters {
-    /// The values that still hold after the moment at which they were read.
+    /// The counters alone, which stay valid after the moment of the reading.
     #[must_use]
     pub fn without_gauges(&self) -> Counters {
         let mut counters = self.clone();

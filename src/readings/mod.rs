@@ -1,6 +1,6 @@
-//! What one poll read of one model, as plain data, whatever kind of server it runs on.
+//! The readings of one model at one poll, as plain data, for all kinds of servers.
 //!
-//! Knows neither how it was read nor what is computed from it.
+//! Knows neither how they are read nor what is computed from them.
 
 mod completion;
 pub mod counters;
@@ -18,31 +18,31 @@ pub use slots::{Slot, Slots};
 pub use stats::Stats;
 pub use status::ModelStatus;
 
-/// What one poll read of one model.
+/// The readings of one model at one poll.
 #[derive(Debug, Default)]
 pub struct ModelReading {
     /// The label `model`.
     pub name: String,
-    /// What it is run for (`completion`, `embedding`), where the server says so.
+    /// The mode that it runs in (`completion`, `embedding`), if the server reports it.
     pub mode: Option<String>,
-    /// The state that it is in.
+    /// Its state.
     pub state: ModelState,
-    /// What does not change while it is loaded.
+    /// Values that do not change while it is loaded.
     pub facts: ModelFacts,
-    /// What helps to find its process and its file.
+    /// Data for finding its process and file.
     pub process: ProcessHints,
     /// `/metrics`.
     pub counters: Update<CountersReading>,
     /// `/slots`.
     pub slots: Update<SlotsReading>,
-    /// The tokens of ended requests, where only a list of requests has them.
+    /// The tokens of ended requests, if only a list of requests reports them.
     pub token_totals: Option<TokenTotals>,
-    /// `/stats`, where it is served.
+    /// `/stats`, if it is served.
     pub stats: Option<Stats>,
 }
 
 impl ModelReading {
-    /// A model of which only the state is known.
+    /// A reading with only the state.
     pub fn new(name: &str, state: ModelState) -> ModelReading {
         ModelReading {
             name: name.to_owned(),
@@ -52,7 +52,7 @@ impl ModelReading {
     }
 }
 
-/// What does not change while a model is loaded.
+/// Values that do not change while a model is loaded.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelFacts {
     /// Number of slots.
@@ -63,24 +63,24 @@ pub struct ModelFacts {
     pub size: Option<f64>,
     /// Number of parameters.
     pub parameters: Option<f64>,
-    /// The quantization of the weights in the server's words (`Q4_K - Medium`).
+    /// The quantization of the weights, as the server names it (`Q4_K - Medium`).
     pub quantization: Option<String>,
     /// The architecture, as GGUF names it.
     pub architecture: Option<String>,
-    /// The engine that runs it, where the server has several.
+    /// The engine that runs it, if the server has several.
     pub backend: Option<String>,
     /// The model's file, as the server names it.
     pub path: Option<String>,
 }
 
-/// What a server of many models reports about the process and the file of one.
+/// What a server with many models reports about the process and file of one of them.
 #[derive(Clone, Debug, Default)]
 pub struct ProcessHints {
-    /// Whether a proxy listens on the base URL's port, and not the model's own server.
+    /// Whether a proxy listens on the base URL's port, instead of the model's own server.
     pub behind_proxy: bool,
     /// The command line of the model's own server.
     pub arguments: Option<Vec<String>>,
-    /// A part of its file's path that no other model's has.
+    /// A part of its file's path that is unique to the model.
     pub file_part: Option<String>,
     /// The scalars of its file's GGUF header, as text.
     pub header: Option<Arc<BTreeMap<String, String>>>,
@@ -129,46 +129,46 @@ pub enum ModelState {
     /// The server is loading it.
     #[default]
     Loading,
-    /// It was asleep, and is being loaded again or already at work.
+    /// It was asleep, and is being loaded again or already processing.
     Waking,
-    /// It is asleep until the next request; the poll found that at this time.
+    /// It is asleep until the next request, as the poll found at this time.
     Asleep(Instant),
-    /// Its server defers answers: it is at work.
+    /// Its server responds late: it is processing.
     Busy,
-    /// Its server answers; counters and slots tell whether it is at work.
+    /// Its server responds; counters and slots show whether it is processing.
     Ready,
     /// The status that its server reports.
     Reported(ModelStatus),
-    /// The poll had no time to ask, or the server reports an unknown state.
+    /// The poll had no time for it, or the server reports an unknown state.
     Unknown,
 }
 
-/// What one poll brought from one endpoint.
+/// The result of one endpoint at one poll.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Update<T> {
     /// It was read.
     New(T),
-    /// It was not read, and cannot have changed since it was.
+    /// It was not read, and cannot have changed since the last time.
     Unchanged,
     /// It was not read, and may have changed: only counters keep their values.
     Stale,
-    /// It is not served, or could not be read: its values are unknown.
+    /// It is not served, or reading failed: its values are unknown.
     #[default]
     Absent,
 }
 
-/// `/metrics`, and when and from which process it was read.
+/// `/metrics`, with the time of the reading and the server's process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CountersReading {
     /// When the response was read.
     pub at: Instant,
-    /// Identifies the server's process where the response does: another one means a restart.
+    /// Identifies the server's process, if the response does. A different value means a restart.
     pub process: Option<String>,
     /// The values.
     pub counters: Counters,
 }
 
-/// `/slots`, and when it was read.
+/// `/slots`, with the time of the reading.
 #[derive(Clone, Debug)]
 pub struct SlotsReading {
     /// When the response was read.

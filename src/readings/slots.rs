@@ -1,4 +1,4 @@
-//! The slots of `GET /slots`, each of which processes one request at a time.
+//! `GET /slots`: the slots of a server, each of which processes one request at a time.
 
 use std::fmt;
 
@@ -23,15 +23,15 @@ pub struct Slot {
     /// Whether it is processing a request.
     #[serde(deserialize_with = "flag")]
     pub is_processing: Option<bool>,
-    /// 0: idle, 1: processing; in place of `is_processing` in ik_llama.cpp, and in llama.cpp
-    /// before November 2024.
+    /// 0: idle, 1: processing. ik_llama.cpp, and llama.cpp before November 2024, have it instead of
+    /// `is_processing`.
     #[serde(deserialize_with = "count_32")]
     pub state: Option<f64>,
-    /// The task that it has or had last; absent before the first, -1 for none in ik_llama.cpp.
+    /// Its current or last task; absent before the first one, and -1 for none in ik_llama.cpp.
     #[serde(deserialize_with = "count_32")]
     pub id_task: Option<f64>,
-    /// The progress of generation: in an array of one in every recorded build, an object in
-    /// earlier ones and in ik_llama.cpp.
+    /// The progress of generation: an array of one object in every recorded build, an object in
+    /// earlier builds and in ik_llama.cpp.
     #[serde(deserialize_with = "object_or_first")]
     pub next_token: Option<NextToken>,
     /// Tokens in the slot, generated ones included; from b9294.
@@ -40,7 +40,7 @@ pub struct Slot {
     /// Prompt tokens computed for the task; from b9294.
     #[serde(deserialize_with = "count_32")]
     pub n_prompt_tokens_processed: Option<f64>,
-    /// Whether it uses speculative decoding: one decode call may give it several tokens.
+    /// Whether it uses speculative decoding: one decode call may generate several tokens.
     #[serde(deserialize_with = "flag")]
     pub speculative: Option<bool>,
 }
@@ -70,13 +70,13 @@ impl Slot {
         n_decoded.unwrap_or(0.0)
     }
 
-    /// Raises the generated tokens to `least`.
+    /// Raises the number of generated tokens to at least `least`.
     pub fn raise_generated_tokens(&mut self, least: f64) {
         let token = self.next_token.get_or_insert_default();
         token.n_decoded = Some(token.n_decoded.unwrap_or(0.0).max(least));
     }
 
-    /// Whether the current task has more to generate, or the last one had when it ended.
+    /// Whether the current task has more to generate, or the last task had at its end.
     pub fn has_next_token(&self) -> bool {
         let has_next_token = self.next_token.and_then(|token| token.has_next_token);
         has_next_token == Some(true)
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_of_another_type_is_unknown_and_the_rest_counts() {
+    fn a_value_of_the_wrong_type_is_unknown_and_the_rest_is_read() {
         let json = r#"[{"id":0,"is_processing":false,"n_ctx":"many","id_task":[1,{}],"next_token":3,"n_prompt_tokens":-1,"params":{"a":[{}]}}]"#;
         let Slots(slots) = serde_json::from_str(json).unwrap();
         assert_eq!(

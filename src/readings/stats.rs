@@ -22,7 +22,7 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Whether any section of the document is there.
+    /// Whether the document has any known section.
     pub fn has_any_section(&self) -> bool {
         self.memory.is_some()
             || self.performance.is_some()
@@ -41,7 +41,7 @@ impl Stats {
         self.performance.unwrap_or_default()
     }
 
-    /// What the model is.
+    /// The model.
     pub fn model(&self) -> Option<&StatsModel> {
         self.model.as_ref()
     }
@@ -56,14 +56,14 @@ impl Stats {
         self.system.unwrap_or_default()
     }
 
-    /// Removes the values that are computed from the model's file instead.
+    /// Removes the KV cache's values: those computed from the model's file replace them.
     pub fn remove_kv_cache(&mut self) {
         if let Some(memory) = &mut self.memory {
             (memory.kv_cache_bytes, memory.kv_cache_max_bytes) = (None, None);
         }
     }
 
-    /// Removes the values that are read from this machine's GPUs instead.
+    /// Removes the GPU's values: those read on this machine replace them.
     pub fn remove_gpu(&mut self) {
         if let Some(performance) = &mut self.performance {
             (performance.gpu_utilization, performance.temperature) = (None, None);
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stats_out_of_range_are_not_known() {
+    fn stats_out_of_range_are_unknown() {
         let json = r#"{"performance":{"cpu_utilization":101,"gpu_utilization":"99","temperature":-300,"tokens_per_second":12.5},"model":7}"#;
         let stats: Stats = serde_json::from_str(json).unwrap();
         let performance = stats.performance.unwrap();

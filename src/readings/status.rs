@@ -17,7 +17,7 @@ label_enum! {
         Unloaded = "unloaded",
         /// Being downloaded.
         Downloading = "downloading",
-        /// Ended by an error.
+        /// Its process ended with an error.
         Failed = "failed",
     }
 }

@@ -1,8 +1,8 @@
-//! The names that may stand in the `Host` header of a request.
+//! The names that are allowed in the `Host` header of a request.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Names of this machine, as clients put them into `Host`, in small letters; none: any.
+/// Names that clients may use in `Host`, in lower case; empty: any.
 #[derive(Clone, Debug, Default)]
 pub struct AllowedHosts(Vec<String>);
 
@@ -10,7 +10,7 @@ impl AllowedHosts {
     /// Allows one more name.
     ///
     /// # Errors
-    /// It is no name; says what is accepted.
+    /// `text` is not a host name.
     pub fn add(&mut self, text: &str) -> Result<(), String> {
         let name = text.strip_suffix('.').unwrap_or(text);
         let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
@@ -21,9 +21,9 @@ impl AllowedHosts {
         Ok(())
     }
 
-    /// Whether a request with this head may be answered. A page of somebody else's can have its
-    /// own name lead here and then read what is answered (DNS rebinding): it cannot do that with
-    /// an address, nor with `localhost`, so those are always allowed.
+    /// Whether a request with this head is allowed. A web page can make its own name resolve to this
+    /// machine and then read the responses (DNS rebinding). That does not work with an IP address
+    /// or `localhost`, so those are always allowed.
     pub fn allow(&self, head: &[u8]) -> bool {
         if self.0.is_empty() {
             return true;
@@ -31,7 +31,7 @@ impl AllowedHosts {
         let mut lines = head.split(|byte| *byte == b'\n').skip(1);
         let hosts = lines.by_ref().filter_map(host_of);
         let hosts: Vec<&str> = hosts.collect();
-        // Of two, another reader may take the other one.
+        // With two `Host` lines, another program may use the other one.
         matches!(hosts[..], [host] if self.allow_host(host))
     }
 
@@ -48,7 +48,7 @@ impl AllowedHosts {
     }
 }
 
-/// The value of a line of a head, where it is that of `Host`; empty where that cannot be read.
+/// The value of a `Host` line; empty if it is not UTF-8, and `None` for other lines.
 fn host_of(line: &[u8]) -> Option<&str> {
     let colon = line.iter().position(|byte| *byte == b':')?;
     let (name, value) = line.split_at(colon);
@@ -58,10 +58,10 @@ fn host_of(line: &[u8]) -> Option<&str> {
         .then(|| value.trim())
 }
 
-/// `host` less `:PORT`; `None` where what stands there is no port.
+/// `host` without `:PORT`; `None` if the port is invalid.
 fn without_port(host: &str) -> Option<&str> {
     match host.rsplit_once(':') {
-        // The colons of an IPv6 address stand within its brackets.
+        // The colons of an IPv6 address are inside its brackets.
         Some((name, port)) if !port.contains(']') => {
             let is_port = port.bytes().all(|byte| byte.is_ascii_digit());
             is_port.then_some(name)
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_names_that_were_given_addresses_and_localhost_are_allowed() {
+    fn given_names_addresses_and_localhost_are_allowed() {
         for host in [
             "exporter.example.org",
             "EXPORTER.example.org.:9100",
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn other_names_are_not() {
+    fn other_names_are_not_allowed() {
         for host in [
             "",
             "evil.example",
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn one_host_is_wanted_where_names_were_given() {
+    fn exactly_one_host_is_required_if_names_are_given() {
         let nas = &["nas"];
         assert!(!allows(nas, "GET / HTTP/1.1\r\n\r\n"));
         assert!(!allows(nas, "GET / HTTP/1.1\nHost: nas\nHost: evil\n\n"));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_no_more_than_a_name() {
+    fn only_a_plain_host_name_is_accepted() {
         for text in ["", ".", "nas:9100", "http://nas", "[::1]", "a b", "*"] {
             assert!(AllowedHosts::default().add(text).is_err(), "{text}");
         }

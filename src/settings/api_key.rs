@@ -1,24 +1,24 @@
-//! The keys of upstreams, and which of them each upstream is sent.
+//! The API keys, and which of them is sent to which upstream.
 
 use crate::settings::Secret;
 use crate::settings::base_url::{self, BaseUrl};
 use crate::settings::table::read_file;
 
-/// The keys that were given.
+/// The API keys that the user gave.
 #[derive(Clone, Debug, Default)]
 pub struct ApiKeys {
-    /// Those of one base URL each.
+    /// Keys that were given for one base URL.
     own: Vec<(BaseUrl, Secret)>,
-    /// The one that was given without a base URL.
+    /// The key that was given without a base URL.
     plain: Option<Secret>,
 }
 
 impl ApiKeys {
-    /// Takes the key in a file: `F`, or `URL=F` for one base URL.
+    /// Adds the key in a file: `F`, or `URL=F` for one base URL.
     ///
     /// # Errors
-    /// The file cannot be read or holds no key, or its upstream has a key already.
-    /// The text is not repeated: it may be the key itself.
+    /// The file cannot be read or holds no key, or its upstream has a key already. The error does
+    /// not quote the text, which may be the key itself.
     pub fn take_file(&mut self, text: &str) -> Result<(), String> {
         const FORMS: &str = "give the path of a file that holds nothing but the key, or URL=PATH";
         let (base, path) = base_url::split(text)?;
@@ -43,10 +43,10 @@ impl ApiKeys {
         }
     }
 
-    /// Takes a key itself, where no file has given one without a base URL.
+    /// Adds a key itself. Ignored if a file without a base URL was given.
     ///
     /// # Errors
-    /// It cannot be a key.
+    /// The text cannot be a key.
     pub fn take_key(&mut self, text: &str) -> Result<(), String> {
         if self.plain.is_none() {
             self.plain = Some(Secret::new(text)?);
@@ -54,11 +54,11 @@ impl ApiKeys {
         Ok(())
     }
 
-    /// The key for `base`, one of `bases`: its own. One that was given without a base URL is
-    /// for the only one, or for those of several that have neither a key nor a user.
+    /// The key for `base`, if that is one of `bases`. A key without a base URL applies to the only
+    /// base URL, or to those of several that have neither a key of their own nor a user.
     pub fn of(&self, base: &BaseUrl, bases: &[BaseUrl]) -> Option<&Secret> {
         if !bases.contains(base) {
-            // An address that an upstream named: no key follows there.
+            // An address that an upstream reported gets no key.
             return None;
         }
         let takes_plain = bases.len() == 1 || base.userinfo().is_none();
@@ -66,10 +66,10 @@ impl ApiKeys {
         self.own_of(base).or(plain)
     }
 
-    /// Whether each key has a base URL to go to.
+    /// Checks that the URL of each key is one of `bases`.
     ///
     /// # Errors
-    /// Names the URL that is none of `bases`.
+    /// One of them is not; the error names it.
     pub fn check(&self, bases: &[BaseUrl]) -> Result<(), String> {
         let is_known = |own: &BaseUrl| bases.iter().any(|base| base.is_same_server(own));
         match self.own.iter().find(|(own, _)| !is_known(own)) {
@@ -100,7 +100,7 @@ mod tests {
         urls.iter().map(|url| url.parse().unwrap()).collect()
     }
 
-    /// What each of `urls` is sent, with these keys in files and this one by itself.
+    /// The key that is sent to each of `urls`, for these key files and this key from the variable.
     fn sent(files: &[(&str, &str)], key: Option<&str>, urls: &[&str]) -> Vec<Option<String>> {
         let mut keys = ApiKeys::default();
         for (url, key) in files {
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_key_is_for_the_only_base_url_or_for_those_without_key_and_user() {
+    fn a_plain_key_applies_to_base_urls_without_key_and_user() {
         assert_eq!(sent(&[("", "k")], None, &[A]), [some("k")]);
         assert_eq!(sent(&[("", "k")], None, &[WITH_USER]), [some("k")]);
         assert_eq!(sent(&[], Some("v"), &[WITH_USER]), [some("v")]);
@@ -148,7 +148,7 @@ mod tests {
             sent(&[("http://b:1/", "own")], Some("v"), &[A, B]),
             [some("v"), some("own")]
         );
-        // A file wins over the variable that holds the key itself.
+        // A file overrides the variable that holds the key itself.
         assert_eq!(
             sent(&[("", "k")], Some("v"), &[A, B]),
             [some("k"), some("k")]
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn no_key_goes_to_what_is_no_base_url() {
+    fn an_address_that_is_no_base_url_gets_no_key() {
         let mut keys = ApiKeys::default();
         keys.take_key("k").unwrap();
         let other = "http://a:2".parse().unwrap();
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_without_its_base_url_and_two_for_one_are_refused() {
+    fn keys_without_a_base_url_or_for_the_same_one_are_rejected() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"sk-hidden").unwrap();
         let path = file.path().to_str().unwrap();
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_in_place_of_a_file_is_not_repeated() {
+    fn an_error_about_a_key_file_does_not_quote_it() {
         for text in ["sk-hidden", "/sk-hidden", "http://a:1=sk-hidden"] {
             let error = ApiKeys::default().take_file(text).unwrap_err();
             assert!(!error.contains("sk-hidden"), "{error}");

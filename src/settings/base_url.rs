@@ -1,11 +1,11 @@
-//! The address of an upstream.
+//! The base URL of an upstream.
 
 use std::fmt;
 use std::str::FromStr;
 
 /// An `http` or `https` URL without query and fragment.
 ///
-/// It shows itself without the userinfo, which may hold a password.
+/// Its `Display` and `Debug` output omits the userinfo, which may hold a password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BaseUrl {
     https: bool,
@@ -17,17 +17,16 @@ pub struct BaseUrl {
     path: String,
 }
 
-const FORMS: &str = "use http://host:8080, with https:// where the server speaks it, \
-                     with or without a path such as /v1; in a user or password, \
-                     write / as %2F, @ as %40, # as %23 and a comma as %2C";
+const FORMS: &str = "use http://host:8080 or https://host:8080, with or without a path such as /v1; in a user or \
+                     password, write / as %2F, @ as %40, # as %23 and a comma as %2C";
 
 impl BaseUrl {
-    /// The URL as given, less a trailing slash and the userinfo.
+    /// The URL as given, without a trailing slash and the userinfo.
     pub fn as_given(&self) -> String {
         format!("{}{}", self.origin(), self.path)
     }
 
-    /// The URL without a trailing `/v1`: what llama-server's own endpoints stand below.
+    /// The URL without a trailing `/v1`: llama-server's own endpoints are below it.
     pub fn root(&self) -> String {
         format!("{}{}", self.origin(), self.root_path())
     }
@@ -36,7 +35,7 @@ impl BaseUrl {
         self.path.strip_suffix("/v1").unwrap_or(&self.path)
     }
 
-    /// What stands before `/engines`: the root of Docker Model Runner.
+    /// The URL up to `/engines`: the root of Docker Model Runner.
     pub fn before_engines(&self) -> String {
         match self.path.find("/engines") {
             Some(engines) => format!("{}{}", self.origin(), &self.path[..engines]),
@@ -44,7 +43,7 @@ impl BaseUrl {
         }
     }
 
-    /// Whether this names the machine that the program runs on.
+    /// Whether the host is a loopback address or name: the machine that the exporter runs on.
     pub fn is_loopback(&self) -> bool {
         let bare = self.host.trim_start_matches('[').trim_end_matches(']');
         let address = bare.parse::<std::net::IpAddr>();
@@ -54,7 +53,7 @@ impl BaseUrl {
             || address.is_ok_and(|address| address.is_loopback())
     }
 
-    /// `host:port`, with the scheme's port where the URL has none: the label `server`.
+    /// `host:port`, with the scheme's port if the URL has none: the label `server`.
     pub fn server(&self) -> String {
         format!("{}:{}", self.host, self.port())
     }
@@ -64,25 +63,25 @@ impl BaseUrl {
         format!("{}{}", self.server(), self.path)
     }
 
-    /// The host, as the URL has it: a name, an IPv4 address, or an IPv6 address in brackets.
+    /// The host: a name, an IPv4 address, or an IPv6 address in brackets.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port, the scheme's where the URL has none.
+    /// The port; the scheme's default port if the URL has none.
     pub fn port(&self) -> u16 {
         self.port.unwrap_or(if self.https { 443 } else { 80 })
     }
 
-    /// Whether both name the same server, whatever user and `/v1` stand in them, and whether the
-    /// scheme's own port is written out.
+    /// Whether both name the same server. The userinfo, a trailing `/v1` and an explicit default
+    /// port make no difference.
     pub fn is_same_server(&self, other: &BaseUrl) -> bool {
         self.https == other.https
             && self.server() == other.server()
             && self.root_path() == other.root_path()
     }
 
-    /// The same scheme, host and port, and nothing else.
+    /// The URL with only its scheme, host and port.
     #[must_use]
     pub fn bare(&self) -> BaseUrl {
         BaseUrl {
@@ -97,7 +96,7 @@ impl BaseUrl {
         self.userinfo.as_deref()
     }
 
-    /// Whether the upstream speaks TLS.
+    /// Whether the scheme is `https`.
     pub fn is_https(&self) -> bool {
         self.https
     }
@@ -108,8 +107,8 @@ impl BaseUrl {
         format!("{scheme}://{}{port}", self.host)
     }
 
-    /// `text` less what may be a secret in it: user and password before an `@`, and all from a
-    /// `?` or `#` on. Safe to show, URL or not.
+    /// `text` without possible secrets: without user and password before an `@`, and without
+    /// everything after a `?` or `#`. Safe to print, even if `text` is not a URL.
     pub fn without_secrets(text: &str) -> String {
         let (before, text) = text.rsplit_once('@').unwrap_or(("", text));
         let scheme = match before.split_once("://") {
@@ -123,16 +122,16 @@ impl BaseUrl {
     }
 }
 
-/// Splits `URL=REST` into the two. Without a URL, all of `text` is the rest.
+/// Splits `URL=REST`. Without a URL, all of `text` is the rest.
 ///
 /// # Errors
-/// The forms of a URL, where what stands before the `=` is none.
+/// The text before the `=` contains `://`, and is not a valid base URL.
 pub fn split(text: &str) -> Result<(Option<BaseUrl>, &str), String> {
     let mut parts = text.match_indices('=').map(|(at, _)| text.split_at(at));
     let Some((first, _)) = parts.clone().next().filter(|(url, _)| url.contains("://")) else {
         return Ok((None, text));
     };
-    // A password may hold the sign as well: then no URL ends before it.
+    // A password may contain `=` too: the text before that is not a valid URL.
     let split = parts.find_map(|(url, rest)| Some((url.parse().ok()?, rest.get(1..)?)));
     match split {
         Some((url, rest)) => Ok((Some(url), rest)),
@@ -179,7 +178,7 @@ impl FromStr for BaseUrl {
             None => (rest, ""),
         };
         if path.contains('@') {
-            // Or the slash is one of a password, which would then be shown as a path.
+            // The slash may be part of a password, which would be printed as a path.
             return Err(FORMS.to_owned());
         }
         let (userinfo, host_port) = match authority.rsplit_once('@') {
@@ -201,7 +200,7 @@ impl FromStr for BaseUrl {
 
 fn split_port(text: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match text.rsplit_once(':') {
-        // The colons of an IPv6 address stand within its brackets.
+        // The colons of an IPv6 address are inside its brackets.
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
         _ => (text, None),
     };
@@ -249,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_parts_of_a_url_are_told_apart() {
+    fn a_url_is_split_into_its_parts() {
         for (text, given, root, server) in [
             ("http://h:8080", "http://h:8080", "http://h:8080", "h:8080"),
             ("http://h:8080/", "http://h:8080", "http://h:8080", "h:8080"),
@@ -281,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_of_a_model_runner_stands_before_its_engines() {
+    fn the_root_of_a_model_runner_is_the_url_before_engines() {
         for (text, root) in [
             ("http://m/engines/llama.cpp/v1", "http://m"),
             ("http://m/engines/v1/", "http://m"),
@@ -298,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_the_same_however_its_url_is_written() {
+    fn different_spellings_of_a_url_name_the_same_server() {
         let url = |text: &str| text.parse::<BaseUrl>().unwrap();
         for (a, b, same) in [
             ("http://h", "HTTP://me:pw@H:80/v1/", true),
@@ -316,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_this_machine() {
+    fn loopback_hosts_are_recognized() {
         for (text, here) in [
             ("http://localhost:1", true),
             ("http://127.0.0.2", true),
@@ -334,14 +333,14 @@ mod tests {
     }
 
     #[test]
-    fn userinfo_is_kept_and_not_shown() {
+    fn userinfo_is_kept_and_not_printed() {
         let url: BaseUrl = "http://me:p%40ss@h:1/v1".parse().unwrap();
         assert_eq!(url.userinfo(), Some("me:p@ss"));
         assert_eq!(
             format!("{url} {url:?}"),
             "http://h:1/v1 BaseUrl(http://h:1/v1)"
         );
-        for (text, shown) in [
+        for (text, printed) in [
             ("ftp://me:pw@h", "ftp://h"),
             ("http://me:p#w@h:1/v1", "http://h:1/v1"),
             ("http://me:p@w,x@h:1", "http://h:1"),
@@ -352,12 +351,12 @@ mod tests {
             ("http://h/#pw", "http://h/"),
             ("http://h:1", "http://h:1"),
         ] {
-            assert_eq!(BaseUrl::without_secrets(text), shown, "{text}");
+            assert_eq!(BaseUrl::without_secrets(text), printed, "{text}");
         }
     }
 
     #[test]
-    fn a_url_ends_at_the_first_sign_that_is_none_of_its_password() {
+    fn a_url_is_split_at_the_first_equals_sign_outside_of_its_password() {
         for (text, url, rest) in [
             ("http://h:1/v1=/run/a=b", Some("http://h:1/v1"), "/run/a=b"),
             ("http://me:p=w==@h:1=f@g", Some("http://h:1"), "f@g"),
@@ -374,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_http_url_is_refused() {
+    fn invalid_urls_are_rejected() {
         for text in [
             "",
             "h:8080",

@@ -1,14 +1,14 @@
-//! Reads the command line and the environment by the [table](super::table) of settings.
+//! Parses the command line and the environment variables by the [table](super::table) of settings.
 
 use std::ffi::OsString;
 
 use crate::settings::table::{COMMANDS, Row, TABLE};
 use crate::settings::{BaseUrl, Command, Settings};
 
-/// Reads the command line (without the program's name) and the environment variables.
+/// Parses the command line (without the program's name) and the environment variables.
 ///
 /// # Errors
-/// One line that names the flag or variable, its value and what would be accepted.
+/// One line with the flag or variable, its value and the accepted forms.
 pub fn parse(
     arguments: Vec<OsString>,
     variable: impl Fn(&str) -> Option<OsString>,
@@ -17,7 +17,7 @@ pub fn parse(
     let mut arguments = pico_args::Arguments::from_vec(arguments.collect());
     let mut command = Command::Serve;
     for (flag, wanted, _) in COMMANDS {
-        // The later rows, --help and --version, win over the earlier ones.
+        // Later rows, --help and --version, take precedence over earlier ones.
         if arguments.contains(*flag) {
             command = *wanted;
         }
@@ -52,7 +52,7 @@ fn apply_variable_or_default(
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<(), String> {
     for name in row.variables {
-        // An empty variable is what `NAME=` in a compose file means: not set.
+        // An empty variable counts as unset: compose files set variables with `NAME=`.
         if let Some(value) = variable(name).filter(|value| !value.is_empty()) {
             let value = value
                 .into_string()
@@ -66,7 +66,7 @@ fn apply_variable_or_default(
     }
 }
 
-/// The values that the command line gives the flag of `row`.
+/// The values of the flag of `row` on the command line.
 fn flag_values(arguments: &mut pico_args::Arguments, row: &Row) -> Result<Vec<String>, String> {
     let mut values = Vec::new();
     let names = [row.flag, row.alias].into_iter();
@@ -91,7 +91,7 @@ fn flag_values(arguments: &mut pico_args::Arguments, row: &Row) -> Result<Vec<St
     Ok(values)
 }
 
-/// Applies a value, or the several that are separated by commas.
+/// Applies a value, or several that are separated by commas.
 fn apply_all(row: &Row, settings: &mut Settings, name: &str, value: &str) -> Result<(), String> {
     if !row.repeatable {
         return apply(row, settings, name, value, value);
@@ -99,43 +99,43 @@ fn apply_all(row: &Row, settings: &mut Settings, name: &str, value: &str) -> Res
     let parts = value.split(',').map(str::trim);
     let mut parts = parts.filter(|part| !part.is_empty()).peekable();
     if parts.peek().is_none() {
-        // Nothing named is not the same as nothing said: that may mean anything, as for a Host.
+        // An empty list is not the same as no list, which for --allowed-hosts allows any Host.
         return Err(format!("{name}: is empty"));
     }
     for part in parts {
-        // A comma may be one of a password: then it is all of one value, up to its `@`.
-        let shown = if value.contains('@') { value } else { part };
-        apply(row, settings, name, part, shown)?;
+        // The comma may be part of a password: then the whole text may be one value.
+        let quoted = if value.contains('@') { value } else { part };
+        apply(row, settings, name, part, quoted)?;
     }
     Ok(())
 }
 
-/// Applies one value; an error tells `shown`, as far as that is no secret.
+/// Applies one value. An error quotes `quoted`, without secrets.
 fn apply(
     row: &Row,
     settings: &mut Settings,
     name: &str,
     value: &str,
-    shown: &str,
+    quoted: &str,
 ) -> Result<(), String> {
     (row.set)(settings, value).map_err(|why| {
         if row.secret {
             format!("{name} (value not shown): {why}")
         } else {
-            format!("{name} {:?}: {why}", BaseUrl::without_secrets(shown))
+            format!("{name} {:?}: {why}", BaseUrl::without_secrets(quoted))
         }
     })
 }
 
-/// Whether this is `--flag=` of a flag that may be empty, which `pico_args` refuses.
+/// Whether this is `--flag=` of a flag that may be empty, which `pico_args` rejects.
 fn is_empty(argument: &OsString) -> bool {
     let flag = argument.to_str().and_then(|text| text.strip_suffix('='));
     let mut rows = TABLE.iter();
     flag.is_some_and(|flag| rows.any(|row| row.may_be_empty && row.flag == flag))
 }
 
-/// What is said of an argument that belongs to no flag. It may be a secret that was meant for one,
-/// so nothing is repeated but what looks like a flag or a URL.
+/// The error for an argument that belongs to no flag. It may be a misplaced secret, so only text
+/// that looks like a flag or a URL is quoted.
 fn unknown_argument(text: &str) -> String {
     const HELP: &str = "unknown argument; see llamacpp-exporter --help";
     let flag = text.split('=').next().unwrap_or_default();
@@ -148,22 +148,22 @@ fn unknown_argument(text: &str) -> String {
     }
     if text.contains("://") {
         let url = BaseUrl::without_secrets(text);
-        return format!("{url:?}: {HELP}; a URL belongs behind --base-url");
+        return format!("{url:?}: {HELP}; to give a URL, write --base-url URL");
     }
-    format!("(not shown): {HELP}; each value belongs behind a flag")
+    format!("(not shown): {HELP}; write a flag before each value")
 }
 
 /// Longer than any flag.
 const LONGEST_FLAG: usize = 40;
 
-/// The flag that `text` was probably meant to be.
+/// The flag that the user probably meant by `text`.
 fn similar_flag(text: &str) -> Option<&'static str> {
     let settings = TABLE.iter().flat_map(|row| [row.flag, row.alias]);
     let commands = COMMANDS.iter().map(|(flag, ..)| *flag);
     let flags = settings.chain(commands).filter(|flag| !flag.is_empty());
     flags
         .map(|flag| {
-            // A beginning is as near as a slip of one key.
+            // A prefix counts as one edit.
             let is_beginning = text.len() > "--".len() && flag.starts_with(text);
             let distance = if is_beginning { 1 } else { edits(text, flag) };
             (distance, flag)
@@ -173,7 +173,7 @@ fn similar_flag(text: &str) -> Option<&'static str> {
         .map(|(_, flag)| flag)
 }
 
-/// How many letters must be changed, added or taken away to make `a` into `b`.
+/// The edit distance (Levenshtein) of `a` and `b`.
 fn edits(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (above, x) in a.bytes().enumerate() {
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_wins_over_its_variable_and_that_over_the_default() {
+    fn a_flag_overrides_its_variable_and_that_the_default() {
         let variables = [
             ("LLAMACPP_SCRAPE_INTERVAL", "7s"),
             ("LLAMACPP_CLIENT_TIMEOUT", "1.5"),
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_names_what_was_set_and_never_a_secret() {
+    fn an_error_quotes_the_value_but_no_secret() {
         let error = parse_with(&["--interval", "0s"], &[]).unwrap_err();
         assert!(error.starts_with("--interval \"0s\": "), "{error}");
         let error = parse_with(&[], &[("LLAMACPP_CLIENT_TIMEOUT", "soon")]).unwrap_err();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_is_given_once_and_known() {
+    fn repeated_and_unknown_flags_are_errors() {
         let twice = ["--addr", ":1", "--addr", ":2"];
         assert!(
             parse_with(&twice, &[])
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn two_names_of_a_flag_are_one_flag() {
+    fn an_alias_counts_as_the_same_flag() {
         let settings = parse_with(&["--scrape-interval", "2", "--client-timeout=1"], &[]).unwrap();
         assert_eq!(settings.interval, Duration::from_secs(2));
         assert_eq!(settings.timeout, Duration::from_secs(1));
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_model_is_not_set() {
+    fn an_empty_model_counts_as_unset() {
         let variable = [("LLAMACPP_MODEL", "ai/a")];
         assert_eq!(parse_with(&["--model", ""], &[]).unwrap().model, None);
         assert_eq!(parse_with(&["--model="], &[]).unwrap().model, None);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_is_refused() {
+    fn an_empty_list_is_rejected() {
         // `--allowed-hosts "$HOSTS"` with nothing in it must not mean any Host.
         for row in TABLE.iter().filter(|row| row.repeatable) {
             for value in ["", " ", ", ,"] {
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistyped_flag_is_answered_with_the_one_that_was_meant() {
+    fn a_mistyped_flag_gets_a_suggestion() {
         for (typed, meant) in [
             ("--intervall", "--interval"),
             ("--base_url", "--base-url"),
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pid_file_is_of_one_server() {
+    fn a_pid_file_needs_a_single_base_url() {
         let one = ["--pid-file", "/run/a.pid", "--base-url", "http://a:1"];
         assert!(parse_with(&one, &[]).unwrap().pid_file.is_some());
         let two = [&one[..], &["--base-url", "http://b:1"]].concat();

@@ -1,4 +1,4 @@
-//! Durations as Go writes them, or a bare number of seconds.
+//! Durations in Go's format, or a plain number of seconds.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use crate::bounds::BoundedDuration;
 const FORMS: &str =
     "use 5s, 500ms, 1m30s, 1.5s or a number of seconds, above zero and at most a year";
 
-/// Reads a duration above zero.
+/// Parses a duration above zero.
 ///
 /// # Errors
-/// The accepted forms, when `text` is none of them.
+/// `text` is not a valid duration; the error lists the accepted forms.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let seconds = match text.parse::<f64>() {
-        // Rust also reads "inf", "1e3" and "+5", which nobody means here.
+        // Rust also parses "inf", "1e3" and "+5", which are not accepted here.
         Ok(seconds)
             if text
                 .bytes()
@@ -27,7 +27,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         return Err(FORMS.to_owned());
     }
     let duration = Duration::try_from_secs_f64(seconds).map_err(|_| FORMS)?;
-    // What is above zero and below a nanosecond is no time at all.
+    // Less than a nanosecond is rounded to zero.
     if duration.is_zero() {
         Err(FORMS.to_owned())
     } else {
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn go_durations_and_bare_seconds_are_read() {
+    fn go_durations_and_plain_seconds_are_parsed() {
         for (text, milliseconds) in [
             ("5s", 5_000),
             ("500ms", 500),
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn invalid_durations_are_rejected() {
         for text in [
             "",
             "0",

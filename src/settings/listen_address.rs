@@ -1,4 +1,4 @@
-//! The address that the exporter serves at.
+//! The address at which the exporter serves.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -6,22 +6,22 @@ use std::os::unix::net::SocketAddr as UnixSocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Where to serve.
+/// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {
     /// `:9100`: every address of the machine, IPv6 and IPv4.
     Any(u16),
     /// `127.0.0.1:9100`, `[::1]:9100`.
     Ip(SocketAddr),
-    /// `localhost:9100`: all addresses that the name has when it is needed.
+    /// `localhost:9100`: all addresses of the name, resolved when the exporter starts to listen.
     Name(String, u16),
-    /// `unix:/run/x.sock`: a socket in the file system, by its absolute path.
+    /// `unix:/run/x.sock`: a Unix socket, by its absolute path.
     Unix(PathBuf),
 }
 
 impl Default for ListenAddress {
-    /// Any free port of every address: what stands in [settings](super::Settings) until the
-    /// default of their table is applied.
+    /// Any free port of every address; a placeholder until [`parse`](super::parse) applies the
+    /// default of the table.
     fn default() -> ListenAddress {
         ListenAddress::Any(0)
     }
@@ -39,7 +39,7 @@ impl FromStr for ListenAddress {
         }
         let (host, port) = text.rsplit_once(':').ok_or(FORMS)?;
         if !port.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(FORMS.to_owned()); // `parse` would take a sign.
+            return Err(FORMS.to_owned()); // `parse` accepts a sign.
         }
         let port = port.parse().map_err(|_| FORMS)?;
         if host.is_empty() {
@@ -49,7 +49,7 @@ impl FromStr for ListenAddress {
             return Ok(Self::Ip(address));
         }
         let of_a_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-        // A name has a letter; 1.2.3 and 300.1.1.1 are addresses gone wrong.
+        // A name contains a letter; 1.2.3 and 300.1.1.1 are invalid addresses.
         if host.bytes().all(of_a_name) && host.bytes().any(|byte| byte.is_ascii_alphabetic()) {
             return Ok(Self::Name(host.to_owned(), port));
         }
@@ -59,7 +59,7 @@ impl FromStr for ListenAddress {
 
 fn unix_path(path: &str) -> Result<PathBuf, String> {
     if !path.starts_with('/') {
-        // A relative path would be another file to a process elsewhere.
+        // A relative path depends on the working directory of the process.
         return Err(
             "expected an absolute path after unix:, like unix:/run/exporter.sock".to_owned(),
         );
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_and_written_alike() {
+    fn addresses_are_displayed_as_they_were_given() {
         let ip = |text: &str| ListenAddress::Ip(text.parse().unwrap());
         let name = |name: &str, port| ListenAddress::Name(name.into(), port);
         for (text, address) in [
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_told_the_forms() {
+    fn an_invalid_address_lists_the_accepted_forms() {
         for text in [
             "",
             ":",
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_cannot_be_sockets_are_told_apart() {
+    fn invalid_socket_paths_have_their_own_errors() {
         let error = |text: &str| text.parse::<ListenAddress>().unwrap_err();
         assert!(error("unix:").contains("absolute path"));
         assert!(error("unix:run/x.sock").contains("absolute path"));

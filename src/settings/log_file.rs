@@ -1,4 +1,4 @@
-//! The file that llama-server writes its log to, and which server it is.
+//! The log files of llama-servers, and the server that each belongs to.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -8,14 +8,14 @@ use crate::settings::base_url::{self, BaseUrl};
 /// One log to follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFile {
-    /// The server whose log it is; `None`: there is only one.
+    /// The server that writes the log; `None`: the only one.
     base: Option<BaseUrl>,
-    /// The file; `-` is the standard input.
+    /// The file; `-` is standard input.
     pub path: PathBuf,
 }
 
 impl LogFile {
-    /// Whether it is the log of the server at `base`.
+    /// Whether the server at `base` writes the log.
     pub fn is_of(&self, base: &BaseUrl) -> bool {
         self.base
             .as_ref()
@@ -38,10 +38,10 @@ impl FromStr for LogFile {
     }
 }
 
-/// Whether each log belongs to a server, and no server has two.
+/// Checks that each log belongs to one server, and that no server has two.
 ///
 /// # Errors
-/// Names the log that is not clear.
+/// One of them does not; the error names it.
 pub fn check(files: &[LogFile], bases: &[BaseUrl]) -> Result<(), String> {
     for (index, file) in files.iter().enumerate() {
         let path = file.path.display();
@@ -51,7 +51,7 @@ pub fn check(files: &[LogFile], bases: &[BaseUrl]) -> Result<(), String> {
         };
         if owners.next().is_some() {
             return Err(format!(
-                "--log-file {path}: say which server's it is, with several base URLs: URL={path}"
+                "--log-file {path}: with several base URLs, give the server too: URL={path}"
             ));
         }
         if files[..index]
@@ -59,7 +59,7 @@ pub fn check(files: &[LogFile], bases: &[BaseUrl]) -> Result<(), String> {
             .any(|other| other.is_of(owner) || other.path == file.path)
         {
             return Err(format!(
-                "--log-file {path}: one log for each server, and no log twice"
+                "--log-file {path}: give one log for each server, and no log twice"
             ));
         }
     }

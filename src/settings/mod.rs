@@ -1,7 +1,7 @@
-//! What the user sets: flags, environment variables and defaults, from one table.
+//! Settings: flags, environment variables and defaults, from one table.
 //!
-//! A flag wins over its variable, which wins over the default: see [`table`] for the rows and
-//! [`command_line`] for how they are read.
+//! A flag overrides its variable, which overrides the default. [`table`] has the rows, and
+//! [`command_line`] reads them.
 
 mod allowed_hosts;
 mod api_key;
@@ -27,19 +27,19 @@ pub use self::table::{help, reference};
 use crate::bounds::{self, BoundedDuration};
 use crate::process::log::Level;
 
-/// The model name that is exported while neither the user nor the server has given one.
+/// The model name that is exported until the user or the server gives one.
 pub const DEFAULT_MODEL: &str = "ai/llama3.2:1B-Q8_0";
 
-/// Everything that can be set. [`parse`] gives checked ones.
+/// All settings. [`parse`] returns checked ones.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// What to watch: at least one.
+    /// The servers to watch, at least one.
     pub base_urls: Vec<BaseUrl>,
-    /// The label `model` of a server that holds one model; `None`: what the server says.
+    /// The label `model` of a server that holds one model; `None`: the server's own name for it.
     pub model: Option<String>,
-    /// Where to serve.
+    /// The address to serve at.
     pub addr: ListenAddress,
-    /// The names that may stand in a request's `Host`.
+    /// The names that are allowed in a request's `Host`.
     pub allowed_hosts: AllowedHosts,
     /// Time between the starts of two polls; above zero.
     pub interval: Duration,
@@ -47,29 +47,29 @@ pub struct Settings {
     pub timeout: Duration,
     /// The keys of the upstreams.
     pub api_keys: ApiKeys,
-    /// The roots to trust for `https` in place of the built-in ones.
+    /// The root certificates to trust for `https` instead of the built-in ones.
     pub ca: Option<CaFile>,
-    /// How long a server is idle before it sleeps, if the user gave it.
+    /// How long a server is idle before it sleeps, if set by the user.
     pub sleep_idle: Option<BoundedDuration>,
     /// The file that holds the PID of the server.
     pub pid_file: Option<PathBuf>,
-    /// Where the machine's `/proc` is.
+    /// The path of the machine's `/proc`.
     pub procfs: PathBuf,
-    /// Where the machine's `/sys` is.
+    /// The path of the machine's `/sys`.
     pub sysfs: PathBuf,
-    /// Whether no GPU is read.
+    /// Disables reading of GPUs.
     pub no_gpu: bool,
-    /// Logs of llama-server; at most one for each base URL.
+    /// Logs of llama-server, at most one for each base URL.
     pub log_files: Vec<LogFile>,
-    /// Whether Docker Model Runner's records of requests are not read.
+    /// Disables reading of Docker Model Runner's request records.
     pub no_request_records: bool,
     /// Time between two probes; `None`: no probes.
     pub probe_interval: Option<Duration>,
-    /// What is logged.
+    /// The level of the exporter's own log.
     pub log_level: Level,
 }
 
-/// A file of roots to trust.
+/// A file of root certificates to trust.
 #[derive(Clone, Debug)]
 pub struct CaFile {
     /// Its path, as the user gave it.
@@ -78,14 +78,14 @@ pub struct CaFile {
     pub pem: Vec<u8>,
 }
 
-/// What the program does.
+/// A command of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Poll and serve until a signal.
+    /// Poll and serve until a signal arrives.
     Serve,
     /// Poll once, print the report, exit.
     Check,
-    /// Ask the running exporter for its health, exit.
+    /// Request the health of the running exporter, exit.
     Healthcheck,
     /// Print the flags, exit.
     Help,
@@ -94,8 +94,8 @@ pub enum Command {
 }
 
 impl Settings {
-    /// The label `server` of `base`: its host and port, and the rest of the URL where another
-    /// base URL has the same.
+    /// The label `server` of `base`: its host and port. If another base URL has the same, its path
+    /// too; if that is the same as well, the whole URL.
     pub fn server_label(&self, base: &BaseUrl) -> String {
         let is_unique = |label: fn(&BaseUrl) -> String| {
             let mut others = self.base_urls.iter().filter(|other| *other != base);
@@ -117,7 +117,7 @@ impl Settings {
         Some(&file.path)
     }
 
-    /// The key that the server at `base` is sent. An address that is no base URL gets none.
+    /// The key that is sent to the server at `base`; `None` for an address that is no base URL.
     pub fn api_key_of(&self, base: &BaseUrl) -> Option<&Secret> {
         self.api_keys.of(base, &self.base_urls)
     }
@@ -130,13 +130,13 @@ impl Settings {
         })
     }
 
-    /// Whether the settings fit together.
+    /// Checks that the settings are consistent with each other.
     fn check(&self) -> Result<(), String> {
         for (index, url) in self.base_urls.iter().enumerate() {
             if url.as_given().len() > bounds::MAX_TEXT_BYTES {
                 return Err("--base-url: is longer than 512 bytes".to_owned());
             }
-            // A user and a password do not make it another server.
+            // Two URLs that differ only in user and password name the same server.
             let is_same = |other: &BaseUrl| other.as_given() == url.as_given();
             if self.base_urls[..index].iter().any(is_same) {
                 return Err(format!("--base-url {:?}: given twice", url.to_string()));

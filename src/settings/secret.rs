@@ -1,4 +1,4 @@
-//! A text that appears in no log, metric, page or error.
+//! A text that must not appear in logs, metrics, pages or errors.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ impl Secret {
     /// Wraps `text`, which must be usable as an HTTP header's value.
     ///
     /// # Errors
-    /// Says what is wrong with the text, without repeating it.
+    /// The text is unusable; the error does not quote it.
     pub fn new(text: &str) -> Result<Secret, String> {
         let text = text.trim();
         if text.is_empty() {

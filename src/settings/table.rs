@@ -1,4 +1,4 @@
-//! The one table of settings. It drives parsing and `--help`; a test compares the README with it.
+//! The table of settings. Parsing, `--help` and the README's reference follow from it.
 
 use std::fs;
 
@@ -6,29 +6,29 @@ use crate::settings::{CaFile, Command, Settings, duration};
 
 /// One setting: a row of [`TABLE`].
 pub struct Row {
-    /// The flag; empty for a setting that has a variable only.
+    /// The flag; empty if only a variable sets it.
     pub flag: &'static str,
-    /// Another name of the flag; empty: none.
+    /// A second name of the flag; empty: none.
     pub alias: &'static str,
-    /// The value of the flag, as `--help` names it; empty: it takes none.
+    /// The name of the flag's value in `--help`; empty: the flag takes no value.
     pub argument: &'static str,
-    /// Environment variables that set it, the strongest first.
+    /// Environment variables that set it, in order of precedence.
     pub variables: &'static [&'static str],
-    /// The value when nothing is set; empty: none.
+    /// The default value; empty: none.
     pub default: &'static str,
-    /// What it means, in one line.
+    /// Its meaning: the text in `--help` and README.
     pub help: &'static str,
-    /// May be given several times, or with several values separated by commas.
+    /// Whether it takes several values: repeated, or separated by commas.
     pub repeatable: bool,
-    /// Its value must not be repeated in an error: it may be a secret, or a misplaced one.
+    /// Whether errors must not quote its value, which may be a secret.
     pub secret: bool,
-    /// An empty value counts as not set, also on the command line.
+    /// Whether an empty value on the command line counts as unset.
     pub may_be_empty: bool,
-    /// Sets it; an error says what is accepted.
+    /// Parses and sets a value; an error lists the accepted forms.
     pub set: fn(&mut Settings, &str) -> Result<(), String>,
 }
 
-/// What most rows have in common.
+/// The defaults of a row's fields.
 const ROW: Row = Row {
     flag: "",
     alias: "",
@@ -42,7 +42,7 @@ const ROW: Row = Row {
     set: |_, _| Ok(()),
 };
 
-/// Flags that say what the program does.
+/// Flags that select a command.
 pub const COMMANDS: &[(&str, Command, &str)] = &[
     (
         "--check",
@@ -52,7 +52,7 @@ pub const COMMANDS: &[(&str, Command, &str)] = &[
     (
         "--healthcheck",
         Command::Healthcheck,
-        "Ask the running exporter's /healthz, exit with 0 or 1: for an image without a shell",
+        "Request the running exporter's /healthz, exit with 0 or 1; for images without a shell",
     ),
     ("--help", Command::Help, "Print this help"),
     (
@@ -286,7 +286,7 @@ pub(super) fn read_file(path: &str) -> Result<Vec<u8>, String> {
 /// The text of `--help`.
 pub fn help() -> String {
     let mut text = String::from(
-        "Watches a llama.cpp server and serves what it sees as Prometheus metrics.\n\n\
+        "Prometheus exporter for llama.cpp servers.\n\n\
          Usage: llamacpp-exporter [FLAG VALUE]…\n\n",
     );
     for row in TABLE {
@@ -312,7 +312,7 @@ pub fn help() -> String {
         text += &format!("  {flag}\n{}", indented(meaning));
     }
     text += "\nDurations: 5s, 500ms, 1m30s, 1.5s, or a number of seconds.\n\
-             Exit status: 0 success, 1 it cannot run, 2 usage error.\n";
+             Exit status: 0 success, 1 error at run time, 2 usage error.\n";
     text
 }
 
