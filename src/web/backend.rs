@@ -1,10 +1,10 @@
-//! tiny_http behind the one connection that it ever serves.
+//! Runs tiny_http with a single connection, from the exporter itself.
 //!
-//! tiny_http stops for good at an error of `accept`, starts a thread for each connection, believes
-//! any length that it is given and waits without a time-out. So it gets a listener whose queue
-//! holds a single connection, the exporter's own, and that is shut down before tiny_http sees it:
-//! what is queued is still accepted, later connections are refused. Its requests come from the
-//! [workers](crate::web::worker) alone, well formed and one at a time.
+//! tiny_http stops permanently at an error of `accept`, starts a thread for each connection, trusts
+//! any Content-Length, and reads without a time-out. It is therefore given a listener whose queue
+//! holds one connection, the exporter's own, and which is already shut down: the queued connection
+//! is still accepted, later ones are refused. Only the [workers](crate::web::worker) send requests
+//! to it, valid ones and one at a time.
 
 use std::env;
 use std::fs;
@@ -20,7 +20,7 @@ use tiny_http::{Response, Server};
 use crate::process::os;
 use crate::web::stream::Stream;
 
-/// A response takes microseconds. A main loop that takes this long is stuck, and the process ends.
+/// A response takes microseconds. If it takes this long, the main loop hangs, and the process ends.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The workers' end of the connection.
@@ -28,11 +28,11 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Backend(Mutex<BufReader<Stream>>);
 
 impl Backend {
-    /// Starts tiny_http behind its one connection. The server lives as long as
-    /// the process: dropping it makes it connect to itself.
+    /// Starts tiny_http with its one connection. The server is never dropped: dropping it makes it
+    /// connect to itself.
     ///
     /// # Errors
-    /// The system's: out of file descriptors, for instance.
+    /// A system call failed, for example because no file descriptor is available.
     pub fn start() -> io::Result<(&'static Server, Self)> {
         Self::over(Pair::in_no_file().or_else(|_| Pair::in_private_folder())?)
     }
@@ -50,10 +50,10 @@ impl Backend {
         let server: &Server = Box::leak(Box::new(server));
 
         if is_shut_down {
-            // Once ours is accepted, the next accept fails and ends the accept loop.
+            // After our connection, the next `accept` fails, which ends tiny_http's accept loop.
             match server.recv_timeout(RESPONSE_TIMEOUT) {
                 Err(_) => {}
-                Ok(None) => return Err(io::Error::other("it still accepts connections")),
+                Ok(None) => return Err(io::Error::other("tiny_http still accepts connections")),
                 Ok(Some(_)) => return Err(io::Error::other("another process connected first")),
             }
         }
@@ -64,12 +64,12 @@ impl Backend {
         Ok((server, Self(Mutex::new(connection))))
     }
 
-    /// Sends a request to tiny_http, and gives the whole response, ready to be sent to a client.
-    /// `method` is `GET` or `HEAD`, `target` printable ASCII without spaces. Workers take turns:
-    /// when it is this one's, `is_wanted` says whether the response is still wanted; if not, `None`.
+    /// Sends a request to tiny_http, and returns the complete response for the client. `method` is
+    /// `GET` or `HEAD`, `target` is printable ASCII without spaces. Waits for the requests of other
+    /// workers first. Returns `None` if the response is no longer wanted after that.
     ///
     /// # Errors
-    /// The connection cannot be used after an error.
+    /// The connection failed, and cannot be used any more.
     pub fn request(
         &self,
         method: &str,
@@ -89,7 +89,7 @@ fn write_request(mut connection: &Stream, method: &str, target: &str) -> io::Res
     connection.write_all(format!("{method} {target} HTTP/1.1\r\n\r\n").as_bytes())
 }
 
-/// Reads one response and adds the header that tiny_http does not let its users set.
+/// Reads one response and adds `Connection: close`, which tiny_http does not allow its users to set.
 fn read_response(connection: &mut impl BufRead, has_body: bool) -> io::Result<Vec<u8>> {
     let mut response = Vec::new();
     let mut length = None;
@@ -118,24 +118,24 @@ fn content_length(line: &[u8]) -> Option<usize> {
         .then(|| value.trim().parse().ok())?
 }
 
-/// A listener that accepts one connection, the exporter's own, and never another.
+/// A listener that accepts only one connection, the exporter's own, and that connection.
 struct Pair {
     listener: UnixListener,
     connection: UnixStream,
-    /// Whether the next `accept` fails; else it waits for ever.
+    /// Whether the next `accept` fails; otherwise it blocks permanently.
     is_shut_down: bool,
 }
 
 impl Pair {
-    /// Over an abstract socket, which needs no file system, and which every
-    /// process in the network namespace can see and connect to. So its queue holds one
-    /// connection, which must be the exporter's own, and then it is shut down.
+    /// Uses an abstract socket, which needs no file system. Every process in the network namespace
+    /// can connect to it, so its queue holds one connection, which must be the exporter's own; then
+    /// the socket is shut down.
     #[cfg(target_os = "linux")]
     fn in_no_file() -> io::Result<Pair> {
         use std::os::linux::net::SocketAddrExt;
         use std::os::unix::net::SocketAddr;
 
-        /// In each, another process would have to connect within microseconds.
+        /// To make an attempt fail, another process must connect within microseconds.
         const TRIES: usize = 100;
         let mut result = Err(ErrorKind::AddrInUse.into());
         for _ in 0..TRIES {
@@ -152,7 +152,7 @@ impl Pair {
                         is_shut_down: true,
                     });
                 }
-                // Another process was first; its connection is dropped with this listener.
+                // Another process connected first; its connection is dropped with this listener.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => result = Err(error),
                 Err(error) => return Err(error),
             }
@@ -165,13 +165,13 @@ impl Pair {
         Err(ErrorKind::Unsupported.into())
     }
 
-    /// Over a socket in a folder that only this user may enter. Both are gone
-    /// before tiny_http gets the listener, so nobody can connect to it.
+    /// Uses a socket in a folder that only this user may enter. Both are removed before tiny_http
+    /// gets the listener, so no other process can connect.
     fn in_private_folder() -> io::Result<Pair> {
         let mut result = Err(ErrorKind::NotFound.into());
         for parent in [env::temp_dir(), "/dev/shm".into(), "/run".into()] {
             let folder = parent.join(format!("llamacpp-exporter-{}", random_name()));
-            // Fails where there is anything by that name.
+            // Fails if anything with that name exists.
             result = fs::DirBuilder::new().mode(0o700).create(&folder);
             if result.is_err() {
                 continue;
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_ends_where_its_length_says() {
+    fn a_response_ends_after_its_content_length() {
         let (response, rest) = read(
             "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nX: y\r\n\r\nhelloHTTP/1.1",
             true,
@@ -248,9 +248,9 @@ mod tests {
         }
     }
 
-    /// Both kinds of pair, since a system has only one of them in use.
+    /// Tests both kinds of pair: the exporter uses only one of them on a given system.
     #[test]
-    fn tiny_http_serves_one_connection_alone() {
+    fn tiny_http_serves_only_one_connection() {
         let kinds = [Pair::in_no_file(), Pair::in_private_folder()];
         for pair in kinds.into_iter().flatten() {
             let address = pair.listener.local_addr().unwrap();
@@ -274,10 +274,10 @@ mod tests {
         }
     }
 
-    /// The listener's own handle shows what another process gets while it is open.
+    /// While the listener's handle is open, the test sees what other processes see.
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_pair_refuses_everybody_else() {
+    fn a_pair_refuses_other_connections() {
         let pair = Pair::in_no_file().unwrap();
         let address = pair.listener.local_addr().unwrap();
         for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! The open connections of a listener, and which one is closed when workers get scarce.
+//! The open connections of a listener. Decides which one is closed when few workers are free.
 
 use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,22 +7,22 @@ use std::time::{Duration, Instant};
 
 use crate::web::stream::Stream;
 
-/// No younger connection is closed: on a busy machine even a client in a hurry may need this
-/// long between connecting and sending. With 64 workers, 1,000 connections that never send a
-/// request still pass in less than 100 ms.
+/// The minimum age at which a connection may be closed: on a busy machine, even a fast client may
+/// need this long between connecting and sending. With 64 workers, 1,000 connections that never
+/// send a request are still handled in less than 100 ms.
 const GRACE: Duration = Duration::from_millis(4);
 
 /// The phase of a connection, in the order in which connections are closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// The response is sent; the client has yet to close.
+    /// The response has been sent; the client has not closed yet.
     Closing,
-    /// The head of the request is read.
+    /// The head of the request is being read.
     Reading,
-    /// The response is sent.
+    /// The response is being sent.
     Writing,
-    /// The response is made. That takes as long as it takes the exporter, so the connection is
-    /// never closed for it.
+    /// The response is being generated. The delay is the exporter's own, so the connection is never
+    /// closed in this phase.
     Waiting,
 }
 
@@ -38,12 +38,13 @@ struct Connection {
 pub struct Connections(Mutex<Vec<Option<Connection>>>);
 
 impl Connections {
-    /// No connections yet, of so many workers.
+    /// No connections yet, for this number of workers.
     pub fn new(workers: usize) -> Self {
         Self(Mutex::new(vec![None; workers]))
     }
 
-    /// A worker has accepted a connection, and reads first. Waits until a worker can be spared.
+    /// Adds a connection that a worker has accepted, in the phase [`Phase::Reading`]. Waits until
+    /// enough workers are free.
     pub fn open(&self, worker: usize, stream: &Arc<Stream>) {
         self.room()[worker] = Some(Connection {
             phase: Phase::Reading,
@@ -52,7 +53,7 @@ impl Connections {
         });
     }
 
-    /// The connection is in another phase now, unless it has been closed.
+    /// Sets the phase of the worker's connection, unless that has been closed.
     pub fn set_phase(&self, worker: usize, phase: Phase) {
         let mut connections = match phase {
             Phase::Writing => self.room(),
@@ -63,7 +64,7 @@ impl Connections {
         }
     }
 
-    /// The worker is done with its connection.
+    /// Removes the worker's connection.
     pub fn remove(&self, worker: usize) {
         self.lock()[worker] = None;
     }
@@ -73,7 +74,7 @@ impl Connections {
         close_one(&mut self.lock(), Instant::now());
     }
 
-    /// Waits until one more slow connection may be open.
+    /// Waits until another slow connection is allowed.
     fn room(&self) -> MutexGuard<'_, Vec<Option<Connection>>> {
         loop {
             let mut connections = self.lock();
@@ -90,14 +91,14 @@ impl Connections {
     }
 }
 
-/// The connections that hold a worker for as long as the client likes.
+/// The connections whose client decides how long they occupy a worker.
 fn slow(connections: &[Option<Connection>]) -> impl Iterator<Item = &Connection> {
     let connections = connections.iter().flatten();
     connections.filter(|connection| connection.phase != Phase::Waiting)
 }
 
-/// `None` when one more may be open; else how long to wait for that. An eighth of the workers
-/// never has a slow connection, so that one is always free to accept the next.
+/// How long to wait before another slow connection is allowed; `None` if it is allowed now. An
+/// eighth of the workers never has a slow connection, so that one is always free to accept the next.
 fn wait_for_worker(connections: &mut [Option<Connection>], now: Instant) -> Option<Duration> {
     let limit = connections
         .len()
@@ -109,7 +110,7 @@ fn wait_for_worker(connections: &mut [Option<Connection>], now: Instant) -> Opti
     Some(GRACE.saturating_sub(now.saturating_duration_since(oldest)))
 }
 
-/// Closes the oldest connection of the first phase that there is. Its worker notices at once.
+/// Closes the oldest connection of the lowest phase. Its worker notices immediately.
 fn close_one(connections: &mut [Option<Connection>], now: Instant) -> bool {
     let may_be_closed = |connection: &Connection| match connection.phase {
         Phase::Closing => true,
@@ -153,7 +154,7 @@ mod tests {
         (Some(connection), client)
     }
 
-    /// Eight workers, of whom the last is free, as one always should be.
+    /// Eight workers, of which the last one is free.
     fn eight(of: [(Phase, u32); 7], now: Instant) -> (Vec<Option<Connection>>, Vec<UnixStream>) {
         let connections =
             of.map(|(phase, age)| connection(phase, Duration::from_millis(age.into()), now));
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_connection_of_the_first_phase_is_closed() {
+    fn the_oldest_connection_of_the_lowest_phase_is_closed() {
         let now = Instant::now();
         let phases = [
             (Phase::Writing, 900),
@@ -191,7 +192,7 @@ mod tests {
         }
         assert!(
             !close_one(&mut connections, now),
-            "it waits for its response"
+            "it is waiting for its response"
         );
         assert!(connections[6].is_some());
     }

@@ -1,4 +1,4 @@
-//! Asking the running exporter for its health, for `--healthcheck`.
+//! Requests the health of the running exporter, for `--healthcheck`.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -10,25 +10,26 @@ use std::time::Duration;
 use crate::settings::ListenAddress;
 use crate::web::stream::Stream;
 
-/// The most bytes that are read of an answer.
-const ANSWER_LIMIT: u64 = 64 << 10;
+/// The most bytes of a response that are read.
+const RESPONSE_LIMIT: u64 = 64 << 10;
 
-/// Asks the exporter that serves at `address`, on this machine, for `path`, within `time`. `:9100`
-/// is asked over loopback, with IPv6 and then with IPv4.
+/// Gets `path` from the exporter at `address` on this machine, within `time`. For `:9100`, connects
+/// to the loopback address of IPv6, then of IPv4.
 ///
 /// # Errors
-/// Nobody listens, no answer in time, or an answer that is not HTTP.
-pub fn get(address: &ListenAddress, path: &str, time: Duration) -> io::Result<HealthAnswer> {
+/// No connection, no response in time, or a response that is not HTTP.
+pub fn get(address: &ListenAddress, path: &str, time: Duration) -> io::Result<HealthResponse> {
     let (sender, receiver) = mpsc::channel();
     let (address, path) = (address.clone(), path.to_owned());
-    // Resolving a name and connecting a Unix socket have no time-out: the thread's result has.
+    // Name resolution and connecting to a Unix socket have no time-out, but receiving has.
     thread::Builder::new().spawn(move || {
         let stream = connect(&address, time);
-        let answer = stream.and_then(|stream| ask(&stream, &path, time));
-        let _nobody_waits = sender.send(answer);
+        let response = stream.and_then(|stream| request(&stream, &path, time));
+        // The receiver is gone if the time-out has passed.
+        let _ = sender.send(response);
     })?;
-    let answer = receiver.recv_timeout(time);
-    answer.unwrap_or_else(|_| Err(io::Error::new(ErrorKind::TimedOut, "no answer in time")))
+    let response = receiver.recv_timeout(time);
+    response.unwrap_or_else(|_| Err(io::Error::new(ErrorKind::TimedOut, "no response in time")))
 }
 
 fn connect(address: &ListenAddress, time: Duration) -> io::Result<Stream> {
@@ -54,25 +55,25 @@ fn connect(address: &ListenAddress, time: Duration) -> io::Result<Stream> {
     result
 }
 
-/// What the exporter answered.
+/// The exporter's response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthAnswer {
+pub struct HealthResponse {
     /// The HTTP status, 200 for instance.
     pub status: u16,
     /// The first line of the body, without its end.
     pub line: String,
 }
 
-fn ask(stream: &Stream, path: &str, time: Duration) -> io::Result<HealthAnswer> {
+fn request(stream: &Stream, path: &str, time: Duration) -> io::Result<HealthResponse> {
     let mut stream = stream.within(time);
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
-    read_answer(BufReader::new(stream.take(ANSWER_LIMIT)))
+    read_response(BufReader::new(stream.take(RESPONSE_LIMIT)))
 }
 
-fn read_answer(answer: impl BufRead) -> io::Result<HealthAnswer> {
-    let not_http = || io::Error::new(ErrorKind::InvalidData, "the answer is not HTTP");
-    let mut lines = answer.lines();
+fn read_response(response: impl BufRead) -> io::Result<HealthResponse> {
+    let not_http = || io::Error::new(ErrorKind::InvalidData, "the response is not HTTP");
+    let mut lines = response.lines();
     let first = lines.next().ok_or_else(not_http)??;
     let status = first
         .strip_prefix("HTTP/1.")
@@ -82,7 +83,7 @@ fn read_answer(answer: impl BufRead) -> io::Result<HealthAnswer> {
     let mut body = lines.skip_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty()));
     body.next().ok_or_else(not_http)??; // The empty line after the head.
     let line = body.next().transpose()?.unwrap_or_default();
-    Ok(HealthAnswer { status, line })
+    Ok(HealthResponse { status, line })
 }
 
 #[cfg(test)]
@@ -102,7 +103,7 @@ mod tests {
     const WAIT: Duration = Duration::from_secs(5);
 
     #[test]
-    fn every_address_that_can_be_served_can_be_asked() {
+    fn every_listen_address_can_be_checked() {
         let folder = tempfile::tempdir().unwrap();
         let unix = format!("unix:{}", folder.path().join("socket").display());
         for text in [":0", "127.0.0.1:0", "0.0.0.0:0", "localhost:0", &unix] {
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_never_answers_is_not_waited_for() {
+    fn a_missing_response_times_out() {
         let listeners = bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
         let address: ListenAddress = listeners[0].to_string().parse().unwrap();
         let error = get(&address, "/", Duration::from_millis(100)).unwrap_err();
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_are_not_http_are_errors() {
+    fn responses_that_are_not_http_are_errors() {
         for text in [
             "",
             "SSH-2.0\r\n",
@@ -141,9 +142,9 @@ mod tests {
             "HTTP/1.1 OK\r\n\r\n",
             "HTTP/1.1 200 OK\r\n",
         ] {
-            assert!(read_answer(text.as_bytes()).is_err(), "{text:?}");
+            assert!(read_response(text.as_bytes()).is_err(), "{text:?}");
         }
-        let answer = read_answer(&b"HTTP/1.0 204 None\r\n\r\n"[..]).unwrap();
+        let answer = read_response(&b"HTTP/1.0 204 None\r\n\r\n"[..]).unwrap();
         assert_eq!((answer.status, answer.line.as_str()), (204, ""));
     }
 }

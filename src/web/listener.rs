@@ -1,4 +1,4 @@
-//! Listening at the exporter's address: TCP or a Unix socket.
+//! Listens at the exporter's address: TCP or a Unix socket.
 
 use std::fmt;
 use std::fs;
@@ -12,21 +12,20 @@ use crate::process::os;
 use crate::settings::ListenAddress;
 use crate::web::stream::Stream;
 
-/// Connections that may wait to be accepted. Four times as many were slower
-/// under a burst, an eighth made clients wait for a retry.
+/// Connections that may wait to be accepted. Four times as many were slower in a burst; with an
+/// eighth, clients had to retry.
 const BACKLOG: i32 = 1024;
 
-/// How long the system may keep a connection to itself that has not sent anything.
-/// Clients that connect and are silent then take nobody's time, and one that was
-/// held up between connecting and asking is not taken for one of them.
+/// How long the system holds back a connection that has not sent anything. Silent clients then
+/// occupy no worker at first, and a client that is slow to send its request is not closed as one.
 const DEFER_ACCEPT_SECONDS: i32 = 1;
 
-/// A socket that listens.
+/// A listening socket.
 #[derive(Debug)]
 pub enum Listener {
-    /// For TCP.
+    /// TCP.
     Tcp(TcpListener),
-    /// For a Unix socket.
+    /// A Unix socket.
     Unix(UnixListener),
 }
 
@@ -34,7 +33,7 @@ impl Listener {
     /// Waits for a client.
     ///
     /// # Errors
-    /// What the system says: out of descriptors, most of all.
+    /// The system call failed, usually because no file descriptor is available.
     pub fn accept(&self) -> io::Result<Stream> {
         match self {
             Self::Tcp(listener) => listener.accept().map(|(stream, _)| Stream::Tcp(stream)),
@@ -49,21 +48,22 @@ impl Listener {
         Ok(Self::Tcp(listener))
     }
 
-    /// Owner and group may connect, whatever the umask. The file is removed at
-    /// the end, unless it is another one by then.
+    /// Owner and group may connect, whatever the umask is. The file is removed at exit, unless it
+    /// has been replaced.
     fn unix(path: &Path) -> io::Result<Self> {
         const NOT_FOR_OTHERS: u16 = 0o117;
         let listener = os::with_umask(NOT_FOR_OTHERS, || UnixListener::bind(path))?;
         os::set_backlog(&listener, BACKLOG)?;
         let (ours, path) = (FileId::of(path)?, path.to_owned());
         os::before_exit(move || {
-            let _gone = ours.remove(&path);
+            // There is nothing left to do if this fails.
+            let _ = ours.remove(&path);
         })?;
         Ok(Self::Unix(listener))
     }
 }
 
-/// The real address, with the port that the system chose for port 0.
+/// Displays the actual address, with the port that the system chose for port 0.
 impl fmt::Display for Listener {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -82,13 +82,13 @@ impl fmt::Display for Listener {
     }
 }
 
-/// Listens at `address`: one socket for most addresses, two where IPv6 and IPv4 need one each, one
-/// for each address of a name. A socket file is removed when a signal ends the process (see
+/// Listens at `address`: with one socket, with two if IPv6 and IPv4 need one each, or with one for
+/// each address of a name. A socket file is removed when a signal ends the process (see
 /// [`os::exit_on_signals`]).
 ///
 /// # Errors
-/// A sentence for people, with the address in it: it is in use, it is not of this machine, the
-/// port needs a privilege, the name is unknown, the path holds a file that is not a stale socket.
+/// A message with the address: it is in use, it is not an address of this machine, the port needs a
+/// privilege, the name does not resolve, or the path is a file other than a stale socket.
 pub fn bind(address: &ListenAddress) -> io::Result<Vec<Listener>> {
     match address {
         ListenAddress::Any(port) => bind_any(*port),
@@ -98,11 +98,11 @@ pub fn bind(address: &ListenAddress) -> io::Result<Vec<Listener>> {
     }
     .map_err(|error| {
         let reason = match error.kind() {
-            // The bare error of the system, which ends in its number.
+            // An error of the system itself, whose text ends with its number.
             ErrorKind::AddrInUse if error.get_ref().is_none() => {
-                "address in use: another process listens there".to_owned()
+                "address in use: another process listens on it".to_owned()
             }
-            ErrorKind::AddrNotAvailable => "that is no address of this machine".to_owned(),
+            ErrorKind::AddrNotAvailable => "it is not an address of this machine".to_owned(),
             _ => error.to_string(),
         };
         io::Error::new(
@@ -119,8 +119,8 @@ fn bind_any(port: u16) -> io::Result<Vec<Listener>> {
         Err(error) if error.kind() == ErrorKind::AddrInUse => return Err(error),
         Err(_) => return v4(port).map(|listener| vec![listener]), // IPv6 is off.
     };
-    // Where the system keeps IPv6 sockets to IPv6 alone, IPv4 needs its own.
-    // Elsewhere the port is taken, by the very socket that we have.
+    // If the system limits IPv6 sockets to IPv6, IPv4 needs a socket of its own. Otherwise the port
+    // is already in use, by our own IPv6 socket.
     match v4(port_of(&v6).unwrap_or(port)) {
         Ok(v4) => Ok(vec![v6, v4]),
         Err(error) if error.kind() == ErrorKind::AddrInUse && is_v6_only() => Err(error),
@@ -132,14 +132,14 @@ fn is_v6_only() -> bool {
     fs::read_to_string("/proc/sys/net/ipv6/bindv6only").is_ok_and(|value| value.trim() == "1")
 }
 
-/// The addresses of a name that this machine does not have, an IPv6 one where
-/// IPv6 is off for instance, are passed over while another one works.
+/// Listens on each address. Skips those that this machine does not have (such as an IPv6 address
+/// while IPv6 is off) if another one works.
 fn bind_each(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<Vec<Listener>> {
     let mut listeners = Vec::new();
     let mut failure = ErrorKind::AddrNotAvailable.into();
     for mut address in addresses {
         if let Some(port) = listeners.first().and_then(port_of) {
-            address.set_port(port); // One port for all, also when any will do.
+            address.set_port(port); // Port 0 becomes the same port for all addresses.
         }
         match Listener::tcp(address) {
             Ok(listener) => listeners.push(listener),
@@ -167,11 +167,11 @@ fn bind_unix(path: &Path) -> io::Result<Listener> {
             if !found.is_socket {
                 return Err(io::Error::new(
                     ErrorKind::AlreadyExists,
-                    "a file that is not a socket is in the way",
+                    "a file that is not a socket exists at that path",
                 ));
             }
-            // Another process may be replacing the stale one as well: then this one is
-            // gone, and the other's has its place.
+            // Another process may replace the stale socket at the same time: then it is already gone,
+            // and the other process's socket is in its place.
             if is_live(path)? || !found.remove(path)? {
                 return Err(error);
             }
@@ -181,12 +181,12 @@ fn bind_unix(path: &Path) -> io::Result<Listener> {
     }
 }
 
-/// Which file it is that a path names, not followed where it is a link.
+/// Identifies the file at a path. Symbolic links are not followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileId {
     device: u64,
     inode: u64,
-    /// A file system may give the inode of a removed file to the next one at once.
+    /// A file system may reuse the inode of a removed file immediately.
     created_or_changed: (i64, i64),
     is_socket: bool,
 }
@@ -202,7 +202,7 @@ impl FileId {
         })
     }
 
-    /// Removes the file, unless `path` names another one by now; says whether it was this one.
+    /// Removes the file, unless another one is at `path` now. Returns whether it was removed.
     fn remove(self, path: &Path) -> io::Result<bool> {
         let is_this = Self::of(path).is_ok_and(|now| now == self);
         if is_this {
@@ -212,8 +212,8 @@ impl FileId {
     }
 }
 
-/// Whether somebody listens at a socket file. A datagram cannot connect to a
-/// stream socket, but is told apart from nobody, and never waits in a queue.
+/// Whether a process listens on the socket file. Connects with a datagram socket, which never waits
+/// in a queue: the error shows whether a stream socket listens.
 fn is_live(path: &Path) -> io::Result<bool> {
     match UnixDatagram::unbound()?.connect(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(false),
@@ -256,14 +256,14 @@ mod tests {
 
     /// Two exporters that start at once find the same stale socket.
     #[test]
-    fn what_has_replaced_a_stale_socket_is_left_alone() {
+    fn a_socket_that_replaced_a_stale_one_is_not_removed() {
         let (_folder, path) = scratch();
         drop(UnixListener::bind(&path).unwrap());
         let stale = FileId::of(&path).unwrap();
         fs::remove_file(&path).unwrap();
         assert!(!stale.remove(&path).unwrap());
-        // On many file systems it has the inode of the stale one. Their times differ once the
-        // clock of the kernel has ticked.
+        // On many file systems it has the inode of the stale one. Their times differ after a tick
+        // of the kernel's clock.
         thread::sleep(Duration::from_millis(50));
         let _other = UnixListener::bind(&path).unwrap();
         assert!(!stale.remove(&path).unwrap());
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_live_socket_with_a_full_queue_does_not_hold_us_up() {
+    fn a_live_socket_with_a_full_queue_does_not_block() {
         let (_folder, path) = scratch();
         let listener = UnixListener::bind(&path).unwrap();
         os::set_backlog(&listener, 0).unwrap();
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_or_link_in_the_way_is_left_alone() {
+    fn an_existing_file_or_link_is_not_removed() {
         let (_folder, file) = scratch();
         fs::write(&file, "precious").unwrap();
         let error = bind(&ListenAddress::Unix(file.clone())).unwrap_err();
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn every_address_means_ipv4_too() {
+    fn any_address_includes_ipv4() {
         let listeners = bind(&ListenAddress::Any(0)).unwrap();
         let port = port_of(&listeners[0]).unwrap();
         assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok());
@@ -309,13 +309,13 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_another_machine_is_told_so() {
+    fn an_address_of_another_machine_is_an_error() {
         let error = bind(&"192.0.2.1:0".parse().unwrap());
         let error = error.unwrap_err().to_string();
         assert!(
             error.starts_with("cannot listen on 192.0.2.1:0: "),
             "{error}"
         );
-        assert!(error.contains("no address of this machine"), "{error}");
+        assert!(error.contains("not an address of this machine"), "{error}");
     }
 }

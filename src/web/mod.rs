@@ -1,4 +1,5 @@
-//! The web server: listeners, worker threads that bound every connection, and tiny_http behind them.
+//! The web server: listeners, worker threads that limit every connection, and tiny_http behind
+//! them.
 
 mod backend;
 mod connections;

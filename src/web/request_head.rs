@@ -1,13 +1,13 @@
-//! The head of a request: read within limits, and checked.
+//! Reads the head of a request within limits, and checks it.
 
 use std::io::{self, ErrorKind, Read};
 
 use crate::settings::AllowedHosts;
 
-/// The most bytes of a head.
+/// The most bytes of a request's head.
 pub const HEAD_LIMIT: usize = 8 << 10;
 
-/// What is passed on of a request.
+/// The part of a request that is passed on to the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestLine<'a> {
     /// `GET` or `HEAD`.
@@ -16,23 +16,23 @@ pub struct RequestLine<'a> {
     pub target: &'a str,
 }
 
-/// Why a request is not passed on.
+/// Why a request is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// Not HTTP, a version that we do not speak, or a target that is no path.
+pub enum RequestRejection {
+    /// Not HTTP, an unsupported version, or a target that is not a path.
     Malformed,
-    /// Any method but `GET` and `HEAD`.
+    /// A method other than `GET` and `HEAD`.
     Method,
-    /// No end of the head within [`HEAD_LIMIT`].
+    /// The head is longer than [`HEAD_LIMIT`].
     TooLarge,
-    /// No end of the head in time.
+    /// The head did not arrive in time.
     TooSlow,
     /// A `Host` that is not allowed.
     Host,
 }
 
-impl Refusal {
-    /// The whole response that says so.
+impl RequestRejection {
+    /// The complete HTTP response.
     pub fn response(self) -> Vec<u8> {
         let (status, header, text) = match self {
             Self::Malformed => ("400 Bad Request", "", "not an HTTP/1.1 request"),
@@ -67,16 +67,16 @@ impl Refusal {
     }
 }
 
-/// Reads up to the end of the head. Of the header only `Host` is looked at, since nothing of it is
-/// passed on, and what follows the head is ignored. `buffer` has [`HEAD_LIMIT`] bytes.
+/// Reads up to the end of the head. Ignores all headers but `Host`, and everything after the head.
+/// `buffer` has [`HEAD_LIMIT`] bytes.
 ///
 /// # Errors
-/// The client has gone, or the connection was closed.
+/// The client disconnected, or the connection was closed.
 pub fn read_head<'a>(
     mut stream: impl Read,
     buffer: &'a mut [u8],
     hosts: &AllowedHosts,
-) -> io::Result<Result<RequestLine<'a>, Refusal>> {
+) -> io::Result<Result<RequestLine<'a>, RequestRejection>> {
     let mut first_line = None;
     let mut length = 0;
     while length < buffer.len() {
@@ -84,29 +84,32 @@ pub fn read_head<'a>(
         let count = match stream.read(&mut buffer[start..]) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(count) => count,
-            Err(error) if error.kind() == ErrorKind::TimedOut => return Ok(Err(Refusal::TooSlow)),
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                return Ok(Err(RequestRejection::TooSlow));
+            }
             Err(error) => return Err(error),
         };
         length = start.saturating_add(count);
-        // Each byte is looked at once, however small the pieces are.
+        // Each byte is checked once, however small the pieces are.
         for end in start.saturating_add(1)..=length {
             match &buffer[..end] {
                 [.., b'\n', b'\n'] | [.., b'\n', b'\r', b'\n'] | [b'\n'] | [b'\r', b'\n'] => {
                     let request = check_request_line(&buffer[..first_line.unwrap_or_default()]);
                     let is_allowed = hosts.allow(&buffer[..end]);
-                    return Ok(request
-                        .and_then(|request| is_allowed.then_some(request).ok_or(Refusal::Host)));
+                    return Ok(request.and_then(|request| {
+                        is_allowed.then_some(request).ok_or(RequestRejection::Host)
+                    }));
                 }
                 [line @ .., b'\n'] if first_line.is_none() => first_line = Some(line.len()),
                 [.., byte] if first_line.is_none() && !is_text(*byte) && *byte != b'\r' => {
-                    // It may be all that comes: a TLS client waits for an answer.
-                    return Ok(Err(Refusal::Malformed));
+                    // Respond now: a TLS client sends no more before it gets a response.
+                    return Ok(Err(RequestRejection::Malformed));
                 }
                 _ => {}
             }
         }
     }
-    Ok(Err(Refusal::TooLarge))
+    Ok(Err(RequestRejection::TooLarge))
 }
 
 fn is_text(byte: u8) -> bool {
@@ -114,23 +117,23 @@ fn is_text(byte: u8) -> bool {
 }
 
 /// Checks the first line of a head.
-fn check_request_line(line: &[u8]) -> Result<RequestLine<'_>, Refusal> {
+fn check_request_line(line: &[u8]) -> Result<RequestLine<'_>, RequestRejection> {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let line = str::from_utf8(line).unwrap_or_default();
     if !line.bytes().all(is_text) {
-        return Err(Refusal::Malformed);
+        return Err(RequestRejection::Malformed);
     }
     let mut parts = line.split(' ');
     let (Some(method), Some(target), Some("HTTP/1.0" | "HTTP/1.1"), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
     else {
-        return Err(Refusal::Malformed);
+        return Err(RequestRejection::Malformed);
     };
     match method {
-        "" => Err(Refusal::Malformed),
+        "" => Err(RequestRejection::Malformed),
         "GET" | "HEAD" if target.starts_with('/') => Ok(RequestLine { method, target }),
-        "GET" | "HEAD" => Err(Refusal::Malformed),
-        _ => Err(Refusal::Method),
+        "GET" | "HEAD" => Err(RequestRejection::Malformed),
+        _ => Err(RequestRejection::Method),
     }
 }
 
@@ -138,8 +141,8 @@ fn check_request_line(line: &[u8]) -> Result<RequestLine<'_>, Refusal> {
 mod tests {
     use super::*;
 
-    /// What becomes of a head that comes at once; an error if it has no end.
-    fn read(head: &[u8]) -> io::Result<Result<RequestLine<'static>, Refusal>> {
+    /// The result for a head that arrives as a whole; an error if it is incomplete.
+    fn read(head: &[u8]) -> io::Result<Result<RequestLine<'static>, RequestRejection>> {
         read_head(head, vec![0; HEAD_LIMIT].leak(), &AllowedHosts::default())
     }
 
@@ -150,14 +153,14 @@ mod tests {
     }
 
     #[track_caller]
-    fn is_refused(head: impl AsRef<[u8]>, refusal: Refusal) {
+    fn is_rejected(head: impl AsRef<[u8]>, rejection: RequestRejection) {
         let head = head.as_ref();
         let text = String::from_utf8_lossy(head);
-        assert_eq!(read(head).unwrap(), Err(refusal), "{text:?}");
+        assert_eq!(read(head).unwrap(), Err(rejection), "{text:?}");
     }
 
     #[test]
-    fn requests_of_scrapers_browsers_and_people_pass() {
+    fn requests_of_scrapers_and_browsers_are_accepted() {
         passes("GET / HTTP/1.0\r\n\r\n", "GET", "/");
         passes(
             "HEAD /metrics HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn every_beginning_of_a_head_waits_for_the_rest() {
+    fn an_incomplete_head_waits_for_the_rest() {
         let head = b"GET /metrics HTTP/1.1\r\nHost: exporter:9100\r\nAccept: */*\r\n\r\n";
         for length in 0..head.len() {
             assert!(read(&head[..length]).is_err(), "{length}");
@@ -189,18 +192,21 @@ mod tests {
     }
 
     #[test]
-    fn other_methods_are_refused_by_name() {
+    fn other_methods_are_rejected() {
         for method in ["POST", "PUT", "OPTIONS", "get", "BREW", "GETT"] {
-            is_refused(format!("{method} / HTTP/1.1\r\n\r\n"), Refusal::Method);
+            is_rejected(
+                format!("{method} / HTTP/1.1\r\n\r\n"),
+                RequestRejection::Method,
+            );
         }
-        is_refused("OPTIONS * HTTP/1.1\r\n\r\n", Refusal::Method);
-        let response = String::from_utf8(Refusal::Method.response()).unwrap();
+        is_rejected("OPTIONS * HTTP/1.1\r\n\r\n", RequestRejection::Method);
+        let response = String::from_utf8(RequestRejection::Method.response()).unwrap();
         assert!(response.starts_with("HTTP/1.1 405 "));
         assert!(response.contains("\r\nAllow: GET, HEAD\r\n"));
     }
 
     #[test]
-    fn what_is_not_http_is_refused() {
+    fn malformed_requests_are_rejected() {
         for line in [
             "GET",
             "GET /",
@@ -217,23 +223,23 @@ mod tests {
             "GET /a b HTTP/1.1",
             "PRI * HTTP/2.0",
         ] {
-            is_refused(format!("{line}\r\n\r\n"), Refusal::Malformed);
+            is_rejected(format!("{line}\r\n\r\n"), RequestRejection::Malformed);
         }
     }
 
     #[test]
-    fn what_can_never_become_http_is_refused_before_its_end() {
-        is_refused(b"\x16\x03\x01\x02\x00\x01", Refusal::Malformed); // TLS
-        is_refused("GET /\t", Refusal::Malformed);
-        is_refused("GET /\0", Refusal::Malformed);
-        is_refused("GET /\u{e9}", Refusal::Malformed);
-        is_refused("GET /\rX HTTP/1.1\r\n\r\n", Refusal::Malformed);
-        is_refused("\r\n", Refusal::Malformed);
-        is_refused("\n", Refusal::Malformed);
+    fn bytes_that_are_not_http_are_rejected_immediately() {
+        is_rejected(b"\x16\x03\x01\x02\x00\x01", RequestRejection::Malformed); // TLS
+        is_rejected("GET /\t", RequestRejection::Malformed);
+        is_rejected("GET /\0", RequestRejection::Malformed);
+        is_rejected("GET /\u{e9}", RequestRejection::Malformed);
+        is_rejected("GET /\rX HTTP/1.1\r\n\r\n", RequestRejection::Malformed);
+        is_rejected("\r\n", RequestRejection::Malformed);
+        is_rejected("\n", RequestRejection::Malformed);
     }
 
     #[test]
-    fn a_head_is_read_in_any_pieces_and_up_to_its_limit() {
+    fn a_head_may_arrive_in_pieces_up_to_the_limit() {
         fn head_of(length: usize) -> String {
             let start = "GET / HTTP/1.1\r\nX: ";
             start.to_owned() + &"x".repeat(length - start.len() - 4) + "\r\n\r\n"
@@ -245,7 +251,7 @@ mod tests {
                 self.0.read(&mut buffer[..1])
             }
         }
-        // Not on the stack, whose pages each worker would hold for good.
+        // Not on the stack, whose pages each worker would hold permanently.
         let mut buffer = vec![0; HEAD_LIMIT];
         let request = RequestLine {
             method: "GET",
@@ -266,7 +272,7 @@ mod tests {
         let head = head_of(HEAD_LIMIT + 1);
         assert_eq!(
             read_head(head.as_bytes(), &mut buffer, &AllowedHosts::default()).unwrap(),
-            Err(Refusal::TooLarge)
+            Err(RequestRejection::TooLarge)
         );
         assert!(
             read_head(
@@ -279,15 +285,15 @@ mod tests {
     }
 
     #[test]
-    fn refusals_have_the_length_that_they_say() {
-        for refusal in [
-            Refusal::Malformed,
-            Refusal::Method,
-            Refusal::TooLarge,
-            Refusal::TooSlow,
-            Refusal::Host,
+    fn rejections_have_the_right_content_length() {
+        for rejection in [
+            RequestRejection::Malformed,
+            RequestRejection::Method,
+            RequestRejection::TooLarge,
+            RequestRejection::TooSlow,
+            RequestRejection::Host,
         ] {
-            let response = String::from_utf8(refusal.response()).unwrap();
+            let response = String::from_utf8(rejection.response()).unwrap();
             let (head, body) = response.split_once("\r\n\r\n").unwrap();
             assert!(
                 head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())),

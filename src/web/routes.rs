@@ -1,4 +1,4 @@
-//! Routes and responses.
+//! The routes, and their responses.
 
 use std::io;
 
@@ -6,25 +6,25 @@ use tiny_http::{Header, Request, Response, Server};
 
 use crate::metrics::exposition;
 
-/// What is served. Called between two requests, so a slow method delays every client.
+/// The content that is served. Requests are handled one by one, so a slow method delays every client.
 pub trait Site {
     /// The exposition, for `/metrics`.
     fn metrics(&self) -> String;
     /// The status page, as HTML, for `/`.
     fn page(&self) -> String;
-    /// Whether the exporter works, for `/healthz`, or why not.
+    /// Whether the exporter is healthy, for `/healthz`.
     ///
     /// # Errors
     /// The reason, in one line.
     fn health(&self) -> Result<(), String>;
-    /// Whether the first poll has ended, for `/readyz`, or why not.
+    /// Whether the first polls have ended, for `/readyz`.
     ///
     /// # Errors
     /// The reason, in one line.
     fn ready(&self) -> Result<(), String>;
 }
 
-/// Answers requests until the server fails, and says why it did.
+/// Responds to requests until the server fails; returns the error.
 pub fn run(server: &Server, site: &dyn Site) -> io::Error {
     loop {
         match server.recv() {
@@ -73,11 +73,11 @@ fn state(state: Result<(), String>) -> (u16, &'static str, String) {
 
 fn respond(request: Request, page: Page) -> io::Result<()> {
     let content_type = Header::from_bytes("Content-Type", page.content_type)
-        .map_err(|()| io::Error::other("a content type that is not ASCII"))?;
+        .map_err(|()| io::Error::other("the content type is not ASCII"))?;
     let response = Response::from_data(page.body)
         .with_status_code(page.status)
         .with_header(content_type)
-        // The workers read responses by their length.
+        // The workers read a response by its Content-Length.
         .with_chunked_threshold(usize::MAX);
     request.respond(response)
 }
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn routes() {
+    fn each_path_has_its_page() {
         assert_eq!(
             get(Ok(()), "/metrics"),
             (200, exposition::CONTENT_TYPE, "up 1\n".to_owned())
@@ -121,14 +121,14 @@ mod tests {
     }
 
     #[test]
-    fn a_query_does_not_matter() {
+    fn a_query_is_ignored() {
         assert_eq!(get(Ok(()), "/metrics?name[]=a").0, 200);
         assert_eq!(get(Ok(()), "/?").0, 200);
         assert_eq!(get(Ok(()), "/?/metrics").1, HTML);
     }
 
     #[test]
-    fn health_and_readiness_tell_the_reason() {
+    fn health_and_readiness_report_the_reason() {
         for path in ["/healthz", "/readyz"] {
             assert_eq!(get(Ok(()), path), (200, TEXT, "ok\n".to_owned()));
             let (status, _, body) = get(Err("no poll for 60 s".into()), path);

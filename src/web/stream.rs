@@ -1,4 +1,4 @@
-//! A connection of either kind, TCP or Unix, and what bounds it in time.
+//! A connection over TCP or a Unix socket, with an optional deadline.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -7,19 +7,18 @@ use std::time::{Duration, Instant};
 
 use crate::bounds::deadline;
 
-/// A connection. Reading, writing and shutting down work through a shared
-/// reference, so one thread can cut a connection that another one waits on.
+/// A connection. It is read, written and shut down through a shared reference, so that one thread
+/// can close a connection on which another one waits.
 #[derive(Debug)]
 pub enum Stream {
-    /// Over TCP.
+    /// TCP.
     Tcp(TcpStream),
-    /// Over a Unix socket.
+    /// A Unix socket.
     Unix(UnixStream),
 }
 
 impl Stream {
-    /// The same connection for no longer than `time`, counted from now and over
-    /// all reads and writes together.
+    /// The same connection, limited to `time` from now for all reads and writes together.
     pub fn within(&self, time: Duration) -> TimeLimited<'_> {
         TimeLimited {
             stream: self,
@@ -27,10 +26,10 @@ impl Stream {
         }
     }
 
-    /// How long a single read may wait; `None` is for ever.
+    /// Sets how long a single read may wait; `None` is without limit.
     ///
     /// # Errors
-    /// A time of zero, or what the system says.
+    /// The time is zero, or the system call failed.
     pub fn set_read_timeout(&self, time: Option<Duration>) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.set_read_timeout(time),
@@ -38,10 +37,10 @@ impl Stream {
         }
     }
 
-    /// How long a single write may wait; `None` is for ever.
+    /// Sets how long a single write may wait; `None` is without limit.
     ///
     /// # Errors
-    /// A time of zero, or what the system says.
+    /// The time is zero, or the system call failed.
     pub fn set_write_timeout(&self, time: Option<Duration>) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.set_write_timeout(time),
@@ -49,7 +48,7 @@ impl Stream {
         }
     }
 
-    /// Whether the peer has reset the connection. Told once.
+    /// Whether the peer has reset the connection. Reported only once.
     pub fn is_reset(&self) -> bool {
         let error = match self {
             Self::Tcp(stream) => stream.take_error(),
@@ -58,10 +57,10 @@ impl Stream {
         !matches!(error, Ok(None))
     }
 
-    /// Ends one direction or both. Whoever waits on it is woken. That the peer
-    /// is gone already is no error.
+    /// Shuts down one direction or both. Wakes threads that wait on it. Ignores errors: the peer may
+    /// have disconnected already.
     pub fn shutdown(&self, how: Shutdown) {
-        let _gone = match self {
+        let _ = match self {
             Self::Tcp(stream) => stream.shutdown(how),
             Self::Unix(stream) => stream.shutdown(how),
         };
@@ -96,9 +95,8 @@ impl Write for &Stream {
     }
 }
 
-/// A [`Stream`] up to a moment. Each call waits for what is left of the time,
-/// so a peer that drips byte by byte gains nothing; after it every call fails
-/// with [`ErrorKind::TimedOut`].
+/// A [`Stream`] with a deadline for all calls together, so a peer that sends single bytes cannot
+/// extend it. After the deadline, every call fails with [`ErrorKind::TimedOut`].
 #[derive(Debug)]
 pub struct TimeLimited<'a> {
     stream: &'a Stream,
@@ -114,7 +112,7 @@ impl TimeLimited<'_> {
     }
 }
 
-/// The system reports the end of a socket's time-out as "would block".
+/// The system reports the time-out of a socket as "would block".
 fn timed_out(error: io::Error) -> io::Error {
     match error.kind() {
         ErrorKind::WouldBlock => ErrorKind::TimedOut.into(),
@@ -152,10 +150,10 @@ mod tests {
     }
 
     #[test]
-    fn a_dripping_peer_does_not_prolong_the_time() {
+    fn a_peer_that_sends_single_bytes_does_not_extend_the_deadline() {
         let (ours, mut theirs) = pair();
         theirs.write_all(b"x").unwrap();
-        // It ends, for a reader whose time every byte prolongs.
+        // It ends even if every byte extends the deadline, so that the test fails.
         let drip = std::thread::spawn(move || {
             let mut drops = 0;
             while drops < 500 && theirs.write_all(b"x").is_ok() {
@@ -178,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_does_not_read_ends_the_write() {
+    fn a_write_to_a_peer_that_does_not_read_times_out() {
         let (ours, _theirs) = pair();
         let error = ours
             .within(Duration::from_millis(100))
@@ -188,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_wakes_the_reader() {
+    fn a_shutdown_wakes_the_reader() {
         let (ours, _theirs) = pair();
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| ours.within(Duration::from_secs(30)).read(&mut [0]));

@@ -1,9 +1,9 @@
-//! Worker threads before tiny_http, which bound every connection.
+//! Worker threads in front of tiny_http, which limit every connection.
 //!
-//! A fixed number of workers accepts at each listener. A worker takes one connection at a time: it
-//! reads the head of one request, gets the response from the [`Backend`], writes it and closes the
-//! connection. When nearly all workers are busy, the connection that has been slow for longest is
-//! closed.
+//! A fixed number of workers accepts connections of each listener. A worker handles one connection
+//! at a time: it reads the head of one request, gets the response from the [`Backend`], writes it
+//! and closes the connection. If nearly all workers are busy, the connection that has been slow for
+//! the longest time is closed.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -29,29 +29,29 @@ const READ_TIME: Duration = Duration::from_secs(5);
 /// How long a client may take to receive its response.
 const WRITE_TIME: Duration = Duration::from_secs(5);
 
-/// How long, and how many bytes more, a client may go on sending after its response. To close at
-/// once would discard a response that is still on its way.
+/// How long, and how many more bytes, a client may send after its response. Closing immediately
+/// would discard a response that is still in transit.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 const CLOSE_LIMIT: u64 = 64 << 10;
 
-/// How many workers there may be; fewer where threads or file descriptors are scarce.
+/// Numbers of workers to try; the first that threads and file descriptors suffice for is used.
 const WORKERS: [usize; 5] = [64, 32, 16, 8, FEWEST_WORKERS];
 const FEWEST_WORKERS: usize = 4;
 const WORKER_STACK: usize = 128 << 10;
 
-/// What the workers leave to the rest of the process.
+/// Threads and descriptors that are reserved for the rest of the process.
 const SPARE_THREADS: usize = 16;
 const SPARE_DESCRIPTORS: usize = 32;
 
-/// The wait after a failed accept: the machine lacks file descriptors or memory.
+/// The pause after a failed `accept`: no file descriptor or memory is available.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(5);
 
-/// Starts the workers of `listeners`, which pass on requests to `hosts` alone. `recv` of the server
-/// that it gives brings the checked requests, and never fails while the process is in order.
-/// Responses to it must have a known length and must not be chunked.
+/// Starts the workers of `listeners`, which accept only requests to `hosts`. The returned server
+/// receives the checked requests; its `recv` fails only if the process is broken. Responses must
+/// have a known length and must not be chunked.
 ///
 /// # Errors
-/// A sentence for people: there are too few threads or file descriptors even for a few workers.
+/// A message: there are too few threads or file descriptors for the smallest number of workers.
 pub fn start(listeners: Vec<Listener>, hosts: AllowedHosts) -> io::Result<&'static Server> {
     let workers = possible_workers()?;
     let (server, backend) = Backend::start().map_err(|error| {
@@ -90,20 +90,19 @@ fn possible_workers() -> io::Result<usize> {
         if workers > descriptors.max(FEWEST_WORKERS) {
             continue;
         }
-        // tiny_http panics where it cannot start a thread: try first.
+        // tiny_http panics if it cannot start a thread, so try it first.
         result = try_threads(workers.saturating_add(SPARE_THREADS)).map(|()| workers);
         if result.is_ok() {
             break;
         }
     }
     result.map_err(|error| {
-        let text =
-            format!("cannot start threads, too few are allowed (ulimit -u, pids.max): {error}");
+        let text = format!("cannot start threads: {error}; raise the limit (ulimit -u, pids.max)");
         io::Error::new(error.kind(), text)
     })
 }
 
-/// Starts that many threads at the same time, and ends them.
+/// Runs this number of threads at the same time.
 fn try_threads(threads: usize) -> io::Result<()> {
     let barrier = Mutex::new(());
     thread::scope(|scope| {
@@ -117,7 +116,7 @@ fn try_threads(threads: usize) -> io::Result<()> {
     })
 }
 
-/// A listener, and what its workers share.
+/// A listener, and the state that its workers share.
 struct Acceptor {
     listener: Listener,
     backend: Arc<Backend>,
@@ -137,7 +136,7 @@ impl Acceptor {
                     self.connections.remove(worker);
                 }
                 Err(_) => {
-                    // One worker at a time, or each would close a connection.
+                    // One worker at a time: otherwise each of them would close a connection.
                     let _pausing = self.pausing.lock();
                     self.connections.close_one();
                     thread::sleep(ACCEPT_PAUSE);
@@ -147,16 +146,16 @@ impl Acceptor {
     }
 
     fn handle(&self, worker: usize, stream: &Stream) {
-        // Not on the stack, whose pages each worker would hold for good.
+        // Not on the stack, whose pages each worker would hold permanently.
         let mut buffer = vec![0; HEAD_LIMIT];
         let Ok(request) = read_head(stream.within(READ_TIME), &mut buffer, &self.hosts) else {
-            return; // The client has gone, or the connection was closed for another.
+            return; // The client disconnected, or the connection was closed for another one.
         };
         self.connections.set_phase(worker, Phase::Waiting);
         let response = match request {
-            Err(refusal) => refusal.response(),
+            Err(rejection) => rejection.response(),
             Ok(request) => {
-                // The request of a client that has gone would delay the others.
+                // Generating a response for a client that disconnected would delay the others.
                 let is_wanted = || !stream.is_reset();
                 match self
                     .backend
@@ -179,7 +178,7 @@ impl Acceptor {
     }
 }
 
-/// Nothing can be served any longer: the process ends, for its supervisor to start it again.
+/// Ends the process: it cannot serve any more, and a supervisor can restart it.
 fn fail(error: &io::Error) -> ! {
     log::error(
         "the connection to the HTTP server inside the process failed",

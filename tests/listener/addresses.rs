@@ -38,7 +38,7 @@ fn an_address_of_another_machine_is_an_error() {
     let address = "192.0.2.1:9100";
     assert_fails(
         &mut exporter_at(address),
-        &[address, "no address of this machine"],
+        &[address, "not an address of this machine"],
     );
 }
 
@@ -77,7 +77,7 @@ fn start_at(path: &Path) -> Exporter {
 fn a_unix_socket_is_served_and_removed_at_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("exporter.sock");
-    drop(UnixListener::bind(&path).unwrap()); // A stale one is in the way.
+    drop(UnixListener::bind(&path).unwrap()); // Leaves a stale socket.
     for (signal, code) in [
         (Signal::KILL, None),
         (Signal::TERM, Some(0)),
