@@ -54,10 +54,10 @@ pub fn regular_file_or_fifo(path: &Path) -> io::Result<File> {
     open(path, |kind| kind.is_file() || kind.is_fifo())
 }
 
-/// Opens the regular file at `path` as seen by a process whose root directory is `root`: no symbolic
-/// link and no `..` leads out of it. Uses `openat2` with `RESOLVE_IN_ROOT`. If the kernel lacks it
-/// (before Linux 5.6), or a seccomp filter forbids it, resolves the path one folder at a time.
-/// Linux only.
+/// Opens the regular file at `path` as seen by a process whose root directory is `root`: no
+/// symbolic link and no `..` leads out of it. Uses `openat2` with `RESOLVE_IN_ROOT`. If the kernel
+/// lacks it (before Linux 5.6), or a seccomp filter forbids it, resolves the path one folder at a
+/// time. Linux only.
 ///
 /// # Errors
 /// It cannot be opened, or is not a regular file.

@@ -21,9 +21,9 @@ impl AllowedHosts {
         Ok(())
     }
 
-    /// Whether a request with this head is allowed. A web page can make its own name resolve to this
-    /// machine and then read the responses (DNS rebinding). That does not work with an IP address
-    /// or `localhost`, so those are always allowed.
+    /// Whether a request with this head is allowed. A web page can make its own name resolve to
+    /// this machine and then read the responses (DNS rebinding). That does not work with an IP
+    /// address or `localhost`, so those are always allowed.
     pub fn allow(&self, head: &[u8]) -> bool {
         if self.0.is_empty() {
             return true;

@@ -1,4 +1,4 @@
-//! What to do about a base URL that is down, for people.
+//! Advice for a base URL that is down.
 
 use crate::settings::BaseUrl;
 use crate::snapshot::Reason;
@@ -8,13 +8,13 @@ use crate::upstream::reading::Reading;
 /// Why a base URL is down, and what to do about it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Advice {
-    /// In one word.
+    /// The reason, as one word.
     pub reason: &'static str,
-    /// In a sentence.
+    /// What to do, as a sentence.
     pub text: String,
 }
 
-/// The paths of llama-server that people copy into a base URL.
+/// Paths of llama-server that users copy into a base URL.
 const ENDPOINTS: [&str; 7] = [
     "/metrics",
     "/health",
@@ -26,10 +26,10 @@ const ENDPOINTS: [&str; 7] = [
 ];
 
 impl Advice {
-    /// What to do about `base`, of which `reading` is not up.
+    /// The advice for `base`, whose `reading` is not up.
     pub fn on(base: &BaseUrl, reading: &Reading) -> Advice {
         let errors = || reading.requests.failures.iter().map(|failed| &failed.error);
-        // The error that says most comes first.
+        // The most specific error decides.
         let error = errors()
             .find(|error| error.reason == Reason::Unauthorized)
             .or_else(|| errors().find(|error| error.kind == RequestErrorKind::BadGateway))
@@ -53,7 +53,7 @@ impl Advice {
     }
 }
 
-/// What is wrong with a base URL whatever the error.
+/// Advice that depends only on the base URL.
 fn advice_on_url(base: &BaseUrl) -> Option<String> {
     let url = base.as_given();
     if let Some(endpoint) = ENDPOINTS.iter().find(|end| url.ends_with(*end)) {
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_that_says_most_gives_the_advice() {
+    fn the_most_specific_error_decides() {
         let parse = || RequestError::new(Reason::Parse, "is not JSON");
         let refused = || RequestError::new(Reason::Unauthorized, "the server requires an API key");
         let by_proxy = || {
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_url_that_ends_in_an_endpoint_gives_the_advice_to_shorten_it() {
+    fn a_base_url_that_ends_in_an_endpoint_should_be_shortened() {
         for url in [
             "http://h:1/metrics",
             "http://h:1/metrics/",
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wrong_scheme_gives_the_advice_to_use_the_other() {
+    fn the_wrong_scheme_should_be_replaced() {
         let of_kind = |kind, text: &str| RequestError::new(Reason::Connect, text).of_kind(kind);
         let cut = || {
             of_kind(
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn another_product_comes_before_any_error() {
+    fn another_product_takes_precedence_over_errors() {
         let reading = Reading {
             product: Product::of_root_page("Ollama is running"),
             ..Reading::default()

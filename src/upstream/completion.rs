@@ -1,5 +1,5 @@
-//! Sends a one-token completion to a model that is loaded, and measures the time to its first
-//! token. Does not know when one is due.
+//! Sends a one-token completion to a loaded model, and measures the time to its first token. Does
+//! not decide when to send one.
 
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ pub struct CompletionClient {
 }
 
 impl CompletionClient {
-    /// For the server at `base`.
+    /// A client for the server at `base`.
     ///
     /// # Errors
     /// As [`Client::new`].
@@ -45,11 +45,11 @@ impl CompletionClient {
         })
     }
 
-    /// Has a server's only model, or that model of a router, generate one token. `None`: the
-    /// model is no longer loaded, and nothing was sent to it.
+    /// Generates one token with a server's only model, or with a model of a router. `None`: the
+    /// model is no longer loaded, and no completion was sent.
     ///
     /// # Errors
-    /// Why there was no token.
+    /// A request failed, or the response has no token.
     pub fn one_token(
         &self,
         router_model: Option<&str>,
@@ -63,7 +63,7 @@ impl CompletionClient {
         result
     }
 
-    /// Whether the model is loaded and awake, asked in a way that does not wake it.
+    /// Whether the model is loaded and awake. Reads only what does not wake it.
     fn is_loaded(&self, router_model: Option<&str>) -> Result<bool, RequestError> {
         let Some(model) = router_model else {
             let props = self.get("/props", PROPS_LIMIT)?.json::<Props>()?;
@@ -105,7 +105,8 @@ impl CompletionClient {
             for line in BufReader::new(body).lines() {
                 let line = line.map_err(|error| error.to_string())?;
                 let since = sent.elapsed();
-                // An error after the stream has begun; older builds write it as a field of its own.
+                // An error after the start of the stream; older builds write it as a field
+                // `error:`.
                 failed |= line.starts_with("error: ");
                 // The end of the stream, [DONE], is not JSON.
                 let event = line
@@ -137,7 +138,7 @@ impl CompletionClient {
     }
 }
 
-/// An answer with status 200; others only say why there is no completion.
+/// Returns a response with status 200; any other status is an error.
 fn successful(response: HttpResponse) -> Result<HttpResponse, RequestError> {
     match response.status {
         200 => Ok(response),

@@ -1,7 +1,6 @@
 //! Detects the kind of server at a base URL, and polls it.
 //!
-//! The kind is detected anew after every reconnect: another kind of server may have taken the
-//! address.
+//! The kind is detected again after every reconnect: the server may have been replaced.
 
 use std::time::{Duration, Instant};
 
@@ -20,20 +19,20 @@ use crate::upstream::{DetectionAnswers, RecordsReader, ServerKind, Upstream, all
 
 const ROOT: Endpoint = Endpoint::new("/", 64 << 10);
 
-/// How long an identified product is asked for `/v1/models` alone. Other requests may cost it
-/// something: LiteLLM's `/health` has every model behind it complete a prompt, and LM Studio logs
-/// an error for each path that it does not serve.
+/// How long only `/v1/models` is requested from an identified product. Other requests may be
+/// expensive: LiteLLM's `/health` sends a prompt to every model behind it, and LM Studio logs an
+/// error for each unknown path.
 const PRODUCT_LIFETIME: Duration = Duration::from_secs(600);
 
-/// The server at one base URL, of whichever kind it is.
+/// The server at one base URL, with its detected kind.
 pub struct DetectedServer {
     url: ServerUrl,
     kinds: Vec<Box<dyn Upstream>>,
-    /// The index of the kind that was detected last, also while the server is down.
+    /// The index of the last detected kind; kept while the server is down.
     current: usize,
-    /// Whether the current kind is certain; it is detected anew otherwise.
+    /// Whether the current kind is certain; otherwise it is detected again.
     connected: bool,
-    /// What answered last that is no known server, and when it was identified.
+    /// The last unsupported product, and when it was identified.
     product: Option<(Product, Instant)>,
 }
 
@@ -54,24 +53,24 @@ impl DetectedServer {
         self.kinds[self.current].as_mut()
     }
 
-    /// When to poll even if the interval has not passed.
+    /// When to poll before the next regular poll, if at all.
     pub fn extra_poll_at(&self) -> Option<Instant> {
         self.kinds[self.current].extra_poll_at()
     }
 
-    /// Sets how long the server is idle before it sleeps, by the command line of its process.
+    /// Sets how long the server is idle before it sleeps, as its command line says.
     pub fn set_idle_timeout(&mut self, timeout: BoundedDuration) {
         self.server().set_idle_timeout(timeout);
     }
 
-    /// Has the server's records of its last requests read by `read`, if it keeps any.
+    /// Passes the server's records of its last requests to `read`, if it keeps records.
     pub fn read_records(&mut self, exchange: &mut Exchange, read: &mut RecordsReader) {
         if self.connected {
             self.server().read_records(exchange, read);
         }
     }
 
-    /// Polls once: reads all that may be read now.
+    /// Polls once: reads everything that may be read now.
     pub fn poll(&mut self, exchange: &mut Exchange, reading: &mut Reading) {
         let mut answers = DetectionAnswers::default();
         let mut is_certain = true;
@@ -101,15 +100,15 @@ impl DetectedServer {
         self.connected = is_certain && reading.up && is_identified;
     }
 
-    /// Detects the kind of server. Gives whether that is certain, or none if no server is there.
+    /// Detects the kind of server. Returns whether it is certain; `None` if no server responds.
     fn detect(&mut self, exchange: &mut Exchange, answers: &mut DetectionAnswers) -> Option<bool> {
         let health_url = self.url.of(HEALTH);
         let health = read_health(exchange, &health_url);
-        // ik_llama.cpp answers /health only after the prompt at hand: go on with the others.
+        // ik_llama.cpp responds to /health only after the current prompt: try the other endpoints.
         if health.is_unanswered() && !exchange.is_pending(&health_url) {
             return None;
         }
-        // If /props was not answered either the server hangs: send it no other request.
+        // If /props is still pending too, the server hangs: send no other request.
         if health.timed_out() && exchange.is_pending(&self.url.of(PROPS)) {
             return None;
         }
@@ -118,7 +117,7 @@ impl DetectedServer {
         answers.health = Some(health);
         for index in 0..self.kinds.len() {
             let kind = &mut self.kinds[index];
-            // Nothing else is answered while a model loads.
+            // Only llama-server reports that it is loading a model.
             if is_loading && kind.kind() != ServerKind::LlamaServer {
                 continue;
             }
@@ -131,14 +130,14 @@ impl DetectedServer {
                 return Some(true);
             }
             if outcome.is_unanswered() {
-                // It may be busy. Only llama.cpp is known by its answer to /health.
+                // It may be busy. Only llama.cpp is recognized by /health.
                 return is_healthy.then_some(false);
             }
         }
         None
     }
 
-    /// Asks a product that was identified whether it is still there.
+    /// Whether the product that was identified is still there.
     fn is_still_product(&mut self, exchange: &mut Exchange, reading: &mut Reading) -> bool {
         let is_recent = |(product, identified): &(Product, Instant)| {
             product.is_certain && identified.elapsed() < PRODUCT_LIFETIME
@@ -154,7 +153,7 @@ impl DetectedServer {
         reading.product.is_some()
     }
 
-    /// Identifies what answers that is no known server.
+    /// Identifies an unsupported product.
     fn identify_product(&mut self, exchange: &mut Exchange, reading: &mut Reading) {
         if !reading.product.as_ref().is_some_and(|p| p.is_certain) {
             let page = exchange.get_optional(ROOT, &self.url.of(ROOT), HttpResponse::text);

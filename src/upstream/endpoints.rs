@@ -1,4 +1,4 @@
-//! The endpoints of llama-server that show what answers: `/health` and `/props`.
+//! The endpoints that identify a llama-server: `/health` and `/props`.
 
 use crate::upstream::api::{Health, Props};
 use crate::upstream::http::endpoint::Endpoint;

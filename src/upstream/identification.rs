@@ -1,8 +1,8 @@
-//! Tells a llama-server from other servers by what they answer in one poll.
+//! Identifies a llama-server by its responses in one poll.
 //!
-//! One answer that only llama.cpp and its forks give is enough. Answers that others give too
-//! (`{"status":"ok"}` at `/health` is common) are enough unless `/v1/models` shows another product.
-//! A proxy may pass on some paths only; what it answers on the others says nothing of the server.
+//! One response that only llama.cpp and its forks send is sufficient. Responses that other servers
+//! send too (`{"status":"ok"}` at `/health` is common) are sufficient unless `/v1/models` shows
+//! another product. A proxy may pass on only some paths; its own responses are no evidence.
 
 use crate::snapshot::Reason;
 use crate::upstream::api::{Health, ModelEntry, Props};
@@ -14,19 +14,19 @@ use crate::upstream::server_url::ServerUrl;
 /// `GET /v1/models`.
 const MODELS: Endpoint = Endpoint::new("/v1/models", 4 << 20);
 
-/// The `owned_by` of llama.cpp, and of forks that spell it as the project does.
+/// The `owned_by` of llama.cpp, and of forks that spell it like the project.
 const LLAMA_CPP_OWNERS: [&str; 2] = ["llamacpp", "llama.cpp"];
 
-/// What `/v1/models` lists, as far as it is used.
+/// The part of `/v1/models` that is used.
 #[derive(Debug, Default)]
 pub struct ModelList {
-    /// The first model, llama.cpp's own before another's.
+    /// The first model; one of llama.cpp takes precedence.
     pub first: Option<ModelEntry>,
-    /// Whether a model is llama.cpp's own.
+    /// Whether a model is llama.cpp's.
     pub is_llama_cpp: bool,
     /// Whether it is the list of a router.
     pub is_router: bool,
-    /// The product whose models are listed, if it is another.
+    /// The product whose models are listed, if it is not llama.cpp.
     pub product: Option<Product>,
 }
 
@@ -51,7 +51,8 @@ impl ModelList {
 }
 
 impl ModelEntry {
-    /// Whether llama.cpp lists it: by its owner, or by facts that only llama.cpp gives.
+    /// Whether llama.cpp lists it: recognized by its owner, or by facts that only llama.cpp
+    /// reports.
     fn is_llama_cpp(&self) -> bool {
         let owner = self.owned_by.as_deref();
         let meta = self.meta.as_ref();
@@ -69,48 +70,48 @@ pub fn read_models(exchange: &mut Exchange, url: &ServerUrl) -> RequestOutcome<M
     })
 }
 
-/// Paths that a proxy passes on to the server, where those are not all.
+/// The paths that a proxy passes on to the server, if it does not pass on all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PassedOn {
-    /// `/v1/models` of all that is read.
+    /// Of the paths that are read, only `/v1/models`.
     V1,
-    /// `/v1/models` and `/health`, and perhaps `/metrics` and `/slots`.
+    /// `/v1/models` and `/health`, possibly `/metrics` and `/slots`.
     V1AndHealth,
 }
 
 impl PassedOn {
-    /// What to do about it, for people.
+    /// The note for the user.
     pub fn note(self) -> &'static str {
         match self {
             PassedOn::V1 => {
-                "a proxy passes on only /v1/models to the server: to see more, have it pass on \
+                "a proxy passes on only /v1/models to the server: to see more, configure it to pass on \
                  /health, /props, /metrics and /slots too"
             }
             PassedOn::V1AndHealth => {
-                "a proxy passes on only /health and /v1/models to the server: to see more, have it \
+                "a proxy passes on only /health and /v1/models to the server: to see more, configure it to \
                  pass on /props, /metrics and /slots too"
             }
         }
     }
 }
 
-/// What the answers of one poll show about the server.
+/// The evidence of one poll on which server responds.
 #[derive(Debug, Default)]
 pub struct Evidence {
     health: Option<RequestOutcome<()>>,
     props: Option<RequestOutcome<()>>,
-    /// An answer that only llama.cpp and its forks give.
+    /// Whether there was a response that only llama.cpp and its forks send.
     is_llama_cpp: bool,
-    /// Whether that was enough without `/v1/models`.
+    /// Whether the evidence was sufficient without `/v1/models`.
     was_enough: bool,
-    /// `/v1/models` lists llama.cpp's own.
+    /// Whether `/v1/models` lists models of llama.cpp.
     lists_own_models: bool,
     /// The product whose models `/v1/models` lists.
     product: Option<Product>,
 }
 
 impl Evidence {
-    /// Adds the answer to `/health`.
+    /// Adds the response to `/health`.
     pub fn add_health(&mut self, health: &RequestOutcome<Health>) {
         self.health = Some(health.without_answer());
         if let RequestOutcome::Ok(health) = health {
@@ -118,18 +119,18 @@ impl Evidence {
         }
     }
 
-    /// Adds the answer to `/props`.
+    /// Adds the response to `/props`.
     pub fn add_props(&mut self, props: &RequestOutcome<Props>) {
         self.props = Some(props.without_answer());
         if let RequestOutcome::Ok(props) = props {
-            // KoboldCpp has `total_slots` and `default_generation_settings`, and none of these.
+            // KoboldCpp has `total_slots` and `default_generation_settings`, but none of these.
             self.is_llama_cpp |=
                 props.build_info.is_some() || props.model_alias.is_some() || props.role.is_some();
         }
         self.was_enough = self.is_enough();
     }
 
-    /// Adds the answer to `/v1/models`.
+    /// Adds the response to `/v1/models`.
     pub fn add_models(&mut self, models: &RequestOutcome<ModelList>) {
         if let RequestOutcome::Ok(list) = models {
             self.lists_own_models = list.is_llama_cpp;
@@ -138,19 +139,20 @@ impl Evidence {
         }
     }
 
-    /// Adds whether there was another answer that only llama.cpp gives.
+    /// Adds whether there was another response that only llama.cpp sends.
     pub fn add_llama_cpp(&mut self, is_llama_cpp: bool) {
         self.is_llama_cpp |= is_llama_cpp;
     }
 
-    /// Whether it is certainly llama.cpp.
+    /// Whether the server is certainly llama.cpp.
     pub fn is_llama_cpp(&self) -> bool {
         self.is_llama_cpp
     }
 
-    /// Whether it counts as llama.cpp.
+    /// Whether the evidence is sufficient for llama.cpp.
     pub fn is_enough(&self) -> bool {
-        // Something that is no `/props` may answer `{"status":"ok"}` to anything.
+        // A server that sends another document for `/props` may send `{"status":"ok"}` for any
+        // path.
         let is_likely = match self.props {
             Some(RequestOutcome::Ok(())) => true,
             Some(RequestOutcome::Unrecognized) => false,
@@ -159,7 +161,7 @@ impl Evidence {
         self.is_llama_cpp || is_likely && self.product.is_none()
     }
 
-    /// The product that it is instead, if it is one.
+    /// The other product, if the server is one.
     pub fn product(self) -> Option<Product> {
         self.product.filter(|_| !self.is_llama_cpp)
     }
@@ -169,21 +171,21 @@ impl Evidence {
         matches!(self.props, Some(RequestOutcome::Ok(())))
     }
 
-    /// Whether a proxy has answered `/props` in place of a server that it cannot reach.
+    /// Whether a proxy responded to `/props` because it cannot reach the server.
     pub fn props_is_bad_gateway(&self) -> bool {
         matches!(self.props, Some(RequestOutcome::BadGateway))
     }
 
-    /// Whether nothing but `/v1/models` shows that it is llama.cpp.
+    /// Whether only `/v1/models` shows that the server is llama.cpp.
     pub fn is_v1_alone(&self) -> bool {
         !self.was_enough && self.is_llama_cpp
     }
 
-    /// What a proxy passes on to the server, as far as `/health`, `/props` and `/v1/models` show.
+    /// What a proxy passes on to the server, judging by `/health`, `/props` and `/v1/models`.
     pub fn passed_on(&self) -> Option<PassedOn> {
         let is_proxys_page = match self.props {
             Some(RequestOutcome::Unrecognized | RequestOutcome::NotServed(_)) => true,
-            // A refused key is not among these: the server itself may refuse it.
+            // Not a rejected key: the server itself may reject it.
             Some(RequestOutcome::Failed(reason)) => {
                 matches!(reason, Reason::Status | Reason::TooLarge | Reason::Parse)
             }
@@ -198,11 +200,11 @@ impl Evidence {
         }
     }
 
-    /// Whether a failure for this reason may be the answer of the proxy in the server's place.
+    /// Whether a failure for this reason may be a response of the proxy, not of the server.
     pub fn may_be_proxys(&self, reason: Reason) -> bool {
         match reason {
             Reason::Connect | Reason::Timeout => false,
-            // llama-server refuses nobody at /health: the proxy does, there and elsewhere.
+            // llama-server never rejects /health, so the proxy rejects requests.
             Reason::Unauthorized => {
                 matches!(
                     self.health,
@@ -234,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_models_of_other_products_are_told_by_their_owner() {
+    fn other_products_are_identified_by_the_owner_of_their_models() {
         for (owner, name) in [
             ("library", "Ollama"),
             ("vllm", "vLLM"),
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_product_that_names_itself_anywhere_in_the_list_is_known() {
+    fn a_product_is_identified_by_any_entry_of_its_list() {
         let RequestOutcome::Ok(list) = list(
             r#"[{"id":"hf.co/a/b","owned_by":"a"},{"id":"c"},{"id":"qwen3:8b","owned_by":"library"}]"#,
         ) else {
@@ -270,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn one_answer_of_llama_cpp_is_enough_whatever_the_owner() {
+    fn one_response_of_llama_cpp_is_sufficient_whatever_the_owner() {
         let foreign = || list(r#"[{"id":"m","owned_by":"a-fork"}]"#);
         let mut by_props = Evidence::default();
         by_props.add_props(&props(r#"{"build_info":"b1-x","total_slots":1}"#));
@@ -302,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn llama_cpp_is_known_by_its_owner_or_its_facts() {
+    fn llama_cpp_is_identified_by_its_owner_or_its_facts() {
         for json in [
             r#"[{"id":"m","owned_by":"llamacpp","meta":null}]"#,
             r#"[{"id":"m","meta":{"n_params":7}}]"#,
@@ -318,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_of_another_kind_at_props_makes_health_doubtful() {
+    fn an_unrecognized_props_makes_health_insufficient() {
         let mut evidence = Evidence::default();
         evidence.add_health(&health(r#"{"status":"ok"}"#));
         evidence.add_props(&RequestOutcome::Unrecognized);
@@ -328,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_not_enough() {
+    fn no_response_is_not_sufficient() {
         assert!(!Evidence::default().is_enough());
         assert_eq!(Evidence::default().product(), None);
     }

@@ -1,9 +1,9 @@
-//! When a server may be read without waking it or keeping it awake.
+//! Decides when a server may be read without waking it or keeping it awake.
 //!
-//! `/slots` counts as work on every build of llama-server, and `/metrics` before b10566: each
-//! wakes a sleeping server and restarts its idle timer. So a server that may fall asleep is not
-//! read while it is idle, until it wakes, or until it should be asleep and is not: then there was
-//! work.
+//! Reading `/slots` (in every build of llama-server), or `/metrics` (before b10566), counts as a
+//! request: it wakes a sleeping server and restarts its idle timer. A server that may fall asleep
+//! is therefore not read while it is idle. Reading resumes when it wakes, or when it is still awake
+//! after its idle timeout: then it had requests.
 
 use std::time::{Duration, Instant};
 
@@ -11,30 +11,30 @@ use crate::bounds::{BoundedDuration, deadline};
 use crate::readings::Counters;
 use crate::readings::counters::rounding_step;
 
-/// From this build on `/metrics` neither wakes a sleeping server nor restarts its idle timer.
-const METRICS_ARE_NO_WORK_FROM: u32 = 10_566;
-/// How much later than due a server may fall asleep; measured: 0.06 s.
+/// From this build on, `/metrics` neither wakes a sleeping server nor restarts its idle timer.
+const FIRST_BUILD_WITH_PASSIVE_METRICS: u32 = 10_566;
+/// The largest delay with which a server falls asleep; measured: 0.06 s.
 const GRACE: Duration = Duration::from_millis(500);
-/// How many reads after a wake may find no work and are not believed.
+/// How many reads after a wake must find no requests before the server counts as idle.
 const READS_AFTER_WAKE: u8 = 3;
-/// The idle timeout of a server of which only is known that it sleeps at times.
+/// The idle timeout of a server that sleeps at times, if nothing else is known.
 const ASSUMED_TIMEOUT: BoundedDuration = BoundedDuration::from_secs(60);
 const LONGEST_TIMEOUT: BoundedDuration = BoundedDuration::from_secs(3600);
 
-/// Guards the sleep of one server.
+/// The idle guard of one server.
 #[derive(Debug)]
 pub struct IdleGuard {
-    /// The number of the build, where the server gives it.
+    /// The build number, if the server reports it.
     build: Option<u32>,
-    /// Whether its `/metrics` has what only builds from [`METRICS_ARE_NO_WORK_FROM`] on have.
+    /// Whether its `/metrics` has a family that came with [`FIRST_BUILD_WITH_PASSIVE_METRICS`].
     has_new_metrics: bool,
-    /// How long it is idle before it sleeps; `None`: it never sleeps, as far as is known.
+    /// How long it is idle before it sleeps; `None` if it never sleeps, as far as is known.
     timeout: Option<BoundedDuration>,
     is_asleep: bool,
-    /// Reads that may find no work before a server that woke counts as idle: it wakes for work,
-    /// but answers what came in while it was loading before it begins with that.
+    /// Reads that must still find no requests before a server that woke counts as idle. It wakes
+    /// for a request, but first responds to the reads that arrived while it was loading.
     reads_after_wake: u8,
-    /// When the last read that counts as work found the server idle.
+    /// When the last read that restarts the idle timer found the server idle.
     idle_since: Option<Instant>,
     /// The last `/metrics`.
     counters: Option<Counters>,
@@ -44,7 +44,7 @@ pub struct IdleGuard {
 }
 
 impl IdleGuard {
-    /// Nothing is known yet but the idle timeout, if the user gave it.
+    /// Only the idle timeout may be known, if set by the user.
     pub fn new(timeout: Option<BoundedDuration>) -> IdleGuard {
         IdleGuard {
             build: None,
@@ -59,26 +59,26 @@ impl IdleGuard {
         }
     }
 
-    /// Sets the idle timeout, unless the user gave it or it was measured.
+    /// Sets the idle timeout, unless the user set it or it was measured.
     pub fn set_timeout(&mut self, timeout: BoundedDuration) {
         self.timeout.get_or_insert(timeout);
     }
 
-    /// Forgets what the server was doing, for it has restarted; keeps its idle timeout.
+    /// Resets the state of a server that has restarted; keeps its idle timeout.
     pub fn reset(&mut self) {
         *self = IdleGuard::new(self.timeout);
     }
 
-    /// Sets the number of the server's build, if it gives one.
+    /// Sets the build number, if the server reports one.
     pub fn set_build(&mut self, build: Option<u32>) {
         self.build = build;
     }
 
-    /// Whether reading `/metrics` counts as work. If the number of the build is not known,
-    /// what `/metrics` holds decides; until it was read, it counts as work.
-    fn metrics_are_work(&self) -> bool {
+    /// Whether reading `/metrics` restarts the idle timer. If the build number is unknown, the
+    /// content of `/metrics` decides; before the first reading, the answer is yes.
+    fn metrics_restart_timer(&self) -> bool {
         match self.build {
-            Some(build) => build < METRICS_ARE_NO_WORK_FROM,
+            Some(build) => build < FIRST_BUILD_WITH_PASSIVE_METRICS,
             None => !self.has_new_metrics,
         }
     }
@@ -104,11 +104,11 @@ impl IdleGuard {
         self.is_asleep = is_asleep;
     }
 
-    /// When an idle server should be asleep; if it is not, it is worth reading then.
+    /// When an idle server should be asleep: it is polled then, to see whether it had requests.
     pub fn extra_poll_at(&self) -> Option<Instant> {
         let (timeout, since) = self.timeout.zip(self.idle_since)?;
-        // If /metrics is no work it is read at every poll, and nothing is missed.
-        let is_unread = self.metrics_are_work() || self.counters.is_none();
+        // If /metrics does not restart the timer, every poll reads it, and nothing is missed.
+        let is_unread = self.metrics_restart_timer() || self.counters.is_none();
         (is_unread && !self.is_asleep).then(|| deadline(deadline(since, timeout), GRACE))
     }
 
@@ -119,54 +119,56 @@ impl IdleGuard {
 
     /// Whether `/metrics` may be read at `now`.
     pub fn may_read_metrics(&self, now: Instant) -> bool {
-        !self.metrics_are_work() || self.may_cause_work(now)
+        !self.metrics_restart_timer() || self.may_restart_timer(now)
     }
 
-    /// Whether `/slots` may be read at `now`, and there was work since the last time.
+    /// Whether `/slots` may be read at `now`, and there were requests since the last time.
     pub fn may_read_slots(&self, now: Instant) -> bool {
         if self.is_asleep {
             return false;
         }
         match (&self.counters, &self.counters_at_slots) {
             _ if !self.has_read_slots && self.counters.is_some() => true,
-            // Without /metrics only /slots itself shows work.
-            (None, _) => self.may_cause_work(now),
-            // A request can come and go without moving six digits of a large count.
+            // Without /metrics, only /slots itself shows requests.
+            (None, _) => self.may_restart_timer(now),
+            // A short request may not change the six printed digits of a large count.
             (Some(now), Some(_)) if self.timeout.is_none() && is_rounded(now) => true,
-            (Some(now), Some(then)) => now.is_busy() || then.is_busy() || work_differs(now, then),
+            (Some(now), Some(then)) => {
+                now.is_busy() || then.is_busy() || has_activity_between(now, then)
+            }
             (Some(_), None) => true,
         }
     }
 
-    /// Records a `/metrics` that was read at `now`.
+    /// Records a reading of `/metrics` at `now`.
     pub fn record_metrics(&mut self, now: Instant, counters: &Counters) {
-        // `llamacpp:prompt_tokens_cached_total` came with that build.
+        // `llamacpp:prompt_tokens_cached_total` was added in the same build.
         self.has_new_metrics = counters.prompt_tokens_cached.is_some();
         let is_unchanged = self
             .counters
             .as_ref()
-            .is_some_and(|then| !work_differs(counters, then));
-        self.record_work(now, counters.is_busy(), is_unchanged);
+            .is_some_and(|then| !has_activity_between(counters, then));
+        self.record_activity(now, counters.is_busy(), is_unchanged);
         self.counters = Some(counters.clone());
     }
 
-    /// Records a `/slots` that was read at `now`, and whether a slot was busy.
+    /// Records a reading of `/slots` at `now`, and whether a slot was busy.
     pub fn record_slots(&mut self, now: Instant, is_busy: bool) {
         self.has_read_slots = true;
         self.counters_at_slots = self.counters.clone();
         if self.counters.is_none() {
-            self.record_work(now, is_busy, !is_busy);
+            self.record_activity(now, is_busy, !is_busy);
         } else {
-            // A request may be on its slot before /metrics counts it.
+            // A request may be on a slot before /metrics counts it.
             let is_idle = !is_busy && self.idle_since.is_some();
             self.idle_since = is_idle.then_some(now);
         }
     }
 
-    fn record_work(&mut self, now: Instant, is_busy: bool, is_unchanged: bool) {
-        // It should have been asleep, and there was no work: its timeout is longer.
+    fn record_activity(&mut self, now: Instant, is_busy: bool, is_unchanged: bool) {
+        // It should be asleep, and had no requests: its timeout is longer.
         let is_late =
-            self.idle_since.is_some() && is_unchanged && !is_busy && self.metrics_are_work();
+            self.idle_since.is_some() && is_unchanged && !is_busy && self.metrics_restart_timer();
         if let Some(timeout) = self.timeout.as_mut().filter(|_| is_late) {
             *timeout = timeout.times(2).min(LONGEST_TIMEOUT.max(*timeout));
         }
@@ -178,14 +180,14 @@ impl IdleGuard {
         self.idle_since = (!is_busy && self.reads_after_wake == 0).then_some(now);
     }
 
-    /// Whether a read that counts as work is allowed at `now`.
-    fn may_cause_work(&self, now: Instant) -> bool {
+    /// Whether a read that restarts the idle timer is allowed at `now`.
+    fn may_restart_timer(&self, now: Instant) -> bool {
         let is_idle = self.timeout.is_some() && self.idle_since.is_some();
         !self.is_asleep && (!is_idle || self.extra_poll_at().is_none_or(|at| now >= at))
     }
 }
 
-/// Whether a count that grows with every request is printed in steps of more than one.
+/// Whether a count that grows with every request is rounded when it is printed.
 fn is_rounded(counters: &Counters) -> bool {
     let counts = [counters.decode_calls, counters.generated_tokens];
     counts
@@ -194,7 +196,7 @@ fn is_rounded(counters: &Counters) -> bool {
         .any(|count| rounding_step(count) > 0.0)
 }
 
-fn work_differs(a: &Counters, b: &Counters) -> bool {
+fn has_activity_between(a: &Counters, b: &Counters) -> bool {
     a.decode_calls != b.decode_calls
         || a.prompt_tokens != b.prompt_tokens
         || a.generated_tokens != b.generated_tokens
@@ -215,7 +217,7 @@ mod tests {
         }
     }
 
-    /// A server of `build` that was read twice at `start` and found idle.
+    /// A server of `build` that two reads at `start` found idle.
     fn idle_server(build: Option<u32>, sleep_idle: Option<Duration>, start: Instant) -> IdleGuard {
         let mut guard = IdleGuard::new(sleep_idle.map(BoundedDuration::from));
         guard.set_build(build);
@@ -226,9 +228,10 @@ mod tests {
     }
 
     #[test]
-    fn where_six_digits_hide_a_request_the_slots_are_read_at_every_poll() {
+    fn slots_are_read_at_every_poll_if_rounding_may_hide_a_request() {
         let start = Instant::now();
-        for (calls, sleeps, asked) in [(5.0, false, false), (3e6, false, true), (3e6, true, false)]
+        for (calls, sleeps, is_read) in
+            [(5.0, false, false), (3e6, false, true), (3e6, true, false)]
         {
             let sleep_idle = sleeps.then(|| SECOND.into());
             let mut guard = IdleGuard::new(sleep_idle);
@@ -238,19 +241,19 @@ mod tests {
                 guard.record_metrics(start, &counters(calls, 0.0));
                 guard.record_slots(start, false);
             }
-            assert_eq!(guard.may_read_slots(start), asked, "{calls}, {sleeps}");
+            assert_eq!(guard.may_read_slots(start), is_read, "{calls}, {sleeps}");
         }
     }
 
     #[test]
-    fn a_server_that_never_sleeps_is_asked_at_every_poll() {
+    fn a_server_that_never_sleeps_is_read_at_every_poll() {
         let start = Instant::now();
         let guard = idle_server(Some(7710), None, start);
         assert!(guard.may_read_metrics(start + SECOND));
     }
 
     #[test]
-    fn an_idle_server_that_may_sleep_is_left_alone_until_it_should_sleep() {
+    fn an_idle_server_that_may_sleep_is_not_read_until_it_should_be_asleep() {
         let start = Instant::now();
         let guard = idle_server(Some(7710), Some(6 * SECOND), start);
         assert!(!guard.may_read_metrics(start + 5 * SECOND));
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_slot_is_work_before_metrics_show_it() {
+    fn a_busy_slot_counts_before_metrics_show_the_request() {
         let start = Instant::now();
         let mut guard = idle_server(Some(7710), Some(6 * SECOND), start);
         guard.record_metrics(start + 8 * SECOND, &counters(5.0, 0.0));
@@ -287,7 +290,7 @@ mod tests {
         for (build, harmless) in [(None, true), (Some(10_565), false), (Some(10_566), true)] {
             let mut guard = idle_server(build, Some(6 * SECOND), start);
             guard.record_metrics(start, &new);
-            // Every poll takes anew what /props says, and that is nothing.
+            // Every poll sets the build again; /props does not report it.
             guard.set_build(build);
             assert_eq!(
                 guard.may_read_metrics(start + SECOND),
@@ -304,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_server_is_read_though_it_may_sleep() {
+    fn a_busy_server_is_read_even_if_it_may_sleep() {
         let start = Instant::now();
         let mut guard = idle_server(Some(7710), Some(6 * SECOND), start);
         guard.record_metrics(start + 8 * SECOND, &counters(9.0, 1.0));
@@ -313,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sleeping_server_is_not_read_and_a_waking_one_is_at_once() {
+    fn a_sleeping_server_is_not_read_and_a_waking_one_is() {
         let start = Instant::now();
         let mut guard = idle_server(Some(7710), Some(6 * SECOND), start);
         guard.record_sleep(start + 7 * SECOND, true);
@@ -335,19 +338,19 @@ mod tests {
     }
 
     #[test]
-    fn the_timeout_of_the_command_line_counts_unless_the_user_gave_one() {
+    fn the_users_timeout_overrides_that_of_the_command_line() {
         let start = Instant::now();
-        let mut told = idle_server(Some(7710), None, start);
-        told.set_timeout(BoundedDuration::from_secs(6));
-        assert!(!told.may_read_metrics(start + 5 * SECOND));
-        assert!(told.may_read_metrics(start + 8 * SECOND));
+        let mut detected = idle_server(Some(7710), None, start);
+        detected.set_timeout(BoundedDuration::from_secs(6));
+        assert!(!detected.may_read_metrics(start + 5 * SECOND));
+        assert!(detected.may_read_metrics(start + 8 * SECOND));
         let mut set = idle_server(Some(7710), Some(60 * SECOND), start);
         set.set_timeout(BoundedDuration::from_secs(6));
         assert!(!set.may_read_metrics(start + 50 * SECOND));
     }
 
     #[test]
-    fn a_server_that_woke_is_read_until_its_work_is_seen() {
+    fn a_server_that_woke_is_read_until_its_request_is_found() {
         let start = Instant::now();
         let mut guard = idle_server(Some(7710), Some(6 * SECOND), start);
         guard.record_sleep(start + 7 * SECOND, true);
@@ -361,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn the_timeout_grows_when_a_server_stays_awake_without_work() {
+    fn the_timeout_grows_if_a_server_stays_awake_without_requests() {
         let start = Instant::now();
         let mut guard = idle_server(Some(7710), Some(6 * SECOND), start);
         guard.record_metrics(start + 8 * SECOND, &counters(5.0, 0.0));
@@ -370,18 +373,15 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_read_while_there_is_work_and_once_after_it() {
+    fn slots_are_read_during_requests_and_once_after_them() {
         let start = Instant::now();
         let mut guard = idle_server(Some(11_434), None, start);
         guard.record_metrics(start + SECOND, &counters(5.0, 0.0));
-        assert!(
-            !guard.may_read_slots(start + SECOND),
-            "nothing has happened"
-        );
+        assert!(!guard.may_read_slots(start + SECOND), "no request since");
         guard.record_metrics(start + 2 * SECOND, &counters(9.0, 1.0));
         assert!(
             guard.may_read_slots(start + 2 * SECOND),
-            "a request is at work"
+            "a request is running"
         );
         guard.record_slots(start + 2 * SECOND, true);
         guard.record_metrics(start + 3 * SECOND, &counters(9.0, 0.0));
@@ -391,16 +391,16 @@ mod tests {
         );
         guard.record_slots(start + 3 * SECOND, false);
         guard.record_metrics(start + 4 * SECOND, &counters(9.0, 0.0));
-        assert!(!guard.may_read_slots(start + 4 * SECOND), "that was read");
+        assert!(!guard.may_read_slots(start + 4 * SECOND), "already read");
         guard.record_metrics(start + 5 * SECOND, &counters(20.0, 0.0));
         assert!(
             guard.may_read_slots(start + 5 * SECOND),
-            "one came and went between two polls"
+            "a request ran between two polls"
         );
     }
 
     #[test]
-    fn without_metrics_slots_are_read_at_every_poll_unless_that_keeps_the_server_awake() {
+    fn without_metrics_slots_are_read_unless_that_keeps_the_server_awake() {
         let start = Instant::now();
         let mut guard = IdleGuard::new(None);
         guard.set_build(Some(11_434));
@@ -408,7 +408,7 @@ mod tests {
         assert!(guard.may_read_slots(start + SECOND));
         guard.record_sleep(start + 4 * SECOND, true);
         guard.record_sleep(start + 9 * SECOND, false);
-        // It is believed to have nothing to do when that was seen three times.
+        // It counts as idle after three reads.
         for second in 9..12 {
             assert!(guard.may_read_slots(start + second * SECOND));
             guard.record_slots(start + second * SECOND, false);

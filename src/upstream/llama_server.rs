@@ -1,9 +1,9 @@
 //! llama-server with one model.
 //!
-//! One poll reads `/health` first, then `/props`, and then only what may be read without doing harm
-//! (see [`crate::upstream::idle_guard`]). Whether the server is up is judged by the answers of that
-//! poll alone (see [`crate::upstream::identification`]): what is remembered may be of a server that
-//! has died behind its proxy.
+//! A poll reads `/health`, then `/props`, and then the endpoints that neither wake the server nor
+//! keep it awake (see [`crate::upstream::idle_guard`]). Only the responses of the same poll decide
+//! whether the server is up (see [`crate::upstream::identification`]): earlier responses may be
+//! from a server that has died behind its proxy.
 
 use std::time::Instant;
 
@@ -24,48 +24,50 @@ use crate::upstream::{DetectionAnswers, ServerKind, Upstream};
 
 const STATS: Endpoint = Endpoint::new("/stats", 1 << 20);
 
-/// The note where a router answers nothing but its list of models.
-const ROUTER_LISTS_ONLY: &str = "a router answers, but not at /props: to see its models, give the API key, or have the proxy pass \
+/// The note for a router of which only the list of models can be read.
+const ROUTER_LISTS_ONLY: &str = "only the router's list of models can be read: give the API key, or configure the proxy to pass \
      on /health, /props, /models, /metrics and /slots";
 
 /// A llama-server with one model.
 pub struct LlamaServer {
     url: ServerUrl,
-    /// Where `/stats` may be: below the URL as given, and below its `/v1`.
+    /// Possible URLs of `/stats`: below the base URL as given, and below its `/v1`.
     stats_candidates: Vec<String>,
     telemetry: TelemetryReader,
-    /// How long it is idle before it sleeps, as the user set it.
+    /// How long it is idle before it sleeps, if set by the user.
     sleep_idle: Option<BoundedDuration>,
-    /// What is known since the last connect.
+    /// The state since the last connect.
     session: Session,
-    /// The name that the user gave.
+    /// The model's name, if set by the user.
     given_name: Option<String>,
-    /// The name that the server gave last.
+    /// The last name that the server reported.
     own_name: Option<String>,
 }
 
-/// What is known of a server while it is up.
+/// The state of a server while it is up.
 #[derive(Default)]
 struct Session {
     /// Whether it was identified as llama.cpp.
     is_identified: bool,
     stats_url: Option<String>,
     has_tried_stats: bool,
-    /// What a proxy passes on, where that is not all.
+    /// What a proxy passes on, if that is not everything.
     passed_on: Option<PassedOn>,
     props: Option<Props>,
     entry: Option<ModelEntry>,
 }
 
-/// Why a poll ends before all is read.
+/// Why a poll ends early.
 enum Stop {
-    /// The server loads its model.
+    /// The server is loading its model.
     Loading,
-    /// An answer is late. More requests would wait as well, and take more of the server's threads.
+    /// A response is late. Further requests would wait too, and occupy more of the server's
+    /// threads.
     TimedOut,
-    /// A router answers. If it answers at more than its list of models, the next poll detects it.
+    /// The server is a router. The next poll detects it, unless only its list of models can be
+    /// read.
     Router { lists_only: bool },
-    /// No server answers.
+    /// No server responds.
     NoServer,
 }
 
@@ -86,7 +88,7 @@ impl LlamaServer {
         }
     }
 
-    /// The same with this name in place of the server's own.
+    /// The same server, with this name for its model.
     #[must_use]
     pub fn named(mut self, name: &str) -> LlamaServer {
         self.given_name = Some(name.to_owned());
@@ -132,7 +134,7 @@ impl LlamaServer {
         if matches!(health, RequestOutcome::NotLoaded) {
             return Err(Stop::Loading);
         }
-        // ik_llama.cpp answers /health only after the prompt at hand: go on with the others.
+        // ik_llama.cpp responds to /health only after the current prompt: try the other endpoints.
         if health.is_unanswered() && !exchange.is_pending(&url) {
             return Err(Stop::NoServer);
         }
@@ -140,7 +142,7 @@ impl LlamaServer {
         Ok(())
     }
 
-    /// Gives whether the server still holds the same model, as far as `/props` shows.
+    /// Reads `/props`. Returns whether the server still holds the same model, as far as that shows.
     fn read_props(
         &mut self,
         exchange: &mut Exchange,
@@ -150,7 +152,7 @@ impl LlamaServer {
         let props = answer.unwrap_or_else(|| read_props(exchange, &self.url));
         match &props {
             RequestOutcome::NotLoaded => return Err(Stop::Loading),
-            // It loads the model again after a sleep, or has no thread left.
+            // It is loading the model again after a sleep, or all of its threads are busy.
             _ if props.timed_out() => return Err(Stop::TimedOut),
             RequestOutcome::Ok(props) if props.is_router() => {
                 return Err(Stop::Router { lists_only: false });
@@ -173,7 +175,7 @@ impl LlamaServer {
         Ok(is_same)
     }
 
-    /// Reads `/v1/models` where that may tell something new, or must tell who answers.
+    /// Reads `/v1/models` if its content may be new, or is needed to identify the server.
     fn read_models(
         &mut self,
         exchange: &mut Exchange,
@@ -192,7 +194,7 @@ impl LlamaServer {
         match models {
             RequestOutcome::NotLoaded => return Err(Stop::Loading),
             _ if models.timed_out() => return Err(Stop::TimedOut),
-            // What was answered elsewhere, /health too, is the proxy's own.
+            // The other responses, to /health too, come from the proxy.
             RequestOutcome::BadGateway if evidence.props_is_bad_gateway() => {
                 return Err(Stop::NoServer);
             }
@@ -211,7 +213,7 @@ impl LlamaServer {
         Ok(())
     }
 
-    /// Reads `/metrics` and `/slots`; gives whether an answer is late.
+    /// Reads `/metrics` and `/slots`. Returns whether a response is late.
     fn read_telemetry(
         &mut self,
         exchange: &mut Exchange,
@@ -220,7 +222,7 @@ impl LlamaServer {
     ) -> bool {
         let passed_on = evidence.passed_on();
         if self.session.passed_on.is_some() && passed_on.is_none() {
-            // The proxy may pass on these by now as well.
+            // The proxy may pass on these endpoints now.
             self.telemetry.reset();
         }
         self.session.passed_on = passed_on;
@@ -229,7 +231,7 @@ impl LlamaServer {
         let is_absent = !timed_out
             && matches!(model.counters, Update::Absent)
             && matches!(model.slots, Update::Absent);
-        // Where these are passed on, /props is too, and fails at the server.
+        // If the proxy passes on these, it passes on /props too, which then fails at the server.
         if passed_on == Some(PassedOn::V1) || passed_on.is_some() && is_absent {
             self.discard_proxys_failures(exchange, evidence);
         }
@@ -240,7 +242,7 @@ impl LlamaServer {
         timed_out
     }
 
-    /// Discards the failures of this poll that are answers of a proxy in the server's place.
+    /// Discards the failures of this poll that are responses of a proxy, not of the server.
     fn discard_proxys_failures(&mut self, exchange: &mut Exchange, evidence: &Evidence) {
         exchange.discard_failures(HEALTH);
         exchange.discard_failures_where(PROPS, |reason| evidence.may_be_proxys(reason));
@@ -257,7 +259,7 @@ impl LlamaServer {
             }
             return stats.ok();
         }
-        // Few servers have it: it is looked for once after each connect.
+        // Few servers have it, so it is requested only once after each connect.
         if self.session.has_tried_stats {
             return None;
         }
@@ -269,7 +271,7 @@ impl LlamaServer {
         })
     }
 
-    /// What the server may call its model in the labels of `/metrics`.
+    /// The names that the server may use for its model in the labels of `/metrics`.
     fn model_names(&self) -> Vec<String> {
         let props = self.session.props.as_ref();
         let path = props.and_then(|props| props.model_path.clone());
@@ -292,7 +294,7 @@ impl LlamaServer {
         .collect()
     }
 
-    /// The label `model`: the user's name for it, or the server's.
+    /// The label `model`: the name set by the user, or reported by the server.
     fn name(&mut self, model: &ModelReading) -> String {
         let entry = self
             .session
@@ -317,7 +319,7 @@ impl Upstream for LlamaServer {
         ServerKind::LlamaServer
     }
 
-    /// Whatever is none of the other kinds is polled as a llama-server, and identified then.
+    /// A server of no other kind is polled as a llama-server, which then identifies it.
     fn detect(&mut self, _: &mut Exchange, _: &mut DetectionAnswers) -> RequestOutcome<()> {
         RequestOutcome::Ok(())
     }

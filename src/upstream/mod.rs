@@ -1,4 +1,4 @@
-//! What is watched: the HTTP client, and one file per kind of server.
+//! The servers that are watched: the HTTP client, and one file per kind of server.
 //!
 //! A new kind of server is one file that implements [`Upstream`], with a variant of
 //! [`ServerKind`] and an entry in [`all_kinds`] here.
@@ -36,8 +36,8 @@ use crate::upstream::model_runner::ModelRunner;
 use crate::upstream::reading::Reading;
 use crate::upstream::router::Router;
 
-/// One server of each kind at `base`, in the order in which they are detected. What answers as
-/// none of the others is taken for the last.
+/// One server of each kind at `base`, in the order of detection. The last kind matches whatever is
+/// none of the others.
 pub fn all_kinds(base: &BaseUrl, settings: &Settings) -> Vec<Box<dyn Upstream>> {
     vec![
         Box::new(ModelRunner::new(base)),
@@ -47,38 +47,38 @@ pub fn all_kinds(base: &BaseUrl, settings: &Settings) -> Vec<Box<dyn Upstream>> 
     ]
 }
 
-/// A server at one base URL, and what must be remembered of it between two polls.
+/// A server at one base URL, with its state between two polls.
 pub trait Upstream: Send {
-    /// The kind of server that this is.
+    /// The kind of server.
     fn kind(&self) -> ServerKind;
 
-    /// Reads what only this kind of server serves. `Ok`: it is one, and the one that was detected
-    /// before is forgotten. Not answered: it may be busy, or of any kind.
+    /// Detects this kind of server by what only it serves. `Ok`: it is of this kind, and the state
+    /// of the previous server is reset. No response: it may be busy, or of any kind.
     fn detect(
         &mut self,
         exchange: &mut Exchange,
         answers: &mut DetectionAnswers,
     ) -> RequestOutcome<()>;
 
-    /// Polls once: reads all that may be read now. `answers` were read already in this poll.
+    /// Polls once: reads everything that may be read now. `answers` were already read in this poll.
     fn poll(&mut self, exchange: &mut Exchange, answers: DetectionAnswers, reading: &mut Reading);
 
-    /// When to poll even if the interval has not passed.
+    /// When to poll before the next regular poll, if at all.
     fn extra_poll_at(&self) -> Option<Instant> {
         None
     }
 
-    /// Has the server's records of its last requests read by `read`, if it keeps any.
+    /// Passes the server's records of its last requests to `read`, if it keeps records.
     fn read_records(&self, _exchange: &mut Exchange, _read: &mut RecordsReader) {}
 
-    /// Sets how long the server is idle before it sleeps, by the command line of its process.
+    /// Sets how long the server is idle before it sleeps, as its command line says.
     fn set_idle_timeout(&mut self, _timeout: BoundedDuration) {}
 
-    /// Forgets the server: one of another kind has taken its address.
+    /// Resets all state: a server of another kind has replaced this one.
     fn replaced(&mut self) {}
 }
 
-/// What was read already in this poll to detect the kind of server.
+/// Responses that detection has already read in this poll.
 #[derive(Debug, Default)]
 pub struct DetectionAnswers {
     /// `/health`.
@@ -87,7 +87,8 @@ pub struct DetectionAnswers {
     pub props: Option<RequestOutcome<Props>>,
 }
 
-/// Reads the server's records of its last requests, given how to label a model by any of its names.
+/// Reads the server's records of its last requests. The second argument turns any name of a model
+/// into its label.
 pub type RecordsReader<'a> =
     dyn FnMut(&mut dyn Read, &dyn Fn(&str) -> String) -> Result<(), String> + 'a;
 
@@ -104,7 +105,7 @@ pub enum ServerKind {
     LlamaSwap,
 }
 
-/// How a line of a server's log tells which model it is about.
+/// How to identify the model that a line of a server's log is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogSource {
     /// All lines are about the server's one model.
@@ -138,7 +139,7 @@ impl ServerKind {
             .find(|kind| kind.label() == label)
     }
 
-    /// Whether the server may hold several models, or none.
+    /// Whether the server can hold several models, or none.
     pub fn holds_many_models(self) -> bool {
         self != ServerKind::LlamaServer
     }
@@ -148,7 +149,7 @@ impl ServerKind {
         matches!(self, ServerKind::LlamaServer | ServerKind::Router)
     }
 
-    /// How its log tells which model a line is about, if it does.
+    /// How to identify the model of a log line; `None` if that is impossible.
     pub fn log_source(self) -> Option<LogSource> {
         match self {
             ServerKind::LlamaServer => Some(LogSource::OneModel),
@@ -163,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_server_of_llama_cpp_is_probed() {
+    fn only_servers_of_llama_cpp_are_probed() {
         for kind in ServerKind::ALL {
             assert_eq!(ServerKind::from_label(kind.label()), Some(kind));
             let is_llama_cpp = matches!(kind, ServerKind::LlamaServer | ServerKind::Router);

@@ -1,10 +1,10 @@
-//! The limit on models of one server: 500 are shown, the loaded ones first.
+//! The limit on models of one server: 500 are exported, the loaded ones first.
 
-/// The most models of one server that are shown.
+/// The most models of one server that are exported.
 pub const MOST_MODELS: usize = 500;
 
-/// Collects models one by one and holds no more than are shown, so that a list of any length can
-/// be read without holding it.
+/// Collects models one by one and holds at most [`MOST_MODELS`], so that a list of any length can
+/// be read.
 #[derive(Debug)]
 pub struct LimitedModels<T> {
     loaded: Vec<T>,
@@ -23,7 +23,7 @@ impl<T> Default for LimitedModels<T> {
 }
 
 impl<T> LimitedModels<T> {
-    /// Adds a model. If there is no room left, a loaded one replaces one that is not.
+    /// Adds a model. At the limit, a loaded model replaces one that is not loaded.
     pub fn push(&mut self, model: T, is_loaded: bool) {
         let is_full = self.loaded.len().saturating_add(self.others.len()) >= MOST_MODELS;
         self.is_truncated |= is_full;
@@ -38,7 +38,7 @@ impl<T> LimitedModels<T> {
         list.push(model);
     }
 
-    /// The models, the loaded ones first, and whether there were more than are shown.
+    /// The models, the loaded ones first, and whether some were left out.
     pub fn finish(mut self) -> (Vec<T>, bool) {
         self.loaded.append(&mut self.others);
         (self.loaded, self.is_truncated)
@@ -49,25 +49,25 @@ impl<T> LimitedModels<T> {
 mod tests {
     use super::*;
 
-    /// The numbers that are shown of `models`, of which those below zero are loaded.
-    fn shown(models: impl Iterator<Item = i32>) -> (Vec<i32>, bool) {
-        let mut shown = LimitedModels::default();
+    /// The models that are kept; numbers below zero are loaded.
+    fn kept(models: impl Iterator<Item = i32>) -> (Vec<i32>, bool) {
+        let mut kept = LimitedModels::default();
         for model in models {
-            shown.push(model, model < 0);
+            kept.push(model, model < 0);
         }
-        shown.finish()
+        kept.finish()
     }
 
     #[test]
     fn all_models_are_kept_up_to_the_limit() {
-        assert_eq!(shown([3, -1, 2].into_iter()), (vec![-1, 3, 2], false));
-        let (models, is_truncated) = shown(0..500);
+        assert_eq!(kept([3, -1, 2].into_iter()), (vec![-1, 3, 2], false));
+        let (models, is_truncated) = kept(0..500);
         assert_eq!((models.len(), is_truncated), (500, false));
     }
 
     #[test]
-    fn loaded_models_come_first_wherever_they_stand() {
-        let (models, is_truncated) = shown((0..700).chain(-3..0));
+    fn loaded_models_come_first_wherever_they_are_listed() {
+        let (models, is_truncated) = kept((0..700).chain(-3..0));
         assert!(is_truncated);
         assert_eq!((models.len(), models.capacity() < 2000), (500, true));
         assert_eq!(models[..5], [-3, -2, -1, 0, 1]);
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn loaded_models_beyond_the_limit_are_dropped_too() {
-        let (models, is_truncated) = shown((0..10).chain(-600..0));
+        let (models, is_truncated) = kept((0..10).chain(-600..0));
         assert_eq!((models.len(), is_truncated), (500, true));
         assert_eq!((models[0], models[499]), (-600, -101));
     }

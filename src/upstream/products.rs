@@ -1,13 +1,13 @@
-//! Products that are no llama.cpp server, and what to watch in their place.
+//! Products that are not a llama.cpp server, and what to watch instead.
 
-/// A product that is no llama.cpp server, as far as can be told.
+/// A product that is probably not a llama.cpp server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Product {
-    /// What it seems to be.
+    /// Its probable name.
     pub name: String,
-    /// What to watch in its place.
+    /// What to watch instead.
     pub advice: &'static str,
-    /// Whether it is certain that nothing at its address can be watched.
+    /// Whether it is certain that the server at this address cannot be watched.
     pub is_certain: bool,
 }
 
@@ -20,12 +20,12 @@ const PERHAPS_ITS_LLAMA_SERVER: &str = "give the address of a llama-server that 
 const LEMONADE: &str =
     "give the address of a llama-server that it runs: its /v1/health names them (backend_url)";
 const BEHIND_GATEWAY: &str = "give the address of a llama-server behind it";
-const PASS_ON_RUNNING: &str = "have the proxy pass on /running too";
-const PASS_ON_ENGINES: &str = "have the proxy pass on /engines, /models and /metrics too";
+const PASS_ON_RUNNING: &str = "configure the proxy to pass on /running too";
+const PASS_ON_ENGINES: &str = "configure the proxy to pass on /engines, /models and /metrics too";
 
-/// Products by the `owned_by` of their models, each read off its source or documentation: name,
-/// advice, and whether it is certain. Servers that can be watched are not: a proxy may pass on no
-/// more than their models, or they answer the rest a moment later.
+/// Products by the `owned_by` of their models, as in their source or documentation: name, advice,
+/// and whether it is certain. Servers that can be watched are not certain: a proxy may pass on only
+/// their list of models, or they may respond to the rest a moment later.
 const PRODUCTS: [(&str, &str, &str, bool); 12] = [
     ("library", "Ollama", ITS_LLAMA_SERVER, true),
     ("organization_owner", "LM Studio", NO_LLAMA_SERVER, true),
@@ -56,7 +56,7 @@ const PRODUCTS: [(&str, &str, &str, bool); 12] = [
     ),
 ];
 
-/// What products answer at their root, and the `owned_by` of their models.
+/// Texts in the root page of products, with the `owned_by` of their models.
 const ROOT_PAGES: [(&str, &str); 2] = [
     ("Ollama is running", "library"),
     ("Unexpected endpoint or method", "organization_owner"),
@@ -83,7 +83,7 @@ impl Product {
         }
     }
 
-    /// The product that answers `text` at its root.
+    /// The product whose root page is `text`.
     pub fn of_root_page(text: &str) -> Option<Product> {
         let (_, owner) = ROOT_PAGES.iter().find(|(page, _)| text.contains(page))?;
         Some(Product::of_owner(Some(owner)))

@@ -1,4 +1,4 @@
-//! What one poll of a base URL brought, whatever kind of server answers there.
+//! The readings of one poll of a base URL, for all kinds of servers.
 
 use std::collections::BTreeSet;
 
@@ -10,26 +10,26 @@ use crate::upstream::http::request_error::RequestError;
 use crate::upstream::http::request_log::{FailedRequest, RequestLog, RequestTarget};
 use crate::upstream::products::Product;
 
-/// What one poll brought.
+/// The readings of one poll.
 #[derive(Debug, Default)]
 pub struct Reading {
-    /// Whether something answered as one of the known servers does.
+    /// Whether a known server responded.
     pub up: bool,
-    /// What answers that is no known server: then it is not up.
+    /// The unsupported product at the base URL, if there is one; `up` is false then.
     pub product: Option<Product>,
-    /// The kind of server, once that is known.
+    /// The kind of server, if known.
     pub kind: Option<ServerKind>,
-    /// Its version as it gives it.
+    /// Its version, as it reports it.
     pub version: Option<String>,
-    /// The models that it holds, in no order, no more than are [shown](crate::upstream::model_limit).
+    /// Its models, unordered, limited by [`crate::upstream::model_limit`].
     pub models: Vec<ModelReading>,
-    /// Whether it has more models than are shown.
+    /// Whether it has more models than the limit.
     pub is_truncated: bool,
     /// Bytes of the server's store of models.
     pub disk_usage: Option<f64>,
-    /// What came of the requests of the poll.
+    /// The outcomes of the poll's requests.
     pub requests: RequestLog,
-    /// What the server cannot tell, for people.
+    /// Notes on missing data, for the user.
     pub notes: Vec<&'static str>,
 }
 
@@ -41,14 +41,14 @@ impl Reading {
         self.version = version;
     }
 
-    /// What is exported of the server itself.
+    /// The exported information about the server.
     pub fn server_info(&self) -> Option<ServerInfo> {
         let kind = self.kind?.label();
         let version = self.version.clone();
         Some(ServerInfo { kind, version })
     }
 
-    /// Adds a model; without its slots, where all models together have more than one server may.
+    /// Adds a model. Drops its slots if all models together have more than the limit for a server.
     pub fn add(&mut self, mut model: ModelReading) {
         let slots = |model: &ModelReading| match &model.slots {
             Update::New(read) => read.slots.len(),
@@ -57,7 +57,7 @@ impl Reading {
         let held: usize = self.models.iter().map(slots).sum();
         if held.saturating_add(slots(&model)) > MOST_SLOTS {
             model.slots = Update::Absent;
-            let why = "the models have more slots together than any real server";
+            let why = "the models together have more slots than any real server";
             let error = RequestError::new(Reason::TooLarge, why);
             let target = RequestTarget {
                 endpoint: "/slots",
@@ -72,7 +72,7 @@ impl Reading {
         self.models.push(model);
     }
 
-    /// Leaves the first of each model and mode: a server may name one twice in an answer.
+    /// Keeps the first of each model and mode: a server may list one twice.
     pub fn keep_first_of_each(&mut self) {
         let mut seen = BTreeSet::new();
         self.models

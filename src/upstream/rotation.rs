@@ -1,22 +1,22 @@
-//! The order in which the models of a base URL are polled, where one poll may not reach all.
+//! The order in which the models of a base URL are polled, if one poll has no time for all.
 
 use std::time::{Duration, Instant};
 
 use crate::bounds;
 use crate::settings::Settings;
 
-/// Rotates over models whose own servers are polled. Each poll goes on where the last one had no
-/// time left, and polls one model at least: so every model is polled within as many polls as
-/// there are models.
+/// Rotates over models whose own servers are polled. Each poll continues where the last one ran out
+/// of time, and polls at least one model. So every model is polled within as many polls as there
+/// are models.
 #[derive(Debug)]
 pub struct Rotation {
-    /// How long one poll goes on with further models.
+    /// How long a poll starts further models.
     time: Duration,
-    /// How long the last of them may take.
+    /// How long the last model may take.
     reserve: Duration,
     /// The first model that the last poll had no time for.
     next: Option<String>,
-    /// When this poll must not go on with another model.
+    /// When this poll stops starting further models.
     until: Instant,
     has_polled: bool,
 }
@@ -25,7 +25,8 @@ pub struct Rotation {
 const REQUESTS_PER_MODEL: u32 = 4;
 
 impl Rotation {
-    /// A rotation that goes on for the interval, or for two time-outs where that is longer.
+    /// A rotation whose polls start models for one interval, or for two time-outs if that is
+    /// longer.
     pub fn new(settings: &Settings) -> Rotation {
         Rotation {
             time: settings.interval.max(settings.timeout.saturating_mul(2)),
@@ -36,7 +37,7 @@ impl Rotation {
         }
     }
 
-    /// Begins a poll at `now` that must have ended by `deadline`, and puts `models` in order.
+    /// Begins a poll at `now` that must end by `deadline`, and sorts `models` into polling order.
     pub fn begin<T>(
         &mut self,
         models: &mut [T],
@@ -54,8 +55,8 @@ impl Rotation {
         self.has_polled = false;
     }
 
-    /// Whether `model` may be polled at `now`, or must wait for a later poll. To be called for
-    /// each model in order.
+    /// Whether `model` may be polled at `now`, or must wait for a later poll. Call it for each
+    /// model, in order.
     pub fn may_poll(&mut self, model: &str, now: Instant) -> bool {
         let may_poll = self.next.is_none() && (!self.has_polled || now <= self.until);
         self.has_polled = true;
@@ -72,7 +73,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Polls `models` in order, each of which takes so long; gives those that were polled.
+    /// Polls `models`, each for the duration `each`; returns the polled ones.
     fn poll<'a>(rotation: &mut Rotation, models: &[&'a str], each: Duration) -> Vec<&'a str> {
         let mut models = models.to_vec();
         let mut now = Instant::now();
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn every_model_is_polled_when_there_is_time() {
+    fn every_model_is_polled_if_there_is_time() {
         let mut rotation = rotation(6 * SECOND);
         for _ in 0..3 {
             assert_eq!(
@@ -109,13 +110,13 @@ mod tests {
     }
 
     #[test]
-    fn a_poll_goes_on_where_the_last_one_ran_out_of_time() {
+    fn a_poll_continues_where_the_last_one_ran_out_of_time() {
         let mut rotation = rotation(6 * SECOND);
         let models = ["a", "b", "c", "d", "e", "f"];
         let slow = 4 * SECOND;
         assert_eq!(poll(&mut rotation, &models, slow), ["a", "b"]);
         assert_eq!(poll(&mut rotation, &models, slow), ["c", "d"]);
-        // The one that was next is gone: whoever comes after it is next.
+        // The next one is gone: the one after it is next.
         assert_eq!(poll(&mut rotation, &["a", "b", "f"], slow), ["f", "a"]);
         assert_eq!(poll(&mut rotation, &models, slow), ["b", "c"]);
     }

@@ -1,8 +1,8 @@
-//! llama-server's router mode: many models, each in a server of its own.
+//! llama-server in router mode: many models, each with its own server.
 //!
-//! `/models` has the state of each and disturbs none. A model that is loaded and awake is read
-//! through the router, always with `autoload=false`: without it the request would load a model.
-//! A sleeping one is not read at all.
+//! `/models` reports the state of every model and affects none. A model that is loaded and awake is
+//! read through the router, always with `autoload=false`, so that the request cannot load a model.
+//! A sleeping model is not read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -23,14 +23,14 @@ use crate::upstream::server_url::ServerUrl;
 use crate::upstream::telemetry::TelemetryReader;
 use crate::upstream::{DetectionAnswers, ServerKind, Upstream};
 
-/// A router may list thousands of models with the command line of each.
+/// A router may list thousands of models, with the command line of each.
 const MODELS: Endpoint = Endpoint::new("/models", 32 << 20);
 
-/// A router, and its models' servers.
+/// A router, and the servers of its models.
 pub struct Router {
     url: ServerUrl,
     version: Option<String>,
-    /// How long a model is idle before it sleeps, as the user set it.
+    /// How long a model is idle before it sleeps, if set by the user.
     sleep_idle: Option<BoundedDuration>,
     children: BTreeMap<String, ChildServer>,
     rotation: Rotation,
@@ -44,7 +44,7 @@ struct ChildServer {
 }
 
 impl RouterStatus {
-    /// How long the child is idle before it sleeps, by its own command line.
+    /// How long the child is idle before it sleeps, as its command line says.
     fn sleep_idle(&self) -> Option<BoundedDuration> {
         let mut flag = self
             .args
@@ -59,7 +59,7 @@ impl RouterStatus {
     fn status(&self) -> Option<ModelStatus> {
         match self.value.as_deref()? {
             _ if self.failed == Some(true) => Some(ModelStatus::Failed),
-            // It was downloaded, and not loaded since.
+            // Downloaded, and not loaded since.
             "unloaded" | "downloaded" => Some(ModelStatus::Unloaded),
             "loading" => Some(ModelStatus::Loading),
             "sleeping" => Some(ModelStatus::Sleeping),
@@ -68,12 +68,12 @@ impl RouterStatus {
         }
     }
 
-    /// Whether its child is there and awake.
+    /// Whether the model's server is running and awake.
     pub fn is_loaded(&self) -> bool {
         self.value.as_deref() == Some("loaded")
     }
 
-    /// Whether its child is there, perhaps asleep.
+    /// Whether the model's server is running, possibly asleep.
     fn has_child(&self) -> bool {
         self.is_loaded() || self.value.as_deref() == Some("sleeping")
     }
@@ -91,8 +91,8 @@ impl Router {
         }
     }
 
-    /// The models that it lists, each once, and whether there are more. None if it lists none of
-    /// a router's: a llama-server with one model may have taken its address.
+    /// The listed models, each once, and whether there are more. `None` if no entry is a router's:
+    /// a llama-server with one model may have replaced the router.
     fn list(&self, exchange: &mut Exchange) -> Option<(Vec<ModelEntry>, bool)> {
         let models = exchange.get(MODELS, &self.url.of(MODELS), |answer| {
             let mut models = LimitedModels::default();
@@ -115,7 +115,7 @@ impl Router {
         Some((models, is_truncated))
     }
 
-    /// A model that is not loaded, or asleep: nothing but the router's list is read of it.
+    /// A model that is not loaded, or asleep: only the router's list is read.
     fn listed_model(
         &mut self,
         id: &str,
@@ -171,7 +171,7 @@ impl Router {
             timed_out = telemetry.read(exchange, &child.url, &[id.to_owned()], &mut model);
         }
         model.state = match timed_out {
-            // It was not read at this poll.
+            // It was not read in this poll.
             true if !may_poll || exchange.is_out_of_time() => ModelState::Unknown,
             true => ModelState::Busy,
             false => ModelState::Ready,
@@ -246,8 +246,8 @@ impl Upstream for Router {
     }
 }
 
-/// A model of which nothing is known but its process: the command line is its own server's, and
-/// the port of the base URL is the router's.
+/// A model with only its process hints: the command line of its own server. The port of the base
+/// URL is the router's.
 fn new_model(id: &str, entry: &ModelEntry) -> ModelReading {
     let mut model = ModelReading::new(id, ModelState::Unknown);
     model.process = ProcessHints {
@@ -258,7 +258,7 @@ fn new_model(id: &str, entry: &ModelEntry) -> ModelReading {
     model
 }
 
-/// `text` as a value in a query.
+/// Percent-encodes `text` as a value in a query.
 fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -1,13 +1,13 @@
-//! Where the endpoints of one server are.
+//! The URLs of one server's endpoints.
 
 use crate::upstream::http::endpoint::Endpoint;
 
 /// The URL of one server, or of one model behind a router.
 #[derive(Clone, Debug, Default)]
 pub struct ServerUrl {
-    /// What stands before an endpoint's path.
+    /// The part before an endpoint's path.
     root: String,
-    /// What stands behind it: empty, or a query with its question mark.
+    /// The part after it: empty, or a query with its question mark.
     query: String,
 }
 
@@ -20,7 +20,7 @@ impl ServerUrl {
         }
     }
 
-    /// The same with this `query` (`?model=…`) at every endpoint.
+    /// The same URL with a `query` (`?model=…`) at every endpoint.
     pub fn with_query(&self, query: String) -> ServerUrl {
         ServerUrl {
             root: self.root.clone(),

@@ -1,8 +1,8 @@
-//! Reads what one model's server is doing: `/metrics`, and right after it `/slots`.
+//! Reads `/metrics` of one model's server, and right after it `/slots`.
 //!
-//! In that order a request that ends in between is missing from both for one poll, and none is
-//! ever counted twice. Before b10566 both wait in the server's queue until the batch at hand is
-//! done, and count as work.
+//! In this order, a request that ends in between is missing from both for one poll, but no request
+//! is counted twice. Before b10566, both wait in the server's queue until the current batch is
+//! done, and restart its idle timer.
 
 use std::io;
 use std::time::Instant;
@@ -17,10 +17,10 @@ use crate::upstream::idle_guard::IdleGuard;
 use crate::upstream::server_url::ServerUrl;
 
 const METRICS: Endpoint = Endpoint::new("/metrics", 1 << 20);
-/// 1.7 KB a slot in the recordings; never held as a whole.
+/// 1.7 KB per slot in the recordings; never held as a whole.
 const SLOTS: Endpoint = Endpoint::new("/slots", 32 << 20);
 
-/// The note where a part of `/metrics` cannot be parsed.
+/// The note if a part of `/metrics` cannot be parsed.
 pub const INVALID_LINES: &str =
     "/metrics has lines that cannot be parsed: they are skipped, the others are used";
 
@@ -30,7 +30,7 @@ const PROCESS_HEADER: &str = "Process-Start-Time-Unix";
 /// Reads `/metrics` and `/slots` of one model's server.
 #[derive(Debug)]
 pub struct TelemetryReader {
-    /// When they may be read.
+    /// Decides when they may be read.
     pub idle_guard: IdleGuard,
     metrics_not_served: Option<NotServed>,
     slots_not_served: Option<NotServed>,
@@ -59,7 +59,7 @@ impl TelemetryReader {
         self.slots_not_served.is_some()
     }
 
-    /// Forgets the server's process; keeps what is known of its sleep.
+    /// Resets what is known of the server's process; keeps its idle timeout.
     pub fn reset(&mut self) {
         self.idle_guard.reset();
         self.metrics_not_served = None;
@@ -67,7 +67,7 @@ impl TelemetryReader {
         self.has_invalid_lines = false;
     }
 
-    /// Fills in `model` without reading anything: what is served keeps its values.
+    /// Fills in `model` without sending a request: counters of served endpoints keep their values.
     pub fn skip(&self, model: &mut ModelReading) {
         fn stale<T>(not_served: Option<NotServed>) -> Update<T> {
             not_served.map_or(Update::Stale, |_| Update::Absent)
@@ -76,8 +76,8 @@ impl TelemetryReader {
         model.slots = stale(self.slots_not_served);
     }
 
-    /// Reads into `model` what may be read now; the server calls it by one of `names`. Gives
-    /// whether an answer did not come in time: the server is at work.
+    /// Reads into `model` what may be read now; `names` are the server's possible names for it.
+    /// Returns whether a response is late: then the server is busy.
     pub fn read(
         &mut self,
         exchange: &mut Exchange,
@@ -102,7 +102,7 @@ impl TelemetryReader {
         timed_out
     }
 
-    /// `/metrics`; none if it did not come in time.
+    /// Reads `/metrics`; `None` if the response is late.
     fn read_metrics(
         &mut self,
         exchange: &mut Exchange,
@@ -148,7 +148,7 @@ impl TelemetryReader {
         Some(Update::New(counters))
     }
 
-    /// `/slots`; none if it did not come in time.
+    /// Reads `/slots`; `None` if the response is late.
     fn read_slots(
         &mut self,
         exchange: &mut Exchange,
@@ -182,8 +182,9 @@ impl TelemetryReader {
         Some(Update::New(slots))
     }
 
-    /// If a request has been waiting for so long that it may be lost, asks another endpoint of the
-    /// same queue: an answer shows that. There are never more than these two requests.
+    /// If a request has been waiting for so long that it may be lost, requests another endpoint
+    /// with the same queue: a response shows that it is lost. No more than these two requests are
+    /// open.
     fn check_pending(&self, exchange: &mut Exchange, url: &ServerUrl) {
         if self.idle_guard.is_asleep() || !exchange.may_be_lost(METRICS, &url.of(METRICS)) {
             return;
@@ -204,8 +205,8 @@ impl TelemetryReader {
         }
     }
 
-    /// Treats what failed in this poll for an `is_proxys` reason as not served: a proxy has
-    /// answered in the server's place.
+    /// Treats endpoints that failed in this poll for an `is_proxys` reason as not served: the
+    /// response came from a proxy, not from the server.
     pub fn not_passed_on(&mut self, exchange: &mut Exchange, is_proxys: impl Fn(Reason) -> bool) {
         for (endpoint, missing) in [
             (METRICS, &mut self.metrics_not_served),
@@ -217,7 +218,7 @@ impl TelemetryReader {
         }
     }
 
-    /// What cannot be read of the server, and what that costs, for people.
+    /// Notes on endpoints that cannot be read, and on the missing data, for the user.
     pub fn notes(&self, has_stats: bool) -> Vec<&'static str> {
         let metrics = match self.metrics_not_served {
             Some(NotServed::Disabled) => Some(
@@ -237,7 +238,7 @@ impl TelemetryReader {
         };
         let loss = match (self.lacks_metrics(), self.lacks_slots()) {
             (true, true) if !has_stats => {
-                Some("without both, the model's status and its tokens per second are not known")
+                Some("without both, the model's status and its tokens per second are unknown")
             }
             (true, false) => Some(
                 "without /metrics, tokens per second come from /slots: requests that begin and end \
@@ -265,15 +266,15 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    /// The paths that a server was asked for.
-    type Asked = Arc<Mutex<Vec<String>>>;
+    /// The paths that a server received requests for.
+    type RequestedPaths = Arc<Mutex<Vec<String>>>;
 
-    /// A server that never answers the first request for `lost`, as if that had got lost on its
-    /// way, and answers all others as an idle llama-server does.
-    fn server(lost: &'static str) -> (String, Asked) {
+    /// A server that never responds to the first request for `lost`, as if it were lost on its way,
+    /// and responds to all others like an idle llama-server.
+    fn server(lost: &'static str) -> (String, RequestedPaths) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let asked = Asked::default();
+        let asked = RequestedPaths::default();
         let record = Arc::clone(&asked);
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -284,7 +285,7 @@ mod tests {
         (url, asked)
     }
 
-    fn serve(mut stream: &TcpStream, lost: &str, asked: &Asked) {
+    fn serve(mut stream: &TcpStream, lost: &str, asked: &RequestedPaths) {
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
             let Some(path) = line.strip_prefix("GET ").and_then(|l| l.split(' ').next()) else {
                 continue;
@@ -309,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_got_lost_is_given_up_when_another_of_the_queue_is_answered() {
+    fn a_lost_request_is_given_up_when_a_later_one_of_the_queue_is_answered() {
         for lost in ["/health", "/metrics", "/slots"] {
             let (root, asked) = server(lost);
             let arguments = ["--base-url", &root, "--timeout", "2s"];
@@ -330,7 +331,7 @@ mod tests {
             } else {
                 assert!(read(&mut exchange).0, "{lost}");
             }
-            // It may wait behind the work at hand: nothing else is asked of the queue.
+            // It may wait behind the current batch: no other request is sent to the queue.
             let before = asked.lock().unwrap().len();
             for _ in 0..3 {
                 assert!(read(&mut exchange).0, "{lost}");

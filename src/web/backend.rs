@@ -89,7 +89,8 @@ fn write_request(mut connection: &Stream, method: &str, target: &str) -> io::Res
     connection.write_all(format!("{method} {target} HTTP/1.1\r\n\r\n").as_bytes())
 }
 
-/// Reads one response and adds `Connection: close`, which tiny_http does not allow its users to set.
+/// Reads one response and adds `Connection: close`, which tiny_http does not allow its users to
+/// set.
 fn read_response(connection: &mut impl BufRead, has_body: bool) -> io::Result<Vec<u8>> {
     let mut response = Vec::new();
     let mut length = None;

@@ -98,7 +98,8 @@ fn slow(connections: &[Option<Connection>]) -> impl Iterator<Item = &Connection>
 }
 
 /// How long to wait before another slow connection is allowed; `None` if it is allowed now. An
-/// eighth of the workers never has a slow connection, so that one is always free to accept the next.
+/// eighth of the workers never has a slow connection, so that one is always free to accept the
+/// next.
 fn wait_for_worker(connections: &mut [Option<Connection>], now: Instant) -> Option<Duration> {
     let limit = connections
         .len()

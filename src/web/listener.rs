@@ -170,8 +170,8 @@ fn bind_unix(path: &Path) -> io::Result<Listener> {
                     "a file that is not a socket exists at that path",
                 ));
             }
-            // Another process may replace the stale socket at the same time: then it is already gone,
-            // and the other process's socket is in its place.
+            // Another process may replace the stale socket at the same time: then it is already
+            // gone, and the other process's socket is in its place.
             if is_live(path)? || !found.remove(path)? {
                 return Err(error);
             }

@@ -6,7 +6,8 @@ use tiny_http::{Header, Request, Response, Server};
 
 use crate::metrics::exposition;
 
-/// The content that is served. Requests are handled one by one, so a slow method delays every client.
+/// The content that is served. Requests are handled one by one, so a slow method delays every
+/// client.
 pub trait Site {
     /// The exposition, for `/metrics`.
     fn metrics(&self) -> String;

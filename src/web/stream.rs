@@ -57,8 +57,8 @@ impl Stream {
         !matches!(error, Ok(None))
     }
 
-    /// Shuts down one direction or both. Wakes threads that wait on it. Ignores errors: the peer may
-    /// have disconnected already.
+    /// Shuts down one direction or both. Wakes threads that wait on it. Ignores errors: the peer
+    /// may have disconnected already.
     pub fn shutdown(&self, how: Shutdown) {
         let _ = match self {
             Self::Tcp(stream) => stream.shutdown(how),
