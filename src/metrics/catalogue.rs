@@ -136,7 +136,7 @@ pub const FAMILIES: &[Family] = &[
         "Seconds per llama_decode() call, from poll intervals during which the server was never idle.",
         OfModel(|m, out| out.histogram(&m.rates.batch_latency))),
     row("llamacpp_first_token_latency_seconds", Buckets, &["source"],
-        "Seconds from a request's start on a slot to its first token; source=\"probe\": from sending the probe, including network time and queueing.",
+        "Seconds from a request's start on a slot to its first token, without the wait for the slot; the exporter's own probes are not in it.",
         Requests(|r, out| out.histogram(&r.first_token))),
     row("llamacpp_memory_usage_bytes", Gauge, &[],
         "Resident memory in bytes of the process that holds the model.",
@@ -308,7 +308,7 @@ pub const FAMILIES: &[Family] = &[
         "Seconds of prompt processing and generation per request, without the wait for a slot.",
         Requests(|r, out| out.histogram(&r.duration))),
     row("llamacpp_time_per_output_token_seconds", Buckets, &["source"],
-        "Seconds of generation per generated token, one observation per request; requests with a single token have none.",
+        "Seconds of generation per token after the first, one observation per request: generation time / (generated tokens - 1). A request with a single token has none.",
         Requests(|r, out| out.histogram(&r.per_token))),
     row("llamacpp_request_prompt_tokens", Buckets, &["source"],
         "Prompt tokens computed per request, without tokens taken from the cache.",
@@ -316,6 +316,13 @@ pub const FAMILIES: &[Family] = &[
     row("llamacpp_request_generated_tokens", Buckets, &["source"],
         "Tokens generated per request.",
         Requests(|r, out| out.histogram(&r.generated_tokens))),
+    row("llamacpp_requests_total", Counter, &["outcome", "source"],
+        "Requests that ended, by outcome: ok, error, cancelled (its client disconnected), truncated (the context was full); only what the source can tell.",
+        Requests(|r, out| {
+            for (outcome, count) in &r.outcomes {
+                out.series(&[("outcome", outcome.label())], *count as f64);
+            }
+        })),
     row("llamacpp_request_errors_total", Counter, &["code", "source"],
         "Requests that ended in an error, by HTTP status code.",
         Requests(|r, out| {
@@ -336,6 +343,9 @@ pub const FAMILIES: &[Family] = &[
                 out.series(&[("reason", reason)], *count as f64);
             }
         })),
+    row("llamacpp_probe_first_token_latency_seconds", Buckets, &[],
+        "Seconds from sending one of the exporter's probes to its first token, including network time and the wait for a slot.",
+        Requests(|r, out| out.histogram(&r.probe_first_token))),
     row("llamacpp_probe_tokens_total", Counter, &[],
         "Tokens generated for the exporter's own probes.",
         Requests(|r, out| out.count(r.probe_tokens))),
@@ -370,7 +380,7 @@ pub const FAMILIES: &[Family] = &[
         "Time at which the last successful poll ended, in seconds since 1970.",
         Server(|s, out| out.value(s.polls.last_success))),
     row("llamacpp_exporter_series_dropped", Gauge, &[],
-        "Series left out of this scrape because it reached its limit of 16 MiB or 200,000 series.",
+        "Series left out of this scrape because it reached its limit of 24 MiB or 200,000 series.",
         OfExporter(|e, out| out.count(Some(e.series_dropped)))),
     row("llamacpp_exporter_build_info", Gauge, &["revision", "version"],
         "Always 1; the labels give the version and revision of the exporter.",

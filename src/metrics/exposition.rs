@@ -14,7 +14,7 @@ use crate::snapshot::{Gpu, Model, ModelRequests, OwnMetrics, Snapshot};
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The most bytes of a scrape. Five hundred loaded models with every histogram have less.
-pub const MAX_BYTES: usize = 16 << 20;
+pub const MAX_BYTES: usize = 24 << 20;
 /// The most series of a scrape.
 pub const MAX_SERIES: usize = 200_000;
 /// How much of both is reserved for series that are not about a model: they say that some are
@@ -221,7 +221,9 @@ impl SeriesSink for Sink<'_> {
 mod tests {
     use super::*;
     use crate::readings::{Counters, ModelFacts, ModelStatus, Stats};
-    use crate::snapshot::histogram::{LATENCY_SECONDS, PER_TOKEN_SECONDS, TOKENS};
+    use crate::snapshot::histogram::{
+        DURATION_SECONDS, FIRST_TOKEN_SECONDS, PER_TOKEN_SECONDS, TOKENS,
+    };
     use crate::snapshot::{
         GpuMemory, KvCacheUsage, LiveCounts, ProcessUsage, Rates, RequestFigures, SlotUsage,
     };
@@ -468,8 +470,8 @@ mod tests {
             model: model.name.clone(),
             source: "records",
             figures: Arc::new(RequestFigures {
-                first_token: histogram(LATENCY_SECONDS),
-                duration: histogram(LATENCY_SECONDS),
+                first_token: histogram(FIRST_TOKEN_SECONDS),
+                duration: histogram(DURATION_SECONDS),
                 per_token: histogram(PER_TOKEN_SECONDS),
                 prompt_tokens: histogram(TOKENS),
                 generated_tokens: histogram(TOKENS),

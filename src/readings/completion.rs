@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// The one-token completion of a probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Completion {
     /// From sending the request to its first token.
     pub first_token: Duration,
@@ -11,4 +11,6 @@ pub struct Completion {
     pub prompt_tokens: u64,
     /// Tokens generated for it.
     pub generated_tokens: u64,
+    /// Milliseconds of its prompt, if the server reports them.
+    pub prompt_ms: Option<f64>,
 }

@@ -1,9 +1,9 @@
 //! Latencies of single requests, counted by model and source.
 //!
 //! ```text
-//! log      a llama-server's log ───────────┐
-//! probe    completions of our own, timed ──┼──▶ Requests ──▶ snapshot
-//! records  Docker Model Runner's records ──┘
+//! log      a llama-server's log, without our probes ──┐
+//! records  Docker Model Runner's records ─────────────┼──▶ Requests ──▶ snapshot
+//! probe    completions of our own, timed ─────────────┘
 //! ```
 //!
 //! Each source is one file or folder here, with a `SOURCE` that says which figures it fills. To
@@ -11,6 +11,7 @@
 //! an HTTP request: what a poll found is passed in.
 
 pub mod log;
+mod own_probes;
 pub mod probe;
 pub mod records;
 
@@ -18,8 +19,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::snapshot::histogram::{Histogram, LATENCY_SECONDS, PER_TOKEN_SECONDS, TOKENS};
-use crate::snapshot::{ModelRequests, RequestFigures};
+use crate::readings::Completion;
+use crate::requests::own_probes::OwnProbes;
+use crate::snapshot::histogram::{
+    DURATION_SECONDS, FIRST_TOKEN_SECONDS, Histogram, PER_TOKEN_SECONDS, TOKENS,
+};
+use crate::snapshot::{ModelRequests, Outcome, Reason, RequestFigures};
 
 /// How long the figures of a model that is gone are kept.
 const RETENTION: Duration = Duration::from_secs(3600);
@@ -39,8 +44,8 @@ pub struct RequestSource {
 /// What every source that reports whole completions can report.
 fn zero_completions() -> RequestFigures {
     RequestFigures {
-        first_token: Some(Histogram::new(LATENCY_SECONDS)),
-        duration: Some(Histogram::new(LATENCY_SECONDS)),
+        first_token: Some(Histogram::new(FIRST_TOKEN_SECONDS)),
+        duration: Some(Histogram::new(DURATION_SECONDS)),
         per_token: Some(Histogram::new(PER_TOKEN_SECONDS)),
         prompt_tokens: Some(Histogram::new(TOKENS)),
         generated_tokens: Some(Histogram::new(TOKENS)),
@@ -59,6 +64,7 @@ struct FigureStore {
     entries: BTreeMap<(String, &'static str), Entry>,
     /// Sources that report the requests of a llama-server's models.
     started: Vec<&'static RequestSource>,
+    own_probes: OwnProbes,
 }
 
 #[derive(Debug)]
@@ -106,6 +112,27 @@ impl Requests {
         self.lock().count(model, source, Instant::now(), change);
     }
 
+    /// Counts a request that the log reports, in a line read at that moment, unless it is a probe.
+    pub fn count_logged(&self, model: &str, end: RequestEnd, read: Instant) {
+        let mut store = self.lock();
+        if let Some(end) = store.own_probes.logged(model, end, read) {
+            store.count(model, &log::SOURCE, Instant::now(), |of| end.count(of));
+        }
+    }
+
+    /// Takes that a probe is about to be sent to a model.
+    pub fn probe_sent(&self, model: &str) {
+        self.lock().own_probes.sent(model, Instant::now());
+    }
+
+    /// Takes the answer of that probe; `None` if none was sent after all.
+    pub fn probe_answered(&self, model: &str, result: Option<Result<Completion, Reason>>) {
+        let (mut store, now) = (self.lock(), Instant::now());
+        for end in store.own_probes.answered(model, now, result) {
+            store.count(model, &log::SOURCE, now, |figures| end.count(figures));
+        }
+    }
+
     /// The figures so far, by model and source.
     pub fn figures(&self) -> Vec<ModelRequests> {
         let store = self.lock();
@@ -149,8 +176,13 @@ impl FigureStore {
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RequestEnd {
-    /// Its completion is whole.
-    Completed(RequestTimings),
+    /// It has a completion, and whether the context was full before that had ended.
+    Completed {
+        /// Its timings.
+        timings: RequestTimings,
+        /// Whether llama-server says that it is truncated.
+        is_truncated: bool,
+    },
     /// It was answered without generation, as an embedding is: prompt tokens.
     PromptOnly(u64),
     /// Its client went away.
@@ -185,10 +217,20 @@ impl RequestEnd {
     /// Adds the request to the figures.
     pub fn count(self, figures: &mut RequestFigures) {
         match self {
-            RequestEnd::Completed(timings) => timings.count(figures),
+            RequestEnd::Completed { timings, .. } => timings.count(figures),
             RequestEnd::PromptOnly(tokens) => observe(&mut figures.prompt_tokens, tokens as f64),
             RequestEnd::Cancelled => increment(figures.cancellations.get_or_insert(0)),
             RequestEnd::Failed(status) => increment(figures.errors.entry(status).or_default()),
+        }
+        increment(figures.outcomes.entry(self.outcome()).or_default());
+    }
+
+    fn outcome(self) -> Outcome {
+        match self {
+            RequestEnd::Completed { is_truncated, .. } if is_truncated => Outcome::Truncated,
+            RequestEnd::Completed { .. } | RequestEnd::PromptOnly(_) => Outcome::Ok,
+            RequestEnd::Cancelled => Outcome::Cancelled,
+            RequestEnd::Failed(_) => Outcome::Error,
         }
     }
 }
@@ -202,10 +244,11 @@ impl RequestTimings {
             observe(&mut figures.first_token, self.prompt.ms / 1000.0);
             observe(&mut figures.generated_tokens, generated_tokens);
         }
-        // The prompt yields the first token: a single one has no generation time of its own.
+        // The first token belongs to the prompt (OpenTelemetry's time per output token, and
+        // llama.cpp's own log from b11434).
         if self.generation.tokens > 1 {
             let seconds = self.generation.ms / 1000.0;
-            observe(&mut figures.per_token, seconds / generated_tokens);
+            observe(&mut figures.per_token, seconds / (generated_tokens - 1.0));
         }
     }
 }
@@ -223,7 +266,6 @@ fn increment(count: &mut u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::Reason;
 
     #[test]
     fn the_number_of_models_is_limited() {
@@ -244,9 +286,15 @@ mod tests {
         let labels = figures.iter().map(|of| (of.model.as_str(), of.source));
         assert!(labels.eq([("m", "log"), ("m", "probe")]));
         assert_eq!(figures[0].figures.cancellations, Some(0));
+        let outcomes = Outcome::ALL.map(|outcome| (outcome, 0)).into();
+        assert_eq!(figures[0].figures.outcomes, outcomes);
+        let errors = log::parser::STATUSES.map(|status| (status, 0)).into();
+        assert_eq!(figures[0].figures.errors, errors);
         let failures = &figures[1].figures.probe_failures;
         assert_eq!(*failures, Reason::ALL.map(|reason| (reason, 0)).into());
         let records = (records::SOURCE.zero)();
+        assert_eq!(records.outcomes.get(&Outcome::Ok), Some(&0));
+        assert_eq!(records.outcomes.get(&Outcome::Cancelled), None);
         assert_eq!(records.record_gaps, Some(0));
         assert_eq!(records.errors.get(&503), Some(&0));
     }

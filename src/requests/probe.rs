@@ -14,14 +14,14 @@ use crate::bounds;
 use crate::readings::counters::rounding_step;
 use crate::readings::{Completion, ModelStatus};
 use crate::requests::{RequestSource, Requests, increment, observe};
-use crate::snapshot::histogram::{Histogram, LATENCY_SECONDS};
+use crate::snapshot::histogram::{FIRST_TOKEN_SECONDS, Histogram};
 use crate::snapshot::{Model, Reason, RequestFigures, Snapshot, SnapshotCell};
 
 /// The probe's entry among the sources.
 pub static SOURCE: RequestSource = RequestSource {
     label: "probe",
     zero: || RequestFigures {
-        first_token: Some(Histogram::new(LATENCY_SECONDS)),
+        probe_first_token: Some(Histogram::new(FIRST_TOKEN_SECONDS)),
         probe_tokens: Some(0),
         probe_prompt_tokens: Some(0),
         probe_failures: Reason::ALL.map(|reason| (reason, 0)).into(),
@@ -91,11 +91,10 @@ where
                 continue;
             }
             any = true;
-            let result = match (self.send)(snapshot, model) {
-                Ok(None) => continue,
-                Ok(Some(completion)) => Ok(completion),
-                Err(reason) => Err(reason),
-            };
+            self.requests.probe_sent(&model.name);
+            let result = (self.send)(snapshot, model).transpose();
+            self.requests.probe_answered(&model.name, result);
+            let Some(result) = result else { continue };
             self.requests
                 .count(&model.name, &SOURCE, |figures| count(figures, result));
             let polls = self.cell.load().polls.total;
@@ -112,7 +111,7 @@ fn count(figures: &mut RequestFigures, result: Result<Completion, Reason>) {
     match result {
         Ok(completion) => {
             let seconds = completion.first_token.as_secs_f64();
-            observe(&mut figures.first_token, seconds);
+            observe(&mut figures.probe_first_token, seconds);
             add(&mut figures.probe_tokens, completion.generated_tokens);
             add(&mut figures.probe_prompt_tokens, completion.prompt_tokens);
         }
@@ -225,6 +224,7 @@ mod tests {
         first_token: Duration::from_millis(80),
         prompt_tokens: 2,
         generated_tokens: 1,
+        prompt_ms: None,
     };
 
     fn snapshot(poll: u64, status: ModelStatus, tokens: Option<f64>) -> Snapshot {

@@ -18,12 +18,15 @@ use crate::bounds::json::{LimitedJson, StringLimits};
 use crate::requests::{
     PhaseTiming, RequestEnd, RequestSource, RequestTimings, Requests, increment, zero_completions,
 };
-use crate::snapshot::RequestFigures;
+use crate::snapshot::{Outcome, RequestFigures};
 
 /// The records' entry among the sources.
 pub static SOURCE: RequestSource = RequestSource {
     label: "records",
     zero: || RequestFigures {
+        outcomes: [Outcome::Ok, Outcome::Error]
+            .map(|outcome| (outcome, 0))
+            .into(),
         errors: USUAL_ERRORS.map(|status| (status, 0)).into(),
         record_gaps: Some(0),
         ..zero_completions()
@@ -277,7 +280,7 @@ impl Body {
         if !(is_valid(timings.prompt_ms) && is_valid(timings.predicted_ms)) {
             return None;
         }
-        Some(RequestEnd::Completed(RequestTimings {
+        let timings = RequestTimings {
             prompt: PhaseTiming {
                 ms: timings.prompt_ms,
                 tokens: timings.prompt_n,
@@ -288,7 +291,11 @@ impl Body {
             },
             total_ms: timings.prompt_ms + timings.predicted_ms,
             is_child: false,
-        }))
+        };
+        Some(RequestEnd::Completed {
+            timings,
+            is_truncated: false,
+        })
     }
 }
 
@@ -388,7 +395,7 @@ mod tests {
         };
         near(&figures.first_token, 15.0 * 0.0425);
         near(&figures.duration, 15.0 * 1.43);
-        near(&figures.per_token, 15.0 * 1.3875 / 60.0);
+        near(&figures.per_token, 15.0 * 1.3875 / 59.0);
         near(&figures.prompt_tokens, 15.0 * 7.0);
         near(&figures.generated_tokens, 15.0 * 60.0);
     }

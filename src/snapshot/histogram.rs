@@ -1,18 +1,32 @@
 //! A histogram with fixed buckets, as in Prometheus.
 
 /// Upper bounds, in seconds, of durations per token or per batch.
+#[rustfmt::skip] // several in a line
 pub const PER_TOKEN_SECONDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.0025, 0.005, 0.0075, 0.01, 0.015,
+    0.025, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
 
-/// Upper bounds, in seconds, of durations per request.
-pub const LATENCY_SECONDS: &[f64] = &[
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+/// Upper bounds, in seconds, of the time to the first token.
+#[rustfmt::skip] // several in a line
+pub const FIRST_TOKEN_SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.35, 0.5,
+    0.75, 1.0, 1.5, 2.5, 3.5, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0,
+    300.0, 600.0,
+];
+
+/// Upper bounds, in seconds, of the duration of a request.
+#[rustfmt::skip] // several in a line
+pub const DURATION_SECONDS: &[f64] = &[
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0,
+    60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 1800.0,
 ];
 
 /// Upper bounds of numbers of tokens.
+#[rustfmt::skip] // several in a line
 pub const TOKENS: &[f64] = &[
-    16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0,
+    1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0,
+    65536.0, 131072.0, 262144.0, 1048576.0,
 ];
 
 /// Observations counted by upper bound.

@@ -17,7 +17,7 @@ pub use cell::SnapshotCell;
 pub use gpu::{Gpu, GpuMemory};
 pub use model::{KvCacheUsage, LiveCounts, Model, ProcessUsage, Rates, SlotUsage};
 pub use own_metrics::OwnMetrics;
-pub use requests::{ModelRequests, RequestFigures};
+pub use requests::{ModelRequests, Outcome, RequestFigures};
 pub use server::{PollFailure, Polls, Reason, ServerInfo};
 
 use crate::bounds;

@@ -134,6 +134,7 @@ impl CompletionClient {
             first_token,
             prompt_tokens,
             generated_tokens,
+            prompt_ms: timings.and_then(|timings| timings.prompt_ms),
         })
     }
 }
@@ -159,5 +160,6 @@ struct Chunk {
 #[derive(Clone, Copy, Deserialize)]
 struct ChunkTimings {
     prompt_n: u64,
+    prompt_ms: Option<f64>,
     predicted_n: u64,
 }

@@ -88,7 +88,7 @@ fn each_record_is_counted_once_without_its_text() {
     for (name, value) in [
         ("llamacpp_first_token_latency_seconds_sum", 0.0805),
         ("llamacpp_request_duration_seconds_sum", 0.2815),
-        ("llamacpp_time_per_output_token_seconds_sum", 0.0201),
+        ("llamacpp_time_per_output_token_seconds_sum", 0.201 / 9.0),
         ("llamacpp_request_prompt_tokens_sum", 40.0),
         ("llamacpp_request_generated_tokens_sum", 20.0),
         ("llamacpp_request_record_gaps_total", 0.0),
@@ -167,7 +167,7 @@ fn recorded_requests_are_counted_by_their_own_timings() {
     for (what, histogram, sum) in [
         ("first token", &figures.first_token, 0.287832),
         ("duration", &figures.duration, 4.89628),
-        ("per token", &figures.per_token, 0.078774977),
+        ("per token", &figures.per_token, 0.082818984183053),
         ("prompt tokens", &figures.prompt_tokens, 39.0),
         ("generated tokens", &figures.generated_tokens, 200.0),
     ] {

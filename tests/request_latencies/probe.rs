@@ -41,21 +41,18 @@ fn a_probe_measures_its_first_token_and_is_counted_separately() {
     let scrape = exporter.until("the probe is counted", |scrape| {
         scrape.value("llamacpp_probe_tokens_total") == Some(1.0)
     });
-    let of_probe = |name: &str| {
-        let all = scrape.all(name);
-        let mut own = all
-            .iter()
-            .filter(|sample| sample.labels["source"] == "probe");
-        own.next().map(|sample| sample.value)
-    };
-    assert_eq!(
-        of_probe("llamacpp_first_token_latency_seconds_count"),
-        Some(1.0)
-    );
-    let took = of_probe("llamacpp_first_token_latency_seconds_sum").unwrap();
+    scrape.assert_value("llamacpp_probe_first_token_latency_seconds_count", 1.0);
+    let took = scrape.value("llamacpp_probe_first_token_latency_seconds_sum");
+    let took = took.unwrap();
     assert!(took >= late.as_secs_f64(), "{took}");
     scrape.assert_value("llamacpp_probe_prompt_tokens_total", 2.0);
-    assert!(!scrape.has("llamacpp_request_duration_seconds"));
+    for of_requests in [
+        "first_token_latency_seconds",
+        "request_duration_seconds",
+        "requests_total",
+    ] {
+        assert!(!scrape.has(&format!("llamacpp_{of_requests}")));
+    }
     // Nothing but the probe has happened.
     let polls = exporter.scrape().polls();
     exporter.after_polls(polls + 20);

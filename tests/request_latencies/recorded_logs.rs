@@ -14,7 +14,7 @@ use llamacpp_exporter::readings::Update;
 use llamacpp_exporter::requests::Requests;
 use llamacpp_exporter::requests::log::parser::LoggedSlots;
 use llamacpp_exporter::requests::log::{LogWriter, PolledModel, ServerLog};
-use llamacpp_exporter::snapshot::RequestFigures;
+use llamacpp_exporter::snapshot::{Outcome, RequestFigures};
 
 /// Build; milliseconds of the first request's prompt, generation and both; of the
 /// last request's prompt and both.
@@ -95,7 +95,7 @@ fn check(build: &str, figures: &RequestFigures, ms: [f64; 5]) {
             (prompt + long_prompt) / 1e3,
         ),
         ("duration", &figures.duration, 2, (total + long_total) / 1e3),
-        ("per token", &figures.per_token, 1, generation / 120.0 / 1e3),
+        ("per token", &figures.per_token, 1, generation / 119.0 / 1e3),
         ("prompt tokens", &figures.prompt_tokens, 2, 122.0 + 1752.0),
         (
             "generated tokens",
@@ -113,7 +113,14 @@ fn check(build: &str, figures: &RequestFigures, ms: [f64; 5]) {
         );
     }
     assert_eq!(figures.cancellations, Some(1), "{build}");
-    assert!(figures.errors.is_empty(), "{build}");
+    assert!(figures.errors.values().all(|count| *count == 0), "{build}");
+    let outcomes = [
+        (Outcome::Ok, 2),
+        (Outcome::Error, 0),
+        (Outcome::Cancelled, 1),
+        (Outcome::Truncated, 0),
+    ];
+    assert_eq!(figures.outcomes, outcomes.into(), "{build}");
 }
 
 #[test]

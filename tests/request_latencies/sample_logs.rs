@@ -6,7 +6,8 @@ use crate::support::recordings::{self, Stage};
 use crate::support::{Answer, Exporter, Scrape, Server, for_each_case};
 
 /// What a log contains of one model: finished requests and the sum of their seconds, embeddings
-/// and the sum of all prompt tokens, cancellations.
+/// and the sum of all prompt tokens, cancellations, errors, and finished requests that are
+/// truncated.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Counts {
     finished: u64,
@@ -15,6 +16,9 @@ struct Counts {
     embeddings: u64,
     prompt_tokens: u64,
     cancellations: u64,
+    /// By the outcome `error`.
+    errors: u64,
+    truncated: u64,
 }
 
 struct Case {
@@ -32,6 +36,8 @@ const NOTHING: Counts = Counts {
     embeddings: 0,
     prompt_tokens: 0,
     cancellations: 0,
+    errors: 0,
+    truncated: 0,
 };
 
 const fn finished(duration: u64, prompt_tokens: u64) -> Counts {
@@ -156,13 +162,24 @@ fn counts(scrape: &Scrape) -> Option<Counts> {
             .find(|sample| sample.labels["source"] == "log")
             .map(|sample| sample.value)
     };
+    let outcome = |outcome: &str| {
+        let all = scrape.all("llamacpp_requests_total");
+        let mut found = all
+            .iter()
+            .filter(|sample| sample.labels["outcome"] == outcome);
+        found.next().map(|sample| sample.value as u64)
+    };
     let finished = value("duration_seconds_count")? as u64;
+    let cancellations = value("cancellations_total")? as u64;
+    assert_eq!(outcome("cancelled")?, cancellations);
     Some(Counts {
         finished,
         duration: (value("duration_seconds_sum")? * 1e5).round() as u64,
         embeddings: value("prompt_tokens_count")? as u64 - finished,
         prompt_tokens: value("prompt_tokens_sum")? as u64,
-        cancellations: value("cancellations_total")? as u64,
+        cancellations,
+        errors: outcome("error")?,
+        truncated: outcome("truncated")?,
     })
 }
 

@@ -37,13 +37,15 @@ use crate::requests::log::envelope::Envelope;
 use crate::requests::log::parser::{LogEvent, LogLine, LoggedSlots, parse};
 use crate::requests::log::server::{LoggedServer, WaitingRequest};
 use crate::requests::log::tracker::{LoggedRequest, RELEASE_TIMEOUT};
-use crate::requests::{RequestEnd, RequestSource, Requests, zero_completions};
-use crate::snapshot::RequestFigures;
+use crate::requests::{RequestSource, Requests, zero_completions};
+use crate::snapshot::{Outcome, RequestFigures};
 
 /// The log's entry among the sources.
 pub static SOURCE: RequestSource = RequestSource {
     label: "log",
     zero: || RequestFigures {
+        outcomes: Outcome::ALL.map(|outcome| (outcome, 0)).into(),
+        errors: parser::STATUSES.map(|status| (status, 0)).into(),
         cancellations: Some(0),
         ..zero_completions()
     },
@@ -60,6 +62,8 @@ const LINES_REJECTED: &str =
 
 /// The most requests that wait for a poll: what a busy server answers in an hour.
 const MAX_WAITING: usize = 16_384;
+/// How many of these there may be for an error to wait as well.
+const MAX_ERRORS: usize = 256;
 /// The most children of a router that the log names and no poll has found.
 const MAX_UNKNOWN_CHILDREN: usize = 16;
 /// The most children of a router.
@@ -307,11 +311,16 @@ impl State {
         self.reports_requests = true;
         let waiting = self.servers.values().map(|server| server.waiting.len());
         let is_full = waiting.fold(0, usize::saturating_add) >= MAX_WAITING;
+        let is_routers = port.is_none() && self.servers.keys().any(Option::is_some);
         let Some(server) = self.servers.get_mut(&port) else {
             return;
         };
         match &server.model {
-            Some(model) if server.has_no_counters => count(&self.requests, model, request.end),
+            Some(model) if server.has_no_counters => {
+                self.requests.count_logged(model, request.end, request.read);
+            }
+            // A router refuses requests in its own name: they are of no model that is known.
+            None if request.is_error() && (is_routers || server.waiting.len() >= MAX_ERRORS) => {}
             _ if is_full => self.reject(Rejection::Counters, false),
             model => server.waiting.push_back(WaitingRequest {
                 model: model.clone(),
@@ -357,8 +366,9 @@ impl State {
             let counters = polled.map_or(&Update::Stale, |polled| polled.counters);
             let (confirmed, rejected) = server.check_waiting(now, counters);
             has_growth |= server.budget.has_grown();
-            for (model, end) in confirmed {
-                count(&self.requests, &model, end);
+            for (model, request) in confirmed {
+                self.requests
+                    .count_logged(&model, request.end, request.read);
             }
             for reason in rejected {
                 self.reject(reason, false);
@@ -390,10 +400,6 @@ impl State {
             _ => None,
         }
     }
-}
-
-fn count(requests: &Requests, model: &str, end: RequestEnd) {
-    requests.count(model, &SOURCE, |figures| end.count(figures));
 }
 
 /// Who writes the log, by the name that a log collector gives the writer of each line.

@@ -49,11 +49,17 @@ pub enum LogEvent {
         task: SlotTask,
         /// Tokens in the slot.
         tokens: u64,
+        /// Whether its context was full before it had ended, or lost its beginning.
+        is_truncated: bool,
     },
     /// The client of the task with this ID went away.
     Cancelled(u64),
-    /// The task with this ID was answered with an error.
-    Failed(u64),
+    /// The task with this ID was answered with an error of this HTTP status.
+    Failed(u64, u16),
+    /// A request was answered with an error of this HTTP status before it became a task.
+    Refused(u16),
+    /// The server ends: it cancels the tasks that are left.
+    ShuttingDown,
 }
 
 /// One task on one slot.
@@ -95,6 +101,10 @@ impl LoggedSlots {
         Some(context.saturating_mul(caches)).filter(|cells| *cells > 0)
     }
 }
+
+/// The statuses that the log has of errors. Most errors that are found before a request becomes a
+/// task are not logged: a missing field, an unknown path, a missing key.
+pub const STATUSES: [u16; 3] = [400, 500, 501];
 
 /// How far into a line llama-server's own words may begin, in bytes.
 const MAX_PREFIX: usize = 300;
@@ -225,6 +235,7 @@ fn slot_event(function: &str, message: &str) -> Option<LogEvent> {
         Some(LogEvent::Released {
             task,
             tokens: number(rest.split_once("= ")?.1)?,
+            is_truncated: rest.contains(", truncated = 1"),
         })
     } else if function.trim_start().starts_with("print_timing") {
         // The line ends here, or with whatever an unknown wrapper appends.
@@ -243,9 +254,15 @@ fn server_event(message: &str) -> Option<LogEvent> {
     if let Some(id) = message.strip_prefix("cancel task, id_task = ") {
         Some(LogEvent::Cancelled(number(id)?))
     } else if let Some(rest) = message.strip_prefix("task id = ") {
-        let (id, rest) = rest.split_once(", ")?;
-        let id = id.parse().ok().filter(|_| rest.starts_with("error"))?;
-        Some(LogEvent::Failed(id))
+        let (id, error) = rest.split_once(", error: ")?;
+        Some(LogEvent::Failed(id.parse().ok()?, error_status(error)))
+    } else if let Some(error) = message.strip_prefix("got exception: {\"error\":{\"code\":") {
+        let status = number(error).and_then(|status| u16::try_from(status).ok());
+        Some(LogEvent::Refused(
+            status.filter(|status| STATUSES.contains(status))?,
+        ))
+    } else if message.contains("cleaning up before exit") {
+        Some(LogEvent::ShuttingDown)
     } else if message.starts_with("loading model") {
         Some(LogEvent::Loading)
     } else if message.starts_with("all slots are idle") {
@@ -258,6 +275,36 @@ fn server_event(message: &str) -> Option<LogEvent> {
         }))
     } else {
         None
+    }
+}
+
+/// The status that llama-server answers with for a text of its `send_error`
+/// (tools/server/server-context.cpp): 500, but for these.
+fn error_status(error: &str) -> u16 {
+    const PREFIXES: [(&str, u16); 6] = [
+        ("Failed to initialize samplers", 400),
+        ("Prompt contains invalid tokens", 400),
+        ("Cannot run multiple aLoRAs", 400),
+        ("Invalid slot ID", 400),
+        ("Unable to restore slot", 400),
+        ("This feature is not supported", 501),
+    ];
+    let mut prefixes = PREFIXES.into_iter();
+    // `request (3002 tokens) exceeds the available context size (512 tokens), …`, and that of an
+    // embedding: `input (3002 tokens) is larger than the max context size (512 tokens). …`
+    let is_too_long = ["request (", "input ("]
+        .iter()
+        .any(|start| error.starts_with(start))
+        && [
+            "exceeds the available context",
+            "larger than the max context",
+        ]
+        .iter()
+        .any(|words| error.contains(words));
+    match prefixes.find(|(prefix, _)| error.starts_with(prefix)) {
+        Some((_, status)) => status,
+        None if is_too_long => 400,
+        None => 500,
     }
 }
 
@@ -353,6 +400,7 @@ mod tests {
                 event: Some(LogEvent::Released {
                     task: TASK,
                     tokens: 44,
+                    is_truncated: false,
                 }),
             };
             assert_eq!(read, expected, "{prefix:?}");
@@ -438,7 +486,7 @@ mod tests {
             event(
                 "0.39.291.176 E srv    send_error: task id = 18, error: request (3002 tokens) exceeds the available context size"
             ),
-            Some(LogEvent::Failed(18))
+            Some(LogEvent::Failed(18, 400))
         );
     }
 

@@ -67,7 +67,7 @@ impl Claim {
         let mut amounts = [0.0; COUNTERS];
         let mut is_child = false;
         match &request.end {
-            RequestEnd::Completed(timings) => {
+            RequestEnd::Completed { timings, .. } => {
                 amounts[PROMPT_TOKENS] = timings.prompt.tokens as f64;
                 amounts[WHOLE_PROMPT] = timings.prompt.tokens as f64;
                 amounts[GENERATED_TOKENS] = timings.generation.tokens as f64;
@@ -296,12 +296,16 @@ mod tests {
             ms: seconds * 1e3,
             tokens,
         };
-        let end = RequestEnd::Completed(RequestTimings {
+        let timings = RequestTimings {
             prompt: timing(prompt),
             generation: timing(generated),
             total_ms: seconds * 2e3,
             is_child: false,
-        });
+        };
+        let end = RequestEnd::Completed {
+            timings,
+            is_truncated: false,
+        };
         claim_of(end)
     }
 

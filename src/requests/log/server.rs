@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::readings::{CountersReading, Update};
-use crate::requests::RequestEnd;
 use crate::requests::log::plausibility::{Claim, CounterBudget};
 use crate::requests::log::tracker::{LoggedRequest, Tracker};
 use crate::requests::log::{LogWriter, PolledModel, Rejection, UNKNOWN_MODEL_TIMEOUT};
@@ -84,7 +83,7 @@ impl LoggedServer {
         &mut self,
         now: Instant,
         counters: &Update<CountersReading>,
-    ) -> (Vec<(Arc<str>, RequestEnd)>, Vec<Rejection>) {
+    ) -> (Vec<(Arc<str>, LoggedRequest)>, Vec<Rejection>) {
         let mut has_restarted = false;
         if let Update::New(reading) = counters {
             has_restarted = self.budget.update(reading);
@@ -112,7 +111,8 @@ impl LoggedServer {
             let waited = now.saturating_duration_since(waiting.request.read);
             let Some(model) = waiting.model.as_ref().or(current_model.as_ref()) else {
                 let is_over = waited > UNKNOWN_MODEL_TIMEOUT;
-                rejected.extend(is_over.then_some(Rejection::Source));
+                let is_rejected = is_over && !waiting.request.is_error();
+                rejected.extend(is_rejected.then_some(Rejection::Source));
                 return !is_over;
             };
             let is_confirmed = match (Claim::new(&waiting.request, slots), counters) {
@@ -139,7 +139,7 @@ impl LoggedServer {
                 }
             };
             if is_confirmed {
-                confirmed.push((Arc::clone(model), waiting.request.end));
+                confirmed.push((Arc::clone(model), waiting.request));
             }
             !is_confirmed
         });

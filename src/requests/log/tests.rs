@@ -14,7 +14,10 @@ fn request(task: u64) -> Vec<String> {
     ];
     let lines = timings.map(|timing| format!("slot print_timing: id  0 | task {task} | {timing}"));
     let launch = format!("slot launch_slot_: id  0 | task {task} | processing task, is_child = 0");
-    [vec![launch], lines.into()].concat()
+    let release = format!(
+        "slot      release: id  0 | task {task} | stop processing: n_tokens = 26, truncated = 0"
+    );
+    [vec![launch], lines.into(), vec![release]].concat()
 }
 
 const SERVER: Option<LogWriter> = Some(LogWriter::Server);
@@ -145,7 +148,7 @@ fn figures_survive_a_restart_of_the_server() {
     let figures = &watched.requests.figures()[0].figures;
     assert_eq!(figures.cancellations, Some(1));
     assert_eq!(figures.duration.as_ref().unwrap().sum(), 2.5);
-    assert_eq!(figures.per_token.as_ref().unwrap().sum(), 0.1);
+    assert_eq!(figures.per_token.as_ref().unwrap().sum(), 2.0 / 19.0);
 }
 
 #[test]
@@ -168,7 +171,7 @@ fn a_server_may_have_more_slots_after_a_restart() {
     };
     watched.lines(1.0, &on_slot(2, 1));
     let rejected = watched.rejected();
-    assert_eq!(rejected, [("slot", 4)]);
+    assert_eq!(rejected, [("slot", 5)]);
     watched.lines(2.0, &[LOADING]);
     watched.lines(3.0, &on_slot(2, 1));
     watched.polled(4.0, "m", SERVER, Update::Absent);
@@ -344,7 +347,7 @@ fn a_port_before_the_line_of_a_single_server_is_forged() {
     watched.lines(2.0, &with_port);
     watched.polled(3.0, "m", SERVER, Update::Absent);
     assert_eq!(watched.counts(), [counted("m", 1)]);
-    assert_eq!(watched.rejected(), [("source", 4)]);
+    assert_eq!(watched.rejected(), [("source", 5)]);
     // Where every line has one, it is not a port, but what a wrapper writes.
     let wrapped = Watched::new();
     wrapped.lines(1.0, &with_port);
@@ -374,7 +377,7 @@ fn a_log_of_several_servers_gets_a_note_and_is_not_counted() {
     assert_eq!(watched.counts(), [counted("m", 1)]);
     let notes = watched.log.notes(watched.at(3.0));
     assert!(notes[0].contains("several servers"), "{notes:?}");
-    assert_eq!(watched.rejected(), [("source", 8)]);
+    assert_eq!(watched.rejected(), [("source", 10)]);
 
     // One after another is one server that was started again.
     let watched = Watched::new();

@@ -35,6 +35,21 @@ pub struct LoggedRequest {
     pub read: Instant,
 }
 
+impl LoggedRequest {
+    /// Whether it ended in an error.
+    pub fn is_error(&self) -> bool {
+        matches!(self.end, RequestEnd::Failed(_))
+    }
+
+    /// The same, and whether llama-server says that its completion is truncated.
+    fn truncated(mut self, value: bool) -> LoggedRequest {
+        if let RequestEnd::Completed { is_truncated, .. } = &mut self.end {
+            *is_truncated = value;
+        }
+        self
+    }
+}
+
 /// What is known of one server from its log.
 #[derive(Debug, Default)]
 pub struct Tracker {
@@ -54,6 +69,11 @@ pub struct Tracker {
     max_slots: usize,
     /// IDs of the last tasks that ended.
     ended: VecDeque<u64>,
+    /// Requests whose timings are known, until the release of their slot says whether they are
+    /// truncated.
+    unreleased: Vec<(SlotTask, LoggedRequest)>,
+    /// Whether the server ends: then it is the server that cancels tasks, not their clients.
+    is_shutting_down: bool,
 }
 
 /// Whether the lines have llama-server's own time and level.
@@ -80,6 +100,8 @@ struct TrackedTask {
     has_timings: bool,
     /// When it left the slot, and how many tokens were in it, where its timings may still come.
     released: Option<(Instant, u64)>,
+    /// Whether the release of its slot, where that came first, says that it is truncated.
+    is_truncated: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +143,7 @@ impl Tracker {
         };
         match event {
             LogEvent::Loading => {
+                ended.extend(self.unreleased.drain(..).map(|(_, request)| request));
                 *self = Tracker {
                     format: self.format,
                     clock: mem::take(&mut self.clock),
@@ -132,7 +155,7 @@ impl Tracker {
             LogEvent::Slots(slots) => self.slots = self.slots.updated(slots),
             LogEvent::Total(task, total) => {
                 let end = self.total(task, total.ms, line.time, read);
-                ended.extend(end.transpose()?);
+                ended.extend(end.transpose()?.flatten());
             }
             _ => ended.extend(self.task_event(event, line.time, read)),
         }
@@ -140,8 +163,12 @@ impl Tracker {
     }
 
     /// Returns the tasks that left their slot at least `timeout` ago and got no timings: they had
-    /// no generation.
+    /// no generation. And those whose release of the slot is missing.
     pub fn settle(&mut self, now: Instant, timeout: Duration) -> Vec<LoggedRequest> {
+        let is_over = |since: Instant| now.saturating_duration_since(since) >= RELEASE_TIMEOUT;
+        let unreleased = &mut self.unreleased;
+        let missing = unreleased.extract_if(.., |(_, request)| is_over(request.read));
+        let missing: Vec<_> = missing.map(|(_, request)| request).collect();
         let mut settled = Vec::new();
         self.tasks.retain(|_, tracked| {
             let due = tracked
@@ -153,7 +180,7 @@ impl Tracker {
         let ended = settled
             .into_iter()
             .filter_map(|(id, tokens)| self.end(id, RequestEnd::PromptOnly(tokens), now));
-        ended.collect()
+        ended.chain(missing).collect()
     }
 
     /// Whether a line can be this server's.
@@ -221,6 +248,7 @@ impl Tracker {
         match event {
             LogEvent::Launched { task, is_child } => {
                 self.has_begun = true;
+                self.is_shutting_down = false;
                 self.tasks.remove(&task.slot);
                 self.track(task)?.launch = Some(Launch {
                     read,
@@ -243,12 +271,21 @@ impl Tracker {
                 tracked.prompt?;
                 tracked.generation = Some(timing);
             }
-            LogEvent::Released { task, tokens } => {
+            LogEvent::Released {
+                task,
+                tokens,
+                is_truncated,
+            } => {
+                if let Some(request) = self.released_request(task, is_truncated) {
+                    self.tasks.retain(|_, tracked| tracked.task != task);
+                    return Some(request);
+                }
                 if self.known_slots.len() < self.max_slots {
                     self.known_slots.insert(task.slot);
                 }
                 let tracked = self.tasks.get_mut(&task.slot);
                 let tracked = tracked.filter(|tracked| tracked.task == task)?;
+                tracked.is_truncated = Some(is_truncated);
                 let is_prompt_only = tracked.launch.is_some() && !tracked.has_timings;
                 if is_prompt_only && time.is_none() {
                     tracked.released = Some((read, tokens));
@@ -260,31 +297,47 @@ impl Tracker {
                 }
             }
             LogEvent::Cancelled(id) => {
-                return self.end(id, RequestEnd::Cancelled, read);
+                let end = self.end(id, RequestEnd::Cancelled, read);
+                return end.filter(|_| !self.is_shutting_down);
             }
-            LogEvent::Failed(id) => {
-                self.mark_ended(id);
+            LogEvent::Failed(id, status) => {
+                return self.end(id, RequestEnd::Failed(status), read);
             }
+            LogEvent::Refused(status) => {
+                return Some(LoggedRequest {
+                    end: RequestEnd::Failed(status),
+                    launched: Some(read),
+                    read,
+                });
+            }
+            LogEvent::ShuttingDown => self.is_shutting_down = true,
             LogEvent::Loading | LogEvent::Idle | LogEvent::Slots(_) | LogEvent::Total(..) => {}
         }
         None
     }
 
-    /// Takes the last line of a task's timings. Returns its request, if all of them were read, or
-    /// that the request cannot have taken so long.
+    /// The request of a task that has left its slot, if its timings are known.
+    fn released_request(&mut self, task: SlotTask, is_truncated: bool) -> Option<LoggedRequest> {
+        let mut unreleased = self.unreleased.iter();
+        let index = unreleased.position(|(of, _)| *of == task)?;
+        Some(self.unreleased.remove(index).1.truncated(is_truncated))
+    }
+
+    /// Takes the last line of a task's timings. Returns its request, if all of them were read and
+    /// it has left its slot, or that the request cannot have taken so long.
     fn total(
         &mut self,
         task: Option<SlotTask>,
         total_ms: f64,
         time: Option<u64>,
         read: Instant,
-    ) -> Option<Result<LoggedRequest, Rejection>> {
+    ) -> Option<Result<Option<LoggedRequest>, Rejection>> {
         let (task, time) = match task {
             Some(task) => (task, time),
             None => self.timings_of.take()?,
         };
         let tracked = self.track_timings(Some(task))?;
-        let launch = tracked.launch;
+        let (launch, is_truncated) = (tracked.launch, tracked.is_truncated);
         let timings = RequestTimings {
             prompt: tracked.prompt.take()?,
             generation: tracked.generation.take()?,
@@ -304,8 +357,19 @@ impl Tracker {
                 return Some(Err(Rejection::Duration));
             }
         }
-        let ended = self.end(task.id, RequestEnd::Completed(timings), read)?;
-        Some(Ok(LoggedRequest { launched, ..ended }))
+        let end = RequestEnd::Completed {
+            timings,
+            is_truncated: false,
+        };
+        let ended = LoggedRequest {
+            launched,
+            ..self.end(task.id, end, read)?
+        };
+        if is_truncated.is_none() && self.unreleased.len() < self.max_slots {
+            self.unreleased.push((task, ended));
+            return None;
+        }
+        Some(Ok(Some(ended.truncated(is_truncated == Some(true)))))
     }
 
     /// The request of a task that ends, unless it has ended before.
@@ -353,6 +417,7 @@ impl Tracker {
                 generation: None,
                 has_timings: false,
                 released: None,
+                is_truncated: None,
             };
             self.tasks.insert(task.slot, tracked);
         }
@@ -372,7 +437,8 @@ mod tests {
         let mut tracker = Tracker::default();
         let mut results = Vec::new();
         for line in log.lines().filter_map(parse) {
-            match tracker.take(&line, line.event.unwrap(), now, Some(2)) {
+            let Some(event) = line.event else { continue };
+            match tracker.take(&line, event, now, Some(2)) {
                 Ok(ended) => results.extend(ended.into_iter().map(|ended| Ok(ended.end))),
                 Err(rejection) => results.push(Err(rejection)),
             }
@@ -392,12 +458,15 @@ mod tests {
 
     fn completed(prompt: f64, prompt_n: u64, generation: f64, n: u64, total_ms: f64) -> RequestEnd {
         let timing = |ms, tokens| PhaseTiming { ms, tokens };
-        RequestEnd::Completed(RequestTimings {
-            prompt: timing(prompt, prompt_n),
-            generation: timing(generation, n),
-            total_ms,
-            is_child: false,
-        })
+        RequestEnd::Completed {
+            timings: RequestTimings {
+                prompt: timing(prompt, prompt_n),
+                generation: timing(generation, n),
+                total_ms,
+                is_child: false,
+            },
+            is_truncated: false,
+        }
     }
 
     #[test]
@@ -445,14 +514,67 @@ srv          stop: cancel task, id_task = 24
     }
 
     #[test]
-    fn a_failed_request_is_neither_a_cancellation_nor_an_embedding() {
+    fn a_failed_request_counts_its_status_and_nothing_else() {
         let log = "\
 slot launch_slot_: id  0 | task 18 | processing task, is_child = 0
 srv    send_error: task id = 18, error: request (3002 tokens) exceeds the available context size
 srv          stop: cancel task, id_task = 18
 slot      release: id  0 | task 18 | stop processing: n_tokens = 5, truncated = 0
 ";
+        assert_eq!(ends(log), [RequestEnd::Failed(400)]);
+    }
+
+    #[test]
+    fn a_request_that_is_refused_counts_its_status() {
+        let log = "\
+srv    operator(): got exception: {\"error\":{\"code\":500,\"message\":\"parse error\",\"type\":\"server_error\"}}
+srv    operator(): got exception: {\"error\":{\"code\":400,\"message\":\"'messages' is required\"}}
+srv    operator(): got exception: {\"error\":{\"code\":777,\"message\":\"forged\"}}
+srv    send_error: task id = 17, error: Failed to initialize samplers: failed to parse grammar
+srv          stop: cancel task, id_task = 17
+srv    send_error: task id = 18, error: Context size has been exceeded.
+";
+        let statuses = [500, 400, 400, 500].map(RequestEnd::Failed);
+        assert_eq!(ends(log), statuses);
+    }
+
+    #[test]
+    fn a_server_that_shuts_down_cancels_no_request() {
+        let log = "\
+slot launch_slot_: id  0 | task 3 | processing task, is_child = 0
+srv    operator(): operator(): cleaning up before exit...
+srv          stop: cancel task, id_task = 3
+srv          stop: cancel task, id_task = 4
+";
         assert_eq!(ends(log), []);
+        // A server that launches a task does not shut down: the line was forged.
+        let next = "\
+slot launch_slot_: id  0 | task 5 | processing task, is_child = 0
+srv          stop: cancel task, id_task = 5
+";
+        assert_eq!(ends(&format!("{log}{next}")), [RequestEnd::Cancelled]);
+    }
+
+    #[test]
+    fn the_release_of_the_slot_says_whether_a_request_is_truncated() {
+        let is_truncated = |log: &str| match ends(log)[..] {
+            [RequestEnd::Completed { is_truncated, .. }] => is_truncated,
+            ref others => panic!("{others:?}"),
+        };
+        assert!(!is_truncated(TIMED));
+        let truncated = TIMED.replace("truncated = 0", "truncated = 1");
+        assert!(is_truncated(&truncated));
+        let (timings, release) = truncated.trim_end().rsplit_once('\n').unwrap();
+        assert!(!is_truncated(timings), "the release of the slot is missing");
+        // Before b7376 the release comes first.
+        let (launch, timings) = timings.split_once('\n').unwrap();
+        let untimed = |text: &str| -> String {
+            text.lines()
+                .map(|line| format!("{}\n", &line[15..]))
+                .collect()
+        };
+        let first = [launch, release, timings].map(untimed).concat();
+        assert!(is_truncated(&first));
     }
 
     #[test]
