@@ -66,35 +66,49 @@ def test_forged_lines_are_not_counted(build, start_server, follow, log):
     now = lambda: time.monotonic() - server_start + 0.05  # noqa: E731
     assert_counted(exporter, results)
 
+    refused = 'srv    operator(): got exception: {"error":{"code":500,"message":"forged"}}'
     attacks = {
-        "format": lambda: request_lines(900, 200, 5),
-        "time": lambda: request_lines(901, 0.1, 5, started=0.1, ended=0.2),
+        "format": lambda: [*request_lines(900, 200, 5), refused],
+        "time": lambda: [*request_lines(901, 0.1, 5, started=0.1, ended=0.2), stamp(0.2) + refused],
         "slot": lambda: request_lines(902, 0.001, 5, slot=7, started=now(), ended=now() + 0.01),
         "duration": lambda: request_lines(903, 200, 5, started=now(), ended=now() + 0.01),
         "source": lambda: request_lines(904, 0.01, 5, started=now(), ended=now() + 0.02, before="[4000] "),
         "counters": lambda: request_lines(905, 0.01, 5, started=now(), ended=now() + 0.02),
     }
+    refusals = 0
+
+    def forge(lines):
+        """The server answers each of these with an error."""
+        nonlocal refusals
+        write(server, lines)
+        refusals += 1
+
     for reason, attack in attacks.items():
         before = rejected(exporter)[reason]
-        write(server, attack())
+        forge(attack())
         wait_for(lambda: rejected(exporter)[reason] > before, f"a rejection because of the {reason}")  # noqa: B023
         results.append(complete(server, REQUEST))
         assert_counted(exporter, results)
 
     # After a timestamp far ahead, or a forged restart, later lines are still counted.
-    write(server, request_lines(906, 0.01, 5, started=90_000, ended=90_001))
+    forge(request_lines(906, 0.01, 5, started=90_000, ended=90_001))
     results.append(complete(server, REQUEST))
     assert_counted(exporter, results)
-    write(server, [stamp(now()) + "srv    load_model: loading model 'forged.gguf'"])
+    forge([stamp(now()) + "srv    load_model: loading model 'forged.gguf'"])
     results.append(complete(server, REQUEST))
     assert_counted(exporter, results)
     # The log can add neither a model nor a child process.
     for number in range(5):
         named = f"srv          load: spawning server instance with name=forged-{number} on port {5000 + number}"
-        write(server, [stamp(now()) + named, *request_lines(1, 0.01, 5, before=f"[{5000 + number}] ")])
+        forge([stamp(now()) + named, *request_lines(1, 0.01, 5, before=f"[{5000 + number}] ")])
     results.append(complete(server, REQUEST))
     assert_counted(exporter, results)
+    # The errors are those of the server.
     scrape = exporter.exposition()
+    assert {sample.labels["code"]: sample.value for sample in scrape.find("request_errors_total") if sample.value} == {
+        "400": refusals
+    }
+    assert scrape.value("requests_total", outcome="error") == refusals
     assert len({sample.labels["model"] for sample in scrape.find("request_duration_seconds_count")}) == 1
     assert "forged" not in scrape.text
     print(f"\n{build}: {len(results)} requests counted exactly; rejected: {rejected(exporter)}")

@@ -22,7 +22,8 @@ class MeanLatency:
         scrape = self.exporter.exposition()
         means = {}
         for source in ("log", "probe"):
-            now = [scrape.value(f"first_token_latency_seconds_{part}", source=source) or 0 for part in ("sum", "count")]
+            name = ("probe_" if source == "probe" else "") + "first_token_latency_seconds"
+            now = [scrape.value(f"{name}_{part}") or 0 for part in ("sum", "count")]
             before = self.last.get(source, [0, 0])
             self.last[source] = now
             count = now[1] - before[1]
@@ -39,7 +40,7 @@ def test_what_each_source_includes(start_server, follow, one_core):
     """Prints the table of docs/requests.md: run it with pytest -s."""
     server = start_server()
     exporter = follow(server, "--probe-interval", "1s")
-    wait_for(lambda: exporter.value("first_token_latency_seconds_count", source="probe") is not None, "a probe")
+    wait_for(lambda: exporter.value("probe_first_token_latency_seconds_count") is not None, "a probe")
     mean_latency = MeanLatency(exporter)
     rows = []
 
@@ -99,7 +100,7 @@ def test_a_probe_keeps_no_model_awake(start_server, watch):
 
 
 def test_a_probe_loads_no_model_of_a_router(start, watch, log):
-    """The log contains the lines of all models; each request is counted for its own model."""
+    """The log contains the lines of all models; each request is counted for its own model, and no probe."""
     router = start(Router(log, models=("one", "two")))
 
     def statuses():
@@ -116,11 +117,14 @@ def test_a_probe_loads_no_model_of_a_router(start, watch, log):
     for request in range(3):
         router.post("/v1/completions", {"model": "one", "prompt": "Once", "max_tokens": 5})
         wait_for(lambda: probes_of("one") > request, "a probe of the model in use")  # noqa: B023
-    requests = 3 + probes_of("one")
-    wait_for(lambda: log_value(exporter, "request_duration_seconds_count", model="one") == requests, "all requests")
+    wait_for(lambda: log_value(exporter, "request_duration_seconds_count", model="one") == 3, "all requests")
+    # The router itself refuses a request: it is of no model.
+    router.post("/v1/completions", {"prompt": "Once"})
 
     router.post("/models/unload", {"model": "one"})
     wait_for(lambda: statuses()["one"] == "unloaded", "the model to be unloaded")
     time.sleep(3)
     assert set(statuses().values()) == {"unloaded"}
     assert probes_of("two") == 0
+    assert log_value(exporter, "request_duration_seconds_count", model="one") == 3
+    assert not any(sample.value for sample in exporter.exposition().find("log_lines_rejected_total"))

@@ -63,7 +63,9 @@ def assert_counted(exporter, results):
         "first_token_latency_seconds": [logged_seconds(each["prompt_ms"]) for each in completed],
         "request_duration_seconds": [logged_seconds(each["prompt_ms"] + each["predicted_ms"]) for each in completed],
         "time_per_output_token_seconds": [
-            logged_seconds(each["predicted_ms"]) / each["predicted_n"] for each in completed if each["predicted_n"] > 1
+            logged_seconds(each["predicted_ms"]) / (each["predicted_n"] - 1)
+            for each in completed
+            if each["predicted_n"] > 1
         ],
         "request_prompt_tokens": [each["prompt_n"] for each in completed],
         "request_generated_tokens": [each["predicted_n"] for each in completed],
