@@ -99,7 +99,8 @@ def test_a_server_that_shuts_down_cancels_no_request(start_server, follow, log):
     cancels = lambda: log.read_text().count("cancel task")  # noqa: E731
     before = cancels()
     server.signal(signal.SIGTERM)
-    wait_for(lambda: cancels() == before + 2, "the server to cancel its tasks")
+    # Half a minute later it gives up the streams; it may cancel the request of a poll as well.
+    wait_for(lambda: cancels() >= before + 2, "the server to cancel its tasks")
     # Two polls and more.
     time.sleep(2)
     assert outcomes(exporter) == {"ok": 0, "error": 0, "cancelled": 1, "truncated": 0}
