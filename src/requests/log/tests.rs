@@ -388,7 +388,7 @@ fn a_log_of_several_servers_gets_a_note_and_is_not_counted() {
     assert_eq!(watched.counts(), [counted("m", 2)]);
     assert!(watched.log.notes(watched.at(4.0)).is_empty());
     watched.lines(5.0, &all("7", &request(2)));
-    assert_eq!(watched.rejected(), [("source", 4)]);
+    assert_eq!(watched.rejected(), [("source", 5)]);
 }
 
 #[test]
