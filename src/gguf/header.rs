@@ -1,8 +1,8 @@
-//! The header of a GGUF model file, without the vocabulary.
+//! Reads the header of a GGUF model file, without the vocabulary.
 //!
-//! The format is described in ggml's `docs/gguf.md`. Reads versions 2 and 3, little-endian, as
-//! every model that llama.cpp can load here. A file may be hostile: every count and length is
-//! checked against the rest of the file before memory is reserved for it.
+//! The format is described in ggml's `docs/gguf.md`. Supports versions 2 and 3, little-endian:
+//! those that llama.cpp loads on this machine. A file may be malicious, so every count and length
+//! is checked against the rest of the file before memory is reserved.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,19 +27,19 @@ const MAX_KEY_BYTES: u64 = 65_535;
 const MAX_KEPT_KEY_BYTES: u64 = 256;
 /// The most bytes of a string that is kept.
 const MAX_KEPT_STRING_BYTES: u64 = 1024;
-/// The longest array that is kept: one number a layer, of which llama.cpp has 512 at most.
+/// The longest array that is kept: one number per layer, and llama.cpp supports 512 layers.
 const MAX_KEPT_ARRAY: u64 = 512;
 /// How deep arrays may be nested.
 const MAX_ARRAY_DEPTH: u32 = 4;
-/// How many strings are skipped between two looks at the clock.
+/// How many strings are skipped between two checks of the deadline.
 const STRINGS_PER_TIME_CHECK: u64 = 1024;
 
-/// Why a model file has no header; displays as what follows "the model file".
+/// Why the header of a model file cannot be read. The text follows the words "the model file".
 #[derive(Debug)]
 pub enum HeaderError {
     /// It cannot be read.
     Io(io::Error),
-    /// It does not start as a GGUF file does.
+    /// It does not start like a GGUF file.
     NotGguf,
     /// An unknown version; a very large one is a small one of the other byte order.
     Version(u32),
@@ -97,9 +97,9 @@ pub enum HeaderValue {
     Bool(bool),
     /// A short string.
     String(String),
-    /// A short array of integers or booleans (0 and 1), such as one number a layer.
+    /// A short array of integers or booleans (0 and 1), such as one number per layer.
     Array(Vec<u64>),
-    /// A value that is present and was not kept.
+    /// A value that was not kept.
     Skipped,
 }
 
@@ -113,7 +113,7 @@ impl ModelHeader {
     /// Reads the header of a regular file.
     ///
     /// # Errors
-    /// What is wrong with the file.
+    /// The file is not a supported GGUF file, or cannot be read.
     pub fn read(file: File) -> Result<ModelHeader, HeaderError> {
         let length = file.metadata()?.len();
         let mut reader = BufReader::with_capacity(64 << 10, file);
@@ -124,7 +124,7 @@ impl ModelHeader {
     /// Parses a header from `source`, which holds `length` bytes.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The header is invalid, exceeds a limit, or cannot be read.
     pub fn parse<R: Read + Seek>(
         source: &mut R,
         length: u64,
@@ -157,7 +157,7 @@ impl ModelHeader {
         }
     }
 
-    /// The architecture, with which the keys about the model start.
+    /// The architecture: the prefix of the keys about the model.
     pub fn architecture(&self) -> Option<&str> {
         match self.values.get("general.architecture")? {
             HeaderValue::String(name) => Some(name),
@@ -178,7 +178,7 @@ impl ModelHeader {
     }
 }
 
-/// The file that has the header of the model at `path`: of a split model, its first part.
+/// The file with the header of the model at `path`: for a split model, its first part.
 pub fn first_part(path: &Path) -> PathBuf {
     let first = || {
         let name = path.file_name()?.to_str()?;
@@ -309,7 +309,7 @@ impl<R: Read + Seek> HeaderParser<'_, R> {
         Ok(numbers.map_or(HeaderValue::Skipped, HeaderValue::Array))
     }
 
-    /// Where the next `length` bytes end; they must be within the file and within the limit.
+    /// The position after the next `length` bytes, which must be within the file and the limit.
     fn end_of(&self, length: u64) -> Result<u64, HeaderError> {
         let end = self
             .position

@@ -1,22 +1,23 @@
-//! The size of a KV cache, as llama.cpp allocates it. Pure arithmetic.
+//! Computes the size of a KV cache as llama.cpp allocates it. Does no I/O.
 //!
-//! After `llama_kv_cache` and `llama_kv_cache_iswa` (`src/llama-kv-cache*.cpp`) with the sizes
+//! Follows `llama_kv_cache` and `llama_kv_cache_iswa` (`src/llama-kv-cache*.cpp`), with the sizes
 //! that `src/llama-context.cpp` and `tools/server` pass to them:
 //!
-//! - A cache is one stream for all slots (unified) or one stream a slot. Numbers of cells are
+//! - A cache has one stream for all slots (unified), or one stream per slot. Numbers of cells are
 //!   rounded up to multiples of 256.
-//! - Layers with full attention have `ctx_size` cells (unified) or `ctx_size / slots` cells a
-//!   stream. Without `--ctx-size`, it is the context size that the model was trained for.
+//! - Layers with full attention have `ctx_size` cells per stream (unified), or `ctx_size / slots`.
+//!   Without `--ctx-size`, it is the context size that the model was trained for.
 //! - Layers with a sliding window have `min(window × slots of the stream + ubatch, full)` cells.
 //! - A cell has, for each layer, `kv_heads × key_length` values of K and `kv_heads ×
 //!   value_length` values of V, in the blocks of their types.
 //!
-//! Tests compare this with the sizes that real servers print. What is not known to follow these
-//! formulas (recurrent and hybrid models, latent attention, unknown windows) has no size.
+//! Tests compare the results with the sizes that real servers print. Models that may not follow
+//! these formulas (recurrent and hybrid models, latent attention, unknown windows) have no size.
 
 use crate::gguf::header::{HeaderValue, ModelHeader};
 
-/// The arguments of a server that decide about its cache. The default is a server without any.
+/// The arguments of a server that determine its cache. The default is that of a server without
+/// arguments.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CacheOptions {
     /// `--ctx-size`, if given and not 0.
@@ -25,7 +26,7 @@ pub struct CacheOptions {
     pub parallel: Option<u64>,
     /// `--kv-unified-per-slot`, if given and not 0.
     pub unified_per_slot: Option<u64>,
-    /// `--kv-unified`, or not.
+    /// Whether `--kv-unified` is given.
     pub unified: bool,
     /// `--cache-type-k`.
     pub type_k: CacheType,
@@ -50,7 +51,7 @@ pub struct SlotLayout {
     pub n_ctx: u64,
 }
 
-/// A type of cached values: how many a block holds, and its bytes (`ggml/src/ggml-common.h`).
+/// A type of cached values: the values and bytes of a block (`ggml/src/ggml-common.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheType {
     block_values: u64,
@@ -86,7 +87,7 @@ impl CacheType {
         })
     }
 
-    /// Bytes of so many values; `None` if they are no whole number of blocks.
+    /// Bytes of this number of values; `None` if it is not a whole number of blocks.
     fn bytes_of(self, values: u64) -> Option<u64> {
         let blocks = values.checked_div(self.block_values)?;
         let is_whole = values.is_multiple_of(self.block_values);
@@ -94,19 +95,19 @@ impl CacheType {
     }
 }
 
-/// How many cells a cache has: known without the model file.
+/// The number of cells of a cache; does not need the model file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CellLayout {
-    /// Caches of equal size: one for all slots, or one a slot.
+    /// Number of streams: one for all slots, or one per slot.
     pub streams: u64,
     /// Cells of each stream, for layers with full attention.
     pub cells: u64,
 }
 
 impl CellLayout {
-    /// The layout that follows from the server's arguments and what it reports about its slots;
-    /// `trained_context` is the context size that the model was trained for. `None` if the
-    /// arguments are insufficient or contradict the server.
+    /// The layout for the server's arguments and the slots that it reports. `trained_context` is
+    /// the context size that the model was trained for. `None` if the arguments are insufficient or
+    /// contradict the reported slots.
     pub fn new(
         options: Option<&CacheOptions>,
         slots: SlotLayout,
@@ -119,7 +120,7 @@ impl CellLayout {
             || match options?.parallel {
                 Some(parallel) if parallel != slots.count => return None,
                 Some(_) => options?.unified,
-                // llama-server's own choice is four slots over one cache.
+                // llama-server's default is four slots with one cache.
                 None => true,
             };
         let per_slot = options.and_then(|options| options.unified_per_slot);
@@ -169,7 +170,7 @@ pub struct LayerGroup {
 /// The KV cache of a model on a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvCache {
-    /// Caches of equal size: one for all slots, or one a slot.
+    /// Number of streams: one for all slots, or one per slot.
     pub streams: u64,
     /// Layers with full attention.
     pub full: LayerGroup,
@@ -200,7 +201,7 @@ impl KvCache {
                 padded(needed.checked_add(ubatch)?.min(cells))
             }
         };
-        // Far above anything real, and far below the limits of the arithmetic.
+        // Far larger than any real cache, and far below the range of u64.
         let bytes = full_bytes.saturating_add(sliding_bytes);
         let total = streams as f64 * cells as f64 * bytes as f64;
         (total < 1e18).then_some(KvCache {
@@ -247,7 +248,7 @@ pub fn trained_context(header: &ModelHeader) -> Option<u64> {
     integer(header, "context_length")
 }
 
-/// Rounds up to 256 cells; what is too large for that stays as it is.
+/// Rounds up to a multiple of 256 cells; on overflow, returns `cells`.
 fn padded(cells: u64) -> u64 {
     cells.checked_next_multiple_of(256).unwrap_or(cells)
 }
@@ -272,7 +273,7 @@ const OTHER_CACHE_KEYS: &[&str] = &[
     "nextn_predict_layers",
     "shortconv.l_cache",
 ];
-/// How such keys start.
+/// Prefixes of such keys.
 const OTHER_CACHE_PREFIXES: &[&str] = &["ssm.", "wkv.", "attention.indexer.", "kda."];
 
 /// Bytes of one cell over all layers: with full attention, and with a sliding window.
@@ -364,9 +365,9 @@ fn sliding_window(header: &ModelHeader, layer_count: u64) -> Option<Option<Slidi
         // Only the model of 32 billion parameters has a window.
         "exaone4" if layer_count == 64 => sliding(4, given_or_default)?,
         "exaone4" => None,
-        // Its window is in the file and llama.cpp does not use it.
+        // llama.cpp ignores the window in its file.
         "phi3" => None,
-        // A window in a file of one of these is unexpected, and unknown then.
+        // These have no window: one in the file is unexpected, and makes the size unknown.
         "llama" | "qwen2" | "qwen2moe" | "qwen2vl" | "qwen3" | "qwen3moe" | "qwen3vl"
         | "qwen3vlmoe" | "mistral3" | "phi2" | "gemma" | "starcoder" | "starcoder2" | "falcon"
         | "gpt2" | "gptneox" | "stablelm" | "internlm2" | "command-r" | "olmo" | "olmoe"
@@ -379,7 +380,7 @@ fn sliding_window(header: &ModelHeader, layer_count: u64) -> Option<Option<Slidi
         }
         _ => return None,
     };
-    // Builds differ in whether they use the pattern of the file: it has to agree.
+    // Only some builds use the pattern in the file, so it must agree.
     let has_layer = |layer| window.is_some_and(|window| window.has_layer(layer));
     let agrees = match header.model_value("attention.sliding_window_pattern") {
         None => true,
@@ -633,7 +634,7 @@ mod tests {
         // More than the model was trained for is allocated, and not reported.
         let large = options(Some(100_000), Some(2), false);
         assert_eq!(count(Some(&large), slots(2, 32768)), Some((2, 50_176)));
-        // Of a cache for all, each slot may be given a part.
+        // With a unified cache, the context of a slot may be limited.
         let capped = |ctx_size, parallel, unified| CacheOptions {
             unified_per_slot: Some(1000),
             ..options(ctx_size, parallel, unified)
@@ -651,7 +652,7 @@ mod tests {
             one(capped(Some(8192), None, false), slots(4, 1000)),
             Some((1, 8192))
         );
-        // More than there is: it has no effect.
+        // A limit above the cache's size has no effect.
         assert_eq!(
             one(capped(Some(512), None, false), slots(4, 512)),
             Some((1, 512))
@@ -665,7 +666,7 @@ mod tests {
             Some((1, 4096))
         );
         assert_eq!(one(capped(None, Some(3), true), slots(4, 1000)), None);
-        // What contradicts the server is not believed.
+        // Arguments that contradict the reported slots give no layout.
         assert_eq!(count(Some(&apart), slots(2, 4096)), None);
         assert_eq!(count(Some(&apart), slots(3, 1365)), None);
         assert_eq!(

@@ -113,7 +113,7 @@ pub struct Evidence {
 impl Evidence {
     /// Adds the response to `/health`.
     pub fn add_health(&mut self, health: &RequestOutcome<Health>) {
-        self.health = Some(health.without_answer());
+        self.health = Some(health.without_document());
         if let RequestOutcome::Ok(health) = health {
             self.is_llama_cpp |= health.slots_idle.is_some();
         }
@@ -121,7 +121,7 @@ impl Evidence {
 
     /// Adds the response to `/props`.
     pub fn add_props(&mut self, props: &RequestOutcome<Props>) {
-        self.props = Some(props.without_answer());
+        self.props = Some(props.without_document());
         if let RequestOutcome::Ok(props) = props {
             // KoboldCpp has `total_slots` and `default_generation_settings`, but none of these.
             self.is_llama_cpp |=

@@ -199,7 +199,7 @@ impl Upstream for Router {
                 RequestOutcome::Ok(())
             }
             RequestOutcome::Ok(_) => RequestOutcome::NotServed(NotServed::NotFound),
-            other => other.without_answer(),
+            other => other.without_document(),
         }
     }
 

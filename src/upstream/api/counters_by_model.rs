@@ -1,5 +1,5 @@
-//! Assigns the samples of one `/metrics` to the models that they are about: a proxy may serve
-//! those of several servers as one text.
+//! Assigns the samples of one `/metrics` to models: a proxy may serve those of several servers as
+//! one text.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -23,14 +23,14 @@ const MOST_MODELS: usize = 1000;
 #[derive(Clone, Debug, Default)]
 pub struct CountersByModel {
     /// By the model's label, `None` without one, and the label `mode`.
-    models: BTreeMap<ModelKey, ModelSamples>,
+    models: BTreeMap<ModelLabels, ModelSamples>,
     /// Whether any of llama.cpp's families is present.
     has_llama_cpp: bool,
-    /// Lines that are not samples, and were skipped.
+    /// Lines that were skipped because they are not samples.
     pub skipped_lines: u64,
 }
 
-type ModelKey = (Option<String>, Option<String>);
+type ModelLabels = (Option<String>, Option<String>);
 
 /// The samples of one model.
 #[derive(Clone, Debug, Default)]
@@ -38,15 +38,15 @@ struct ModelSamples {
     counters: Counters,
     /// The families that were read.
     families: Vec<&'static str>,
-    /// A family with several samples: it is unknown which one is meant.
+    /// A family with several samples, of which the right one is unknown.
     ambiguous: Option<&'static str>,
 }
 
 impl CountersByModel {
-    /// Reads an exposition, and of llama.cpp's samples those for which `is_wanted` is true.
+    /// Reads an exposition: the samples of llama.cpp for which `is_wanted` is true.
     ///
     /// # Errors
-    /// It is no exposition, or is cut short; or reading it failed.
+    /// The text is not an exposition, is cut short, or could not be read.
     pub fn read(
         text: impl Read,
         is_wanted: impl Fn(&Sample) -> bool,
@@ -81,20 +81,20 @@ impl CountersByModel {
         }
     }
 
-    /// The counters of a server with one model, which it calls by one of `names`.
+    /// The counters of a server with one model; `names` are its possible names.
     ///
     /// # Errors
     /// None of llama.cpp's families is present, or the samples are about other models, or about
     /// several that the labels do not distinguish.
     pub fn of_server(mut self, names: &[&str]) -> Result<Counters, String> {
         let is_own =
-            |(model, _): &ModelKey| model.as_deref().is_none_or(|model| names.contains(&model));
+            |(model, _): &ModelLabels| model.as_deref().is_none_or(|model| names.contains(&model));
         let (own, others): (Vec<_>, Vec<_>) = self.models.keys().cloned().partition(is_own);
         let key = match (&own[..], &others[..]) {
             ([], []) if self.has_llama_cpp => return Ok(Counters::default()),
             ([], []) => return Err("has no llamacpp: metric".to_owned()),
             ([key], _) if key.0.is_some() || others.is_empty() => key,
-            // A server without a known name may use any.
+            // If no name is known, any name is accepted.
             ([], [key]) if names.is_empty() => key,
             _ => {
                 let labels = own.iter().chain(&others);

@@ -1,9 +1,8 @@
-//! Reads the Prometheus text format that an upstream serves, line by line: a text of any length is
-//! never held, only one line of it.
+//! Reads the Prometheus text format of an upstream. Holds only one line at a time.
 
 use std::io::{self, BufRead, BufReader, Read};
 
-/// The longest line that is read. One with a model's name in it has some hundreds of bytes.
+/// The longest line that is read. A line with a model's name has some hundreds of bytes.
 const MAX_LINE_BYTES: u64 = 16 << 10;
 /// The most labels of a sample that are read.
 const MAX_LABELS: usize = 32;
@@ -29,8 +28,8 @@ impl Sample<'_> {
     }
 }
 
-/// Passes each sample of `text` to `on_sample`; returns how many lines were skipped because they
-/// are not valid samples. The other lines count.
+/// Passes each sample of `text` to `on_sample`. Returns how many lines were skipped because they
+/// are not valid samples.
 ///
 /// # Errors
 /// No line is a sample, the text is cut short, or it cannot be read.
@@ -61,7 +60,7 @@ fn read_lines(mut text: impl BufRead, mut on_sample: impl FnMut(&Sample)) -> Res
         }
         if line.pop_if(|last| *last == b'\n').is_none() {
             if line.len() < MAX_LINE_BYTES as usize {
-                // Half a number is a number as well.
+                // A truncated number would be read as a smaller one.
                 return Err("is cut short: its last line does not end".to_owned());
             }
             text.skip_until(b'\n').map_err(|error| error.to_string())?;
@@ -109,11 +108,11 @@ fn sample(line: &str) -> Option<Sample<'_>> {
     if let Some(text) = rest.strip_prefix('{') {
         rest = read_labels(text, &mut labels)?;
     }
-    // OpenMetrics lets an exemplar follow: ` # {trace_id="…"} 0.5`.
+    // In OpenMetrics, an exemplar may follow: ` # {trace_id="…"} 0.5`.
     let rest = rest.split_once(" #").map_or(rest, |(before, _)| before);
     let mut words = rest.split_ascii_whitespace();
     let value = words.next()?.parse().ok()?;
-    // A timestamp may follow, in milliseconds or, in OpenMetrics, in seconds; nothing else.
+    // Only a timestamp may follow: in milliseconds, or in seconds in OpenMetrics.
     if let Some(timestamp) = words.next() {
         timestamp.parse::<f64>().ok()?;
     }
@@ -170,7 +169,7 @@ mod tests {
         Ok((samples, skipped))
     }
 
-    /// The values of a text in which every line is understood.
+    /// The values of a text without invalid lines.
     fn values(text: &str) -> Vec<f64> {
         let (samples, skipped) = samples(text).unwrap();
         assert_eq!(skipped, 0, "{text}");

@@ -1,4 +1,5 @@
-//! Lists of objects in JSON, read one object at a time: a list of any length is never held.
+//! Reads JSON lists of objects one object at a time, so that a list of any length needs little
+//! memory.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,15 +12,15 @@ use crate::bounds::lenient::Object;
 
 /// The most objects of a list that are read.
 const MAX_READ: usize = 20_000;
-/// The most objects of a list that are kept, where all of them are: a real server lists some tens
-/// of models, and keeps a thousand requests.
+/// The most objects that are kept if a whole list is: a real server lists tens of models, and keeps
+/// a thousand requests.
 pub const MAX_KEPT: usize = 1000;
 
 /// Passes the first 20,000 objects of an array to `on_object`, and ignores the others. With a
 /// `key`, the array is under it in an object: `{"data": […]}`.
 ///
-/// Its value is whether there is such a list. Without a key null is none; under a key it is an
-/// empty list, as programs in Go write it.
+/// Its value is whether there is such a list. Null counts as no list without a key, and as an empty
+/// list under a key, because programs in Go write it so.
 pub struct ListVisitor<T, F> {
     key: Option<&'static str>,
     on_object: F,
@@ -71,7 +72,7 @@ impl<'de, T: DeserializeOwned, F: FnMut(T)> Visitor<'de> for ListVisitor<T, F> {
         Ok(true)
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
-        // The first one counts if the key is there twice.
+        // If the key is present twice, the first one counts.
         let mut list = Some(ListVisitor::new(None, self.on_object));
         while let Some(key) = map.next_key::<String>()? {
             match list.take_if(|_| self.key == Some(key.as_str())) {

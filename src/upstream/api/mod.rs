@@ -1,7 +1,7 @@
-//! The documents of an upstream's endpoints as types, and the readers of its lists and expositions.
+//! Types for the documents of an upstream's endpoints, and readers for its lists and expositions.
 //!
-//! `/slots` and `/stats` are in [`crate::readings`]: they go on to the counters as they are. The
-//! documents of one kind of server only are in its file.
+//! `/slots` and `/stats` are in [`crate::readings`], because the counters use them unchanged. The
+//! documents that only one kind of server has are in its file.
 
 pub mod counters_by_model;
 pub mod exposition_reader;
@@ -17,7 +17,7 @@ pub use health::Health;
 pub use models::{ModelEntry, ModelMeta, RouterStatus};
 pub use props::{GenerationSettings, Props};
 
-/// A document that is told from other JSON objects by its content.
+/// A document that can be distinguished from other JSON objects by its content.
 pub trait Recognizable: DeserializeOwned {
     /// Why another object is not this document.
     const UNLIKE: &str;

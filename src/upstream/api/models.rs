@@ -11,7 +11,7 @@ pub struct ModelEntry {
     /// The alias, or the path of the model file.
     #[serde(deserialize_with = "text")]
     pub id: Option<String>,
-    /// `llamacpp`; other products put their own name or a company's.
+    /// `llamacpp`; other products send their own name, or that of a company.
     #[serde(deserialize_with = "text")]
     pub owned_by: Option<String>,
     /// Facts of the model; null while it loads.

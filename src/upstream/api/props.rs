@@ -61,8 +61,8 @@ impl Props {
         self.role.as_deref() == Some("router")
     }
 
-    /// The build number in `build_info`. `None` if it is not a real one: a build outside of the
-    /// repository has `b0-unknown` or `b1-…`.
+    /// The build number in `build_info`; `None` for `b0-unknown` and `b1-…`, from builds outside of
+    /// the repository.
     pub fn build(&self) -> Option<u32> {
         let digits = self.build_info.as_deref()?.strip_prefix('b')?;
         let digits = digits.split('-').next()?;

@@ -1,23 +1,23 @@
-//! Which addresses a client may connect to, where an upstream names the server to poll.
+//! The addresses that a client may connect to, if an upstream names the server to poll.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The addresses that a client may connect to. They are checked after name resolution, so no
-/// spelling of an address, and no name for it, gets around the check.
+/// The addresses that a client may connect to. They are checked after name resolution, so the check
+/// cannot be bypassed by another spelling or a name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AllowedAddresses {
-    /// All of them.
+    /// All addresses.
     #[default]
     Any,
-    /// Those of the machine that this program runs on.
+    /// Loopback addresses.
     Loopback,
-    /// This one.
+    /// This address.
     Only(IpAddr),
 }
 
 impl AllowedAddresses {
-    /// What a server at `peer` may have us connect to: its own address, any port. If that is a
-    /// loopback address, every loopback address is the same machine.
+    /// The addresses that a server at `peer` may name: its own, with any port. If that is a
+    /// loopback address, all loopback addresses.
     pub fn of_server_at(peer: IpAddr) -> AllowedAddresses {
         let peer = connected(peer);
         if peer.is_loopback() {
@@ -37,7 +37,7 @@ impl AllowedAddresses {
     }
 }
 
-/// The address that a connection to `address` ends at: the IPv4 address inside an IPv4-mapped one,
+/// The address that a connection to `address` reaches: the IPv4 address inside an IPv4-mapped one,
 /// and localhost for the unspecified address.
 fn connected(address: IpAddr) -> IpAddr {
     match address.to_canonical() {

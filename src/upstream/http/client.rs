@@ -1,8 +1,8 @@
-//! An HTTP client with limits: one deadline for the whole of a request, a limit on every body, and
-//! no redirect followed.
+//! An HTTP client with limits: one deadline for a whole request, a size limit for every body, and
+//! no redirects.
 //!
-//! A connection is kept for the requests of one poll and then closed: between polls it would hold
-//! one of the server's few HTTP threads (cpp-httplib has one for each open connection).
+//! The requests of one poll share a connection, which is closed afterwards: between polls it would
+//! occupy one of the server's few HTTP threads (cpp-httplib uses one for each open connection).
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ pub struct Client {
 
 impl Client {
     /// A client for the upstream at `base`, with the time-out, API key and root certificates of
-    /// `settings`. It connects to no other addresses than those `allowed`.
+    /// `settings`. It connects only to `allowed` addresses.
     ///
     /// # Errors
     /// `--ca-file` holds no certificate, or a header cannot hold the API key.
@@ -43,9 +43,9 @@ impl Client {
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
-            // Connect to the upstream itself, also if the environment sets a proxy.
+            // Ignore proxies that environment variables set.
             .proxy(None)
-            // llama.cpp issue 29104: a server stopped working when asked for compression.
+            // llama.cpp issue 29104: a server stopped working when a client requested compression.
             .accept_encoding(AutoHeaderValue::None)
             .user_agent(concat!("llamacpp-exporter/", env!("CARGO_PKG_VERSION")))
             .max_response_header_size(16 * 1024)
@@ -71,12 +71,12 @@ impl Client {
         })
     }
 
-    /// Gets `url`; returns the response whatever its status. Its body has at most `limit` bytes and
-    /// ends within `time`, or within the client's time-out if that is shorter.
+    /// Gets `url`. Returns a response with any status. Its body has at most `limit` bytes. The
+    /// request ends within `time`, and within the client's time-out.
     ///
     /// # Errors
     /// [`Reason::Connect`](crate::snapshot::Reason::Connect) or
-    /// [`Reason::Timeout`](crate::snapshot::Reason::Timeout): no response, or not in time.
+    /// [`Reason::Timeout`](crate::snapshot::Reason::Timeout): no response, or a late one.
     pub fn get(&self, url: &str, limit: u64, time: Duration) -> Result<HttpResponse, RequestError> {
         let request = self.prepare(self.agent.get(url), time);
         HttpResponse::new(
@@ -85,7 +85,7 @@ impl Client {
         )
     }
 
-    /// Posts `json` to `url`; returns the response as soon as it begins. Otherwise as
+    /// Posts `json` to `url`. Returns the response as soon as it begins. Otherwise like
     /// [`Client::get`].
     pub fn post(&self, url: &str, json: &str, limit: u64) -> Result<HttpResponse, RequestError> {
         let request = self.prepare(self.agent.post(url), Duration::MAX);
@@ -111,9 +111,9 @@ impl Client {
     }
 }
 
-/// The headers with the user and password of `base` and with its API key. A proxy may want the
-/// one and the llama-server behind it the other: that reads the key from `X-Api-Key` if there is
-/// no `Authorization`, which the proxy removes.
+/// The headers with the user and password of `base`, and with its API key. A proxy may require the
+/// former, and the llama-server behind it the latter: it reads the key from `X-Api-Key` if the
+/// proxy removes `Authorization`.
 fn credentials(
     base: &BaseUrl,
     settings: &Settings,
@@ -132,7 +132,7 @@ fn credentials(
         .chain(key);
     let secret = |(name, value): (HeaderName, String)| {
         let mut value = HeaderValue::try_from(value).map_err(|error| error.to_string())?;
-        // Hidden where a request is printed.
+        // Hidden in debug output of a request.
         value.set_sensitive(true);
         Ok((name, value))
     };

@@ -1,4 +1,4 @@
-//! An endpoint, and the limit of its response.
+//! An endpoint, and the size limit of its response.
 
 /// An endpoint of an upstream.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,5 @@
-//! The exchange of one poll: sends its requests, classifies the responses, and remembers the
-//! requests that are still open.
+//! The exchange of one poll: sends its requests, classifies the responses, and tracks requests that
+//! are still open.
 
 use std::mem;
 use std::net::IpAddr;
@@ -16,10 +16,10 @@ use crate::upstream::http::request_error::{RequestError, RequestErrorKind};
 use crate::upstream::http::request_log::{FailedRequest, RequestLog, RequestTarget};
 use crate::upstream::http::response::HttpResponse;
 
-/// What came of a request.
+/// The outcome of a request.
 #[derive(Debug)]
 pub enum RequestOutcome<T> {
-    /// The document of the endpoint.
+    /// The endpoint's document.
     Ok(T),
     /// The endpoint is not served; not a failure.
     NotServed(NotServed),
@@ -29,7 +29,7 @@ pub enum RequestOutcome<T> {
     BadGateway,
     /// The document of another endpoint or program; counted as a failure.
     Unrecognized,
-    /// Another failure, which was counted; or the request is still open from an earlier poll.
+    /// Another failure, already counted; or the request is still open from an earlier poll.
     Failed(Reason),
 }
 
@@ -51,8 +51,8 @@ impl<T> RequestOutcome<T> {
         }
     }
 
-    /// The same without the document.
-    pub fn without_answer(&self) -> RequestOutcome<()> {
+    /// The outcome without the document.
+    pub fn without_document(&self) -> RequestOutcome<()> {
         match *self {
             RequestOutcome::Ok(_) => RequestOutcome::Ok(()),
             RequestOutcome::NotServed(why) => RequestOutcome::NotServed(why),
@@ -63,7 +63,7 @@ impl<T> RequestOutcome<T> {
         }
     }
 
-    /// Why the endpoint is not served, if that is so.
+    /// Why the endpoint is not served; `None` if it is.
     pub fn not_served(&self) -> Option<NotServed> {
         match self {
             RequestOutcome::NotServed(why) => Some(*why),
@@ -71,7 +71,7 @@ impl<T> RequestOutcome<T> {
         }
     }
 
-    /// Whether the response has not come in time.
+    /// Whether there was no response in time.
     pub fn timed_out(&self) -> bool {
         matches!(self, RequestOutcome::Failed(Reason::Timeout))
     }
@@ -97,18 +97,18 @@ impl<T> RequestOutcome<T> {
     }
 }
 
-/// Sends the requests of a poll, one at a time, and keeps what came of them.
+/// Sends the requests of a poll, one at a time, and collects their outcomes.
 pub struct Exchange {
     client: Client,
-    /// Requests of this poll and earlier ones that were not answered in time.
+    /// Requests of this poll and earlier ones that got no response in time.
     open: OpenRequests,
-    /// What came of the requests of this poll.
+    /// The outcomes of this poll's requests.
     log: RequestLog,
-    /// The model whose server is asked now, if the base URL leads to several.
+    /// The model whose server receives the next requests, if the base URL has several.
     model: Option<String>,
     /// When all requests of this poll must have ended.
     deadline: Instant,
-    /// Whether there was no time left for a request of this poll.
+    /// Whether the poll had no time left for a request.
     is_out_of_time: bool,
     /// Whether an API key is sent.
     has_key: bool,
@@ -122,7 +122,7 @@ impl Exchange {
         Exchange::restricted_to(AllowedAddresses::Any, base, settings)
     }
 
-    /// An exchange that connects to no other addresses.
+    /// An exchange that connects only to `allowed` addresses.
     pub fn restricted_to(
         allowed: AllowedAddresses,
         base: &BaseUrl,
@@ -153,7 +153,7 @@ impl Exchange {
         self.is_out_of_time = false;
     }
 
-    /// Ends a poll; returns what came of its requests.
+    /// Ends a poll; returns the outcomes of its requests.
     pub fn finish_poll(&mut self) -> RequestLog {
         self.client.connection.close();
         mem::take(&mut self.log)
@@ -164,23 +164,23 @@ impl Exchange {
         self.deadline
     }
 
-    /// Whether a request of this poll was not sent because there was no time left for it.
+    /// Whether a request of this poll was not sent because no time was left.
     pub fn is_out_of_time(&self) -> bool {
         self.is_out_of_time
     }
 
-    /// Sets the model that is named in the failures of the next requests.
+    /// Sets the model of the next requests, for their failures.
     pub fn set_model(&mut self, model: Option<&str>) {
         self.model = model.map(str::to_owned);
     }
 
-    /// Discards the failures at `endpoint` in this poll: the server is of a kind that serves
-    /// something else there.
+    /// Discards the failures at `endpoint` in this poll: this kind of server serves something else
+    /// there.
     pub fn discard_failures(&mut self, endpoint: Endpoint) {
         self.discard_failures_where(endpoint, |_| true);
     }
 
-    /// Discards the failures at `endpoint` in this poll for such a reason; returns whether there
+    /// Discards the failures at `endpoint` in this poll whose reason matches; returns whether there
     /// were any.
     pub fn discard_failures_where(
         &mut self,
@@ -204,24 +204,24 @@ impl Exchange {
         self.open.suspect_after(age);
     }
 
-    /// Whether a request for `url` was sent, in this poll or before, and its response is still due.
+    /// Whether a request for `url` was sent, in this poll or before, and its response is pending.
     pub fn is_pending(&self, url: &str) -> bool {
         self.open.contains(url)
     }
 
     /// Whether a request waits in the queue of the server of `endpoint` at `url`, so that another
-    /// would wait as well.
+    /// one would wait too.
     pub fn is_queue_blocked(&self, endpoint: Endpoint, url: &str) -> bool {
         self.open.is_queue_blocked(endpoint.path, url)
     }
 
-    /// Whether a single request waits there, and for so long that it may be lost.
+    /// Whether exactly one request waits there, for so long that it may be lost.
     pub fn may_be_lost(&self, endpoint: Endpoint, url: &str) -> bool {
         self.open.may_be_lost(endpoint.path, url, Instant::now())
     }
 
-    /// Gets `url`. A request for it that is still open has timed out again, and is not counted
-    /// again.
+    /// Gets `url`. If a request for it is still open, that counts as timed out again, but not as
+    /// another failure.
     pub fn get<T>(
         &mut self,
         endpoint: Endpoint,
@@ -255,7 +255,7 @@ impl Exchange {
             Err(error) => {
                 let (kind, reason) = (error.kind, error.reason);
                 if reason == Reason::Timeout {
-                    // Nothing waits in the server if no connection was made in time.
+                    // Without a connection, the server has not received the request.
                     if let Some(connection) = self.client.connection.take_pending() {
                         self.open.add(endpoint.path, url, sent_at, connection);
                     }
@@ -282,8 +282,8 @@ impl Exchange {
         outcome
     }
 
-    /// Gets `url` to find out whether the endpoint is served: a response that says no, in whatever
-    /// way, is not a failure.
+    /// Gets `url` to find out whether the endpoint is served: no response counts as a failure,
+    /// whatever its status or content.
     pub fn get_optional<T>(
         &mut self,
         endpoint: Endpoint,
@@ -340,14 +340,14 @@ impl Exchange {
         }
     }
 
-    /// Which credentials are wanted, and whether llama-server wants them or a proxy in front of it.
+    /// Explains which credentials are required, and whether by llama-server or by a proxy.
     fn unauthorized(&self, endpoint: Endpoint, response: &HttpResponse) -> RequestError {
         let header = |name| response.header(name).unwrap_or_default();
         let wants_user = header("WWW-Authenticate")
             .to_ascii_lowercase()
             .starts_with("basic");
         let is_page = !header("Content-Type").starts_with("application/json");
-        // llama-server serves /health to everyone.
+        // llama-server requires no key at /health.
         let is_health_refused = self.log.failures.iter().any(|failed| {
             failed.target.endpoint == "/health" && failed.error.reason == Reason::Unauthorized
         });
@@ -361,13 +361,13 @@ impl Exchange {
                  key: give them in --base-url http://USER:PASSWORD@host"
             }
             (true, false, false) => {
-                "a proxy in front of the server rejects the request, for which llama-server needs no \
-                 key: give the proxy's user and password in --base-url http://USER:PASSWORD@host, \
+                "a proxy in front of the server rejects a request that needs no key on llama-server: \
+                 give the proxy's user and password in --base-url http://USER:PASSWORD@host, \
                  or configure it to pass the request on"
             }
             (true, false, true) => {
-                "a proxy in front of the server rejects the request, for which llama-server needs no \
-                 key, and the API key as well"
+                "a proxy in front of the server rejects a request that needs no key on llama-server, \
+                 and the API key too"
             }
             (false, true, true) => {
                 "the server rejects the API key, or does not receive it: as --base-url has a user, \
@@ -385,8 +385,8 @@ impl Exchange {
     }
 }
 
-/// What llama-server says while it loads (ik_llama.cpp in small letters), and its router of a
-/// model that is not loaded, or whose server is not there yet or any more.
+/// The texts of llama-server while it loads (ik_llama.cpp uses lower case), and of its router for a
+/// model that is not loaded, or whose server is starting or has ended.
 const NOT_LOADED: [&str; 5] = [
     "Loading model",
     "loading model",
@@ -395,7 +395,7 @@ const NOT_LOADED: [&str; 5] = [
     "proxy error: Failed to read connection",
 ];
 
-/// What nginx, Apache and Go's servers say when plain HTTP comes to a port for TLS.
+/// The texts of nginx, Apache and Go servers when plain HTTP is sent to a TLS port.
 const HTTPS_PORT: [&str; 3] = ["HTTPS port", "HTTPS server", "SSL-enabled server port"];
 
 #[cfg(test)]
@@ -406,7 +406,8 @@ mod tests {
 
     const PATH: Endpoint = Endpoint::new("/props", 1 << 10);
 
-    /// An exchange with a server that accepts connections and never responds, with a time-out of an hour.
+    /// An exchange with a server that accepts connections and never responds, with a time-out of an
+    /// hour.
     fn exchange() -> (Exchange, TcpListener, String) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

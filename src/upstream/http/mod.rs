@@ -1,4 +1,4 @@
-//! HTTP to an upstream: a client with limits, its transport, and the exchange of one poll.
+//! HTTP requests to an upstream: a client with limits, its transport, and the exchange of a poll.
 
 pub mod allowed_addresses;
 pub mod client;

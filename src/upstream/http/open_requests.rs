@@ -1,8 +1,8 @@
-//! Requests that timed out and are still open in the server.
+//! Requests that timed out and are still pending in the server.
 //!
-//! Closing the connection would not cancel such a request: llama-server keeps it in its queue, and
-//! one of its HTTP threads with it, until the current batch is done. So it stays open, and is not
-//! sent again before it has ended.
+//! Closing the connection would not cancel such a request: it stays in llama-server's queue and
+//! occupies an HTTP thread until the current batch is done. So the connection stays open, and the
+//! request is not sent again before it has ended.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,18 +10,17 @@ use std::time::{Duration, Instant};
 
 use crate::upstream::http::transport::PendingConnection;
 
-/// Endpoints whose requests wait in the queue behind the model's work: in llama-server before
-/// b10566 all but `/health`, in ik_llama.cpp that as well.
+/// Endpoints whose requests wait in the model's queue until the current batch is done: in
+/// llama-server before b10566 all but `/health`, in ik_llama.cpp `/health` too.
 const QUEUED: [&str; 3] = ["/health", "/metrics", "/slots"];
-/// A response of one of these shows that the queue is empty. `/health` shows that in ik_llama.cpp
-/// only.
+/// Endpoints whose response shows that the queue is empty. `/health` shows it only in ik_llama.cpp.
 const QUEUED_EVERYWHERE: [&str; 2] = ["/metrics", "/slots"];
 
-/// A request that is the only one in the queue may be lost after so many time-outs, and at this age
-/// at the least.
+/// The only request in a queue may be lost after this many time-outs, and no sooner than at this
+/// age.
 const SUSPECT_TIMEOUTS: u32 = 20;
 const MIN_SUSPECT_AGE: Duration = Duration::from_secs(30);
-/// A request outside of the queue is given up at this age, at the least, while others are answered.
+/// The minimum age at which a request outside of the queue is given up while others get responses.
 const MIN_LOST_AGE: Duration = Duration::from_secs(60);
 /// Any request is given up at this age. ik_llama.cpp reads a prompt for up to an hour.
 const MAX_AGE: Duration = Duration::from_secs(6 * 3600);
@@ -67,21 +66,21 @@ impl OpenRequest {
         now.saturating_duration_since(self.sent_at)
     }
 
-    /// Whether it was sent to the same model's server as a request for `path` at `url`.
+    /// Whether the same model's server receives a request for `path` at `url`.
     fn has_server_of(&self, path: &str, url: &str) -> bool {
         server_of(self.path, &self.url) == server_of(path, url)
     }
 }
 
-/// What comes before the path of an endpoint in its URL, and the query after it: the same for all
-/// endpoints of one model's server.
+/// The parts of an endpoint's URL before and after its path, which are the same for all endpoints
+/// of one model's server.
 fn server_of<'a>(path: &str, url: &'a str) -> (&'a str, &'a str) {
     let (before, query) = url.split_once('?').unwrap_or((url, ""));
     (before.strip_suffix(path).unwrap_or(before), query)
 }
 
 impl OpenRequests {
-    /// No requests; each will have timed out after `timeout`.
+    /// No open requests yet, for a client with this time-out.
     pub fn new(timeout: Duration) -> OpenRequests {
         let suspect_age = timeout
             .saturating_mul(SUSPECT_TIMEOUTS)
@@ -100,7 +99,7 @@ impl OpenRequests {
     }
 
     /// Removes the requests that have ended by `now`: the server has responded, or the connection
-    /// is gone.
+    /// is closed.
     pub fn remove_ended(&mut self, now: Instant) {
         self.requests
             .retain(|request| request.age(now) < MAX_AGE && !request.connection.is_over());
@@ -111,8 +110,8 @@ impl OpenRequests {
         self.requests.iter().any(|request| request.url == url)
     }
 
-    /// Adds a request for `url`, sent at `sent_at`. If there are too many, the oldest is given up,
-    /// or this one if all others are of other base URLs.
+    /// Adds a request for `url`, sent at `sent_at`. At the limit, gives up the oldest request of
+    /// this base URL, or the new one if there is none.
     pub fn add(
         &mut self,
         path: &'static str,
@@ -137,14 +136,14 @@ impl OpenRequests {
         });
     }
 
-    /// Removes all: no program listens at the server's address any more.
+    /// Removes all requests: nothing listens on the server's address any more.
     pub fn clear(&mut self) {
         self.requests.clear();
     }
 
-    /// Gives up the requests that would have ended before a request for `path` at `url` was
-    /// answered at `now`. `is_loading`: the server still loads its model, so it was started after
-    /// they were sent.
+    /// Removes lost requests: those that the server would have handled before the request for
+    /// `path` at `url`, which got a response at `now`. `is_loading`: the server is loading its
+    /// model, so it was started after all of them were sent.
     pub fn remove_lost(&mut self, path: &str, url: &str, now: Instant, is_loading: bool) {
         let is_queue_empty = is_loading || QUEUED_EVERYWHERE.contains(&path);
         let lost_age = self.lost_age;
@@ -159,8 +158,8 @@ impl OpenRequests {
         self.queued(path, url).next().is_some()
     }
 
-    /// Whether a single request waits there, and for so long that it may be lost: then one more
-    /// request, to another endpoint of the queue, shows whether it is.
+    /// Whether exactly one request waits there, for so long that it may be lost: then one more
+    /// request, to another endpoint with the same queue, shows whether it is.
     pub fn may_be_lost(&self, path: &str, url: &str, now: Instant) -> bool {
         let mut queued = self.queued(path, url);
         match (queued.next(), queued.next()) {
@@ -211,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_ends_with_its_answer_or_its_connection_and_not_with_time() {
+    fn a_request_ends_with_its_response_or_connection_not_with_time() {
         let start = Instant::now();
         let requests = [
             ("/health", HEALTH),
@@ -236,7 +235,7 @@ mod tests {
         let child = "http://h:1/slots?model=a&autoload=false";
         let requests = [("/health", HEALTH), ("/slots", SLOTS), ("/slots", child)];
         let (mut open, _peers) = open(start, &requests);
-        // /health and /props are answered by llama.cpp while others wait.
+        // llama.cpp responds to /health and /props while others wait.
         open.remove_lost("/props", PROPS, start + 3600 * SECOND, false);
         open.remove_lost("/health", HEALTH, start + 3600 * SECOND, false);
         assert!(open.contains(HEALTH) && open.contains(SLOTS));
@@ -254,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_outside_of_the_queue_is_given_up_while_others_are_answered() {
+    fn a_request_outside_of_the_queue_is_given_up_while_others_get_responses() {
         let start = Instant::now();
         let (mut open, _peers) = open(start, &[("/props", PROPS)]);
         open.remove_lost("/health", HEALTH, start + 59 * SECOND, false);

@@ -1,4 +1,4 @@
-//! Why a request got no usable response, in words for people.
+//! The error of a request without a usable response, with a text for the user.
 
 use std::fmt;
 use std::io;
@@ -9,7 +9,7 @@ use ureq::{Error, Timeout};
 use crate::bounds;
 use crate::snapshot::Reason;
 
-/// The most bytes of what is said of an error: it may quote the server.
+/// The most bytes of an error's text, which may quote the server.
 const MAX_DETAIL_BYTES: usize = 1024;
 
 const TOO_LARGE: &str = "the response is larger than the limit";
@@ -22,24 +22,24 @@ const USE_HTTP: &str = "the server does not speak TLS: use http:// in --base-url
 /// Why a request got no usable response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestError {
-    /// What the metrics count.
+    /// The reason that the metrics count.
     pub reason: Reason,
-    /// What happened, for people; may quote the server.
+    /// What happened, for the user. May quote the server.
     pub detail: String,
-    /// What to do about it depends on this.
+    /// Determines the advice and the handling.
     pub kind: RequestErrorKind,
 }
 
-/// Errors that are handled in a way of their own.
+/// Errors with special handling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestErrorKind {
     /// All others.
     Other,
-    /// A proxy says that it cannot reach the server behind it.
+    /// A proxy reports that it cannot reach the server behind it.
     BadGateway,
-    /// The document is not that of a llama.cpp server.
+    /// The document is not one of a llama.cpp server.
     Unrecognized,
-    /// The base URL has `http://` in place of `https://`, or the other way round.
+    /// The base URL has `http://` instead of `https://`, or the reverse.
     WrongScheme,
     /// TLS failed.
     Tls,
@@ -48,7 +48,7 @@ pub enum RequestErrorKind {
 }
 
 impl RequestError {
-    /// An error of no special kind; a long `detail` is cut.
+    /// An error without special handling. A long `detail` is cut.
     pub fn new(reason: Reason, detail: impl Into<String>) -> RequestError {
         let mut detail = detail.into();
         detail.truncate(bounds::cut_at(&detail, MAX_DETAIL_BYTES).len());
@@ -60,23 +60,23 @@ impl RequestError {
         }
     }
 
-    /// The same with another kind.
+    /// The same error with another kind.
     #[must_use]
     pub fn of_kind(self, kind: RequestErrorKind) -> RequestError {
         RequestError { kind, ..self }
     }
 
-    /// A body is longer than its limit.
+    /// The body is longer than its limit.
     pub(super) fn too_large() -> RequestError {
         RequestError::new(Reason::TooLarge, TOO_LARGE)
     }
 
-    /// A response says that plain HTTP was sent to a port for TLS.
+    /// The response reports that plain HTTP was sent to a TLS port.
     pub(super) fn use_https() -> RequestError {
         RequestError::new(Reason::Status, USE_HTTPS).of_kind(RequestErrorKind::WrongScheme)
     }
 
-    /// A document that no llama.cpp server sends.
+    /// The document is not one that a llama.cpp server sends.
     pub fn unrecognized(why: &str) -> RequestError {
         let detail = format!("is not the expected document: {why}");
         RequestError::new(Reason::Parse, detail).of_kind(RequestErrorKind::Unrecognized)
@@ -143,7 +143,7 @@ impl From<&io::Error> for RequestError {
             None if error.kind() == io::ErrorKind::TimedOut => {
                 RequestError::new(Reason::Timeout, TOO_LATE)
             }
-            // What rustls says of a response that is not TLS.
+            // The error of rustls for a response that is not TLS.
             None if error.to_string().contains("InvalidContentType") => {
                 RequestError::new(Reason::Connect, USE_HTTP).of_kind(RequestErrorKind::WrongScheme)
             }
@@ -153,13 +153,14 @@ impl From<&io::Error> for RequestError {
 }
 
 impl From<&serde_json::Error> for RequestError {
-    /// Says where JSON is broken, and how; not in serde's words, which may quote the document.
+    /// Reports what is wrong with the JSON, and where. Omits serde's own text, which may quote the
+    /// document.
     fn from(error: &serde_json::Error) -> RequestError {
         let what = match error.classify() {
             Category::Eof => "is cut short",
             Category::Syntax => "is not JSON",
             Category::Data => "is not the expected document",
-            // Errors of the connection are known by then: this one is of the limit on the depth.
+            // The caller prefers errors of the connection, so only the depth limit remains.
             Category::Io => "is nested too deeply",
         };
         let detail = format!("{what}, line {} column {}", error.line(), error.column());

@@ -1,33 +1,33 @@
-//! What came of the requests of one poll.
+//! The outcomes of one poll's requests.
 
 use crate::upstream::http::request_error::RequestError;
 
-/// What a request was for.
+/// The target of a request.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestTarget {
-    /// The path, as the label `endpoint` has it.
+    /// The path: the label `endpoint`.
     pub endpoint: &'static str,
-    /// The model whose server was asked, where the base URL leads to several.
+    /// The model whose server received it, if the base URL has several.
     pub model: Option<String>,
 }
 
 /// A request that failed.
 #[derive(Clone, Debug)]
 pub struct FailedRequest {
-    /// What it was for.
+    /// Its target.
     pub target: RequestTarget,
     /// Why it failed.
     pub error: RequestError,
-    /// Whether it was sent and still waits for its answer.
+    /// Whether it was sent, and the response is still pending.
     pub is_pending: bool,
 }
 
-/// What came of the requests of one poll.
+/// The outcomes of one poll's requests.
 #[derive(Debug, Default)]
 pub struct RequestLog {
     /// Requests that failed.
     pub failures: Vec<FailedRequest>,
-    /// What was answered, or is not served.
+    /// Targets of requests that got a response, including those that are not served.
     pub answered: Vec<RequestTarget>,
 }
 

@@ -1,7 +1,7 @@
-//! Name resolution that ends at the deadline of its request, and does not pile up.
+//! Name resolution with a deadline.
 //!
-//! The system's resolver cannot be interrupted, so it runs in a thread of its own; while it runs,
-//! no second one is started.
+//! The system's resolver cannot be interrupted, so it runs in a thread of its own. While it runs,
+//! no second lookup is started.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -16,19 +16,19 @@ use ureq::{Error, Timeout};
 
 use crate::upstream::http::allowed_addresses::AllowedAddresses;
 
-/// As many addresses as ureq's list of them holds.
+/// The capacity of ureq's list of addresses.
 const MAX_ADDRESSES: usize = 16;
 
 /// Resolves one name at a time.
 #[derive(Debug)]
 pub struct TimedResolver {
     allowed: AllowedAddresses,
-    /// Alive as long as the last lookup runs.
+    /// Alive while the last lookup is running.
     running: Mutex<Weak<()>>,
 }
 
 impl TimedResolver {
-    /// A resolver that finds no other addresses than those `allowed`.
+    /// A resolver that returns only `allowed` addresses.
     pub fn new(allowed: AllowedAddresses) -> TimedResolver {
         TimedResolver {
             allowed,
@@ -37,7 +37,7 @@ impl TimedResolver {
     }
 
     fn look_up(&self, address: String, timeout: NextTimeout) -> Result<Vec<SocketAddr>, Error> {
-        // An address needs no resolver, and so no thread.
+        // An IP address needs no lookup.
         if let Ok(address) = address.parse() {
             return Ok(vec![address]);
         }
@@ -52,7 +52,7 @@ impl TimedResolver {
         thread.spawn(move || {
             let found = address.to_socket_addrs().map(|found| found.collect());
             drop(token);
-            // Nobody receives it once the deadline has passed.
+            // The receiver is gone if the deadline has passed.
             let _ = sender.send(found);
         })?;
         match receiver.recv_timeout(*timeout.after) {

@@ -1,4 +1,4 @@
-//! An HTTP response, and the ways to read its body: always in pieces, and never more than a limit.
+//! An HTTP response, and ways to read its body: in pieces, up to a limit.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::marker::PhantomData;
@@ -29,7 +29,7 @@ impl HttpResponse {
     /// Limits the body of `response` to `limit` bytes.
     ///
     /// # Errors
-    /// Its header says that it is longer.
+    /// Its Content-Length is larger.
     pub(super) fn new(
         response: ureq::http::Response<ureq::Body>,
         limit: u64,
@@ -54,10 +54,10 @@ impl HttpResponse {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Has the body read by `read`, which says what is wrong with it.
+    /// Passes the body to `read`.
     ///
     /// # Errors
-    /// [`Reason::Parse`] with what `read` says, or why the body could not be read.
+    /// [`Reason::Parse`] with the error of `read`, or the body could not be read.
     pub fn stream<T>(
         self,
         read: impl FnOnce(&mut dyn BufRead) -> Result<T, String>,
@@ -65,10 +65,10 @@ impl HttpResponse {
         self.read(|body| read(body).map_err(|why| RequestError::new(Reason::Parse, why)))
     }
 
-    /// Reads the body as text; all of it is held.
+    /// Reads the whole body as text.
     ///
     /// # Errors
-    /// [`Reason::Parse`] if it is not UTF-8, or why it could not be read.
+    /// [`Reason::Parse`] if it is not UTF-8, or it could not be read.
     pub fn text(self) -> Result<String, RequestError> {
         self.stream(|body| io::read_to_string(body).map_err(|_| "is not valid UTF-8".to_owned()))
     }
@@ -76,7 +76,7 @@ impl HttpResponse {
     /// Reads the body as JSON.
     ///
     /// # Errors
-    /// [`Reason::Parse`], or why the body could not be read.
+    /// [`Reason::Parse`], or the body could not be read.
     pub fn json<T: DeserializeOwned>(self) -> Result<T, RequestError> {
         self.json_with(PhantomData)
     }
@@ -86,7 +86,7 @@ impl HttpResponse {
         self.json().map(|Object(object)| object)
     }
 
-    /// Reads the body as a document of llama-server. Another object is
+    /// Reads the body as a document of llama-server. For another object, the error is
     /// [`RequestErrorKind::Unrecognized`].
     pub fn recognized<T: Recognizable>(self) -> Result<T, RequestError> {
         let document: T = self.object()?;
@@ -97,8 +97,8 @@ impl HttpResponse {
         }
     }
 
-    /// Passes each object of a JSON array to `on_object`; returns whether it was an array, and not
-    /// null. Some objects may have been passed on if it fails.
+    /// Passes each object of a JSON array to `on_object`. Returns false for null. If it fails, some
+    /// objects may already have been passed.
     pub fn for_each<T: DeserializeOwned>(
         self,
         on_object: impl FnMut(T),
@@ -106,7 +106,7 @@ impl HttpResponse {
         self.json_with(ListVisitor::new(None, on_object))
     }
 
-    /// Passes each object of the list under `key` of a JSON object to `on_object`; fails if there
+    /// Passes each object of the list under `key` of a JSON object to `on_object`. Fails if there
     /// is no such list.
     pub fn for_each_in<T: DeserializeOwned>(
         self,
@@ -149,7 +149,7 @@ impl HttpResponse {
         read: impl FnOnce(&mut dyn BufRead) -> Result<T, RequestError>,
     ) -> Result<T, RequestError> {
         let result = read(&mut BufReader::with_capacity(16 << 10, &mut self.body));
-        // A parser does not say why its reader failed.
+        // A parser does not report why its reader failed.
         result.map_err(|error| self.body.error.take().unwrap_or(error))
     }
 
@@ -164,14 +164,14 @@ impl HttpResponse {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The error that the status is, with the target of a redirect.
+    /// The error for this status, with the target of a redirect.
     pub fn status_error(&self) -> RequestError {
         let status = self.status;
         let mut detail = format!("HTTP status {status}");
         if let Some(target) = self.header("Location")
             && (300..400).contains(&status)
         {
-            // Without what may be secret: user and password, query and fragment.
+            // Without possible secrets: user and password, query and fragment.
             let target = target.split(['?', '#']).next().unwrap_or_default();
             let target = BaseUrl::without_secrets(target);
             detail.push_str(&format!(
@@ -179,7 +179,7 @@ impl HttpResponse {
             ));
         }
         let kind = match status {
-            // llama-server itself sends 503 only while it loads; from 520 on they are Cloudflare's.
+            // llama-server itself sends 503 only while it loads. 520 to 530 are Cloudflare's.
             502..=504 | 520..=530 => RequestErrorKind::BadGateway,
             _ => RequestErrorKind::Other,
         };
@@ -187,7 +187,7 @@ impl HttpResponse {
     }
 }
 
-/// A body that ends with an error when it is longer than allowed, and remembers the error.
+/// A body that fails if it is longer than its limit, and stores the error.
 struct LimitedBody {
     inner: ureq::BodyReader<'static>,
     left: u64,

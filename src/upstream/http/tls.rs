@@ -1,10 +1,10 @@
-//! Which certificates are trusted, and what to do if the server's is not.
+//! Trusted certificates, and explanations of TLS errors.
 
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
 use crate::settings::Settings;
 
-/// Trusts the certificates in `--ca-file`, or the built-in roots.
+/// Configures TLS to trust the certificates in `--ca-file`, or else the built-in roots.
 ///
 /// # Errors
 /// `--ca-file` is not PEM text, or holds no valid certificate.
@@ -37,7 +37,7 @@ pub fn config(settings: &Settings) -> Result<TlsConfig, String> {
 
 const PEM_FORM: &str = "give PEM text with -----BEGIN CERTIFICATE-----";
 
-/// Whether these bytes are one DER sequence of the length that it states, as a certificate is.
+/// Whether the bytes are one DER sequence with the right length, like every certificate.
 fn is_der(bytes: &[u8]) -> bool {
     let (length, rest) = match bytes {
         [0x30, 0x81, length, rest @ ..] => (usize::from(*length), rest),
@@ -49,14 +49,14 @@ fn is_der(bytes: &[u8]) -> bool {
     rest.len() == length
 }
 
-/// Errors of rustls, each by a part of its text, and what they mean.
+/// Errors of rustls, each identified by a part of its text, with explanations.
 const MEANINGS: [(&str, &str); 7] = [
     (
         "UnknownIssuer",
         "the server's certificate is not signed by a trusted authority: give the authority's \
          certificate, or the server's own, with --ca-file",
     ),
-    // `openssl req -x509` makes such certificates, and there is no way to trust one by itself.
+    // `openssl req -x509` creates such certificates by default, and rustls never accepts one.
     (
         "CaUsedAsEndEntity",
         "the server's certificate is a certificate of an authority (CA:TRUE) and cannot be used by a \
@@ -88,7 +88,7 @@ const MEANINGS: [(&str, &str); 7] = [
     ),
 ];
 
-/// What an error of rustls means; `None` if `text` is not one.
+/// Explains an error of rustls; `None` if `text` is not one.
 pub fn explain(text: &str) -> Option<String> {
     let starts = [
         "invalid peer certificate",
@@ -103,8 +103,8 @@ pub fn explain(text: &str) -> Option<String> {
     Some(known.map_or_else(|| in_words(text), |(_, meaning)| (*meaning).to_owned()))
 }
 
-/// A text of rustls without the names of its types:
-/// `error: Other(OtherError(UnsupportedCertVersion))` is `TLS: error: unsupported cert version`.
+/// An error text of rustls without the names of its types: `error:
+/// Other(OtherError(UnsupportedCertVersion))` becomes `TLS: error: unsupported cert version`.
 fn in_words(text: &str) -> String {
     let (start, end) = text.split_once(": ").unwrap_or(("", text));
     let innermost = end.rsplit(['(', '{']).next().unwrap_or(end);
@@ -124,8 +124,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_of_rustls_is_put_into_words() {
-        for (said, part) in [
+    fn errors_of_rustls_are_explained() {
+        for (error, part) in [
             ("invalid peer certificate: UnknownIssuer", "--ca-file"),
             (
                 "invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))",
@@ -145,7 +145,7 @@ mod tests {
                 "TLS: received fatal alert: handshake failure",
             ),
         ] {
-            let text = explain(said).unwrap();
+            let text = explain(error).unwrap();
             assert!(text.contains(part), "{text}");
             for name in ["Other", "Entity", "Issuer", "DnsName", "RequestError"] {
                 assert!(!text.contains(name), "{text}");

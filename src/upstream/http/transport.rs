@@ -1,5 +1,5 @@
-//! The connection below HTTP: as ureq's own, but it can be kept open after its request has timed
-//! out, and closed when a poll is over.
+//! The TCP transport below HTTP. Unlike ureq's own, a connection can stay open after its request
+//! has timed out, and is closed at the end of a poll.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, TcpStream};
@@ -13,30 +13,27 @@ use ureq::{Error, Timeout};
 
 use crate::process::os;
 
-/// The connection of a request that timed out. It stays open, so that the late response tells when
-/// the next request may be sent.
-///
-/// Closing it would not cancel the request: llama-server keeps it in its queue, and one of its HTTP
-/// threads with it, until the current batch is done.
+/// The connection of a request that timed out. It stays open: after the late response, the next
+/// request may be sent. [`open_requests`](super::open_requests) explains why.
 #[derive(Clone, Debug)]
 pub struct PendingConnection(Arc<TcpStream>);
 
 impl PendingConnection {
-    /// Watches `stream`. If the peer is lost without a word, the connection ends with an error
-    /// within about a minute.
+    /// Keeps `stream` open. If the peer disappears without closing it, the connection fails within
+    /// about a minute.
     pub fn new(stream: Arc<TcpStream>) -> PendingConnection {
-        // If the system cannot do that, responses to other requests show the loss.
+        // If the system does not support this, responses to other requests show the loss.
         let _ = os::detect_lost_peer(&stream);
         PendingConnection(stream)
     }
 
-    /// Whether the server has responded by now, or closed the connection.
+    /// Whether the server has responded, or closed the connection.
     pub fn is_over(&self) -> bool {
         !is_silent(&self.0)
     }
 }
 
-/// Whether the peer has sent nothing that was not read, and the connection is open.
+/// Whether the connection is open and has no unread data.
 fn is_silent(stream: &TcpStream) -> bool {
     let is_silent = stream.set_nonblocking(true).is_ok()
         && stream
@@ -57,7 +54,7 @@ struct LastConnectionState {
 }
 
 impl LastConnection {
-    /// Forgets the connection before a new request; it stays open in ureq's pool.
+    /// Clears the state before a new request. The connection stays open in ureq's pool.
     pub fn reset(&self) {
         *self.state() = LastConnectionState::default();
     }
@@ -68,12 +65,12 @@ impl LastConnection {
         Some(address.ip())
     }
 
-    /// Takes the connection of a request that timed out after it was sent.
+    /// Returns the connection of a request that timed out after it was sent.
     pub fn take_pending(&self) -> Option<PendingConnection> {
         self.state().stream.take().map(PendingConnection::new)
     }
 
-    /// Whether no program listens at the server's address.
+    /// Whether every address of the server refused the connection.
     pub fn is_refused(&self) -> bool {
         self.state().is_refused
     }
@@ -109,7 +106,7 @@ impl Connector for TcpConnector {
         let started = Instant::now();
         let mut last_error = Error::HostNotFound;
         let mut all_refused = !details.addrs.is_empty();
-        // Each address gets an even share of the time that is left.
+        // Each address gets an equal share of the remaining time.
         for (address, remaining) in details.addrs.iter().zip((1..=details.addrs.len()).rev()) {
             let time = details.timeout.after.saturating_sub(started.elapsed());
             let share = u32::try_from(remaining)
@@ -186,12 +183,12 @@ impl Transport for TcpTransport {
     }
 
     fn is_open(&mut self) -> bool {
-        // Nothing is due between two responses: bytes, an end or an error mean that it is not.
+        // Between two responses, no data is expected: data, an end or an error mean it is unusable.
         is_silent(&self.stream)
     }
 }
 
-/// What is left of the deadline; a socket takes no time-out of zero.
+/// The time until the deadline. An error if it is zero, which is no valid time-out of a socket.
 fn time_left(timeout: NextTimeout) -> Result<Duration, Error> {
     let left = *timeout.after;
     if left.is_zero() {

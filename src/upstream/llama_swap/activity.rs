@@ -1,9 +1,9 @@
-//! llama-swap's activity, a list of the last requests that have ended, as counters.
+//! Counts the tokens of llama-swap's activity, its list of the last ended requests.
 //!
-//! The first page is history. Each later one holds the new requests and some of the known ones:
-//! their identifiers only grow as long as the list is the same, and start again with llama-swap
-//! where it keeps the list in memory. (Newer versions keep it in SQLite, in memory unless a path
-//! is set, and identifiers start at 1; older ones in a ring, and they start at 0.)
+//! The first page is history. Each later page holds the new requests and some known ones.
+//! Identifiers increase within one list; if llama-swap keeps the list in memory, they start again
+//! when it restarts. (Newer versions keep it in SQLite, in memory unless a path is set, and start
+//! at 1. Older versions keep it in a ring buffer, and start at 0.)
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,12 +15,12 @@ use crate::bounds::lenient::{count, object, text};
 use crate::readings::TokenTotals;
 use crate::upstream::llama_swap::timestamp::unix_seconds;
 
-/// The most requests of one page that are used, the youngest of them: a page has at most 999,
-/// the ring 1,000 unless it was configured otherwise.
+/// The most requests of one page that are used, the newest ones. A page has at most 999, the ring
+/// buffer 1,000 by default.
 const MOST_REQUESTS: usize = 2000;
 /// More tokens than one request can have, and few enough that sums of them stay exact.
 const MOST_TOKENS: f64 = 4_294_967_296.0;
-/// Identifiers from here on, 2^53, cannot be told apart.
+/// From here on, 2^53, identifiers cannot be distinguished.
 const MOST_IDENTIFIERS: f64 = 9_007_199_254_740_992.0;
 
 /// One request as it is listed; −1 means unknown.
@@ -66,7 +66,7 @@ struct EndedRequest {
     tokens: TokenTotals,
     /// Seconds since 1970, if they are listed.
     ended: Option<f64>,
-    /// Tells it from another one with the same identifier.
+    /// Distinguishes it from another request with the same identifier.
     fingerprint: u64,
 }
 
@@ -78,7 +78,7 @@ pub struct Activity {
     models: BTreeMap<String, ModelTokens>,
 }
 
-/// What is known of the last page.
+/// The last page.
 #[derive(Debug, Default)]
 struct LastPage {
     /// When the last of its requests ended, in seconds since 1970.
@@ -142,7 +142,7 @@ impl ActivityPage {
 }
 
 impl Activity {
-    /// Adds up what is new in a page of these models. Gives whether requests are missing: more
+    /// Adds the tokens of new requests to these models. Returns whether requests are missing: more
     /// have ended since the last page than are listed.
     pub fn add(&mut self, page: &ActivityPage, models: &BTreeSet<String>) -> bool {
         let last = self.last.as_ref();
@@ -178,12 +178,12 @@ impl Activity {
         has_gap
     }
 
-    /// Whether there was a page.
+    /// Whether a page was read.
     pub fn is_read(&self) -> bool {
         self.last.is_some()
     }
 
-    /// The tokens of a model that only the activity has counted; none before the first page.
+    /// The tokens of a model that only the activity has counted; `None` before the first page.
     pub fn totals(&self, model: &str) -> Option<TokenTotals> {
         self.last.as_ref()?;
         match self.models.get(model) {
@@ -193,12 +193,12 @@ impl Activity {
         }
     }
 
-    /// From now on the model's own server counts its tokens.
+    /// From now on, the model's own server counts its tokens.
     pub fn counted_by_server(&mut self, model: &str) {
         self.models.entry(model.to_owned()).or_default().counted_by = CountedBy::Server;
     }
 
-    /// From now on the activity counts the model's tokens, without what its server has counted.
+    /// From now on, the activity counts the model's tokens, without those that its server counted.
     pub fn counted_by_activity(&mut self, model: &str) {
         if let Some(tokens) = self.models.get_mut(model)
             && tokens.counted_by == CountedBy::Server
@@ -230,7 +230,7 @@ impl LastPage {
 
     /// Whether a request on a `page` of another list is new.
     fn is_new(&self, page: &ActivityPage, id: u64, request: &EndedRequest) -> bool {
-        // If the first requests of the new list are on the page, so are all the others.
+        // If the page has the first request of the new list, it has all of them.
         let is_whole = page.0.keys().next().is_some_and(|first| *first <= 1);
         let is_younger = request.ended.is_some_and(|ended| ended > self.last_end);
         self.fingerprints.get(&id) != Some(&request.fingerprint) && (is_whole || is_younger)
@@ -271,7 +271,7 @@ mod tests {
         BTreeSet::from([MODEL.to_owned()])
     }
 
-    /// What the answers add up to, one after the other, and which of them tell of a gap.
+    /// The total after each page, and whether the page has a gap before it.
     fn generated(answers: &[&[Value]]) -> (Vec<f64>, Vec<bool>) {
         let mut activity = Activity::default();
         let take = |answer: &&[Value]| {
@@ -355,7 +355,7 @@ mod tests {
         assert_eq!(
             activity.totals(MODEL),
             None,
-            "how much was told is not known"
+            "how much the server counted is unknown"
         );
         activity.add(&page(&all[..6]), &models());
         assert_eq!(activity.totals(MODEL), Some(TokenTotals::default()));
@@ -428,9 +428,9 @@ mod tests {
         assert_eq!(page.0.keys().next_back(), Some(&4999));
     }
 
-    /// A server that keeps some requests and forgets all of them at a restart, polled now and
-    /// then: what is counted never falls, is never more than what ended since the first answer,
-    /// and is all of it where nothing was gone from the list before it was read.
+    /// A server that keeps some requests and loses them at a restart, with polls at random times.
+    /// The total never falls, and never exceeds the tokens since the first page. It is exact if
+    /// every request was read before it left the list.
     #[test]
     fn totals_follow_any_history() {
         let mut random = 0x5DEE_CE66_u64;

@@ -1,4 +1,4 @@
-//! One process of a model, from when llama-swap reports it as ready until it does not any more.
+//! One process of a model, while llama-swap reports it as ready.
 
 use std::time::Instant;
 
@@ -13,20 +13,20 @@ use crate::upstream::reading::Reading;
 use crate::upstream::server_url::ServerUrl;
 use crate::upstream::{DetectionAnswers, Upstream};
 
-const UNREACHABLE: &str = "a model's own server cannot be reached from here: tokens are counted when a request has ended, and \
-     running is not told from idle";
-const OTHER_ENGINE: &str = "a model's own server is no llama-server: tokens are counted when a request has ended, and running \
-     is not told from idle";
+const UNREACHABLE: &str = "a model's own server cannot be reached: its tokens are counted at the end of each request, and its \
+     status is idle even while it is running";
+const OTHER_ENGINE: &str = "a model's own server is not a llama-server: its tokens are counted at the end of each request, and \
+     its status is idle even while it is running";
 
 /// One process of a model.
 pub struct ModelInstance {
-    /// Where llama-swap says that the server is.
+    /// The server's address, as llama-swap reports it.
     proxy: Option<String>,
-    /// Where llama-swap itself is.
+    /// The addresses that the server may have.
     reach: Option<AllowedAddresses>,
-    /// Its server, or a note for people on why that is not polled.
+    /// Its server, or a note on why that is not polled.
     server: Result<Box<DirectServer>, &'static str>,
-    /// Chosen once: two sources, mixed within one process, would make its counters jump and fall.
+    /// Chosen once: changing the source within one process would make its counters jump or fall.
     token_source: Option<TokenSource>,
 }
 
@@ -44,15 +44,15 @@ struct DirectServer {
     exchange: Exchange,
     url: ServerUrl,
     server: LlamaServer,
-    /// Whether it has shown that it is a llama-server.
+    /// Whether it was identified as a llama-server.
     is_identified: bool,
 }
 
-/// Why a poll of a server brought nothing.
+/// Why a poll of a server failed.
 enum PollError {
-    /// At this poll only this state is known.
+    /// In this poll, only this state is known.
     Now(ModelState),
-    /// The server cannot be polled; the note says why.
+    /// The server cannot be polled, as this note explains.
     Always(&'static str),
 }
 
@@ -75,12 +75,12 @@ impl ModelInstance {
         }
     }
 
-    /// Whether a server at `proxy` is still this one.
+    /// Whether `proxy` and `reach` are unchanged.
     pub fn is_at(&self, proxy: Option<&str>, reach: Option<AllowedAddresses>) -> bool {
         self.proxy.as_deref() == proxy && self.reach == reach
     }
 
-    /// Why its server is not polled, for people.
+    /// Why its server is not polled, for the user.
     pub fn note(&self) -> Option<&'static str> {
         self.server.as_ref().err().copied()
     }
@@ -90,7 +90,7 @@ impl ModelInstance {
         self.server.is_ok()
     }
 
-    /// Whether it is known what the model's own server is.
+    /// Whether the model's own server was identified.
     pub fn is_identified(&self) -> bool {
         self.server
             .as_ref()
@@ -102,12 +102,12 @@ impl ModelInstance {
         self.token_source
     }
 
-    /// When to poll even if the interval has not passed.
+    /// When to poll before the next regular poll, if at all.
     pub fn extra_poll_at(&self) -> Option<Instant> {
         self.server.as_ref().ok()?.server.extra_poll_at()
     }
 
-    /// Polls the server until `deadline`; adds what became of its requests to `reading`.
+    /// Polls the server until `deadline`; adds the outcomes of its requests to `reading`.
     pub fn poll(&mut self, name: &str, deadline: Instant, reading: &mut Reading) -> ModelReading {
         let result = match &mut self.server {
             Ok(server) => server.poll(name, deadline, reading),
@@ -118,7 +118,7 @@ impl ModelInstance {
                 PollError::Now(state) => state,
                 PollError::Always(note) => {
                     self.server = Err(note);
-                    // It is loaded; whether it is running is not known.
+                    // It is loaded; whether it is running is unknown.
                     ModelState::Reported(ModelStatus::Idle)
                 }
             };
@@ -140,8 +140,8 @@ impl ModelInstance {
 }
 
 impl DirectServer {
-    /// The server at the host and port of `proxy`: nothing else of that is used, and no connection
-    /// leaves `reach`. It is polled without the key, which is llama-swap's.
+    /// The server at the host and port of `proxy`; the rest of that URL is ignored. Connects only
+    /// to addresses in `reach`. Sends no API key: the key is llama-swap's.
     fn new(
         name: &str,
         proxy: &str,
@@ -187,12 +187,12 @@ impl DirectServer {
             self.is_identified = true;
         }
         self.server.poll(&mut self.exchange, answers, own);
-        // A request that was not sent is no sign that the server is busy.
+        // If a request was not sent, the server is not necessarily busy.
         let model = own.models.pop().filter(|_| !self.exchange.is_out_of_time());
         model.ok_or(PollError::Now(ModelState::Unknown))
     }
 
-    /// Gives `/props`, if it is that of a llama-server.
+    /// Reads `/props`, if the server is a llama-server.
     fn identify(&mut self) -> Result<RequestOutcome<Props>, PollError> {
         let props = read_props(&mut self.exchange, &self.url);
         match &props {

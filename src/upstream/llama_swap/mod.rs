@@ -1,8 +1,8 @@
 //! llama-swap, a proxy that starts and stops llama-servers.
 //!
-//! `/running` and `/v1/models` neither load nor keep alive anything. Whatever goes through it to a
-//! model does both, so a ready model is read at its own address, where that can be reached.
-//! Otherwise its state is shown, and the tokens of the requests that have ended.
+//! `/running` and `/v1/models` neither load a model nor keep one loaded. Requests through
+//! llama-swap to a model do both. So a ready model is read at its own address, if that is
+//! reachable. Otherwise only its state is exported, and the tokens of ended requests.
 
 mod activity;
 mod instance;
@@ -33,8 +33,8 @@ const RUNNING: Endpoint = Endpoint::new("/running", 4 << 20);
 const MODELS: Endpoint = Endpoint::new("/v1/models", 16 << 20);
 const VERSION: Endpoint = Endpoint::new("/api/version", 64 << 10);
 
-/// Where the activity is served, newest first: the query for the largest page, and the key of the
-/// list. Versions before v243 answer an array of all requests that were kept.
+/// The endpoints of the activity, newest first, with the query for the largest page and the key of
+/// the list. Versions before v243 send an array of all kept requests.
 const ACTIVITY: [(Endpoint, &str, Option<&str>); 2] = [
     (
         Endpoint::new("/api/metrics/activity", 8 << 20),
@@ -44,12 +44,12 @@ const ACTIVITY: [(Endpoint, &str, Option<&str>); 2] = [
     (Endpoint::new("/api/metrics", 8 << 20), "", None),
 ];
 
-/// The most servers that are polled for the first time in one poll, so that a list of ever-new
-/// addresses has few of them asked.
+/// The most servers that are polled for the first time in one poll. Limits requests to a list whose
+/// addresses change at every poll.
 const MOST_FIRST_POLLED: usize = 16;
 
-const GAP: &str = "more requests have ended since the last poll than llama-swap lists: the tokens of the others are \
-     not counted";
+const GAP: &str = "more requests have ended since the last poll than llama-swap lists: the tokens of the unlisted ones \
+     are not counted";
 
 /// llama-swap.
 pub struct LlamaSwap {
@@ -59,12 +59,12 @@ pub struct LlamaSwap {
     /// The ready models, by name.
     instances: BTreeMap<String, ModelInstance>,
     activity: Activity,
-    /// How many of the places in [`ACTIVITY`] are not served.
+    /// How many of the endpoints in [`ACTIVITY`] are not served.
     missing_activities: usize,
     rotation: Rotation,
 }
 
-/// One process of `GET /running`; its `cmd` may hold secrets and is not even read.
+/// One process of `GET /running`. Its `cmd` may hold secrets and is not read.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct RunningProcess {
@@ -112,11 +112,11 @@ struct ListedMeta {
     llamaswap: Option<LlamaSwapMeta>,
 }
 
-/// What llama-swap adds to a [`ListedModel`].
+/// llama-swap's own part of a [`ListedModel`].
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct LlamaSwapMeta {
-    /// `model` for a model of its own, and not an alias.
+    /// `model` for a model, another word for an alias.
     #[serde(rename = "type", deserialize_with = "text")]
     kind: Option<String>,
 }
@@ -143,7 +143,7 @@ impl LlamaSwap {
         }
     }
 
-    /// Its processes by model, no more than models are shown.
+    /// Reads its processes, by model, up to the limit of models.
     fn read_running(&self, exchange: &mut Exchange) -> Option<BTreeMap<String, RunningProcess>> {
         let processes = exchange.get(RUNNING, &self.url.of(RUNNING), |answer| {
             let mut processes = BTreeMap::new();
@@ -159,7 +159,7 @@ impl LlamaSwap {
         processes.ok()
     }
 
-    /// The names of its models without aliases, no more than are shown: those with a process first.
+    /// Reads the names of its models without aliases, up to the limit, those with a process first.
     fn read_names(
         &mut self,
         exchange: &mut Exchange,
@@ -170,7 +170,7 @@ impl LlamaSwap {
         for name in processes.keys() {
             names.push(name.clone(), true);
         }
-        // If this fails, those that run are still known.
+        // If this fails, the running ones are still known.
         let listed = exchange.get(MODELS, &self.url.of(MODELS), |answer| {
             answer.for_each_in("data", |model: ListedModel| {
                 if let Some(id) = model.own_id().filter(|id| !processes.contains_key(id)) {
@@ -187,8 +187,8 @@ impl LlamaSwap {
         names
     }
 
-    /// Polls the servers of ready models, each in its turn, for as long as one poll may take;
-    /// gives which models were polled.
+    /// Polls the servers of ready models, in rotation, as long as the poll has time. Returns the
+    /// models that were polled.
     fn poll_ready(
         &mut self,
         processes: &BTreeMap<String, RunningProcess>,
@@ -244,7 +244,7 @@ impl LlamaSwap {
     ) {
         let is_counted =
             |instance: &ModelInstance| instance.token_source() == Some(TokenSource::Activity);
-        // Read once in any case: what ends after that is new, whichever model needs it first.
+        // Always read it once: requests that end after that are new for every model.
         if self.activity.is_read() && !self.instances.values().any(is_counted) {
             return;
         }
@@ -290,7 +290,7 @@ impl Upstream for LlamaSwap {
         ServerKind::LlamaSwap
     }
 
-    /// Keeps the instances and the activity: their counts go on when llama-swap is back.
+    /// Keeps the instances and the activity, so that counters continue after a reconnect.
     fn detect(&mut self, exchange: &mut Exchange, _: &mut DetectionAnswers) -> RequestOutcome<()> {
         let running = exchange.get_optional(RUNNING, &self.url.of(RUNNING), |answer| {
             answer.for_each_in("running", |_: RunningProcess| {})

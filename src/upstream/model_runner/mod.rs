@@ -1,8 +1,8 @@
 //! Docker Model Runner.
 //!
-//! None of its GETs loads a model, or counts as use of one. States come from `/engines/ps`, what
-//! the models are from `/models`, and tokens from its `/metrics`, which passes on llama.cpp's own,
-//! but only of models that were loaded by their ID (v1.2.6 finds no others).
+//! None of its GET requests loads a model or keeps one loaded. `/engines/ps` reports the states of
+//! the models, `/models` their facts. Its `/metrics` passes on that of the llama-servers, but only
+//! for models that were loaded by ID (as of v1.2.6).
 
 mod model_names;
 mod store;
@@ -36,7 +36,7 @@ use crate::upstream::{DetectionAnswers, RecordsReader, ServerKind, Upstream};
 
 const PS: Endpoint = Endpoint::new("/engines/ps", 4 << 20);
 const METRICS: Endpoint = Endpoint::new("/metrics", 16 << 20);
-/// Whole requests and answers, the last ten of each model; never held as a whole.
+/// The last ten requests of each model, with their responses; never held as a whole.
 const REQUESTS: Endpoint = Endpoint::new("/engines/requests", 32 << 20);
 const VERSION: Endpoint = Endpoint::new("/version", 64 << 10);
 
@@ -45,10 +45,9 @@ const LLAMA_CPP: &str = "llama.cpp";
 
 const METRICS_SWITCHED_OFF: &str = "its /metrics is switched off: start Docker Model Runner without DISABLE_METRICS=1 to get token \
      counters";
-const AMBIGUOUS_SAMPLES: &str = "its /metrics has several samples for one model and mode: which of them is right is not known, \
-     so none is used";
-const LEFT_OUT_OF_METRICS: &str = "its /metrics leaves out models that were loaded by name: their state and size are shown, their \
-     tokens are not; load a model by its ID (sha256:…) to have it in there";
+const AMBIGUOUS_SAMPLES: &str = "its /metrics has several samples for one model and mode: none is used, as the right one is unknown";
+const LEFT_OUT_OF_METRICS: &str = "its /metrics leaves out models that were loaded by name: only their state and size are exported; \
+     load a model by its ID (sha256:…) to get its token counters";
 
 /// The counters of each runner, by the label of its model and its mode.
 type CountersByRunner = BTreeMap<(String, Option<String>), Counters>;
@@ -59,7 +58,7 @@ pub struct ModelRunner {
     version: Option<String>,
     store: Store,
     metrics_missing: Option<NotServed>,
-    /// Whether the last `/metrics` was no exposition.
+    /// Whether the last `/metrics` was not an exposition.
     has_unrecognized_metrics: bool,
     /// Whether lines of the last `/metrics` could not be parsed.
     has_invalid_lines: bool,
@@ -73,7 +72,7 @@ pub struct ModelRunner {
 struct Runner {
     #[serde(deserialize_with = "text")]
     backend_name: Option<String>,
-    /// As the first request that loaded it spelled it.
+    /// As spelled by the request that loaded it.
     #[serde(deserialize_with = "text")]
     model_name: Option<String>,
     #[serde(deserialize_with = "text")]
@@ -98,8 +97,8 @@ impl Runner {
     }
 }
 
-/// Parses `/engines/ps`. It is an array even if nothing runs; other servers may answer null, or
-/// an array of something else.
+/// Parses `/engines/ps`: an array, even if nothing runs. Other servers may send null, or an array
+/// of something else.
 fn runners(answer: HttpResponse) -> Result<Vec<Runner>, RequestError> {
     let has_name = |runner: &Runner| runner.model_name.is_some();
     let are_runners = |runners: &Vec<_>| runners.is_empty() || runners.iter().any(has_name);
@@ -110,7 +109,7 @@ fn runners(answer: HttpResponse) -> Result<Vec<Runner>, RequestError> {
 }
 
 impl ModelRunner {
-    /// Docker Model Runner at `base`, or at what stands before its `/engines`; not polled yet.
+    /// Docker Model Runner at `base`, without a path from `/engines` on; not polled yet.
     pub fn new(base: &BaseUrl) -> ModelRunner {
         ModelRunner::at(ServerUrl::new(base.before_engines()))
     }
@@ -127,7 +126,8 @@ impl ModelRunner {
         }
     }
 
-    /// Whether an empty list of runners shows nothing: something answers a list to any request.
+    /// Whether the server responds to any request with a list. Then an empty list of runners is no
+    /// evidence.
     fn answers_a_list_to_anything(&self, exchange: &mut Exchange) -> bool {
         let list = exchange.get_optional(VERSION, &self.url.of(VERSION), |answer| {
             answer.for_each(|_: IgnoredAny| {})
@@ -135,7 +135,7 @@ impl ModelRunner {
         matches!(list, RequestOutcome::Ok(_))
     }
 
-    /// Reads `/metrics`; gives when, too.
+    /// Reads `/metrics`; returns the time of the reading too.
     fn read_metrics(&mut self, exchange: &mut Exchange) -> Update<(Instant, CountersByRunner)> {
         if self.metrics_missing.is_some() {
             return Update::Absent;
@@ -146,7 +146,7 @@ impl ModelRunner {
             })
         });
         if metrics.timed_out() {
-            // A runner is busy, and Docker Model Runner waits for it.
+            // Docker Model Runner is waiting for a busy runner.
             return Update::Stale;
         }
         self.metrics_missing = metrics.not_served();
@@ -162,7 +162,7 @@ impl ModelRunner {
             self.has_ambiguous_samples |= counters.is_none();
             match by_runner.entry((self.store.label(&model), mode)) {
                 Entry::Vacant(entry) => drop(entry.insert(counters.unwrap_or_default())),
-                // Two names of one model are two runners, of which one is shown.
+                // Two names of one model have two runners, of which one is exported.
                 Entry::Occupied(mut entry) => {
                     self.has_ambiguous_samples = true;
                     entry.insert(Counters::default());
@@ -174,7 +174,7 @@ impl ModelRunner {
 
     /// The model of a runner, without its counters.
     fn running_model(&self, runner: &Runner, name: &str) -> ModelReading {
-        // Of another engine's runner only the state is known.
+        // Of a runner of another engine, only the state is known.
         let stored = self.store.find(name).filter(|_| runner.is_llama_cpp());
         let mut facts = stored
             .map(|stored| self.store.facts(stored))
@@ -187,8 +187,8 @@ impl ModelRunner {
             facts,
             process: ProcessHints {
                 behind_proxy: true,
-                // Its llama-servers listen on nothing that could be found; their files are named
-                // after the model's digest.
+                // Its llama-servers have no port to find them by, but the paths of their model
+                // files contain the model's digest.
                 file_part: stored.and_then(|stored| stored.digest().map(str::to_owned)),
                 header: stored.and_then(|stored| stored.header.clone()),
                 ..ProcessHints::default()
@@ -197,7 +197,8 @@ impl ModelRunner {
         }
     }
 
-    /// The models of the runners, each model and mode once, and whether `metrics` leaves one out.
+    /// The models of the runners, each model and mode once, and whether `metrics` lacks one of
+    /// them.
     fn running_models(
         &self,
         runners: &[Runner],
@@ -227,7 +228,7 @@ impl ModelRunner {
                 Update::Unchanged | Update::Stale => Update::Stale,
                 Update::Absent => Update::Absent,
             };
-            // Of two spellings of one model in one mode, the busy one is shown.
+            // Of two spellings of one model in one mode, the busy runner is exported.
             let idle = ModelState::Reported(ModelStatus::Idle);
             if models.get(&key).is_none_or(|shown| shown.state == idle) {
                 models.insert(key, model);
@@ -236,7 +237,7 @@ impl ModelRunner {
         (models.into_values().collect(), is_left_out)
     }
 
-    /// The notes on `/metrics`; `is_left_out`: it lacks the counters of a runner.
+    /// Adds the notes on `/metrics`; `is_left_out`: it lacks the counters of a runner.
     fn note_metrics(&self, is_left_out: bool, notes: &mut Vec<&'static str>) {
         if self.metrics_missing.is_some() {
             notes.push(METRICS_SWITCHED_OFF);
@@ -264,7 +265,7 @@ impl Upstream for ModelRunner {
             self.version = read_version(exchange, &self.url, VERSION);
             exchange.discard_failures(HEALTH);
         }
-        ps.without_answer()
+        ps.without_document()
     }
 
     fn poll(&mut self, exchange: &mut Exchange, _: DetectionAnswers, reading: &mut Reading) {
@@ -312,7 +313,7 @@ impl Upstream for ModelRunner {
             answer.stream(|body| read(body, &label))
         });
         if records.not_served() == Some(NotServed::NotFound) {
-            // It answers 404 while there was no request yet.
+            // It responds with 404 before the first request.
             let _nothing_to_misread = read(&mut b"[]".as_slice(), &label);
         }
     }

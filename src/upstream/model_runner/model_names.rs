@@ -1,12 +1,12 @@
-//! The names of Docker Model Runner's models, of which each has many spellings.
+//! The names of Docker Model Runner's models, each of which has many spellings.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-/// The fewest digits of an ID that identify a model: what people and tools copy.
+/// The fewest digits of an ID that identify a model: the length that users and tools copy.
 const MIN_DIGITS: usize = 12;
 
-/// Names as somebody spelled them.
+/// Names and IDs in the spelling of requests.
 #[derive(Debug)]
 pub struct Spellings {
     names: BTreeSet<String>,
@@ -14,7 +14,7 @@ pub struct Spellings {
 }
 
 impl Spellings {
-    /// These spellings, of names and of IDs.
+    /// From these spellings of names and IDs.
     pub fn of(spelled: &[&str]) -> Spellings {
         let ids = spelled.iter().filter_map(|name| digest(name));
         Spellings {
@@ -23,8 +23,8 @@ impl Spellings {
         }
     }
 
-    /// Whether one of them means the model with this ID and these [canonical] names.
-    pub fn mean(&self, id: &str, names: &[String]) -> bool {
+    /// Whether one of them matches the model with this ID and these [canonical] names.
+    pub fn matches(&self, id: &str, names: &[String]) -> bool {
         let id = bare(id);
         let is_spelled = |length: usize| id.get(..length).is_some_and(|id| self.ids.contains(id));
         names.iter().any(|name| self.names.contains(name))
@@ -40,7 +40,7 @@ pub struct NameIndex {
 }
 
 impl NameIndex {
-    /// Of models with these IDs and [canonical] names, in the order of the list.
+    /// The index of a list of models with these IDs and [canonical] names.
     pub fn new<'a>(models: impl IntoIterator<Item = (&'a str, &'a [String])>) -> NameIndex {
         let mut index = NameIndex::default();
         for (position, (id, names)) in models.into_iter().enumerate() {
@@ -52,7 +52,7 @@ impl NameIndex {
         index
     }
 
-    /// The index of the model that `spelled` means.
+    /// The index of the model with the name or ID `spelled`.
     pub fn find(&self, spelled: &str) -> Option<usize> {
         let by_id = || {
             let digits = digest(spelled)?;
@@ -70,16 +70,16 @@ pub fn digest(id: &str) -> Option<&str> {
     Some(bare(id)).filter(|digits| digits.len() >= MIN_DIGITS)
 }
 
-/// An ID without what names its kind.
+/// An ID without `sha256:`.
 fn bare(id: &str) -> &str {
     id.strip_prefix("sha256:").unwrap_or(id)
 }
 
-/// `name` as the runner resolves it: `gemma3` is `docker.io/ai/gemma3:latest`. In a tag, and
-/// only there, upper case makes a difference.
+/// `name` as Docker Model Runner resolves it: `gemma3` is `docker.io/ai/gemma3:latest`. Only the
+/// tag is case-sensitive.
 pub fn canonical(name: &str) -> String {
     let (name, tag) = match name.rsplit_once(':') {
-        // What stands before a slash is a registry's port.
+        // A slash after the colon means that it precedes a registry's port.
         Some((name, tag)) if !tag.contains('/') => (name, tag),
         _ => (name, ""),
     };
@@ -118,21 +118,21 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(index.find(spelled), position, "{spelled}");
-            let means = Spellings::of(&[spelled]).mean(ID, &names[1]);
-            assert_eq!(means, position == Some(1), "{spelled}");
+            let matches = Spellings::of(&[spelled]).matches(ID, &names[1]);
+            assert_eq!(matches, position == Some(1), "{spelled}");
         }
     }
 
     #[test]
-    fn a_model_without_an_id_is_meant_by_its_names_alone() {
+    fn a_model_without_an_id_matches_only_by_name() {
         let index = NameIndex::new([("", [].as_slice())]);
         assert_eq!(index.find("0123456789ab"), None);
-        assert!(!Spellings::of(&["", "0123456789ab"]).mean("", &[]));
+        assert!(!Spellings::of(&["", "0123456789ab"]).matches("", &[]));
         assert_eq!(digest("sha256:"), None);
     }
 
     #[test]
-    fn every_spelling_of_a_name_is_one_name() {
+    fn every_spelling_has_the_same_canonical_name() {
         for name in [
             "gemma3",
             "ai/gemma3",

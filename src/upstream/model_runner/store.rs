@@ -1,4 +1,4 @@
-//! Docker Model Runner's store of models: what they are, and how they are called.
+//! Docker Model Runner's store of models: their names and facts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,31 +14,31 @@ use crate::upstream::model_limit::LimitedModels;
 use crate::upstream::model_runner::model_names::{NameIndex, Spellings, canonical, digest};
 use crate::upstream::server_url::ServerUrl;
 
-/// Holds the scalars of every model's GGUF header: some KB a model.
+/// Contains the scalars of every model's GGUF header: some KB per model.
 const MODELS: Endpoint = Endpoint::new("/models", 128 << 20);
 const CONFIGURE: Endpoint = Endpoint::new("/engines/_configure", 4 << 20);
 const DISK_USAGE: Endpoint = Endpoint::new("/engines/df", 64 << 10);
 
-/// How long the list of models is used: each time it is asked for, Docker Model Runner reads its
-/// whole store and writes to its log.
+/// How long the list of models is reused: for each request, Docker Model Runner reads its whole
+/// store and writes to its log.
 const LIST_LIFETIME: Duration = Duration::from_secs(60);
 
 /// The most names of one model that are kept.
 const MOST_NAMES: usize = 8;
 
-/// The store, as it was read last.
+/// The store at the last reading.
 #[derive(Default)]
 pub struct Store {
-    /// No more than are shown, those that run among them: a store may hold thousands.
+    /// Limited by [`LimitedModels`], running models first: a store may hold thousands.
     models: Vec<StoredModel>,
-    /// Where each is in that list.
+    /// Finds a model in that list.
     index: NameIndex,
-    /// Whether there are more models than are shown.
+    /// Whether there are more models than the limit.
     pub is_truncated: bool,
     read_at: Option<Instant>,
     /// Names of runners that are not in the list.
     unlisted: BTreeSet<String>,
-    /// The context sizes that somebody configured, by canonical name or ID.
+    /// The configured context sizes, by canonical name or ID.
     context_sizes: BTreeMap<String, f64>,
     /// Bytes.
     pub disk_usage: Option<f64>,
@@ -50,7 +50,7 @@ pub struct StoredModel {
     /// The label `model`.
     label: String,
     id: String,
-    /// Canonical ones.
+    /// Canonical names.
     names: Vec<String>,
     facts: ModelFacts,
     /// The scalars of its GGUF header, as text.
@@ -116,21 +116,21 @@ struct DiskUsage {
 }
 
 impl Store {
-    /// Whether the list is too old, or lacks one of the `running` names that it may have by now.
+    /// Whether the list is too old, or lacks one of the `running` names that was not looked up yet.
     pub fn is_outdated(&self, running: &[&str]) -> bool {
         let is_new = |name: &&str| self.find(name).is_none() && !self.unlisted.contains(*name);
         self.read_at.is_none_or(|at| at.elapsed() >= LIST_LIFETIME) || running.iter().any(is_new)
     }
 
-    /// Reads it anew; keeps the `running` models whatever the limit. Gives whether an answer is
-    /// late: then no more should be asked.
+    /// Reads the store; keeps the `running` models first. Returns whether a response is late: then
+    /// no further request should be sent.
     pub fn read(&mut self, exchange: &mut Exchange, url: &ServerUrl, running: &[&str]) -> bool {
         let spellings = Spellings::of(running);
         let models = exchange.get(MODELS, &url.of(MODELS), |answer| {
             let mut models = LimitedModels::default();
             answer.for_each(|document: ModelDocument| {
                 if let Some(model) = StoredModel::new(document) {
-                    let is_running = spellings.mean(&model.id, &model.names);
+                    let is_running = spellings.matches(&model.id, &model.names);
                     models.push(model, is_running);
                 }
             })?;
@@ -166,12 +166,12 @@ impl Store {
         false
     }
 
-    /// The model that `name` means, however it is spelled.
+    /// The model with this name or ID, in any spelling.
     pub fn find(&self, name: &str) -> Option<&StoredModel> {
         self.models.get(self.index.find(name)?)
     }
 
-    /// The label of the model that `name` means.
+    /// The label of the model with this name or ID.
     pub fn label(&self, name: &str) -> String {
         self.find(name)
             .map_or(name, |model| &model.label)
@@ -205,7 +205,7 @@ impl Store {
 }
 
 impl StoredModel {
-    /// None if it has no name.
+    /// `None` if it has no name.
     fn new(document: ModelDocument) -> Option<StoredModel> {
         let id = document.id.unwrap_or_default();
         let config = document.config.unwrap_or_default();
@@ -232,13 +232,13 @@ impl StoredModel {
         })
     }
 
-    /// The digest in its ID, if that is one.
+    /// The digest in its ID, if it has one.
     pub fn digest(&self) -> Option<&str> {
         digest(&self.id)
     }
 }
 
-/// The scalars of a GGUF header that describe its tensors; not its texts and tokens.
+/// The scalars of a GGUF header that describe the tensors, without general texts and the tokenizer.
 fn header<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<BTreeMap<String, String>>, D::Error> {
@@ -249,7 +249,7 @@ fn header<'de, D: Deserializer<'de>>(
     text_map(deserializer, is_used)
 }
 
-/// The context size that was configured, by each name of its model.
+/// The configured context size, by each name of its model.
 fn context_sizes(configured: RunnerConfiguration) -> Vec<(String, f64)> {
     let size = configured.config.and_then(|config| config.context_size);
     let Some(size) = size.filter(|size| *size > 0.0) else {
