@@ -350,7 +350,7 @@ fn a_model_of_another_engine_is_counted_by_the_activity() {
         "once while it is loaded: {:?}",
         own.requests()
     );
-    exporter.assert_logged(1, &["no llama-server"]);
+    exporter.assert_logged(1, &["not a llama-server"]);
 }
 
 /// An address of this machine that others can reach, if it has any. Nothing is sent.

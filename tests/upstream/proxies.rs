@@ -312,7 +312,7 @@ fn behind_a_proxy_of_v1_alone_a_router_is_up_without_models() {
         if !with_health {
             scrape.assert_errors(0);
         }
-        exporter.assert_logged(1, &["a router answers"]);
+        exporter.assert_logged(1, &["only the router's list of models can be read"]);
         for path in ["/health", "/props", "/models", "/metrics"] {
             server.answer(path, router.answer_of(path));
         }
