@@ -1,17 +1,17 @@
-//! Time, as the poll loop sees it: passed in, so that tests need not wait.
+//! The clock of the poll loop; tests replace it, so that they need not wait.
 
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// What the poll loop asks of time.
+/// The clock of the poll loop.
 pub trait Clock {
     /// The monotonic time.
     fn now(&self) -> Instant;
 
-    /// Waits. `false` ends the loop: only the clock of a test does.
+    /// Waits. Returns false to end the loop, which only the clock of a test does.
     fn sleep(&self, time: Duration) -> bool;
 
-    /// Seconds since 1970, for people; `None` where the system's clock is set to before that.
+    /// Seconds since 1970; `None` if the system's clock is set to an earlier time.
     fn unix_seconds(&self) -> Option<f64> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
         Some(since.as_secs_f64())

@@ -1,4 +1,4 @@
-//! The timer thread of each base URL: poll, publish, and log what has changed.
+//! The poll thread of each base URL: polls, publishes a snapshot, and logs changes.
 
 pub mod clock;
 mod monitored_server;

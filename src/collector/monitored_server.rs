@@ -1,4 +1,4 @@
-//! One base URL as the web server sees it: its newest snapshot, while its poll thread is on time.
+//! One base URL as the web server uses it: its newest snapshot, while its poll thread is on time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::snapshot::{Snapshot, SnapshotCell};
 /// One base URL as it is served.
 #[derive(Clone, Debug)]
 pub struct MonitoredServer {
-    /// Where its poll thread publishes.
+    /// Holds the snapshots that its poll thread publishes.
     pub cell: Arc<SnapshotCell>,
     /// Whether that thread is on time.
     pub(super) watchdog: Arc<Watchdog>,
@@ -30,8 +30,8 @@ impl MonitoredServer {
         }
     }
 
-    /// The newest snapshot. Of a server whose poll is overdue at `now` it says only that, and
-    /// what the exporter itself has counted.
+    /// The newest snapshot. If the poll is overdue at `now`, the server counts as down, and only
+    /// the exporter's own counters remain.
     pub fn snapshot(&self, now: Instant) -> Arc<Snapshot> {
         let newest = self.cell.load();
         match self.watchdog.overdue(now) {

@@ -10,13 +10,13 @@ use crate::collector::monitored_server::MonitoredServer;
 use crate::collector::schedule::Schedule;
 use crate::snapshot::Snapshot;
 
-/// What a poll gives: its snapshot, and when the server is worth another look before the next tick.
+/// The result of a poll: its snapshot, and when to poll before the next tick, if at all.
 pub(super) type Polled = (Snapshot, Option<Instant>);
 
 /// Starts the thread that calls `poll` every `interval`. One poll takes `limit` at most.
 ///
 /// # Errors
-/// The system has no thread to give.
+/// The system cannot start a thread.
 pub(super) fn start(
     server: MonitoredServer,
     interval: Duration,
@@ -54,7 +54,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A clock that moves only when it is waited for, and ends the loop after `sleeps`.
+    /// A clock that advances only by `sleep`, and ends the loop after `sleeps` calls.
     struct SimulatedClock {
         now: Cell<Instant>,
         sleeps: Cell<u32>,

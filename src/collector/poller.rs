@@ -1,4 +1,5 @@
-//! One poll of one base URL: ask, turn answers into numbers, add what machine and requests tell.
+//! One poll of one base URL: reads the upstream, computes counters, and adds the readings of the
+//! machine and the request latencies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -33,7 +34,7 @@ pub struct Poller {
     limit: Duration,
     exchange: Exchange,
     upstream: DetectedServer,
-    /// What is remembered of each model, by name and mode.
+    /// The tracker of each model, by name and mode.
     models: BTreeMap<(String, Option<String>), ModelTracker>,
     machine: Machine,
     requests: RequestSources,
@@ -44,10 +45,10 @@ pub struct Poller {
 }
 
 impl Poller {
-    /// A poller of `base` that has not asked anything yet.
+    /// A poller of `base`, before its first poll.
     ///
     /// # Errors
-    /// When a setting cannot be used; the text names it.
+    /// A setting cannot be used; the error names it.
     pub fn new(base: &BaseUrl, settings: &Settings) -> Result<Poller, String> {
         Ok(Poller {
             base: base.clone(),
@@ -65,7 +66,7 @@ impl Poller {
         })
     }
 
-    /// Has the GPUs of this machine read with every poll.
+    /// Reads these GPUs at every poll.
     pub fn with_gpus(mut self, gpus: &Arc<Gpus>) -> Poller {
         self.machine = self.machine.with_gpus(gpus);
         self
@@ -95,7 +96,7 @@ impl Poller {
         reading.requests.append(self.exchange.finish_poll());
         let up = reading.up;
         let mut models = self.derive(&reading);
-        self.look_at_machine(&reading, &mut models, deadline, clock);
+        self.read_machine(&reading, &mut models, deadline, clock);
         self.requests.polled(&mut reading, &mut models, clock.now());
         for note in models.iter().flat_map(|model| &model.notes) {
             if !reading.notes.contains(note) {
@@ -154,10 +155,10 @@ impl Poller {
         }
     }
 
-    /// Turns what was read of each model into what is shown of it.
+    /// Computes the exported model from each reading.
     fn derive(&mut self, reading: &Reading) -> Vec<Model> {
         if !reading.up {
-            // Its models may be the same when it is there again: what is known of them is kept.
+            // Keeps the trackers: the server may return with the same models.
             return Vec::new();
         }
         let present: BTreeSet<_> = reading.models.iter().map(key).collect();
@@ -177,8 +178,8 @@ impl Poller {
         models
     }
 
-    /// Fills in what the machine tells of each loaded model's process and file, until `deadline`.
-    fn look_at_machine(
+    /// Adds the readings of each loaded model's process and file, until `deadline`.
+    fn read_machine(
         &mut self,
         reading: &Reading,
         models: &mut [Model],
@@ -228,7 +229,7 @@ impl Poller {
     /// Starts the thread that polls, and publishes into `server`.
     ///
     /// # Errors
-    /// The system has no thread to give.
+    /// The system cannot start a thread.
     pub fn start(mut self, server: MonitoredServer) -> io::Result<()> {
         let (interval, limit) = (self.interval, self.limit);
         poll_loop::start(server, interval, limit, move |clock| {
@@ -238,7 +239,7 @@ impl Poller {
     }
 }
 
-/// What tells a model from the others of its base URL: its name and its mode.
+/// Identifies a model within its base URL: its name and mode.
 fn key(model: &ModelReading) -> (String, Option<String>) {
     (model.name.clone(), model.mode.clone())
 }

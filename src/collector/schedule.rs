@@ -1,19 +1,18 @@
-//! When a server is polled, and by when a poll must have ended. The time is passed in.
+//! The times of the polls, and the time limit of a poll. Reads no clock.
 
 use std::time::{Duration, Instant};
 
 use crate::bounds;
 
-/// The most requests of one poll, each of which may take a time-out: `/stats` may have two
-/// addresses.
+/// The most requests of one poll, each of which may take a time-out. `/stats` may have two URLs.
 const REQUESTS_A_POLL: u32 = 8;
-/// How long a poll may take where the interval is longer.
+/// The time limit of a poll if the interval is longer.
 const LONGEST_POLL: Duration = Duration::from_secs(60);
-/// How soon after a poll the next one may be worth a look, where the interval is longer.
+/// The shortest time between a poll and an extra poll, if the interval is longer.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long one poll may take, everything included: as long as all of its requests when each is
-/// answered just in time, or the interval, up to a minute.
+/// The time limit of one poll: the time-outs of all of its requests, or the interval (up to a
+/// minute), whichever is longer.
 pub(super) fn poll_limit(interval: Duration, timeout: Duration) -> Duration {
     timeout
         .saturating_mul(REQUESTS_A_POLL)
@@ -34,11 +33,10 @@ impl Schedule {
         Schedule { interval, due: now }
     }
 
-    /// How long to wait after a poll that has ended at `now`: until the next tick, or until
-    /// `look`, when it is worth to poll before that: no more than once a second, however many
-    /// models there are to look at. Ticks that a slow poll has missed are not made up for.
-    pub fn pause(&mut self, now: Instant, look: Option<Instant>) -> Duration {
-        // Before its tick comes only a poll that was worth a look: the tick stands.
+    /// How long to wait after a poll that ended at `now`: until the next tick, or until the extra
+    /// poll at `extra`, but no more than one per second. Ticks that a slow poll missed are skipped.
+    pub fn pause(&mut self, now: Instant, extra: Option<Instant>) -> Duration {
+        // If the tick is in the future, this was an extra poll, and the tick stays.
         if let Some(passed) = now.checked_duration_since(self.due) {
             let nanos = passed.as_nanos().checked_rem(self.interval.as_nanos());
             let nanos = u64::try_from(nanos.unwrap_or(0)).unwrap_or(u64::MAX);
@@ -46,9 +44,9 @@ impl Schedule {
             self.due = bounds::deadline(now, left);
         }
         let soonest = bounds::deadline(now, LEAST_PAUSE.min(self.interval));
-        let next = look
-            .filter(|look| *look > now)
-            .map_or(self.due, |look| look.max(soonest).min(self.due));
+        let next = extra
+            .filter(|extra| *extra > now)
+            .map_or(self.due, |extra| extra.max(soonest).min(self.due));
         next.saturating_duration_since(now)
     }
 }
@@ -59,8 +57,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// The times of the first polls, in milliseconds, of which each ends as soon as it begins,
-    /// where after some it is worth to look again a while later.
+    /// The times of the first five polls, in milliseconds. Each ends immediately; `looks` has the
+    /// times of polls with those of the extra polls that they request.
     fn polls(interval: Duration, looks: &[(u64, u64)]) -> Vec<u64> {
         let start = Instant::now();
         let mut schedule = Schedule::new(interval, start);
@@ -77,14 +75,14 @@ mod tests {
     }
 
     #[test]
-    fn a_look_before_a_tick_does_not_cost_the_tick() {
+    fn an_extra_poll_does_not_move_the_tick() {
         let interval = 12 * SECOND;
         assert_eq!(polls(interval, &[]), [0, 12_000, 24_000, 36_000, 48_000]);
         assert_eq!(
             polls(interval, &[(0, 1300), (12_000, 13_300)]),
             [0, 1300, 12_000, 13_300, 24_000]
         );
-        // A look that is due at the tick, or after it, is that tick's.
+        // An extra poll at a tick, or after it, coincides with that tick.
         assert_eq!(
             polls(interval, &[(0, 12_000), (12_000, 30_000)]),
             [0, 12_000, 24_000, 36_000, 48_000]
@@ -92,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_come_once_a_second_at_most() {
+    fn extra_polls_are_limited_to_one_per_second() {
         assert_eq!(
             polls(3 * SECOND, &[(0, 1), (1000, 1500), (2000, 2001)]),
             [0, 1000, 2000, 3000, 6000]

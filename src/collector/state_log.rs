@@ -1,4 +1,4 @@
-//! What is logged of a server: a state when it changes, a failure when it begins and when it ends.
+//! Logs changes of a server's state, and the begin and end of its failures.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -11,11 +11,11 @@ use crate::upstream::advice::Advice;
 use crate::upstream::http::request_log::{FailedRequest, RequestTarget};
 use crate::upstream::reading::Reading;
 
-/// Logged and noted where a server has more models than are exported.
+/// Logged and noted if a server has more models than are exported.
 pub(super) const LEFT_OUT: &str =
-    "it has more than 500 models: 500 are shown, the loaded ones first";
+    "the server has more than 500 models: 500 are exported, the loaded ones first";
 
-/// What was logged of a server, so that each state is logged when it changes, and not on every poll.
+/// The state of a server that was logged last, so that only changes are logged.
 pub(super) struct StateLog {
     server: String,
     up: Option<bool>,
@@ -23,7 +23,7 @@ pub(super) struct StateLog {
     statuses: BTreeMap<(String, Option<String>), ModelStatus>,
     failing: BTreeMap<RequestTarget, Reason>,
     notes: Vec<&'static str>,
-    /// Whether it was logged that models are left out: once and for all.
+    /// Whether it was logged that models are left out. This is logged only once.
     left_out: bool,
 }
 
@@ -39,7 +39,7 @@ impl StateLog {
         }
     }
 
-    /// Logs what has changed since the poll before.
+    /// Logs the changes since the previous poll.
     pub fn log_changes(&mut self, base: &BaseUrl, reading: &Reading, snapshot: &Snapshot) {
         let server: &dyn Display = &self.server.clone();
         self.log_failures(server, reading);
@@ -91,7 +91,7 @@ impl StateLog {
             } else if failed.is_pending {
                 log_target(
                     log::warn,
-                    "no answer in time; it is not asked again before this request has ended",
+                    "no response in time; the next request is sent when this one has ended",
                     target,
                     &pairs,
                 );
@@ -101,11 +101,16 @@ impl StateLog {
         }
         for target in &reading.requests.answered {
             if self.failing.remove(target).is_some() {
-                log_target(log::info, "it answers again", target, &[("server", server)]);
+                log_target(
+                    log::info,
+                    "requests succeed again",
+                    target,
+                    &[("server", server)],
+                );
             }
         }
         if reading.up {
-            // Nothing will be logged of a model that is gone.
+            // A model that is gone has no failures any more.
             let there: BTreeSet<_> = reading.models.iter().map(|model| &model.name).collect();
             let is_there = |name: &String| there.contains(name);
             self.failing
@@ -114,7 +119,7 @@ impl StateLog {
     }
 }
 
-/// Logs what a request came to, with its endpoint, and its model where there are several.
+/// Logs the outcome of a request, with its endpoint, and its model if there are several.
 fn log_target(
     log: fn(&str, &[(&str, &dyn Display)]),
     message: &str,
@@ -135,7 +140,7 @@ fn log_status(server: &dyn Display, name: &str, before: ModelStatus, status: Mod
         ("server", server),
     ];
     let working = |status| matches!(status, ModelStatus::Idle | ModelStatus::Running);
-    // Between idle and running a model goes all day long.
+    // Changes between idle and running are too frequent for the level info.
     if working(before) && working(status) {
         log::debug("the model's status has changed", &pairs);
     } else {

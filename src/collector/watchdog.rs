@@ -1,12 +1,12 @@
-//! Whether a poll thread is on time. Time is passed in.
+//! Detects a poll thread that is late. Reads no clock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How much later than due a poll may end: for what it reads of the machine, on a busy one.
+/// How late a poll may end: reading `/proc` and `/sys` on a busy machine takes time.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// By when a poll thread must have ended its next poll.
+/// The time by which a poll thread must end its next poll.
 #[derive(Debug)]
 pub struct Watchdog {
     start: Instant,
@@ -15,7 +15,8 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// A watchdog of a thread whose first poll must end within `interval` and `limit` from `now`.
+    /// A watchdog for a thread whose first poll must end within `interval` plus `limit` after
+    /// `now`.
     pub fn new(now: Instant, interval: Duration, limit: Duration) -> Watchdog {
         let watchdog = Watchdog {
             start: now,
@@ -25,7 +26,7 @@ impl Watchdog {
         watchdog
     }
 
-    /// A poll has ended at `now`: the next one ends within `interval` and `limit`.
+    /// Records that a poll ended at `now`: the next one must end within `interval` plus `limit`.
     pub fn reset(&self, now: Instant, interval: Duration, limit: Duration) {
         let within = interval.saturating_add(limit).saturating_add(GRACE);
         let due = now

@@ -52,7 +52,7 @@ fn exports_prompts(model: &Model) -> bool {
 
 #[test]
 fn prompt_tokens_are_absent_if_the_server_does_not_count_them() {
-    // Six embeddings, as b10068 tells of them.
+    // Six embeddings, as b10068 reports them.
     let mut state = ModelTracker::default();
     let before = state.update(&reading(0, calls(0.0, 0.0), None));
     assert_eq!(before.live.prompt_tokens, Some(0.0));
@@ -60,7 +60,7 @@ fn prompt_tokens_are_absent_if_the_server_does_not_count_them() {
     assert!(!exports_prompts(&after), "{after:?}");
     assert_eq!(after.notes, [PROMPTS_UNCOUNTED]);
     assert_eq!(after.live.decode_calls, Some(6.0));
-    // Nor while the next one is at work.
+    // Nor while the next one is running.
     let busy = state.update(&reading(2, calls(7.0, 1.0), None));
     assert!(!exports_prompts(&busy), "{busy:?}");
     // A request that is counted shows that they are.

@@ -1,6 +1,6 @@
-//! What a process may use: the limits of its cgroup, its CPUs, the machine's memory.
+//! Resource limits of a process: its cgroup, its CPUs, the machine's memory.
 //!
-//! Files as in the kernel's `admin-guide/cgroup-v2.rst` and `cgroup-v1/`.
+//! File formats are described in the kernel's `admin-guide/cgroup-v2.rst` and `cgroup-v1/`.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -11,12 +11,12 @@ use crate::process::procfs_parsers::{bytes_field, cpu_ranges};
 /// The most levels of cgroups that are read; real hierarchies have fewer.
 const MAX_DEPTH: usize = 64;
 
-/// What a process may use; `None` is unknown, because its cgroup cannot be seen from here.
+/// The limits of a process; `None` if unknown, because its cgroup is not visible.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ResourceLimits {
     /// Bytes of memory.
     pub memory_bytes: Option<f64>,
-    /// CPUs that its cgroup lets it use at a time; infinite without a limit.
+    /// CPUs that its cgroup may use at a time; infinite without a limit.
     pub cpus: Option<f64>,
 }
 
@@ -34,23 +34,23 @@ impl ResourceLimits {
         };
         let own = read_text(&procfs.path("self/cgroup")).unwrap_or_default();
         let tree = sysfs.join("fs/cgroup");
-        let limit = |controller, read: &dyn Fn(&Path, Version) -> Option<f64>| {
+        let limit = |controller, read: &dyn Fn(&Path, CgroupVersion) -> Option<f64>| {
             lowest_limit(&tree, [&membership, &own], controller, read)
         };
         let memory = limit("memory", &|group, version| {
             let file = match version {
-                Version::One => "memory.limit_in_bytes",
-                Version::Two => "memory.max",
+                CgroupVersion::One => "memory.limit_in_bytes",
+                CgroupVersion::Two => "memory.max",
             };
             read_value(&group.join(file))?.parse().ok()
         });
         let cpus = limit("cpu", &|group, version| {
             let (quota, period) = match version {
-                Version::One => (
+                CgroupVersion::One => (
                     read_value(&group.join("cpu.cfs_quota_us"))?,
                     read_value(&group.join("cpu.cfs_period_us"))?,
                 ),
-                Version::Two => {
+                CgroupVersion::Two => {
                     let max = read_value(&group.join("cpu.max"))?;
                     let (quota, period) = max.split_once(' ')?;
                     (quota.to_owned(), period.to_owned())
@@ -68,7 +68,7 @@ impl ResourceLimits {
     }
 }
 
-/// How many of the CPUs that a process may run on are online; of all CPUs if `allowed` is unknown.
+/// The number of online CPUs that a process may run on; all online CPUs if `allowed` is unknown.
 pub fn online_cpus(sysfs: &Path, allowed: Option<&[(u32, u32)]>) -> Option<f64> {
     let online = read_value(&sysfs.join("devices/system/cpu/online"));
     let online = online.and_then(|text| cpu_ranges(&text));
@@ -86,17 +86,17 @@ pub fn online_cpus(sysfs: &Path, allowed: Option<&[(u32, u32)]>) -> Option<f64> 
 }
 
 /// The lowest limit of a process's cgroup and its ancestors; infinite without a limit, `None` if
-/// the cgroup cannot be seen. `membership` and `own` are the `/proc/PID/cgroup` of the process
-/// and of this one.
+/// the cgroup is not visible. `membership` and `own` are the `/proc/PID/cgroup` of that process and
+/// of this one.
 fn lowest_limit(
     tree: &Path,
     [membership, own]: [&str; 2],
     controller: &str,
-    read: &dyn Fn(&Path, Version) -> Option<f64>,
+    read: &dyn Fn(&Path, CgroupVersion) -> Option<f64>,
 ) -> Option<f64> {
     let cgroup = Cgroup::find(tree, membership, controller)?;
     let path = Path::new(cgroup.path);
-    // Outside of the hierarchy that this process can see.
+    // The cgroup is outside of the visible hierarchy.
     if path.components().any(|part| part == Component::ParentDir) {
         return None;
     }
@@ -118,14 +118,14 @@ fn lowest_limit(
 }
 
 #[derive(Clone, Copy)]
-enum Version {
+enum CgroupVersion {
     One,
     Two,
 }
 
 /// The cgroup of a process for one controller.
 struct Cgroup<'a> {
-    version: Version,
+    version: CgroupVersion,
     /// Where the hierarchy is mounted.
     root: PathBuf,
     /// The path below the root.
@@ -133,8 +133,8 @@ struct Cgroup<'a> {
 }
 
 impl<'a> Cgroup<'a> {
-    /// Finds it in the lines `ID:CONTROLLERS:PATH` of `/proc/PID/cgroup`: a controller is either
-    /// in a hierarchy of version 1 or in that of version 2.
+    /// Finds the cgroup in `/proc/PID/cgroup`, whose lines are `ID:CONTROLLERS:PATH`. A controller
+    /// is either in a hierarchy of version 1, or in that of version 2.
     fn find(tree: &Path, membership: &'a str, controller: &str) -> Option<Cgroup<'a>> {
         let lines = || {
             membership.lines().filter_map(|line| {
@@ -153,13 +153,13 @@ impl<'a> Cgroup<'a> {
                 tree.join(controller)
             };
             return Some(Cgroup {
-                version: Version::One,
+                version: CgroupVersion::One,
                 root,
                 path,
             });
         }
         let (_, _, path) = lines().find(|line| line.0 == "0" && line.1.is_empty())?;
-        // Beside version 1, version 2 is mounted at `unified`.
+        // If version 1 is in use too, version 2 is mounted at `unified`.
         let unified = tree.join("unified");
         let root = if unified.is_dir() {
             unified
@@ -167,7 +167,7 @@ impl<'a> Cgroup<'a> {
             tree.to_owned()
         };
         Some(Cgroup {
-            version: Version::Two,
+            version: CgroupVersion::Two,
             root,
             path,
         })
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_containers_own_cgroup_may_be_the_root_of_what_it_sees() {
+    fn a_containers_own_cgroup_may_be_the_visible_root() {
         let (_tree, limits) = tree(&[
             ("proc/self/cgroup", "5:memory:/docker/x\n4:cpu:/docker/x\n"),
             ("proc/7/cgroup", "5:memory:/docker/x\n4:cpu:/docker/x/y\n"),
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_that_cannot_be_seen_leaves_the_limit_unknown() {
+    fn an_invisible_cgroup_leaves_the_limits_unknown() {
         for path in ["0::/../../other\n", "0::/not-mounted\n"] {
             let (_tree, limits) = tree(&[("proc/7/cgroup", path), ("sys/fs/cgroup/x", "")]);
             assert_eq!(limits, ResourceLimits::default(), "{path}");

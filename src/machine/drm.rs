@@ -41,12 +41,12 @@ struct DrmCard {
 }
 
 impl DrmCards {
-    /// Finds the cards in sysfs. Their index counts from 0; beside NVIDIA's GPUs, which do the
-    /// same, it is the name of the card.
+    /// Finds the cards in sysfs. Their index counts from 0. If there are NVIDIA GPUs, which count
+    /// from 0 too, it is the name of the card.
     pub fn find(sysfs: &Path, beside_nvidia: bool) -> DrmCards {
         let entries = fs::read_dir(sysfs.join("class/drm")).into_iter().flatten();
         let cards = entries.flatten().filter_map(|entry| {
-            // Connectors, as `card1-DP-1`, have no number.
+            // Connectors, such as `card1-DP-1`, are not cards.
             let number: u32 = entry
                 .file_name()
                 .to_str()?
@@ -75,7 +75,7 @@ impl DrmCards {
         self.0.is_empty()
     }
 
-    /// Reads the cards. A suspended one is left out: reading would wake it.
+    /// Reads the cards. Leaves out suspended ones: reading would wake them.
     pub fn read(&mut self) -> Vec<Gpu> {
         self.0.iter_mut().filter_map(DrmCard::read).collect()
     }
@@ -127,7 +127,7 @@ impl DrmCard {
             .flatten();
         let hwmon = hwmon.map(|entry| entry.path()).min();
         let sensor = |name: &str| number(&hwmon.as_ref()?.join(name));
-        // The first is the edge of the die; xe has the package second.
+        // The first sensor is the edge of the die; xe has only the second, the package.
         let millidegrees = sensor("temp1_input").or_else(|| sensor("temp2_input"));
         let microwatts = sensor("power1_average").or_else(|| sensor("power1_input"));
         let mut gpu = Gpu {
@@ -170,12 +170,12 @@ impl DrmCard {
     }
 }
 
-/// GPU memory by PCI address, from the texts of fdinfo. Several descriptors may have the same
-/// client: it counts once.
+/// GPU memory by PCI address, from the texts of fdinfo. A client with several descriptors counts
+/// once.
 fn memory_by_address(texts: impl Iterator<Item = String>) -> BTreeMap<String, GpuMemory> {
     let mut clients: BTreeMap<(String, String), GpuMemory> = BTreeMap::new();
     for text in texts {
-        // `drm-memory-` is the older name, which some kernels have besides.
+        // `drm-memory-` is the older name; some kernels have both.
         let memory = |kind: &str| {
             let names = [format!("drm-resident-{kind}"), format!("drm-memory-{kind}")];
             names.iter().find_map(|name| bytes(field(&text, name)?))
@@ -213,7 +213,7 @@ fn bytes(text: &str) -> Option<f64> {
     Some(number.parse::<u64>().ok()? as f64 * factor)
 }
 
-/// Reads a file that holds one number; `None` if it is not a valid one or negative.
+/// Reads a file that holds one number; `None` if it is invalid or negative.
 fn number(path: &Path) -> Option<f64> {
     let number: f64 = read_value(path)?.parse().ok()?;
     (number.is_finite() && number >= 0.0).then_some(number)
@@ -226,7 +226,7 @@ mod tests {
     use super::*;
     use crate::machine::tests::file_tree::FileTree;
 
-    /// An amdgpu card after the kernel's documentation, and an Intel one.
+    /// An amdgpu card as in the kernel's documentation, and an Intel card.
     fn machine() -> FileTree {
         let amd = "sys/devices/pci0000:00/0000:03:00.0";
         let intel = "sys/devices/pci0000:00/0000:00:02.0";
@@ -267,7 +267,7 @@ mod tests {
         let mut cards = DrmCards::find(&tree.path("sys"), false);
         let begun = std::time::Instant::now();
         let gpus = cards.read();
-        assert_eq!(gpus.len(), 1, "Intel's power needs a second look");
+        assert_eq!(gpus.len(), 1, "Intel's power needs a second reading");
         let amd = &gpus[0];
         assert_eq!(amd.index, "1");
         assert_eq!(amd.utilization, Some(42.0));
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_no_valid_numbers_are_absent() {
+    fn invalid_numbers_are_absent() {
         let tree = machine();
         let folder = "sys/devices/pci0000:00/0000:03:00.0";
         tree.write(&format!("{folder}/gpu_busy_percent"), "-1\n");

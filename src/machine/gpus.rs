@@ -1,4 +1,4 @@
-//! The GPUs of this machine, of all vendors: shared by the pollers of all base URLs.
+//! The GPUs of this machine, from all vendors. Shared by the pollers of all base URLs.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::snapshot::{Gpu, GpuMemory};
 #[derive(Debug, Default)]
 pub struct Gpus {
     nvidia: Option<NvidiaSmi>,
-    /// Locked only by polls, as reading may take a while.
+    /// Locked only by polls, because reading may be slow.
     cards: Option<Mutex<DrmCards>>,
     /// The last reading of the cards, and when it was taken.
     card_readings: Mutex<Option<(Instant, Vec<Gpu>)>>,
@@ -24,8 +24,8 @@ pub struct Gpus {
 }
 
 impl Gpus {
-    /// Finds the GPUs, and keeps `nvidia-smi` running if it is installed. None with `--no-gpu` and
-    /// on other systems than Linux.
+    /// Finds the GPUs, and keeps `nvidia-smi` running if it is installed. Finds none with
+    /// `--no-gpu`, and on systems other than Linux.
     pub fn start(settings: &Settings) -> Gpus {
         if settings.no_gpu || !cfg!(target_os = "linux") {
             let why = match settings.no_gpu {
@@ -60,13 +60,13 @@ impl Gpus {
         }
     }
 
-    /// Where no GPUs were found, and which of those found are not read, for the user.
+    /// Where no GPU was found, and which GPUs are not read, for the user.
     pub fn notes(&self) -> Vec<String> {
         let nvidia = self.nvidia.iter().flat_map(NvidiaSmi::notes);
         self.notes.iter().cloned().chain(nvidia).collect()
     }
 
-    /// Reads the cards, unless another poll just has, or does now.
+    /// Reads the cards, unless another poll has just read them, or is reading them.
     pub fn refresh(&self) {
         let Some(Ok(mut cards)) = self.cards.as_ref().map(Mutex::try_lock) else {
             return;
@@ -90,7 +90,7 @@ impl Gpus {
         (at.elapsed() < age).then(|| gpus.clone())
     }
 
-    /// Waits until `nvidia-smi` has answered for the first time, for at most `time`.
+    /// Waits for the first output of `nvidia-smi`, for at most `time`.
     pub fn wait(&self, time: Duration) {
         let deadline = deadline(Instant::now(), time);
         while self.nvidia.as_ref().is_some_and(NvidiaSmi::is_starting) && Instant::now() < deadline
@@ -99,7 +99,7 @@ impl Gpus {
         }
     }
 
-    /// The last readings, as far as they are fresh.
+    /// The fresh readings.
     pub fn known(&self) -> Vec<Gpu> {
         let mut gpus: Vec<Gpu> = self.nvidia.iter().flat_map(NvidiaSmi::gpus).collect();
         let age = self.interval.saturating_mul(3);

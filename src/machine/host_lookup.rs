@@ -1,20 +1,20 @@
-//! The addresses of the base URL's host, resolved without holding up a poll.
+//! Resolves the base URL's host without blocking a poll.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-/// How long the first poll waits: the name was just resolved to ask the server.
+/// How long the first poll waits: the HTTP client has just resolved the name.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 
 /// The state of the lookup.
 pub enum HostLookup {
     /// Not started.
     Idle,
-    /// The name is being resolved, which may take long.
+    /// The lookup is running.
     Pending(Receiver<Vec<IpAddr>>),
-    /// The addresses; empty if the name does not resolve.
+    /// The addresses; empty if the name did not resolve.
     Done(Vec<IpAddr>),
 }
 
@@ -63,7 +63,7 @@ fn start(host: &str) -> HostLookup {
     }
 }
 
-/// The address that a connection to `address` reaches: a wildcard is this machine.
+/// The address that a connection to `address` reaches; for a wildcard, the loopback address.
 fn destination(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),

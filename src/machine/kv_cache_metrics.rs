@@ -1,5 +1,5 @@
-//! The KV cache of a model: what it may hold and what is in use, from the server's arguments and
-//! the header of the model file.
+//! Size and usage of a model's KV cache, from the server's arguments and the header of the model
+//! file.
 
 use crate::gguf::header::ModelHeader;
 use crate::gguf::kv_cache::{self, CellLayout, KvCache, SlotLayout};
@@ -16,7 +16,7 @@ pub fn fill(
     mut process: Option<&mut ServerProcess>,
     procfs: &Procfs,
 ) {
-    // Without its weights, a model has no cache.
+    // A model that is not loaded has no cache.
     let unloaded = [
         ModelStatus::Sleeping,
         ModelStatus::Unloaded,
@@ -37,7 +37,7 @@ pub fn fill(
     };
     let slots = SlotLayout { count, n_ctx };
     let options = process.as_ref().and_then(|process| process.cache_options());
-    // The process's arguments may be unreadable, or those of a wrapper.
+    // The arguments of the process may be unreadable, or it may be a wrapper.
     let options = options.or_else(|| {
         let words = reading.process.arguments.as_ref()?;
         ServerArguments::of_router_child(words).cache_options()

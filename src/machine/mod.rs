@@ -1,9 +1,9 @@
-//! The machine under the models of one base URL, if that is this machine.
+//! Reads the machine that the models of one base URL run on, if that is this machine. Linux only.
 //!
-//! In the order of a poll: find the process of each model, read its metrics, read the header of
-//! its model file and compute its KV cache; beside that, read the GPUs. Linux only. Knows nothing
-//! of HTTP: what the server reports of a model comes in as a [`ModelReading`]. What is uncertain
-//! is left out, and a note says why.
+//! A poll reads the GPUs, finds the process of each model and reads its metrics. It reads the
+//! header of the model file and computes the KV cache. Sends no HTTP requests: the server's report
+//! on a model is passed in as a [`ModelReading`]. Uncertain values are left out, with a note that
+//! explains why.
 
 pub mod cgroup;
 pub mod drm;
@@ -42,10 +42,10 @@ const FIRST_RETRY_DELAY: Duration = Duration::from_secs(5);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(300);
 /// The most models whose process is looked up in one poll; the others follow in the next.
 const MAX_LOOKUPS_PER_POLL: usize = 32;
-/// The most notes that are logged; no real server has as many.
+/// The most notes that are logged. No real server has as many.
 const MAX_LOGGED_NOTES: usize = 100;
 
-/// The machine under the models of one base URL.
+/// The machine that the models of one base URL run on.
 pub struct Machine {
     procfs: Procfs,
     sysfs: PathBuf,
@@ -57,9 +57,9 @@ pub struct Machine {
     port: u16,
     addresses: HostLookup,
     connect: Connect,
-    /// The processes of this machine, once this poll has listed them.
+    /// The processes of this machine, if listed in this poll.
     lookup: Option<ProcessLookup>,
-    /// Models whose process this poll has looked up.
+    /// The number of processes looked up in this poll.
     lookups: usize,
     models: BTreeMap<ModelKey, ModelProcess>,
     logged_notes: BTreeSet<String>,
@@ -72,13 +72,13 @@ fn key(model: &Model) -> ModelKey {
     (model.name.clone(), model.mode.clone())
 }
 
-/// The process of a model, or when to look for it again.
+/// The process of a model, or the time of the next lookup.
 #[derive(Default)]
 struct ModelProcess {
     process: Option<ServerProcess>,
     retry_at: Option<Instant>,
     retry_delay: Duration,
-    /// Why the process was not found, if the user can do something about it.
+    /// Why the process was not found, if the user can fix it.
     note: Option<String>,
 }
 
@@ -89,7 +89,7 @@ impl ModelProcess {
     }
 }
 
-/// What is wrong with `--procfs`, for the user.
+/// A note if `--procfs` has no processes, for the user.
 pub fn note_on_procfs(settings: &Settings) -> Option<String> {
     let is_empty = cfg!(target_os = "linux") && Procfs::new(&settings.procfs).pids().is_empty();
     is_empty.then(|| {
@@ -99,7 +99,7 @@ pub fn note_on_procfs(settings: &Settings) -> Option<String> {
 }
 
 impl Machine {
-    /// The machine that `base` may be on.
+    /// The machine of `base`.
     pub fn new(base: &BaseUrl, settings: &Settings) -> Machine {
         Machine {
             procfs: Procfs::new(&settings.procfs),
@@ -118,23 +118,24 @@ impl Machine {
         }
     }
 
-    /// Reads these GPUs too.
+    /// Sets the GPUs to read.
     pub fn with_gpus(mut self, gpus: &Arc<Gpus>) -> Machine {
         self.gpus = Arc::clone(gpus);
         self
     }
 
-    /// Starts a poll: reads the GPUs, and lists the processes anew if any is looked up.
+    /// Starts a poll: reads the GPUs, and discards the list of processes.
     pub fn begin_poll(&mut self) {
         self.gpus.refresh();
         self.lookup = None;
         self.lookups = 0;
     }
 
-    /// Sets in `model` what the machine knows about it. Called once a poll for each loaded model.
+    /// Sets the values of `model` that this machine knows. Call it once per poll for each loaded
+    /// model.
     pub fn fill(&mut self, model: &mut Model, reading: &ModelReading) {
         let key = key(model);
-        // Taken out, so that only the processes of other models are in there.
+        // Removed, so that `models` holds only the processes of other models.
         let mut entry = self.models.remove(&key).unwrap_or_default();
         if cfg!(target_os = "linux") {
             self.find_process(&mut entry, reading);
@@ -147,13 +148,13 @@ impl Machine {
         self.models.insert(key, entry);
     }
 
-    /// After how long without a request the model's server unloads it, by its arguments.
+    /// How long the model's server is idle before it unloads the model, as its arguments say.
     pub fn sleep_idle(&self, model: &Model) -> Option<BoundedDuration> {
         let process = self.models.get(&key(model))?.process.as_ref()?;
         process.arguments.sleep_idle()
     }
 
-    /// Forgets the processes of all other models: they are unloaded, or the server is down.
+    /// Removes the processes of all other models: they are unloaded, or the server is down.
     pub fn keep_only(&mut self, models: &[Model]) {
         let present: BTreeSet<ModelKey> = models.iter().map(key).collect();
         self.models.retain(|known, _| present.contains(known));
@@ -162,7 +163,7 @@ impl Machine {
         }
     }
 
-    /// What is unknown about the models and why, for the user.
+    /// Which values of the models are unknown and why, for the user.
     pub fn notes(&self) -> Vec<String> {
         let notes = self.models.values().flat_map(ModelProcess::notes);
         notes.collect::<BTreeSet<_>>().into_iter().collect()
@@ -177,7 +178,7 @@ impl Machine {
         }
     }
 
-    /// Keeps the process of a model as long as it serves, else looks for another.
+    /// Finds the process of a model, unless the known one still serves it.
     fn find_process(&mut self, entry: &mut ModelProcess, reading: &ModelReading) {
         if let Some(process) = &entry.process {
             if process.still_serves(&self.procfs) && self.pid_file_allows(process.id, reading) {
@@ -210,7 +211,7 @@ impl Machine {
         };
     }
 
-    /// Looks for the process of a model; `None` if it is too early to look again.
+    /// Looks up the process of a model; `None` before the next retry is due.
     fn look_up(
         &mut self,
         entry: &mut ModelProcess,
@@ -234,7 +235,7 @@ impl Machine {
         Some(lookup.find(reading))
     }
 
-    /// Whether the PID file still names this process, or cannot be read, or is about no model of
+    /// False if the PID file names another process. True if it cannot be read, or does not apply to
     /// this kind of server.
     fn pid_file_allows(&self, process: ProcessId, reading: &ModelReading) -> bool {
         let pid_file = self.pid_file.as_ref().filter(|_| is_only_model(reading));
@@ -243,7 +244,7 @@ impl Machine {
     }
 }
 
-/// Whether the server has this one model, so that the PID file is about its process.
+/// Whether the server holds only this model, so that the PID file applies to it.
 fn is_only_model(reading: &ModelReading) -> bool {
     reading.process.arguments.is_none() && reading.process.file_part.is_none()
 }

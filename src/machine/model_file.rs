@@ -1,7 +1,7 @@
-//! The header of a model file, read on a thread of its own.
+//! Reads the header of a model file on a thread of its own.
 //!
-//! Opening or reading a file on a network mount that does not answer waits forever. The poll must
-//! not, so the thread does; there are never more than a few.
+//! Opening or reading a file on an unresponsive network mount may block permanently. A poll must
+//! not block, so a thread reads the file. The number of threads is limited.
 
 use std::io;
 use std::path::Path;
@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use crate::gguf::header::{HeaderError, ModelHeader, first_part};
 use crate::machine::procfs::Procfs;
 
-/// How long the first poll waits: a file on a local disk is read by then.
+/// How long the first poll waits: long enough for a file on a local disk.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
-/// The most threads that read or wait for a file system, for all servers.
+/// The most threads that read model files, for all servers.
 const MAX_READERS: usize = 4;
 /// How long after an error the file is read again.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
@@ -53,7 +53,7 @@ impl ModelFile {
         file
     }
 
-    /// Whether the file at `path` should be read (again).
+    /// Whether the file at `path` must be read again.
     pub fn is_outdated(&self, path: &str) -> bool {
         self.path != path
             || matches!(&self.state, HeaderState::Read(Err(_), at) if at.elapsed() > RETRY_AFTER)
@@ -68,7 +68,7 @@ impl ModelFile {
         }
     }
 
-    /// Why there is no header: what follows "the model file".
+    /// Why there is no header. The text follows the words "the model file".
     pub fn problem(&self) -> Option<String> {
         match &self.state {
             HeaderState::Read(result, _) => result.as_ref().err().map(ToString::to_string),
@@ -82,7 +82,7 @@ impl ModelFile {
                 Ok(result) => result,
                 Err(RecvTimeoutError::Timeout) => return,
                 Err(RecvTimeoutError::Disconnected) => {
-                    Err(io::Error::other("its reader has ended").into())
+                    Err(io::Error::other("the reader thread has ended").into())
                 }
             };
             self.state = HeaderState::Read(result, Instant::now());
@@ -127,7 +127,7 @@ mod tests {
     static READERS_LOCK: Mutex<()> = Mutex::new(());
 
     #[test]
-    fn a_file_that_is_no_model_is_read_again_later() {
+    fn a_file_that_is_not_a_model_is_read_again_later() {
         let _alone = READERS_LOCK.lock().unwrap();
         let tree = FileTree::new(&[("rootfs/m.gguf", "no model")]);
         tree.link("7/root", tree.path("rootfs"));
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn a_file_system_that_hangs_blocks_no_poll_and_takes_few_threads() {
         let _alone = READERS_LOCK.lock().unwrap();
-        // Each reads until its end of a channel of its own is dropped.
+        // Each reader blocks until the sender of its channel is dropped.
         let hang = || {
             let (answer, waiting) = mpsc::channel::<()>();
             let result = in_background(move || {

@@ -9,10 +9,10 @@ use crate::machine::process_lookup::LookupResult;
 use crate::machine::procfs::{ProcessId, Procfs};
 use crate::process::file;
 
-/// A PID file. The PID in it may be stale, and belong to another process by now.
+/// A PID file. Its PID may be stale, and may now belong to another process.
 pub struct PidFile {
     path: PathBuf,
-    /// When the file was written that was read last, and its process then.
+    /// The modification time of the file at the last reading, and its process.
     last: Option<(Option<SystemTime>, ProcessId)>,
 }
 
@@ -34,7 +34,7 @@ impl PidFile {
         pid.map_err(|_| io::Error::other("it contains no PID"))
     }
 
-    /// The process that has the PID in the file, unless that was reused since it was written.
+    /// The process with the PID in the file, unless the PID was reused since the file was written.
     pub fn find(&mut self, procfs: &Procfs) -> LookupResult {
         let path = self.path.display();
         let written = fs::metadata(&self.path).and_then(|file| file.modified());

@@ -1,10 +1,10 @@
-//! Finds the process that serves a model: by its listening socket, else by its command line, and
-//! for Docker Model Runner by its model file.
+//! Finds the process that serves a model: by its listening socket, or else by its command line; for
+//! Docker Model Runner, by its model file.
 //!
-//! The tables of sockets say whether anything listens there on this machine; only then its owner
-//! is looked for, first among the llama-servers. Listing all descriptors of all processes is
-//! expensive beside servers with thousands of connections, so one poll does it at most once,
-//! however many models it has.
+//! The socket tables show whether anything listens on the port on this machine. If so, the process
+//! that owns the socket is looked up, first among the llama-servers. Listing all descriptors of all
+//! processes is expensive on machines with thousands of connections, so one poll does it at most
+//! once for all models.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,22 +28,23 @@ const LOOPBACK: [IpAddr; 2] = [
 const MAX_COMMAND_LINES_BYTES: usize = 8 << 20;
 /// The shortest digest that identifies a model file.
 const MIN_DIGEST_LENGTH: usize = 12;
-/// The most network namespaces besides our own that may have the base URL's address.
+/// The most other network namespaces that are checked for the base URL's address.
 const MAX_NAMESPACES: usize = 8;
-/// How long connecting may take: the server has just answered.
+/// How long connecting may take: the server has just responded.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Opens a connection: its local address, and the stream that keeps it open (none in tests).
+/// Opens a connection. Returns its local address, and the stream that keeps it open (`None` in
+/// tests).
 pub type Connect = fn(SocketAddr) -> Option<(SocketAddr, Option<TcpStream>)>;
 
-/// Opens a TCP connection. Nothing is sent over it.
+/// Opens a TCP connection, and sends nothing.
 pub fn connect(server: SocketAddr) -> Option<(SocketAddr, Option<TcpStream>)> {
     let stream = TcpStream::connect_timeout(&server, CONNECT_TIMEOUT).ok()?;
     Some((stream.local_addr().ok()?, Some(stream)))
 }
 
-/// The process, with the socket if it was found by that; or why it was not found, if the user can
-/// do something about it.
+/// The process, with the socket if that identified it. The error explains why none was found, if
+/// the user can fix it.
 pub type LookupResult = Result<(ProcessId, Option<HeldSocket>), Option<String>>;
 
 /// The processes of this machine during one poll.
@@ -58,15 +59,15 @@ pub struct ProcessLookup {
     /// All other processes but our own.
     others: Vec<u32>,
     command_lines: BTreeMap<u32, ServerArguments>,
-    /// What listens in the network namespace that the base URL leads to; `None` if that is not on
-    /// this machine.
+    /// The listening sockets in the base URL's network namespace; `None` if that is not on this
+    /// machine.
     listening: OnceCell<Option<ListeningSockets>>,
     is_on_this_machine: OnceCell<bool>,
     held_by_servers: OnceCell<SocketHolders>,
     held_by_others: OnceCell<SocketHolders>,
 }
 
-/// Who has the listening sockets open.
+/// The processes that have the listening sockets open.
 #[derive(Default)]
 struct SocketHolders {
     /// The processes by the socket's inode number.
@@ -76,7 +77,7 @@ struct SocketHolders {
 }
 
 impl ProcessLookup {
-    /// A lookup of what is behind `port` of `addresses`.
+    /// A lookup of the processes behind `port` of `addresses`.
     pub fn new(
         procfs: &Procfs,
         addresses: Vec<IpAddr>,
@@ -124,13 +125,14 @@ impl ProcessLookup {
         if let Some(digest) = &reading.process.file_part {
             return self.by_model_file(digest, reading.mode.as_deref());
         }
-        // None: it is on another machine, or behind what is no process, such as a firewall rule.
+        // `None`: the server is on another machine, or behind a firewall rule that forwards the
+        // port.
         let listening = self.listening().ok_or(None)?;
         let Some(words) = &reading.process.arguments else {
             let sockets = listening.tcp(self.port, &self.addresses);
             return self.by_socket(&sockets, |process| process.may_listen_on(self.port));
         };
-        // The server of one of a router's models listens beside the router.
+        // The server of a router's model listens on the router's machine.
         let child = ServerArguments::new(words, &[]);
         if let Some(path) = child.unix_sockets().next() {
             self.by_socket(&listening.unix(path), |process| {
@@ -143,7 +145,7 @@ impl ProcessLookup {
         }
     }
 
-    /// What listens in the network namespace that the base URL leads to.
+    /// The listening sockets in the base URL's network namespace.
     fn listening(&self) -> Option<&ListeningSockets> {
         let find = || {
             let mut listening = self.namespaces().map(|namespace| namespace.listening());
@@ -152,8 +154,8 @@ impl ProcessLookup {
         self.listening.get_or_init(find).as_ref()
     }
 
-    /// The network namespaces that the base URL may lead to: our own, that of the machine (PID 1)
-    /// and those of llama-servers in other containers.
+    /// The possible network namespaces of the base URL: our own, that of the machine (PID 1), and
+    /// those of llama-servers in other containers.
     fn namespaces(&self) -> impl Iterator<Item = NetworkNamespace> {
         let has_address = |namespace: &NetworkNamespace| {
             let mut addresses = self.addresses.iter();
@@ -170,9 +172,10 @@ impl ProcessLookup {
         Some(own).filter(has_address).into_iter().chain(others)
     }
 
-    /// Whether connections to the base URL arrive in the namespace of `pid`, which has its
-    /// address. Any user can create a namespace with any address: so it must show a connection
-    /// that we open now, and belong to the user namespace in which only root can create others.
+    /// Whether connections to the base URL reach the namespace of `pid`, which has its address. Any
+    /// user can create a namespace with any address. So the namespace must list a connection that
+    /// we open now, and must be in the initial user namespace, where only root can create network
+    /// namespaces.
     fn receives_our_connections(&self, pid: u32, namespace: &NetworkNamespace) -> bool {
         let shows_ours = |address: &IpAddr| {
             let server = SocketAddr::new(*address, self.port);
@@ -187,7 +190,7 @@ impl ProcessLookup {
         NetworkNamespace::new(self.procfs.process_path(pid, "net"), false)
     }
 
-    /// Which of `pids` have which listening sockets open.
+    /// The listening sockets that each of `pids` has open.
     fn holders_among(&self, pids: &[u32]) -> SocketHolders {
         let listening = self.listening().into_iter();
         let inodes: BTreeSet<u64> = listening.flat_map(ListeningSockets::inodes).collect();
@@ -209,8 +212,8 @@ impl ProcessLookup {
         holders
     }
 
-    /// The one process that has the sockets open and a model loaded; if the descriptors cannot be
-    /// listed, the one whose command line matches.
+    /// The only process with one of the sockets open and a model loaded. If descriptors cannot be
+    /// listed, the only one whose command line matches.
     fn by_socket(
         &self,
         sockets: &[ListeningSocket],
@@ -223,7 +226,7 @@ impl ProcessLookup {
             .held_by_servers
             .get_or_init(|| self.holders_among(&self.servers));
         let mut searched = vec![servers];
-        // Any other program may have inherited the socket.
+        // Another program may have inherited the socket.
         if !sockets
             .iter()
             .all(|socket| servers.by_inode.contains_key(&socket.inode))
@@ -267,8 +270,8 @@ impl ProcessLookup {
         }
     }
 
-    /// The only one of `pids`, whose descriptors cannot be listed, with a matching command line,
-    /// in the network namespace of a socket and of its user.
+    /// The only one of `pids` with a matching command line, in the network namespace of a socket
+    /// and with the socket's user. The descriptors of `pids` cannot be listed.
     pub(super) fn by_command_line(
         &self,
         sockets: &[ListeningSocket],
@@ -292,7 +295,7 @@ impl ProcessLookup {
                 .filter_map(|pid| self.command_lines.get(pid));
             others.any(|other| wrapper.is_some_and(|wrapper| wrapper.wraps(other)))
         };
-        // `sudo llama-server …` stays beside what it started.
+        // `sudo llama-server …` keeps running next to the server that it started.
         let found: Vec<u32> = candidates
             .iter()
             .copied()
@@ -303,7 +306,7 @@ impl ProcessLookup {
 
     /// The only llama-server in `mode` that has `digest` in the path of its model file.
     fn by_model_file(&self, digest: &str, mode: Option<&str>) -> LookupResult {
-        // Docker Model Runner names files by digest. An empty or common word would match any.
+        // Docker Model Runner names files by digest. An empty or common word would match any file.
         let is_digest = digest.len() >= MIN_DIGEST_LENGTH
             && digest.bytes().all(|byte| byte.is_ascii_hexdigit());
         let is_on_this_machine = || self.namespaces().next().is_some();

@@ -1,6 +1,6 @@
-//! What `/proc` has about processes: identity, command line, memory, threads, descriptors.
+//! Reads processes from `/proc`: identity, command line, memory, threads, descriptors.
 //!
-//! Formats as in proc(5). Only reads; never signals a process.
+//! Formats are those of proc(5). Never signals a process.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -20,10 +20,10 @@ const MAX_PROCESSES: usize = 65_536;
 /// The most descriptors of a process.
 const MAX_DESCRIPTORS: usize = 65_536;
 
-/// A PID with the start time of its process: the PID alone may be reused.
+/// A PID with the start time of its process. A PID alone may be reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessId {
-    /// The PID, in the PID namespace of the procfs that is read.
+    /// The PID, in the PID namespace of the procfs.
     pub pid: u32,
     /// When the process started, in ticks since boot.
     pub started: u64,
@@ -75,7 +75,7 @@ impl Procfs {
         Ok(words(&read_bytes(&path, MAX_COMMAND_LINE_BYTES)?))
     }
 
-    /// The environment variables `LLAMA_ARG_*`. All others may be secrets and are dropped.
+    /// The environment variables `LLAMA_ARG_*`. Discards all others, which may be secrets.
     ///
     /// # Errors
     /// Only root and the process's own user may read them.
@@ -90,7 +90,7 @@ impl Procfs {
     }
 
     /// Whether the process is in the initial user namespace, where only root can create network
-    /// namespaces. In every other one, any user can.
+    /// namespaces. In others, any user can.
     pub fn is_in_initial_user_namespace(&self, pid: u32) -> bool {
         match read_text(&self.process_path(pid, "uid_map")) {
             Ok(map) => map.split_whitespace().eq(["0", "0", "4294967295"]),
@@ -148,8 +148,8 @@ impl Procfs {
         Ok(held)
     }
 
-    /// Whether the process has a GGUF file or a library of llama.cpp mapped. A process that only
-    /// forwards connections (docker-proxy, a tunnel) has neither.
+    /// Whether the process has mapped a GGUF file or a library of llama.cpp. A process that only
+    /// forwards connections (docker-proxy, a tunnel) has not.
     pub fn has_llama_cpp_mapped(&self, pid: u32) -> bool {
         const LIBRARIES: [&str; 5] = ["ggml", "libllama", "llama_cpp", "llamacpp", "llamafile"];
         let maps = read_bytes(&self.process_path(pid, "maps"), MAX_MAPS_BYTES).unwrap_or_default();
@@ -160,8 +160,8 @@ impl Procfs {
         })
     }
 
-    /// Opens the regular file at `path` as the process sees it: relative to its working
-    /// directory and root. No symbolic link leads out of that root.
+    /// Opens the regular file at `path` as seen by the process: relative to its working directory
+    /// and root directory. No symbolic link leads out of that root.
     ///
     /// # Errors
     /// No such file, or only root and the process's own user may open it.
@@ -171,7 +171,7 @@ impl Procfs {
             return file::regular_file_in_root(&root, path);
         }
         let working_directory = fs::read_link(self.process_path(pid, "cwd"))?;
-        // Both links are paths as seen from here; a container's own root is `/` to it.
+        // Both links are paths in our view; a container sees its own root as `/`.
         let below_root = working_directory.strip_prefix(fs::read_link(&root)?);
         let path = below_root.map_err(io::Error::other)?.join(path);
         file::regular_file_in_root(&root, &path)
@@ -201,15 +201,15 @@ fn socket_inode(target: &Path) -> Option<u64> {
     inode.strip_suffix(']')?.parse().ok()
 }
 
-/// Whether this process is in the initial PID namespace, where PIDs are those that the kernel
-/// itself uses. False also if unknown.
+/// Whether this process is in the initial PID namespace, whose PIDs the kernel itself uses. False
+/// if unknown.
 pub fn is_in_initial_pid_namespace() -> bool {
     /// `PROC_PID_INIT_INO` of `linux/proc_ns.h`.
     const INITIAL: &str = "pid:[4026531836]";
     fs::read_link("/proc/self/ns/pid").is_ok_and(|own| own.as_os_str() == INITIAL)
 }
 
-/// The words of a file that ends each with a zero byte.
+/// The words of a file, each of which ends with a zero byte.
 fn words(bytes: &[u8]) -> Vec<String> {
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
     if bytes.is_empty() {
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_resolved_as_the_process_sees_it_and_stays_in_its_root() {
+    fn a_path_is_resolved_within_the_root_of_the_process() {
         let tree = FileTree::new(&[("rootfs/app/m", "app"), ("rootfs/data/m", "data")]);
         tree.write("outside/m", "outside");
         tree.link("7/root", tree.path("rootfs"));
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_server_is_recognized_by_what_it_has_mapped() {
+    fn a_model_server_is_recognized_by_its_mappings() {
         let line = |path: &str| format!("7f00-7f01 r--p 00000000 fe:00 1234   {path}\n");
         let tree = FileTree::new(&[
             (

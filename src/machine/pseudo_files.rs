@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// The most bytes of a file whose size is limited by what it describes.
+/// The most bytes of a file that has one value or a small table.
 const MAX_TEXT_BYTES: u64 = 64 << 10;
 
 /// Reads the first `limit` bytes of a file.

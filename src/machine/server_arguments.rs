@@ -1,12 +1,12 @@
-//! The command line of a llama-server: which port, which model file, which KV cache.
+//! Parses the command line of a llama-server: its port, model file and KV cache options.
 //!
-//! Names and defaults as in llama.cpp's `common/arg.cpp`. One value that cannot be parsed makes
-//! the whole KV cache unknown: a wrong size is worse than none.
+//! Names and defaults are those of llama.cpp's `common/arg.cpp`. If one value cannot be parsed, all
+//! KV cache options are unknown: no size is better than a wrong one.
 
 use crate::bounds::BoundedDuration;
 use crate::gguf::kv_cache::{CacheOptions, CacheType};
 
-/// An argument: its names, and the environment variable that sets it too.
+/// An argument: its names, and its environment variable.
 struct Argument(&'static [&'static str], &'static str);
 
 const CTX_SIZE: Argument = Argument(&["-c", "--ctx-size"], "LLAMA_ARG_CTX_SIZE");
@@ -23,10 +23,11 @@ const SLEEP_IDLE: Argument = Argument(&["--sleep-idle-seconds"], "LLAMA_ARG_SLEE
 const UNIFIED_PER_SLOT: Argument =
     Argument(&["--kv-unified-per-slot"], "LLAMA_ARG_KV_UNIFIED_PER_SLOT");
 
-/// The port without `--port`: before b11549, and since.
+/// The default ports: before b11549, and since.
 const DEFAULT_PORTS: [u16; 2] = [8080, 9931];
 
-/// With one of these, a draft model has a cache of its own, or the model file is overridden.
+/// Arguments with which the size of the KV cache is unknown: a draft model has a cache of its own,
+/// or the model file's values are overridden.
 const UNKNOWN_CACHE_ARGUMENTS: &[&str] = &[
     "-md",
     "--model-draft",
@@ -57,7 +58,7 @@ pub struct ServerArguments {
 impl ServerArguments {
     /// From the words of a command line, program name first, and its environment variables.
     pub fn new(words: &[String], variables: &[(String, String)]) -> ServerArguments {
-        // As llama.cpp does: underscores in long names are dashes.
+        // Like llama.cpp, treat underscores in long names as dashes.
         let normalize = |word: &String| {
             let is_name = word.starts_with("--") && !word.contains([' ', '/']);
             if is_name {
@@ -72,8 +73,7 @@ impl ServerArguments {
         }
     }
 
-    /// From the command line that a router gives the server of one of its models, with or without
-    /// the program name.
+    /// From the command line of a router's child, with or without the program name.
     pub fn of_router_child(words: &[String]) -> ServerArguments {
         let has_program = words.first().is_some_and(|first| !first.starts_with('-'));
         let program = (!has_program).then(|| "llama-server".to_owned());
@@ -121,8 +121,8 @@ impl ServerArguments {
         self.value(&PORT)?.parse().ok()
     }
 
-    /// Whether it may listen on `port`: any program with `--port PORT`, or a llama-server that
-    /// has this port by default in some build.
+    /// Whether it may listen on `port`: any program with `--port PORT`, or a llama-server with this
+    /// default port in some build.
     pub fn may_listen_on(&self, port: u16) -> bool {
         self.has_port(port)
             || (self.is_llama_server()
@@ -156,13 +156,13 @@ impl ServerArguments {
         self.value(&MODEL)
     }
 
-    /// The Unix sockets that it listens on: `--host` is a list of addresses and sockets.
+    /// The Unix sockets in `--host`, which is a list of addresses and sockets.
     pub fn unix_sockets(&self) -> impl Iterator<Item = &str> {
         let hosts = self.value(&HOST).unwrap_or_default().split(',');
         hosts.map(str::trim).filter(|host| host.ends_with(".sock"))
     }
 
-    /// After how long without a request the server unloads its model (`--sleep-idle-seconds`).
+    /// How long the server is idle before it unloads its model (`--sleep-idle-seconds`).
     pub fn sleep_idle(&self) -> Option<BoundedDuration> {
         let seconds: u64 = self.value(&SLEEP_IDLE)?.parse().ok()?;
         (seconds > 0).then(|| BoundedDuration::from_secs(seconds))
@@ -182,7 +182,7 @@ impl ServerArguments {
             None => Some(None),
             Some(text) => text.parse::<i64>().ok().map(Some),
         };
-        // 0 and negative values leave the choice to the server.
+        // 0 and negative values mean that the server chooses.
         let positive = |argument: &Argument| {
             let given = number(argument)?;
             Some(

@@ -14,18 +14,18 @@ use crate::machine::server_arguments::ServerArguments;
 use crate::process::procfs_parsers::TICKS_PER_SECOND;
 use crate::snapshot::Model;
 
-/// How long resource limits are reused.
+/// How long resource limits are reused before they are read again.
 const LIMITS_VALID_FOR: Duration = Duration::from_secs(30);
 
 /// A process that serves a model.
 pub struct ServerProcess {
     /// The process.
     pub id: ProcessId,
-    /// The socket that it was found by.
+    /// The socket by which it was found.
     socket: Option<HeldSocket>,
-    /// How it was started.
+    /// Its command line and environment variables.
     pub arguments: ServerArguments,
-    /// Why its environment variables, which may set what the arguments do not, are unknown.
+    /// Why its environment variables are unknown. They may set what the arguments do not.
     variables_error: Option<io::Error>,
     limits: ResourceLimits,
     limits_read_at: Instant,
@@ -35,7 +35,7 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Reads how the process was started and what it may use.
+    /// Reads the arguments and the resource limits of the process.
     pub fn new(
         procfs: &Procfs,
         sysfs: &Path,
@@ -59,13 +59,13 @@ impl ServerProcess {
         }
     }
 
-    /// Whether it still runs and has the socket open that it was found by.
+    /// Whether it still runs, with its socket open.
     pub fn still_serves(&self, procfs: &Procfs) -> bool {
         procfs.process_id(self.id.pid) == Some(self.id)
             && self.socket.as_ref().is_none_or(HeldSocket::is_open)
     }
 
-    /// Sets the metrics of the process in `model`. They replace those that the server reports.
+    /// Sets the metrics of the process in `model`. They take precedence over those of the server.
     pub fn fill(&mut self, procfs: &Procfs, sysfs: &Path, gpus: &Gpus, model: &mut Model) {
         let pid = self.id.pid;
         let (Some(stat), Some(status)) = (procfs.stat(pid), procfs.status(pid)) else {
@@ -114,7 +114,7 @@ impl ServerProcess {
         self.model_file.insert(file).header()
     }
 
-    /// What is unknown about the process and why, for the user.
+    /// Which values of the process are unknown and why, for the user.
     pub fn notes(&self) -> impl Iterator<Item = String> {
         let is_server = self.arguments.is_llama_server();
         let variables = self.variables_error.as_ref().filter(|_| is_server).map(|error| {

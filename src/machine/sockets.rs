@@ -1,6 +1,6 @@
-//! Which sockets listen where, from the tables of a network namespace in `/proc`.
+//! Reads the socket tables of a network namespace from `/proc`.
 //!
-//! Formats as in proc(5) and proc_pid_net(5).
+//! Formats are those of proc(5) and proc_pid_net(5).
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -9,11 +9,11 @@ use std::path::PathBuf;
 
 /// The most bytes of a table that are read.
 const MAX_TABLE_BYTES: u64 = 32 << 20;
-/// The most listening sockets that are kept of each of TCP and Unix.
+/// The most listening TCP sockets, and Unix sockets, that are kept.
 const MAX_LISTENING: usize = 16_384;
 const TCP_TABLES: [&str; 2] = ["tcp", "tcp6"];
 
-/// A socket that a process listens on.
+/// A listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListeningSocket {
     /// Its inode number, as in the links of `/proc/PID/fd`.
@@ -26,7 +26,7 @@ pub struct ListeningSocket {
 #[derive(Clone, Debug)]
 pub struct NetworkNamespace {
     folder: PathBuf,
-    /// Whether it is that of this process: loopback addresses lead nowhere else.
+    /// Whether it is that of this process. Only then do loopback addresses refer to it.
     is_own: bool,
 }
 
@@ -57,7 +57,7 @@ impl NetworkNamespace {
         }
     }
 
-    /// Everything that listens in the namespace.
+    /// All listening sockets in the namespace.
     pub fn listening(&self) -> ListeningSockets {
         let tcp = TCP_TABLES.into_iter().flat_map(|table| self.rows(table));
         let tcp = tcp.filter_map(|row| {
@@ -98,7 +98,7 @@ impl NetworkNamespace {
     }
 }
 
-/// The sockets that listen in a network namespace.
+/// The listening sockets of a network namespace.
 pub struct ListeningSockets {
     tcp: Vec<(SocketAddr, ListeningSocket)>,
     unix: Vec<(String, ListeningSocket)>,
@@ -113,7 +113,7 @@ impl ListeningSockets {
             let matching: Vec<(u8, ListeningSocket)> = at_port
                 .filter_map(|(local, socket)| Some((match_rank(local.ip(), *address)?, *socket)))
                 .collect();
-            // As the kernel chooses: the address itself before a wildcard.
+            // Like the kernel, prefer the address itself to a wildcard.
             let best = matching.iter().map(|(rank, _)| *rank).min();
             for (rank, socket) in matching {
                 if Some(rank) == best && !found.contains(&socket) {
@@ -142,7 +142,7 @@ fn match_rank(local: IpAddr, address: IpAddr) -> Option<u8> {
     match local.to_canonical() {
         local if local == address => Some(0),
         local if local.is_unspecified() && local.is_ipv4() == address.is_ipv4() => Some(1),
-        // Most that listen on every IPv6 address listen on every IPv4 address too.
+        // Most sockets that listen on every IPv6 address also listen on every IPv4 address.
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Some(2),
         _ => None,
     }
@@ -211,7 +211,7 @@ fn fib_trie_has(mut rows: impl Iterator<Item = String>, address: Ipv4Addr) -> bo
 fn listening_unix(row: &str) -> Option<(String, ListeningSocket)> {
     /// `__SO_ACCEPTCON`.
     const ACCEPTS_CONNECTIONS: u32 = 0x10000;
-    // Seven fields, of which the inode is right-aligned, and a path that may have spaces.
+    // Seven fields, the inode right-aligned, and a path that may contain spaces.
     let (mut path, mut fields) = (row, [""; 7]);
     for field in &mut fields {
         (*field, path) = path.trim_start_matches(' ').split_once(' ')?;
@@ -269,7 +269,7 @@ mod tests {
         let connection = line(LOCALHOST, "01", 1000, 9);
         let found = |tcp: &[String], tcp6: &[String]| inodes(tcp, tcp6, &["127.0.0.1"]);
         assert_eq!(found(&[open(LOCALHOST, 1), connection], &[]), [1]);
-        // That of another address is another server.
+        // A socket with another address belongs to another server.
         assert_eq!(found(&[open(OTHER, 2), open(LOCALHOST, 1)], &[]), [1]);
         assert!(found(&[open(OTHER, 2)], &[open(LOCALHOST_6, 3)]).is_empty());
         assert_eq!(found(&[], &[open(MAPPED, 4)]), [4]);
@@ -327,7 +327,7 @@ mod tests {
         for elsewhere in ["172.18.0.30", "172.18.255.255", "10.0.0.9", "fd00::3"] {
             assert!(!own.has_address(address(elsewhere)), "{elsewhere}");
         }
-        // What is loopback there does not lead there from here.
+        // Loopback addresses of another namespace cannot be reached from this one.
         let other = NetworkNamespace::new(tree.path(""), false);
         assert!(
             other.has_address(address("172.18.0.3")) && !other.has_address(address("127.0.0.1"))

@@ -26,9 +26,9 @@ use crate::snapshot::histogram::{
 };
 use crate::snapshot::{ModelRequests, Outcome, Reason, RequestFigures};
 
-/// How long the figures of a model that is gone are kept.
+/// How long figures are kept after their model is gone.
 const RETENTION: Duration = Duration::from_secs(3600);
-/// The most models and sources that figures are kept of.
+/// The most pairs of model and source with figures.
 const MAX_ENTRIES: usize = 1000;
 
 /// A source of request latencies.
@@ -75,7 +75,7 @@ struct Entry {
 }
 
 impl Requests {
-    /// From now on, this source's figures start at zero for each model of a llama-server.
+    /// Makes this source's figures start at zero for each model of a llama-server.
     pub fn start(&self, source: &'static RequestSource) {
         let started = &mut self.lock().started;
         if started.iter().all(|known| known.label != source.label) {
@@ -83,7 +83,7 @@ impl Requests {
         }
     }
 
-    /// Takes the models that a poll found, and whether each is a llama-server's that is loaded.
+    /// Takes the models of a poll, each with whether it is loaded on a llama-server.
     pub fn polled<'a>(&self, now: Instant, models: impl IntoIterator<Item = (&'a str, bool)>) {
         let mut store = self.lock();
         for (model, is_llama_server) in models {
@@ -183,9 +183,9 @@ pub enum RequestEnd {
         /// Whether llama-server says that it is truncated.
         is_truncated: bool,
     },
-    /// It was answered without generation, as an embedding is: prompt tokens.
+    /// It completed without generation, such as an embedding; its prompt tokens.
     PromptOnly(u64),
-    /// Its client went away.
+    /// Its client disconnected.
     Cancelled,
     /// It failed with this HTTP status.
     Failed(u16),

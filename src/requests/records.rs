@@ -439,12 +439,12 @@ mod tests {
         assert_eq!(
             counted(&watch.poll(&kept(0, 10))),
             (9, 0),
-            "the oldest was seen"
+            "the oldest is known"
         );
         assert_eq!(
             counted(&watch.poll(&all[5..15])),
             (14, 1),
-            "how it ended is not known"
+            "how it ended is unknown"
         );
     }
 

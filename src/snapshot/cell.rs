@@ -1,4 +1,4 @@
-//! Where one poll thread publishes and every scrape reads.
+//! The cell into which a poll thread publishes, and from which every scrape reads.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,7 +6,7 @@ use crate::snapshot::Snapshot;
 
 /// Holds the newest snapshot of one base URL.
 ///
-/// The lock is held only to swap or clone a pointer: neither side waits for the other's work.
+/// The lock is held only to swap or clone a pointer, so neither side waits for the other.
 #[derive(Debug)]
 pub struct SnapshotCell(Mutex<Arc<Snapshot>>);
 

@@ -1,4 +1,4 @@
-//! What is known of one model. A value that is unknown, or not fresh, is `None`.
+//! The known values of one model. A value that is unknown, or not fresh, is `None`.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::snapshot::histogram::Histogram;
 pub struct Model {
     /// The label `model`.
     pub name: String,
-    /// What it is run for (`completion`, `embedding`), where the server says so.
+    /// The mode that it runs in (`completion`, `embedding`), if the server reports it.
     pub mode: Option<String>,
     /// Whether its series need the label `mode`: the same model also runs in another mode.
     pub needs_mode_label: bool,
@@ -34,7 +34,7 @@ pub struct Model {
     pub process: ProcessUsage,
     /// `/stats`: used for values that are known from nothing else.
     pub stats: Stats,
-    /// What its server cannot tell, for people.
+    /// Notes on missing values, for the user.
     pub notes: Vec<&'static str>,
 }
 

@@ -1,4 +1,4 @@
-//! What is known of the requests of one model, by the source that tells of them.
+//! Figures of the requests of one model, by the source that reports them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

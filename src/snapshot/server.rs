@@ -1,16 +1,17 @@
-//! What is known of one base URL apart from its models: what answers there, and how polling goes.
+//! The known values of one base URL besides its models: the server's kind and version, and the
+//! polls.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::bounds::label_enum::label_enum;
 
-/// What answers at a base URL.
+/// The server at a base URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerInfo {
     /// The kind of server, as the label `kind` spells it.
     pub kind: &'static str,
-    /// Its version in its own words (llama-server: `build_info` of `/props`).
+    /// Its version, as it reports it (llama-server: `build_info` of `/props`).
     pub version: Option<String>,
 }
 
@@ -32,11 +33,11 @@ pub struct Polls {
 pub struct PollFailure {
     /// The path that was requested.
     pub endpoint: &'static str,
-    /// The model whose server was asked, where the base URL leads to several.
+    /// The model whose server received the request, if the base URL has several.
     pub model: Option<String>,
     /// The kind of failure.
     pub reason: Reason,
-    /// What happened and what to do, for people.
+    /// What happened and what to do, for the user.
     pub detail: String,
 }
 

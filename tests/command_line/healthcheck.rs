@@ -31,7 +31,7 @@ fn assert_healthy_while_it_runs(exporter: Exporter) {
 }
 
 #[test]
-fn a_unix_socket_is_asked() {
+fn healthcheck_connects_to_a_unix_socket() {
     let folder = tempfile::tempdir().unwrap();
     let address = format!("unix:{}", folder.path().join("x.sock").display());
     let mut command = program();

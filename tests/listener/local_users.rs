@@ -32,7 +32,7 @@ const RACES: usize = 15;
 /// The abstract socket of the start is seen by every process in the network
 /// namespace. Whoever gets through it talks to an HTTP server that believes any length.
 #[test]
-fn no_other_user_gets_in_during_the_start() {
+fn no_other_user_can_connect_during_the_start() {
     let Some(user) = OtherUser::new() else {
         return;
     };

@@ -124,7 +124,7 @@ fn check(build: &str, figures: &RequestFigures, ms: [f64; 5]) {
 }
 
 #[test]
-fn every_build_is_read_alike() {
+fn the_log_of_every_build_gives_the_same_figures() {
     for (build, ms) in BUILDS {
         let (figures, layout) = read(
             &recording(&format!("llama-server/{build}")),

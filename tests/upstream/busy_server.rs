@@ -104,7 +104,7 @@ fn a_slow_server_never_has_two_requests_waiting() {
 
 /// ik_llama.cpp answers `/health` behind the prompt at hand; a wedged server of any kind may do so.
 #[test]
-fn a_server_whose_health_waits_behind_a_prompt_is_up_and_asked_once() {
+fn a_server_whose_health_waits_behind_a_prompt_is_up_and_requested_once() {
     let server = Server::recorded(OLD, Stage::Busy);
     let queue = ["/health", "/metrics", "/slots"];
     let healthy = queue.map(|path| server.answer_of(path));

@@ -436,7 +436,7 @@ fn only_host_and_port_of_a_proxy_address_are_used() {
 }
 
 #[test]
-fn a_poll_asks_at_most_sixteen_new_servers() {
+fn a_poll_reads_at_most_sixteen_new_servers() {
     let own = Server::start();
     own.answer_404("/props");
     let server = Server::start();

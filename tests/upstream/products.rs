@@ -215,7 +215,7 @@ fn other_products_are_down_and_named_in_one_log_line() {
 }
 
 #[test]
-fn an_identified_product_is_asked_for_its_models_alone() {
+fn only_the_models_of_an_identified_product_are_requested() {
     // LiteLLM's /health has every model behind it complete a prompt.
     for (name, server) in products() {
         if !["LiteLLM", "LM Studio", "vLLM"].contains(&name) {
@@ -233,7 +233,7 @@ fn an_identified_product_is_asked_for_its_models_alone() {
 }
 
 #[test]
-fn one_answer_of_llama_cpp_makes_a_llama_server() {
+fn one_response_of_llama_cpp_identifies_a_llama_server() {
     let own = Server::recorded(MIDDLE, Stage::Busy);
     let endpoints = ["/props", "/metrics", "/slots"];
     for_each(endpoints, |path: &str| {

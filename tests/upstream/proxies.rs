@@ -321,7 +321,7 @@ fn behind_a_proxy_of_v1_alone_a_router_is_up_without_models() {
 }
 
 #[test]
-fn a_401_of_a_proxy_is_told_from_one_of_the_server() {
+fn a_401_of_a_proxy_is_distinguished_from_one_of_the_server() {
     let proxy = "a proxy in front of the server requires a user and password";
     let key = "the server requires an API key";
     let refused_user = "rejects the user and password";

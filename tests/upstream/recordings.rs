@@ -51,7 +51,7 @@ fn every_file_of_every_build_is_read() {
 }
 
 #[test]
-fn every_build_on_record_is_played() {
+fn every_recorded_build_is_replayed() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recordings/llama-server");
     let mut there: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
@@ -71,7 +71,8 @@ fn every_build_on_record_is_played() {
 /// The value of a series that must not be there.
 const ABSENT: f64 = -1.0;
 
-/// A metric, with one label besides the model, and its value when idle, busy, and after the request.
+/// A metric, with one label besides the model, and its value when idle, busy, and after the
+/// request.
 type Row<'a> = (&'a str, [f64; 3]);
 
 fn assert_recording(build: &str, model: &str, info: [(&str, &str); 2], rows: &[Row]) {
@@ -160,7 +161,8 @@ fn a_build_of_mid_2026() {
 #[test]
 fn a_build_of_october_2026() {
     let rows = [
-        // While busy, the prompt is still to be processed: it has its 118 cells, nothing is computed.
+        // While busy, the prompt is still to be processed: it has its 118 cells, nothing is
+        // computed.
         ("llamacpp_status status=idle", [1.0, 0.0, 1.0]),
         ("llamacpp_status status=running", [0.0, 1.0, 0.0]),
         ("llamacpp_requests_processing", [0.0, 1.0, 0.0]),
@@ -181,7 +183,7 @@ fn a_build_of_october_2026() {
 }
 
 #[test]
-fn without_slots_what_is_in_flight_comes_from_the_decode_calls() {
+fn without_slots_tokens_in_flight_come_from_the_decode_calls() {
     // Busy: two calls with one slot busy in each made two tokens; one request is being processed.
     let server = Server::recorded(OLD, Stage::Idle);
     server.answer(

@@ -63,7 +63,7 @@ fn a_failing_model_is_logged_once() {
     assert_eq!(failed.len(), 1, "{failed:?}");
     assert!(failed[0].contains("a request failed") && failed[0].contains("model=b"));
     server.answer(&broken, busy_answer("/slots"));
-    exporter.wait_for_log(&["it answers again", "endpoint=/slots", "model=b"]);
+    exporter.wait_for_log(&["requests succeed again", "endpoint=/slots", "model=b"]);
     exporter.after_polls(3);
     exporter.assert_logged(2, &["endpoint=/slots"]);
 }

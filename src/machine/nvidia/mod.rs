@@ -1,9 +1,9 @@
 //! NVIDIA GPUs, from `nvidia-smi`.
 //!
-//! `nvidia-smi` takes up to seconds to start and then prints at every interval for as long as it
-//! runs. So one runs for the GPUs and one for the memory of processes, each with a thread that
-//! reads its output; another thread starts and stops them ([`runtime_power`] says why). A poll
-//! only looks at the last readings.
+//! `nvidia-smi` may take seconds to start, and then prints at every interval. So two instances keep
+//! running, one for the GPUs and one for the memory of processes. Each has a thread that reads its
+//! output; another thread starts and stops them ([`runtime_power`] explains why). A poll only uses
+//! the last readings.
 
 mod query;
 mod runtime_power;
@@ -34,13 +34,13 @@ const MIB: f64 = 1048576.0;
 /// GPU memory in use up to which no model is loaded: an idle display has some.
 const UNUSED_BYTES: f64 = 64.0 * MIB;
 
-/// The running `nvidia-smi`s, and what they printed last.
+/// The running instances of `nvidia-smi`, and their last readings.
 #[derive(Debug)]
 pub struct NvidiaSmi {
     readings: Arc<Mutex<NvidiaReadings>>,
     /// How long a reading is fresh.
     fresh_for: Duration,
-    /// Whether its PIDs are those of the machine.
+    /// Whether it reports the PIDs of the machine.
     has_host_pids: bool,
 }
 
@@ -58,7 +58,7 @@ impl NvidiaSmi {
     /// Keeps `nvidia-smi` running from now on.
     ///
     /// # Errors
-    /// It is not installed: the folders in which it was looked for.
+    /// It is not installed; the error lists the folders that were searched.
     pub fn start(settings: &Settings) -> Result<NvidiaSmi, Vec<PathBuf>> {
         let program = query::find_program(std::env::var_os("PATH").as_deref())?;
         let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
@@ -104,7 +104,7 @@ impl NvidiaSmi {
         Ok(nvidia)
     }
 
-    /// Whether the first reading is still to come.
+    /// Whether the first reading is still missing.
     pub fn is_starting(&self) -> bool {
         let readings = lock(&self.readings);
         readings.gpus.is_empty() && readings.unread.as_ref().is_none_or(Vec::is_empty)
@@ -165,13 +165,13 @@ impl NvidiaSmi {
         memory
     }
 
-    /// Whether its PIDs are those of `procfs`. In a container with its own PID namespace, older
-    /// drivers report PIDs of the machine; newer ones (580 does) report those of the container and
-    /// leave out all other processes. So there, every process has to be here and have an NVIDIA
-    /// device open.
+    /// Whether the reported PIDs are those of `procfs`. In a container with its own PID namespace,
+    /// older drivers report PIDs of the machine. Newer ones (such as 580) report those of the
+    /// container, and omit all other processes. So in a container, every reported process must
+    /// exist and have an NVIDIA device open.
     fn has_pids_of(&self, procfs: &Procfs) -> bool {
         if self.has_host_pids {
-            // --procfs is the machine's too.
+            // Then --procfs has the machine's PIDs too.
             return true;
         }
         let readings = lock(&self.readings);
@@ -211,7 +211,7 @@ impl NvidiaReadings {
             || processes.any(|((_, other), (_, at))| fresh(at) && counts(Some(other)))
     }
 
-    /// Sets which GPUs are not read. Once none is, all readings are outdated.
+    /// Sets which GPUs are not read. If no GPU is read (`is_all`), discards all readings.
     fn set_unread(&mut self, addresses: Vec<String>, is_all: bool) {
         if is_all {
             self.gpus.clear();
@@ -285,7 +285,7 @@ fn parse_process(line: &str) -> Option<(u32, String, f64)> {
     Some((pid.parse().ok()?, text(uuid)?, number(memory)? * MIB))
 }
 
-/// A plain decimal number; `[N/A]`, `[Not Supported]`, `[Unknown Error]` and the like are none.
+/// A plain decimal number; `None` for `[N/A]`, `[Not Supported]`, `[Unknown Error]` etc.
 fn number(field: &str) -> Option<f64> {
     let is_plain = field
         .bytes()
@@ -308,7 +308,7 @@ mod tests {
     use crate::machine::tests::file_tree::FileTree;
 
     #[test]
-    fn a_gpu_is_parsed_and_values_that_are_no_numbers_are_absent() {
+    fn a_gpu_is_parsed_and_values_that_are_not_numbers_are_absent() {
         let (index, whole) = parse_gpu(
             "0, GPU-2ac434d3-1aca-57a0-597d-1d2effdba9f3, 570.124.06, 37, 54, 36537, 81920, 87.31, NVIDIA H100 80GB HBM3\n",
         )
@@ -335,7 +335,7 @@ mod tests {
         }
         let (_, comma) = parse_gpu("0, a, b, 1, 1, 2, 3, 4, Graphics Device, 8GB").unwrap();
         assert_eq!(comma.name.as_deref(), Some("Graphics Device, 8GB"));
-        // A share above the whole, as drivers are known to give at times.
+        // Drivers sometimes report a percentage above 100.
         let (_, odd) = parse_gpu("0, a, b, 4294967295, 1, 2, 3, 4, c").unwrap();
         assert_eq!(odd.utilization, None);
         for line in [
@@ -387,11 +387,11 @@ mod tests {
         assert!(now.memory_of(&procfs, 7).is_empty());
         let stale = nvidia(Duration::ZERO);
         assert!(stale.gpus().is_empty() && stale.memory_of(&procfs, 77).is_empty());
-        // In a container, its PIDs may be those of processes that are not here.
+        // In a container, it may report PIDs of processes outside of it.
         now.has_host_pids = false;
         assert!(now.memory_of(&procfs, 77).is_empty());
         tree.link("77/fd/3", "/dev/nvidia0");
-        assert!(now.memory_of(&procfs, 77).is_empty(), "770 is not here");
+        assert!(now.memory_of(&procfs, 77).is_empty(), "770 does not exist");
         tree.link("770/fd/3", "/dev/nvidia-uvm");
         assert_eq!(now.memory_of(&procfs, 77), [("0".to_owned(), 3.0 * MIB)]);
         tree.link("77/fd/3", "/dev/null");

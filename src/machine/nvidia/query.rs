@@ -1,4 +1,4 @@
-//! Running `nvidia-smi` in a loop: finding it, starting it, and restarting it when it ends.
+//! Runs `nvidia-smi` in a loop: finds it, starts it, and restarts it when it ends.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
@@ -15,21 +15,21 @@ use crate::machine::nvidia::runtime_power::GpuSelection;
 use crate::process::log;
 use crate::process::os;
 
-/// The most bytes of a line; a longer one is read in pieces, none of which parses.
+/// The most bytes of a line; a longer one is read in pieces, which cannot be parsed.
 const MAX_LINE_BYTES: u64 = 4096;
 /// How long to wait before a restart; doubled each time.
 const FIRST_RESTART_DELAY: Duration = Duration::from_secs(1);
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(300);
-/// Where it is besides `PATH`: WSL2's folder is in the `PATH` of no service, and nodes of Google
-/// Kubernetes Engine mount theirs.
+/// Folders to search besides `PATH`. WSL2's folder is not in the `PATH` of services; Google
+/// Kubernetes Engine mounts the last one.
 const MORE_FOLDERS: [&str; 3] = ["/usr/bin", "/usr/lib/wsl/lib", "/usr/local/nvidia/bin"];
-/// The one environment variable that it inherits, for its libraries. Ours may hold secrets.
+/// The only environment variable that it inherits, for its libraries. Others may hold secrets.
 const INHERITED_VARIABLE: &str = "LD_LIBRARY_PATH";
-/// The `PATH` that it gets: it may be a wrapper script.
+/// The `PATH` that it gets, in case it is a wrapper script.
 const CHILD_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Finds the program in `path`, or returns the folders that do not have it. Relative folders are
-/// ignored: they would lead to whatever is in our working directory.
+/// Finds the program in `path`, or returns the folders that were searched. Ignores relative
+/// folders, which depend on the working directory.
 pub fn find_program(path: Option<&OsStr>) -> Result<PathBuf, Vec<PathBuf>> {
     let of_path = path.into_iter().flat_map(std::env::split_paths);
     let mut folders: Vec<PathBuf> = Vec::new();
@@ -46,10 +46,10 @@ pub fn find_program(path: Option<&OsStr>) -> Result<PathBuf, Vec<PathBuf>> {
     programs.find(is_executable).ok_or(folders)
 }
 
-/// What is done with each line of the output, on the thread that reads it.
+/// Handles each line of the output, on the thread that reads it.
 pub type TakeLine = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// A query that one `nvidia-smi` answers at every interval.
+/// A query that an `nvidia-smi` repeats at every interval.
 pub struct Query {
     program: PathBuf,
     /// Such as `--query-gpu=…`.
@@ -93,7 +93,7 @@ impl Query {
             }
             let started = running.started;
             match running.child.try_wait() {
-                // If it does not end because its driver hangs, no second one is started.
+                // If it does not end (its driver hangs), no second one is started.
                 Ok(None) => return,
                 _ if running.is_killed => {}
                 ended => self.schedule_restart(ended.err(), Some(started), now),

@@ -1,12 +1,13 @@
-//! Which NVIDIA GPUs may be read without waking them or keeping them awake.
+//! Decides which NVIDIA GPUs may be read without waking them or keeping them awake.
 //!
 //! A running `nvidia-smi` opens the GPUs that it reads. An open GPU does not suspend (runtime D3,
-//! "RTD3"), and a suspended one is woken: both cost a laptop watts. The kernel reports the state of
-//! a PCI device without touching it: `power/runtime_status` and `power/control`, as in
-//! `Documentation/ABI/testing/sysfs-devices-power`. The driver reports in
-//! `/proc/driver/nvidia/gpus/ADDRESS/power` whether it suspends the GPU at all. So a GPU that may
-//! suspend is not read once it was unused for a while, until something else has woken it, or has
-//! kept it awake all the same.
+//! "RTD3"), and opening wakes a suspended one. Both cost a laptop power. The kernel reports the
+//! state of a PCI device without waking it, in `power/runtime_status` and `power/control`
+//! (`Documentation/ABI/testing/sysfs-devices-power`). The driver reports in
+//! `/proc/driver/nvidia/gpus/ADDRESS/power` whether it suspends the GPU at all.
+//!
+//! A GPU that may suspend is no longer read after it was unused for a while. It is read again when
+//! something else wakes it, or if it does not suspend in time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use crate::machine::procfs::Procfs;
 use crate::machine::pseudo_files::{read_text, read_value};
 use crate::process::procfs_parsers::field;
 
-/// The most PCI devices that are looked at, and the most GPUs.
+/// The most PCI devices that are checked, and the most GPUs.
 const MAX_DEVICES: usize = 4096;
 const MAX_GPUS: usize = 256;
 /// How often to look for new GPUs.
@@ -27,7 +28,7 @@ const FIRST_UNUSED_TIME: Duration = Duration::from_secs(20);
 /// The same for a GPU that did not suspend; grows by this factor up to this limit.
 const UNUSED_TIME_FACTOR: u32 = 8;
 const MAX_UNUSED_TIME: Duration = Duration::from_secs(3600);
-/// How long it is given to suspend: drivers take 10 to 120 seconds.
+/// How long to wait for it to suspend: drivers take 10 to 120 seconds.
 const SUSPEND_TIME: Duration = Duration::from_secs(150);
 
 /// The GPUs that `nvidia-smi` may read now.
@@ -67,9 +68,9 @@ struct PciGpu {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum PciGpuState {
-    /// It is read; when it was last in use.
+    /// It is read. `used_at` is when it was last in use.
     Read { used_at: Instant },
-    /// It is awake and not read until then, so that it can suspend.
+    /// It is awake, and not read before `until`, so that it can suspend.
     Released { until: Instant },
     /// It is suspended.
     Suspended,
@@ -86,8 +87,8 @@ impl RuntimePower {
         }
     }
 
-    /// Which GPUs may be read now; call it every few seconds. `is_used` says whether the GPU with
-    /// a UUID was in use lately, or any GPU if there is no UUID.
+    /// Which GPUs may be read now. Call it every few seconds. `is_used` returns whether the GPU
+    /// with this UUID was in use recently, or whether any GPU was if the UUID is `None`.
     pub fn select(&mut self, now: Instant, is_used: impl Fn(Option<&str>) -> bool) -> GpuSelection {
         let is_due = |at: Instant| now.saturating_duration_since(at) >= SCAN_INTERVAL;
         if self.scanned_at.is_none_or(is_due) {
@@ -159,7 +160,7 @@ impl PciGpu {
         match self.state {
             // Something has woken it.
             PciGpuState::Suspended => self.state = PciGpuState::Read { used_at: now },
-            // Something else keeps it awake, so reading does no harm: for longer each time.
+            // Something else keeps it awake, so it is read again, for a longer time.
             PciGpuState::Released { until } if now >= until => {
                 let longer = self.unused_time.saturating_mul(UNUSED_TIME_FACTOR);
                 self.unused_time = longer.min(MAX_UNUSED_TIME);
@@ -183,8 +184,8 @@ impl PciGpu {
     }
 }
 
-/// Whether the PCI device is a GPU with NVIDIA's driver: not its audio device, and not one that is
-/// passed through to a virtual machine.
+/// Whether the PCI device is a GPU with NVIDIA's driver. False for its audio device, and for a GPU
+/// that is passed through to a virtual machine.
 fn is_nvidia_gpu(folder: &Path) -> bool {
     const NVIDIA: &str = "0x10de";
     const DISPLAY_CONTROLLER: &str = "0x03";

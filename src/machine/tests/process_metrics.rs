@@ -10,7 +10,7 @@ use crate::machine::server_arguments::ServerArguments;
 use crate::machine::*;
 use crate::readings::{ModelFacts, ModelStatus, ProcessHints};
 
-/// A machine in files: `(pid, arguments, uid)`, each in the state of a living process.
+/// A machine as a file tree, with running processes `(pid, arguments, uid)`.
 fn machine(processes: &[(u32, &str, u32)], more: &[&str]) -> (FileTree, Machine) {
     let tree = FileTree::new(&[
         ("proc/meminfo", "MemTotal: 1048576 kB\n"),
@@ -48,13 +48,13 @@ fn stat(tree: &FileTree, pid: u32, ticks: u64, started: u64) {
     tree.write(&format!("proc/{pid}/stat"), text);
 }
 
-/// Gives the process what one that holds a model has mapped.
+/// Maps a model file into the process.
 fn map_model(tree: &FileTree, pid: u32) {
     let maps = "7f00-7f01 r--p 00000000 fe:00 1234   /m/model.gguf\n";
     tree.write(&format!("proc/{pid}/maps"), maps);
 }
 
-/// What `/proc/net/tcp` shows of a server at the port 8080 of `address`.
+/// The row of `/proc/net/tcp` for a server on port 8080 of `address`.
 fn listening(address: [u8; 4], uid: u32, inode: u32) -> String {
     let address = u32::from_ne_bytes(address);
     format!(
@@ -62,7 +62,7 @@ fn listening(address: [u8; 4], uid: u32, inode: u32) -> String {
     )
 }
 
-/// Lets `pid` listen on the port 8080 as the user `uid`.
+/// Makes `pid` listen on port 8080 as the user `uid`.
 fn listen(tree: &FileTree, pid: Option<u32>, uid: u32) {
     tree.write("proc/net/tcp", listening([127, 0, 0, 1], uid, 4242));
     if let Some(pid) = pid {
@@ -92,7 +92,7 @@ fn two_slots() -> ModelReading {
     }
 }
 
-/// A model whose server a router started so.
+/// A router's model whose server was started with these arguments.
 fn router_child(arguments: &[String]) -> ModelReading {
     ModelReading {
         process: ProcessHints {
@@ -142,7 +142,7 @@ fn a_reused_pid_is_another_process() {
             .memory_usage,
         RESIDENT
     );
-    // Another process has the number, and nothing listens any more.
+    // Another process has the PID, and nothing listens any more.
     std::fs::remove_file(tree.path("proc/7/fd/5")).unwrap();
     std::fs::remove_file(tree.path("proc/net/tcp")).unwrap();
     stat(&tree, 7, 1, 999);
@@ -151,7 +151,7 @@ fn a_reused_pid_is_another_process() {
         (model.process.memory_usage, model.process.thread_count),
         (None, None)
     );
-    // Back on another one: found at once after the server was seen down.
+    // The server returns with another PID: it is found at the first poll after it was down.
     run(&tree, 9, "llama-server", 0, 1000);
     listen(&tree, Some(9), 0);
     machine.keep_only(&[]);
@@ -255,7 +255,7 @@ fn a_server_on_the_same_port_of_another_address_is_not_the_server() {
     assert!(machine.notes().is_empty());
 }
 
-/// What `/proc/net/tcp` shows of a connection between the port 8080 of `local` and `remote`.
+/// The row of `/proc/net/tcp` for a connection between port 8080 of `local` and `remote`.
 fn connected(local: [u8; 4], remote: [u8; 4]) -> String {
     let [local, remote] = [local, remote].map(u32::from_ne_bytes);
     format!(
@@ -268,8 +268,8 @@ fn from_172_18_0_1(_: SocketAddr) -> Option<(SocketAddr, Option<TcpStream>)> {
     Some(("172.18.0.1:54178".parse().unwrap(), None))
 }
 
-/// Gives the process a network of its own, in which it listens and that has the last address;
-/// our own has 172.18.0.1.
+/// Puts the process into a network namespace with the address 172.18.0.`last`, in which it listens.
+/// Our own has 172.18.0.1.
 fn contain(tree: &FileTree, pid: u32, last: u8, connection: &str) {
     let local = |last: u8| format!("|-- 172.18.0.{last}\n   /32 host LOCAL\n");
     tree.write("proc/net/fib_trie", local(1));
@@ -304,7 +304,7 @@ fn a_server_in_another_container_is_found_by_the_address_of_its_network() {
     };
     assert_eq!(seconds("172.18.0.4"), Some(8.0));
     assert_eq!(seconds("172.18.0.3"), Some(7.0));
-    // Another machine's, and what is loopback here is not what is loopback there.
+    // The address of another machine, and a loopback address, which is our own.
     assert_eq!(seconds("172.18.0.5"), None);
     assert_eq!(seconds("127.0.0.1"), None);
 }
@@ -316,7 +316,7 @@ fn a_network_namespace_must_show_a_connection_of_ours() {
     for (connection, uid_map) in [
         (String::new(), None),
         (from_another, None),
-        // Whoever has a user namespace can show any address and any connection.
+        // In a user namespace of its own, a process can fake any address and connection.
         (from_us.clone(), Some("         0       1000          1\n")),
     ] {
         let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
@@ -363,7 +363,7 @@ fn processes_are_listed_once_a_poll_for_all_models() {
     tree.write("proc/net/tcp", listening([127, 0, 0, 1], 0, 1));
     machine.begin_poll();
     fill_all(&mut machine, &names[..1], &arguments);
-    // What comes up within the poll is seen at the next one.
+    // A process that starts during the poll is found at the next one.
     listen(&tree, Some(7), 0);
     let of_poll = |models: Vec<Model>| {
         models
@@ -375,7 +375,7 @@ fn processes_are_listed_once_a_poll_for_all_models() {
     assert_eq!(machine.lookups, MAX_LOOKUPS_PER_POLL);
     machine.begin_poll();
     let found = fill_all(&mut machine, &names, &arguments);
-    // Of all those that say to be that process, it is the first's.
+    // The process is assigned to the first of the models that claim it.
     assert_eq!(of_poll(found), 1);
     let notes = machine.notes();
     assert!(
@@ -422,7 +422,7 @@ fn arguments_count_without_the_environment_variables() {
         Some(BoundedDuration::from_secs(6))
     );
     assert!(machine.notes()[0].contains("variables"));
-    // They may say how the slots share the cache.
+    // They may set how the slots share the cache.
     model.slots.context_tokens = vec![(0, 100.0)];
     machine.fill(&mut model, &reading);
     assert_eq!(model.kv_cache.usage_ratio, None);
@@ -474,8 +474,12 @@ fn a_process_with_unreadable_descriptors_is_found_by_its_command_line() {
         (8, "llama-server -m x.gguf --port 8081", 1000),
         (9, "llama-server", 33),
     ];
-    assert_eq!(called(&servers, 1000), Ok(7), "5 lives in another network");
-    assert_eq!(called(&servers, 33), Ok(9), "8080 is its own choice");
+    assert_eq!(
+        called(&servers, 1000),
+        Ok(7),
+        "5 is in another network namespace"
+    );
+    assert_eq!(called(&servers, 33), Ok(9), "8080 is its default");
     assert!(called(&servers, 6).is_err());
     let twice = [
         (7, "tool --port 8080", 0),
@@ -490,7 +494,7 @@ fn a_process_with_unreadable_descriptors_is_found_by_its_command_line() {
         (7, "docker-init -- llama-server --port 8080", 0),
         (8, "llama-server --port 8080", 0),
     ];
-    assert_eq!(called(&wrapped, 0), Ok(8), "7 has started it");
+    assert_eq!(called(&wrapped, 0), Ok(8), "7 is a wrapper");
 }
 
 #[test]
@@ -506,7 +510,7 @@ fn a_pid_file_names_the_process_unless_its_pid_was_reused() {
     assert_eq!(seconds(&mut machine), Some(42.0));
     std::fs::write(&file, "7\n").unwrap();
     assert_eq!(seconds(&mut machine), Some(1.0));
-    // Another process has the number, and the file is still the same.
+    // Another process has the PID, and the file is unchanged.
     stat(&tree, 7, 4200, 999);
     assert_eq!(seconds(&mut machine), None);
     assert!(machine.notes()[0].contains("now belongs to another process"));
@@ -586,7 +590,7 @@ fn router_children_and_docker_model_runners_servers_are_found() {
     let embedding = by_file("defdefdefdef", Some("embedding"));
     assert_eq!(find("127.0.0.1", &embedding), Ok(9));
     assert!(find("127.0.0.1", &by_file("defdefdefdef", None)).is_err());
-    // A model without a digest is not any that is there.
+    // Words that are not a digest match no file.
     for part in ["", "model", "model.gguf", "abcabc"] {
         assert_eq!(find("127.0.0.1", &by_file(part, None)), Err(None), "{part}");
     }

@@ -52,7 +52,7 @@ pub enum LogEvent {
         /// Whether its context was full before it had ended, or lost its beginning.
         is_truncated: bool,
     },
-    /// The client of the task with this ID went away.
+    /// The client of the task with this ID disconnected.
     Cancelled(u64),
     /// The task with this ID was answered with an error of this HTTP status.
     Failed(u64, u16),
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn the_logged_slots_of_old_and_new_builds_is_parsed() {
+    fn the_slots_in_logs_of_old_and_new_builds_are_parsed() {
         assert_eq!(
             event(
                 "srv    load_model: initializing, n_slots = 2, n_ctx_slot = 2048, kv_unified = 'true'"

@@ -27,7 +27,7 @@ const MAX_GROWTH: u64 = 1 << 30;
 /// How many of the bytes read last are compared, to see whether the file was truncated.
 const MARK_BYTES: usize = 64;
 
-/// Follows `path` for ever, `-` being standard input. Calls `found` when there is a file.
+/// Follows `path` permanently; `-` is standard input. Calls `found` when there is a file.
 pub fn follow(path: &Path, found: impl Fn(), sink: &mut impl LineSink) {
     if path == Path::new("-") {
         found();
@@ -369,7 +369,7 @@ mod tests {
         append(&folder.path().join("log.1"), "three\n");
         append(&log, "four\n");
         assert_eq!(step(&mut tail), ["three", "four"]);
-        // A writer that has not changed over yet is still heard.
+        // A writer that has not reopened its log yet is still read.
         append(&folder.path().join("log.1"), "five\n");
         append(&log, "six\n");
         assert_eq!(step(&mut tail), ["five", "six"]);
@@ -453,8 +453,8 @@ mod tests {
             std::os::unix::fs::symlink(device, &log).unwrap();
             let mut tail = LogTail::new(&log);
             assert!(step(&mut tail).is_empty());
-            let said = tail.logged.unwrap().unwrap();
-            assert_eq!(said, "it is a device, not a regular file");
+            let error = tail.logged.unwrap().unwrap();
+            assert_eq!(error, "it is a device, not a regular file");
             fs::remove_file(&log).unwrap();
         }
     }
@@ -529,15 +529,15 @@ mod tests {
         let mut writer = File::create(&log).unwrap();
         let mut tail = LogTail::new(&log);
         step(&mut tail);
-        let mut heard = Vec::new();
+        let mut lines = Vec::new();
         for day in ["one", "two", "three"] {
             writer.write_all(format!("{day}\n").as_bytes()).unwrap();
-            heard.extend(step(&mut tail));
+            lines.extend(step(&mut tail));
             fs::rename(&log, &older).unwrap();
             append(&log, "");
-            heard.extend(step(&mut tail));
+            lines.extend(step(&mut tail));
         }
-        assert_eq!(heard, ["one", "two", "three"]);
+        assert_eq!(lines, ["one", "two", "three"]);
     }
 
     #[test]

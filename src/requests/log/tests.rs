@@ -139,7 +139,7 @@ fn figures_survive_a_restart_of_the_server() {
     watched.lines(1.0, &request(1));
     watched.poll(watched.at(2.0), &[]);
     watched.lines(3.0, &[LOADING]);
-    // Whose it is, is not known before the next poll.
+    // The model of the request is unknown before the next poll.
     watched.lines(4.0, &request(1));
     watched.lines(4.0, &["srv  stop: cancel task, id_task = 2"]);
     assert_eq!(watched.counts(), [counted("m", 1)]);
@@ -230,7 +230,7 @@ fn requests_beyond_the_counters_are_rejected_with_a_note() {
     let notes = watched.log.notes(watched.at(10.0));
     assert_eq!(notes.len(), 1);
     assert!(notes[0].contains("llamacpp_log_lines_rejected_total"));
-    // The next is counted as if nothing had been.
+    // The next request is counted as usual.
     watched.lines(15.0, &request(3));
     watched.counters(16.0, "a", [14.0, 40.0, 2.0]);
     assert_eq!(watched.counts(), [counted("m", 2)]);
@@ -265,7 +265,7 @@ fn a_forged_restart_does_not_get_requests_counted() {
 }
 
 #[test]
-fn requests_do_not_wait_for_ever_for_unread_counters() {
+fn requests_wait_for_unread_counters_only_for_a_limited_time() {
     let watched = Watched::new();
     watched.counters(0.0, "a", [0.0, 0.0, 0.0]);
     watched.lines(5.0, &request(1));

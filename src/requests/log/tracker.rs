@@ -705,7 +705,7 @@ slot print_timing: id  0 | task 1 |       total time =     110.00 ms /    55 tok
             rejections(&TIMED.replace("id  0", "id  2")),
             [Rejection::Slot; 5]
         );
-        // What a server says of itself it says before it begins to work.
+        // A server reports its slots before its first task.
         let late = format!(
             "{TIMED}0.13.000.000 I srv load_model: initializing, n_slots = 9, n_ctx_slot = 7\n"
         );
@@ -723,7 +723,7 @@ slot print_timing: id  0 | task 1 |       total time =     110.00 ms /    55 tok
         }
         let parts = TIMED.replace("eval time =     500.00", "eval time =     600.00");
         assert_eq!(rejections(&parts), [Rejection::Duration]);
-        // Nor than since the start of the server, where its launch was not seen.
+        // Nor longer than since the start of the server, if its launch was not read.
         let (_, unlaunched) = TIMED.split_once('\n').unwrap();
         let longer = unlaunched.replace(total, "total time =   11000.00 ms");
         assert_eq!(ends(&longer).len(), 1);

@@ -282,8 +282,8 @@ impl Exchange {
         outcome
     }
 
-    /// Gets `url` to find out whether the endpoint is served: no response counts as a failure,
-    /// whatever its status or content.
+    /// Gets `url` to find out whether the endpoint is served. A response with any status or content
+    /// is not counted as a failure; a missing one is.
     pub fn get_optional<T>(
         &mut self,
         endpoint: Endpoint,
