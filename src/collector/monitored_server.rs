@@ -84,7 +84,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     /// A server that was polled once, with a running model, and whose next poll is due within
-    /// two hours and a little; and the time at which it is asked for.
+    /// two hours and a little.
     fn server(name: &str, is_overdue: bool, now: Instant) -> MonitoredServer {
         let model = Model {
             name: "m".to_owned(),

@@ -133,7 +133,7 @@ impl Poller {
         snapshot
     }
 
-    /// Counts what failed. Each endpoint that was asked counts from 0, for every reason, so that
+    /// Counts failures. Each requested endpoint has a counter from 0 for every reason, so that
     /// its first failure is an increase.
     fn count_errors(&mut self, reading: &Reading) {
         let errors = &mut self.polls.errors;
@@ -209,7 +209,7 @@ impl Poller {
     }
 
     /// Starts the sources of request latencies that have a thread of their own, where `settings`
-    /// ask for them; what this poller publishes goes into `cell`.
+    /// enable them. They read the snapshots in `cell`.
     ///
     /// # Errors
     /// A setting cannot be used, or the system cannot start a thread.

@@ -1,4 +1,5 @@
-//! The sources of request latencies of one server: starts them, and hands them what a poll found.
+//! The sources of request latencies of one server: starts them, and passes them the results of
+//! polls.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,7 +32,7 @@ pub(super) struct RequestSources {
 }
 
 impl RequestSources {
-    /// The sources that `settings` ask for; none of them has been started.
+    /// The sources that `settings` enable, not started yet.
     pub fn new(base: &BaseUrl, settings: &Settings) -> RequestSources {
         let requests = Arc::<Requests>::default();
         RequestSources {
@@ -85,8 +86,8 @@ impl RequestSources {
         }
     }
 
-    /// Hands what a poll found to the sources. Adds what only the log reports of the models, and
-    /// what is wrong with the log.
+    /// Passes the results of a poll to the sources. Adds values that only the log reports, and
+    /// notes on the log.
     pub fn polled(&self, reading: &mut Reading, models: &mut [Model], now: Instant) {
         let polled = polled_models(reading);
         let names = polled
@@ -150,7 +151,7 @@ fn send_probe(
     })
 }
 
-/// What a poll found of each model, as far as the log is concerned.
+/// The results of a poll that the log needs, by model.
 fn polled_models(reading: &Reading) -> Vec<PolledModel<'_>> {
     let source = reading.kind.and_then(ServerKind::log_source);
     let polled = reading.models.iter().map(|model| PolledModel {

@@ -1,6 +1,6 @@
 //! Estimates the tokens in flight from the decode calls, for servers without `/slots`.
 //!
-//! A call of `llama_decode()` gives every busy slot that is past its prompt one token, so
+//! A call of `llama_decode()` generates one token for every busy slot past its prompt, so
 //! `n_busy_slots_per_decode` * `n_decode_total` is the number of generated tokens, plus one for
 //! each batch of prompt. Both factors are printed with six digits, so the error of the product
 //! grows with it: less than a token up to a hundred thousand calls, some ten past a million.

@@ -88,7 +88,7 @@ impl ModelTracker {
             let latency = &self.batch_latency;
             model.rates.batch_latency = (latency.count() > 0).then(|| latency.clone());
         } else {
-            // When it is loaded again, its counters begin anew, whatever they say.
+            // When it is loaded again, its counters start again, whatever their values are.
             self.run = ServerRun::default();
         }
         model

@@ -172,7 +172,7 @@ impl History {
         self.points = kept;
     }
 
-    /// Notes that the server was idle until now: what comes next is younger than that.
+    /// Records that the server was idle until now: later growth is newer than that.
     pub fn idle_until(&mut self, now: Instant) {
         if let Some(mut last) = self.points.pop_back() {
             last.at = last.at.max(now);

@@ -408,7 +408,7 @@ fn half_step(count: f64) -> f64 {
 }
 
 /// The exporter, and what it reported in this run of the server.
-struct Exporter {
+struct SimulatedExporter {
     state: ModelTracker,
     model: Model,
     run: u32,
@@ -418,9 +418,9 @@ struct Exporter {
     last_counters: Option<Counters>,
 }
 
-impl Exporter {
-    fn new() -> Exporter {
-        Exporter {
+impl SimulatedExporter {
+    fn new() -> SimulatedExporter {
+        SimulatedExporter {
             state: ModelTracker::default(),
             model: Model::default(),
             run: 0,
@@ -769,7 +769,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 
 fn simulate(setup: Setup, events: Vec<Event>) {
     let mut server = Server::new(setup);
-    let mut exporter = Exporter::new();
+    let mut exporter = SimulatedExporter::new();
     exporter.poll(&mut server, 0, PollOutcome::Whole);
     for event in events {
         match event {
@@ -848,7 +848,7 @@ fn stream(build: Build, counted: f64) {
         call: Duration::from_millis(20),
     };
     let mut server = Server::new(setup);
-    let mut exporter = Exporter::new();
+    let mut exporter = SimulatedExporter::new();
     exporter.poll(&mut server, 0, PollOutcome::Whole);
     server.waiting.push_back(Request {
         id: 1,
@@ -925,7 +925,7 @@ fn hidden_requests_of_large_counters_give_a_rate_over_a_longer_time() {
             call: Duration::from_millis(10),
         };
         let mut server = Server::new(setup);
-        let mut exporter = Exporter::new();
+        let mut exporter = SimulatedExporter::new();
         exporter.poll(&mut server, 0, PollOutcome::Whole);
         let mut known = 0;
         for poll in 0..200 {

@@ -1,4 +1,4 @@
-//! The table of metrics: what each is called, what it means, and how it is read.
+//! The table of metrics: the name, meaning and reading function of each.
 //!
 //! The exposition, `--check` and the README's reference are generated from it, or tested against
 //! it. A new metric is one row here, plus the reading that feeds it.

@@ -1,5 +1,5 @@
-//! Writes what is known as a scrape in the Prometheus text format: every family of the catalogue
-//! that has a series, with the labels of its scope, within a limit of size.
+//! Writes the snapshots as a scrape in the Prometheus text format: every family of the catalogue
+//! that has a series, with the labels of its scope, up to a size limit.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub const MAX_BYTES: usize = 24 << 20;
 /// The most series of a scrape.
 pub const MAX_SERIES: usize = 200_000;
-/// How much of both is reserved for series that are not about a model: they say that some are
+/// How much of both is reserved for series that are not about a model: they report that some are
 /// missing.
 const RESERVED_BYTES: usize = 1 << 20;
 const RESERVED_SERIES: usize = 10_000;

@@ -6,9 +6,9 @@
 //! probe    completions of our own, timed ─────────────┘
 //! ```
 //!
-//! Each source is one file or folder here, with a `SOURCE` that says which figures it fills. To
-//! add one, write such a file, name it below, and start it in the collector. Nothing here sends
-//! an HTTP request: what a poll found is passed in.
+//! Each source is one file or folder here, with a `SOURCE` that declares its figures. To add one,
+//! write such a file, declare it below, and start it in the collector. Sends no HTTP requests: the
+//! results of polls are passed in.
 
 pub mod log;
 mod own_probes;
@@ -36,12 +36,12 @@ const MAX_ENTRIES: usize = 1000;
 pub struct RequestSource {
     /// The label `source`.
     pub label: &'static str,
-    /// The figures of a model before its first request: zero is what the source can report,
-    /// `None` what it cannot.
+    /// The figures of a model before its first request: zero if the source can report a figure,
+    /// `None` if it cannot.
     pub zero: fn() -> RequestFigures,
 }
 
-/// What every source that reports whole completions can report.
+/// The figures of every source that reports whole completions.
 fn zero_completions() -> RequestFigures {
     RequestFigures {
         first_token: Some(Histogram::new(FIRST_TOKEN_SECONDS)),
@@ -180,7 +180,7 @@ pub enum RequestEnd {
     Completed {
         /// Its timings.
         timings: RequestTimings,
-        /// Whether llama-server says that it is truncated.
+        /// Whether llama-server reports that it is truncated.
         is_truncated: bool,
     },
     /// It completed without generation, such as an embedding; its prompt tokens.

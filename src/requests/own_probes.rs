@@ -1,7 +1,7 @@
-//! Finds the exporter's own probes among the requests of the log, so that no figure has them.
+//! Finds the exporter's own probes among the requests of the log, to exclude them from the figures.
 //!
-//! The log names no client. What tells is the probe's answer: its tokens and its time, to a
-//! hundredth of a millisecond, are in the log as well.
+//! The log does not name clients. A probe is identified by its response: the log has the same token
+//! counts, and the same time to a hundredth of a millisecond.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -49,7 +49,7 @@ enum ProbeResult {
     Completed(Completion),
     /// The server answered with an error.
     Refused,
-    /// The prober hung up.
+    /// The prober closed the connection.
     Abandoned,
 }
 
@@ -115,7 +115,7 @@ impl OwnProbes {
         let may_be_probe = match end {
             RequestEnd::Completed { timings, .. } => timings.generation.tokens <= 1,
             RequestEnd::Failed(_) => true,
-            // The prober has not hung up.
+            // The prober has not closed the connection.
             RequestEnd::Cancelled | RequestEnd::PromptOnly(_) => false,
         };
         let is_in_flight = probes.sent.is_some_and(|sent| sent <= read);

@@ -187,8 +187,8 @@ impl Traffic {
 }
 
 impl SinceProbe {
-    /// Takes what a poll found. The counters may be those of an earlier poll: a server that is
-    /// about to sleep is not asked for them.
+    /// Takes the results of a poll. The counters may be those of an earlier poll: they are not
+    /// requested from a server that is about to sleep.
     fn update(&mut self, model: &Model) {
         let gauges = [
             model.counters.requests_processing,

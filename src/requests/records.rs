@@ -68,7 +68,7 @@ impl Records {
     /// response is history.
     ///
     /// # Errors
-    /// The response is not one of `/engines/requests`. The text says where, and quotes nothing.
+    /// The response is not one of `/engines/requests`. The error has the position, and no quote.
     pub fn take(
         &mut self,
         response: impl Read,
@@ -166,7 +166,7 @@ impl Record {
         self.status_code != 0
     }
 
-    /// How the request ended, if it has and its record says so.
+    /// How the request ended, if it has and its record reports it.
     fn end(&self) -> Option<RequestEnd> {
         // A stream has begun with status 200 by the time it fails.
         let status = (self.status_code >= 400).then_some(self.status_code);
@@ -236,7 +236,7 @@ fn first_value<T: DeserializeOwned>((_, text): (&str, &str)) -> Option<T> {
     values.next()?.ok()
 }
 
-/// What a response may say of its request.
+/// The parts of a response that are used.
 #[derive(Deserialize)]
 struct Body {
     timings: Option<BodyTimings>,

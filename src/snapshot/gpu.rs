@@ -23,7 +23,7 @@ pub struct Gpu {
     pub power: Option<f64>,
 }
 
-/// Bytes of GPU memory, by where it is.
+/// Bytes of GPU memory, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GpuMemory {
     /// Dedicated memory; on a GPU that is part of the processor, what the firmware reserves.

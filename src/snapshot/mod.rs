@@ -44,12 +44,12 @@ pub struct Snapshot {
     pub polls: Polls,
     /// Requests of the last poll that failed.
     pub failures: Vec<PollFailure>,
-    /// What this server cannot tell and why, in sentences for people.
+    /// Which values are missing and why, for the user.
     pub notes: Vec<String>,
 }
 
 impl Snapshot {
-    /// The same server, down: what the exporter itself has counted stays.
+    /// The snapshot of the same server as down: only the exporter's own counters remain.
     #[must_use]
     pub fn without_values(&self) -> Snapshot {
         Snapshot {

@@ -1,10 +1,10 @@
-//! llama-server's own time in the lines of its log. It never goes back while the server runs, so a
-//! line whose time does is forged.
+//! llama-server's own time in the lines of its log. It never decreases while the server runs, so a
+//! line with an earlier time is forged.
 
 use std::time::{Duration, Instant};
 
-/// By how much the log's time may pass faster than our own clock before that counts as a jump. A
-/// log that is read late, or all at once, jumps as well.
+/// By how much the log's time may advance faster than our own clock before that counts as a jump. A
+/// log that is read late also jumps.
 const MAX_LEAD: Duration = Duration::from_secs(60);
 /// How long lines must agree on an earlier time before they are accepted.
 const AGREEMENT: Duration = Duration::from_secs(2);
@@ -28,7 +28,7 @@ struct Moment {
 }
 
 impl Moment {
-    /// Whether `later` comes no sooner after this one than our own clock allows.
+    /// Whether `later` follows this one no faster than our own clock allows.
     fn allows(self, later: Moment) -> bool {
         let passed = later.read.saturating_duration_since(self.read);
         later.time >= self.time
@@ -72,7 +72,7 @@ impl LogClock {
         false
     }
 
-    /// Goes on from this time, whatever it was before.
+    /// Continues from this time, whatever it was before.
     pub fn restart(&mut self, micros: u64, read: Instant) {
         *self = LogClock {
             last: Some(Moment {

@@ -1,8 +1,8 @@
-//! Takes off what a logging system has put around a line of llama-server.
+//! Removes the wrapper that a logging system has put around a line of llama-server.
 //!
-//! One table of formats. They may lie in each other (Docker's json-file around llama-server's own
-//! `--log-jsonl`), so what was inside is tried again, a few times. What has no known format is
-//! left as it is.
+//! Tries a table of formats. They may be nested (Docker's json-file around llama-server's own
+//! `--log-jsonl`), so the inner text is tried again, a few times. Lines in unknown formats are
+//! unchanged.
 
 use std::mem;
 
@@ -16,11 +16,11 @@ use crate::requests::log::journal_export::{JournalEntry, Progress, process_name}
 pub struct Unwrapped {
     /// Its text, without colours.
     pub text: String,
-    /// Which process or container wrote it, where the wrapper names one.
+    /// The process or container that wrote it, if the wrapper names it.
     pub origin: Option<String>,
-    /// llama-server's own time, in microseconds, where that is beside the text.
+    /// llama-server's own time, in microseconds, if the wrapper has it.
     pub time: Option<u64>,
-    /// Which part of a longer line it is, where the wrapper says so.
+    /// Which part of a longer line it is, if the wrapper reports it.
     piece: Option<Piece>,
 }
 
@@ -32,11 +32,11 @@ struct Piece {
     is_last: bool,
 }
 
-/// Returns what is inside a line of one format; `None` if it has another one.
+/// Unwraps a line of one format; `None` if it has another format.
 type Format = fn(&str) -> Option<Unwrapped>;
 
 const FORMATS: [Format; 6] = [kubernetes, json, compose, pod, logfmt, syslog];
-/// How many wrappers may lie in each other.
+/// How deep wrappers may be nested.
 const MAX_LAYERS: usize = 4;
 /// How many bytes before the text syslog may write.
 const MAX_SYSLOG_HEAD: usize = 200;
@@ -90,7 +90,7 @@ impl Envelope {
             let Some(inner) = FORMATS.iter().find_map(|format| format(&line.text)) else {
                 break;
             };
-            // What continues a line is not a line, whatever it says.
+            // The continuation of a line is not a line, whatever its text is.
             if let Some(Piece { stream, is_last }) = inner.piece
                 && mem::replace(&mut self.is_continued[stream], !is_last)
             {
@@ -133,7 +133,7 @@ fn without_colours(text: &str) -> String {
     plain
 }
 
-/// Kubernetes' CRI: `2026-11-24T20:12:22.123456789Z stderr F text`; `P` where the line goes on.
+/// Kubernetes' CRI: `2026-11-24T20:12:22.123456789Z stderr F text`; `P` if the line continues.
 fn kubernetes(text: &str) -> Option<Unwrapped> {
     let mut parts = text.splitn(4, ' ');
     let (time, stream, tag) = (parts.next()?, parts.next()?, parts.next()?);

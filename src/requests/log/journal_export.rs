@@ -87,7 +87,7 @@ impl JournalEntry {
             self.message.extend_from_slice(bytes);
             self.message.truncate(MAX_LINE_BYTES);
         }
-        // The line end counts as well, but for the last one.
+        // Line ends count too, except the last one.
         let left = left.checked_sub(bytes.len().saturating_add(1));
         self.binary = left.map(|left| BinaryField {
             left: Some(left),

@@ -57,8 +57,8 @@ impl LineSplitter {
     }
 }
 
-/// llama-server does not append: once its file is truncated it writes on where it was, and what
-/// lies before reads as zeros.
+/// llama-server does not open its log for appending: after a truncation it continues at its old
+/// position, and the bytes before that read as zeros.
 fn without_hole(bytes: &[u8]) -> &[u8] {
     let hole = bytes.iter().take_while(|byte| **byte == 0).count();
     &bytes[hole..]

@@ -87,7 +87,7 @@ pub enum LogWriter {
 pub struct PolledModel<'a> {
     /// The label `model`.
     pub model: &'a str,
-    /// Who writes its log lines; `None` where no log has them.
+    /// The writer of its log lines; `None` if no log has them.
     pub writer: Option<LogWriter>,
     /// Number of slots.
     pub slots: Option<u64>,
@@ -200,7 +200,7 @@ impl ServerLog {
         }
     }
 
-    /// Takes what a poll found, and counts the requests that waited for it.
+    /// Takes the results of a poll, and counts the requests that waited for it.
     pub fn polled(&self, now: Instant, models: &[PolledModel]) {
         let mut state = self.lock();
         if state.is_found {
@@ -218,7 +218,7 @@ impl ServerLog {
             .unwrap_or_default()
     }
 
-    /// Rejected lines by the label `reason`, zero included; `None` where there is no log.
+    /// Rejected lines by the label `reason`, zero included; `None` without a log.
     pub fn lines_rejected(&self) -> Option<Vec<(&'static str, u64)>> {
         let state = self.lock();
         let rejected = Rejection::LABELS.into_iter().zip(state.rejected);
@@ -402,7 +402,7 @@ impl State {
     }
 }
 
-/// Who writes the log, by the name that a log collector gives the writer of each line.
+/// The writer of the log, by the name that a log collector adds to each line.
 #[derive(Debug, Default)]
 struct Origin {
     /// The name on the lines that are counted: `Some(None)` if they have none, and `None` before

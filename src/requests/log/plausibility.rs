@@ -2,7 +2,7 @@
 //!
 //! A request is in the server's counters before its lines are in the log. So the requests that
 //! the log reports cannot have more tokens, or take more time, than the counters have grown by.
-//! Whatever exceeds that was not written by the server.
+//! Lines that exceed this are forged.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};

@@ -14,7 +14,7 @@ use crate::requests::log::{LogWriter, PolledModel, Rejection, UNKNOWN_MODEL_TIME
 const COUNTERS_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much later than a line the counters may confirm it.
 const COUNTERS_DELAY: Duration = Duration::from_secs(3);
-/// How many slots a server has of which neither poll nor log says so.
+/// The assumed number of slots if neither poll nor log reports it.
 const ASSUMED_SLOTS: u64 = 64;
 
 /// One server whose lines are in the log.
@@ -52,7 +52,7 @@ pub struct WaitingRequest {
 }
 
 impl LoggedServer {
-    /// Takes what a poll found of its model.
+    /// Takes the results of a poll of its model.
     pub fn polled(&mut self, polled: &PolledModel) {
         if self.model.as_deref() != Some(polled.model) {
             self.model = Some(polled.model.into());

@@ -15,7 +15,7 @@ use crate::requests::log::lines::LineSplitter;
 pub trait LineSink: FnMut(&[u8], bool) {}
 impl<F: FnMut(&[u8], bool)> LineSink for F {}
 
-/// Time between two looks at the file.
+/// Time between two polls of the file.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// How long after its last growth a file that was replaced is read on.
 const REPLACED_TIMEOUT: Duration = Duration::from_secs(10);
@@ -282,7 +282,7 @@ impl OpenFile {
         Ok(())
     }
 
-    /// Goes on there, without having read what is before.
+    /// Continues at this position, without reading the bytes before it.
     fn skip_to(&mut self, at: u64) {
         self.at = at;
         self.mark.clear();
@@ -393,7 +393,7 @@ mod tests {
             .unwrap();
         append(&log, "one\n");
         assert_eq!(step(&mut tail), ["one"]);
-        // Cut and grown beyond where it was, all between two looks.
+        // Truncated and grown beyond its old length between two polls.
         File::options()
             .write(true)
             .open(&log)

@@ -185,14 +185,14 @@ mod tests {
             (a.clone() + &b, &["b"], Some(2.0)),
             (a.clone() + &b + &bare, &["a"], None),
             (b.clone() + &many, &["b"], Some(2.0)),
-            // Another model's number is not shown under this one's name.
+            // Samples of another model are not used.
             (a.clone(), &["b"], None),
             (a.clone() + &b, &["c"], None),
             (a.clone() + &b, &["a", "b"], None),
             (a.clone() + &b, &[], None),
             (bare.clone() + &b, &["a"], None),
             (bare.clone() + &unknown_family, &["a"], Some(3.0)),
-            // Nor one of several that nothing tells apart.
+            // Nor are several samples that cannot be distinguished.
             (bare.clone() + &bare, &["a"], None),
             (
                 generated("{server=\"x\"}", 1) + &generated("{server=\"y\"}", 2),

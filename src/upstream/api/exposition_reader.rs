@@ -41,7 +41,7 @@ pub fn read(text: impl Read, on_sample: impl FnMut(&Sample)) -> Result<u64, Stri
     // Builds 7010 to 7100 send the whole text as one JSON string.
     let mut unquoted: String = serde_json::from_reader(text.take(MAX_QUOTED_BYTES))
         .map_err(|_| "begins with a quotation mark, but is not a JSON string".to_owned())?;
-    // The text is complete, so its last line is as well.
+    // The text is complete, so its last line is complete too.
     unquoted.push('\n');
     read_lines(unquoted.as_bytes(), on_sample)
 }

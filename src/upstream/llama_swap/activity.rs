@@ -252,7 +252,7 @@ mod tests {
 
     const MODEL: &str = "m";
 
-    /// A request that ended at that minute, with so many tokens generated.
+    /// A request that ended at this minute, with this number of generated tokens.
     fn request(id: u64, minute: u32, generated: Value) -> Value {
         let timestamp = format!("2026-08-22T{:02}:{:02}:00Z", minute / 60, minute % 60);
         let tokens = json!({"input_tokens": 100, "cache_tokens": -1, "output_tokens": generated});

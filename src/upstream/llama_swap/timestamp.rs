@@ -1,6 +1,6 @@
 //! RFC 3339 timestamps, as Go writes them into JSON.
 
-/// Seconds since 1970 (UTC) with their fraction; none if `text` is no RFC 3339 timestamp.
+/// Seconds since 1970 (UTC) with their fraction; `None` if `text` is not an RFC 3339 timestamp.
 pub fn unix_seconds(text: &str) -> Option<f64> {
     let (date, rest) = text.split_once(['T', 't'])?;
     let mut date = date.splitn(3, '-').map(str::parse::<u32>);
