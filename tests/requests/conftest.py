@@ -14,9 +14,9 @@ def log(tmp_path):
 def start_server(start, log, log_path):
     """Starts a server that writes `log`: the llama-server program, or the server of a build."""
 
-    def start_server(build="program", *options):
+    def start_server(build="program", *options, **settings):
         if build != "program":
-            return start(XllamacppServer(build, log, *options, ctx_size=4096))
+            return start(XllamacppServer(build, log, *options, **{"ctx_size": 4096} | settings))
         options = ["--log-file", log, "-np", "2", "-c", "4096", *options]
         return start(LlamaServerProgram(log_path("output"), *options))
 
