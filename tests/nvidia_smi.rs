@@ -125,6 +125,14 @@ fn values_of_nvidia_smi_are_exported_and_unknown_ones_are_absent() {
     assert!(!text.contains("_bytes{gpu=\"3\"}"));
     // One of each kind runs all the time, and is not started for every poll.
     exporter.after_polls(3);
+    let text = metrics(&exporter);
+    let joules = |gpu: u32| {
+        let series = format!("llamacpp_gpu_energy_joules_total{{gpu=\"{gpu}\"}} ");
+        let mut lines = text.lines();
+        lines.find_map(|line| line.strip_prefix(&series)?.parse::<f64>().ok())
+    };
+    assert!(joules(0) > Some(0.0), "{text}");
+    assert_eq!(joules(2), None, "its power is unknown");
     let calls = fake.calls();
     assert_eq!(calls.lines().count(), 2, "{calls}");
     assert!(

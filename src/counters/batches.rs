@@ -9,7 +9,8 @@ use crate::snapshot::histogram::Histogram;
 /// The batch figures since the server's start.
 #[derive(Debug, Default)]
 pub struct Batches {
-    /// Tokens per decode call, prompt and generated, over the last window with such calls.
+    /// Tokens per decode call, prompt and generated, over the shortest window in which they are
+    /// known; `None` without such calls.
     pub size: Option<f64>,
     /// Since when the server was busy all the time and its calls were not observed.
     unobserved_since: Option<Instant>,
@@ -27,12 +28,8 @@ impl Batches {
             let calls = window.growth(|point| point.decode_calls)?.value();
             Some((generated_tokens.plus(prompt_tokens).value()?, calls?))
         });
-        if let Some((tokens, calls)) = counts
-            && tokens > 0.0
-            && calls > 0.0
-        {
-            self.size = Some(tokens / calls);
-        }
+        let counts = counts.filter(|(tokens, calls)| *tokens > 0.0 && *calls > 0.0);
+        self.size = counts.map(|(tokens, calls)| tokens / calls);
         let Some(last) = history.last() else {
             return;
         };

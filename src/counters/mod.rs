@@ -13,7 +13,7 @@ mod slot_tracker;
 use std::time::Instant;
 
 use crate::counters::server_run::{ServerRun, SlotUpdate};
-use crate::counters::slot_tracker::context_tokens;
+use crate::counters::slot_tracker::{active_tokens, context_tokens};
 use crate::readings::{
     CountersReading, ModelReading, ModelState, ModelStatus, TokenTotals, Update,
 };
@@ -103,13 +103,13 @@ impl ModelTracker {
                 model.rates.prompt_tokens_per_second =
                     run.history.rate(|point| point.prompt_tokens);
             }
+            model.rates.batch_size = run.batches.size;
         }
         self.take_live_counts(model);
     }
 
     fn take_live_counts(&self, model: &mut Model) {
         model.live = self.run.live_counts();
-        model.rates.batch_size = self.run.batches.size;
         if self.run.prompts_uncounted {
             model.live.prompt_tokens = None;
             model.counters.prompt_seconds = None;
@@ -135,6 +135,9 @@ impl ModelTracker {
         model.facts.slots = model.facts.slots.or(count);
         model.facts.max_context_size = model.facts.max_context_size.or(largest);
         model.slots.context_tokens = context_tokens(slots);
+        // Slots that were not read again are idle.
+        let is_read = matches!(reading.slots, Update::New(_));
+        model.slots.active_tokens = active_tokens(slots).map(|n| if is_read { n } else { 0.0 });
     }
 
     /// A model that is asleep does nothing, and its cache is gone.
@@ -142,6 +145,7 @@ impl ModelTracker {
         self.run.history.idle_until(at);
         model.slots.context_tokens.clear();
         model.slots.busy = Some(0.0);
+        model.slots.active_tokens = active_tokens(&self.run.slots).map(|_| 0.0);
         model.counters.requests_processing = Some(0.0);
         model.counters.requests_deferred = Some(0.0);
         model.rates.tokens_per_second = Some(0.0);

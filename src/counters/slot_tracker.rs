@@ -260,6 +260,13 @@ fn slot_id(index: usize, slot: &Slot) -> u64 {
     slot.id.map_or(index as u64, |id| id as u64)
 }
 
+/// Tokens in the slots at work; `None` if no slot reports its tokens (before b9294).
+pub fn active_tokens(slots: &[Slot]) -> Option<f64> {
+    let is_known = slots.iter().any(|slot| slot.n_prompt_tokens.is_some());
+    let busy = slots.iter().filter(|slot| slot.is_busy());
+    is_known.then(|| busy.filter_map(|slot| slot.n_prompt_tokens).sum())
+}
+
 /// Tokens in each slot by its id; empty if no slot reports them (before b9294).
 pub fn context_tokens(slots: &[Slot]) -> Vec<(u64, f64)> {
     if slots.iter().all(|slot| slot.n_prompt_tokens.is_none()) {

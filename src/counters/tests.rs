@@ -135,3 +135,86 @@ fn any_input_gives_finite_values() {
         }
     }
 }
+
+#[test]
+fn the_batch_size_is_absent_while_idle() {
+    for million in [0.0, 1e6] {
+        for has_slots in [false, true] {
+            let counters = |tokens: f64, calls: f64, processing| Counters {
+                prompt_tokens: Some(0.0),
+                generated_tokens: Some(million + tokens),
+                decode_calls: Some(million + calls),
+                requests_processing: Some(processing),
+                requests_deferred: Some(0.0),
+                ..Counters::default()
+            };
+            let slots = r#"[{"id":0,"is_processing":false,"id_task":7}]"#;
+            let mut state = ModelTracker::default();
+            let mut batch_size = |second, counters| {
+                let reading = reading(second, counters, has_slots.then_some(slots));
+                state.update(&reading).rates.batch_size
+            };
+            let name = format!("{million} {has_slots}");
+            assert_eq!(batch_size(0, counters(0.0, 0.0, 0.0)), None, "{name}");
+            if million == 0.0 {
+                let busy = batch_size(1, counters(600.0, 100.0, 0.0));
+                assert_eq!(busy, Some(6.0), "{name}");
+            } else {
+                batch_size(1, counters(600.0, 100.0, 0.0));
+            }
+            assert_eq!(batch_size(2, counters(600.0, 100.0, 0.0)), None, "{name}");
+            assert_eq!(batch_size(3, counters(600.0, 100.0, 0.0)), None, "{name}");
+        }
+    }
+    // Nor is that of the past shown when the server does not answer in time.
+    let mut state = ModelTracker::default();
+    state.update(&reading(0, calls(0.0, 0.0), None));
+    let counters = Counters {
+        generated_tokens: Some(600.0),
+        ..calls(100.0, 1.0)
+    };
+    let busy = state.update(&reading(1, counters, None));
+    assert_eq!(busy.rates.batch_size, Some(6.0));
+    let mut late = reading(2, calls(0.0, 0.0), None);
+    late.counters = Update::Stale;
+    let late = state.update(&late);
+    assert_eq!(late.rates.batch_size, None);
+    assert_eq!(late.live.decode_calls, Some(100.0));
+}
+
+#[test]
+fn only_tokens_in_slots_at_work_are_active() {
+    let slots = |busy: bool| {
+        format!(
+            r#"[{{"id":0,"is_processing":{busy},"id_task":3,"n_prompt_tokens":40}},
+                {{"id":1,"is_processing":false,"id_task":2,"n_prompt_tokens":900}},
+                {{"id":2,"is_processing":false}}]"#
+        )
+    };
+    let mut state = ModelTracker::default();
+    let mut tokens = |reading: &ModelReading| {
+        let slots = state.update(reading).slots;
+        let all: f64 = slots.context_tokens.iter().map(|(_, tokens)| tokens).sum();
+        (slots.active_tokens, all)
+    };
+    let busy = reading(0, calls(9.0, 1.0), Some(&slots(true)));
+    assert_eq!(tokens(&busy), (Some(40.0), 940.0));
+    // Not read again, as the server is idle.
+    let mut idle = reading(1, calls(9.0, 0.0), None);
+    idle.slots = Update::Unchanged;
+    assert_eq!(tokens(&idle), (Some(0.0), 940.0));
+    let late = ModelReading {
+        counters: Update::Stale,
+        slots: Update::Stale,
+        ..reading(2, calls(9.0, 0.0), None)
+    };
+    assert_eq!(tokens(&late), (None, 0.0));
+    let mut asleep = reading(3, calls(9.0, 0.0), None);
+    asleep.counters = Update::Unchanged;
+    asleep.state = ModelState::Asleep(Instant::now());
+    assert_eq!(tokens(&asleep), (Some(0.0), 0.0));
+    // Before b9294, slots do not report their tokens.
+    let old = r#"[{"id":0,"is_processing":true,"id_task":3}]"#;
+    let old = ModelTracker::default().update(&reading(0, calls(9.0, 1.0), Some(old)));
+    assert_eq!((old.slots.active_tokens, old.slots.busy), (None, Some(1.0)));
+}

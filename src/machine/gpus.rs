@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::bounds::deadline;
 use crate::machine::drm::DrmCards;
+use crate::machine::energy::EnergyMeter;
 use crate::machine::nvidia::NvidiaSmi;
 use crate::machine::procfs::Procfs;
 use crate::settings::Settings;
@@ -18,6 +19,8 @@ pub struct Gpus {
     cards: Option<Mutex<DrmCards>>,
     /// The last reading of the cards, and when it was taken.
     card_readings: Mutex<Option<(Instant, Vec<Gpu>)>>,
+    /// The energy that they have used so far.
+    energy: Mutex<EnergyMeter>,
     interval: Duration,
     /// Why there may be no GPU, for the user.
     notes: Vec<String>,
@@ -55,6 +58,7 @@ impl Gpus {
             nvidia: nvidia.ok(),
             cards: Some(Mutex::new(cards)),
             card_readings: Mutex::default(),
+            energy: Mutex::default(),
             interval: settings.interval,
             notes,
         }
@@ -66,8 +70,17 @@ impl Gpus {
         self.notes.iter().cloned().chain(nvidia).collect()
     }
 
-    /// Reads the cards, unless another poll has just read them, or is reading them.
+    /// Reads the cards, unless another poll has just read them, or is reading them; then adds up
+    /// the energy of all GPUs.
     pub fn refresh(&self) {
+        self.read_cards();
+        let gpus = self.fresh_readings();
+        let mut energy = self.energy.lock().unwrap_or_else(PoisonError::into_inner);
+        // Other polls call this too: the time is read under the lock.
+        energy.update(Instant::now(), &gpus);
+    }
+
+    fn read_cards(&self) {
         let Some(Ok(mut cards)) = self.cards.as_ref().map(Mutex::try_lock) else {
             return;
         };
@@ -99,8 +112,16 @@ impl Gpus {
         }
     }
 
-    /// The fresh readings.
+    /// The fresh readings, with the energy used so far.
     pub fn known(&self) -> Vec<Gpu> {
+        let mut gpus = self.fresh_readings();
+        let energy = self.energy.lock().unwrap_or_else(PoisonError::into_inner);
+        energy.fill(&mut gpus);
+        gpus
+    }
+
+    /// The fresh readings, without energy.
+    fn fresh_readings(&self) -> Vec<Gpu> {
         let mut gpus: Vec<Gpu> = self.nvidia.iter().flat_map(NvidiaSmi::gpus).collect();
         let age = self.interval.saturating_mul(3);
         let age = age.saturating_add(Duration::from_secs(2));

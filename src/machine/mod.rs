@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 pub mod drm;
+mod energy;
 pub mod gpus;
 mod host_lookup;
 mod kv_cache_metrics;

@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 
 use crate::machine::pseudo_files::{read_bytes, read_text};
 use crate::process::file;
-use crate::process::procfs_parsers::{ProcessStat, ProcessStatus};
+use crate::process::procfs_parsers::{self, ProcessStat, ProcessStatus};
 
 /// The most bytes of a command line or environment that are read.
 const MAX_COMMAND_LINE_BYTES: u64 = 1 << 20;
+/// The most bytes of `/proc/stat` that are read: it has a line a CPU, and a number an interrupt.
+const MAX_STAT_BYTES: u64 = 1 << 20;
 /// The most bytes of `/proc/PID/maps` that are read.
 const MAX_MAPS_BYTES: u64 = 8 << 20;
 /// The most processes of a machine.
@@ -58,6 +60,12 @@ impl Procfs {
     /// Reads `/proc/PID/stat`; `None` if the process has ended, zombies included.
     pub fn stat(&self, pid: u32) -> Option<ProcessStat> {
         ProcessStat::parse(&read_text(&self.process_path(pid, "stat")).ok()?)
+    }
+
+    /// When the machine booted, in seconds since 1970.
+    pub fn boot_time(&self) -> Option<f64> {
+        let text = read_bytes(&self.path("stat"), MAX_STAT_BYTES).ok()?;
+        procfs_parsers::boot_time(&String::from_utf8_lossy(&text))
     }
 
     /// Reads `/proc/PID/status`.

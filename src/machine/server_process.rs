@@ -21,6 +21,8 @@ const LIMITS_VALID_FOR: Duration = Duration::from_secs(30);
 pub struct ServerProcess {
     /// The process.
     pub id: ProcessId,
+    /// When it started, in seconds since 1970. Read once, as the machine's clock may be set later.
+    start_time: Option<f64>,
     /// The socket by which it was found.
     socket: Option<HeldSocket>,
     /// Its command line and environment variables.
@@ -49,6 +51,9 @@ impl ServerProcess {
         };
         ServerProcess {
             id,
+            start_time: procfs
+                .boot_time()
+                .map(|boot| boot + id.started as f64 / TICKS_PER_SECOND),
             socket,
             arguments: ServerArguments::new(&words, &variables),
             variables_error,
@@ -80,6 +85,7 @@ impl ServerProcess {
         usage.memory_usage = status.resident_bytes;
         usage.total_memory = self.limits.memory_bytes;
         usage.thread_count = status.threads;
+        usage.start_time = self.start_time;
         usage.cpu_seconds = Some(stat.cpu_ticks as f64 / TICKS_PER_SECOND);
         if let Some((then, before)) = self.cpu_ticks.replace((now, stat.cpu_ticks)) {
             let seconds = now.duration_since(then).as_secs_f64();

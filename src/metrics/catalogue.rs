@@ -130,10 +130,10 @@ use Scope::{Exporter as OfExporter, Gpu as OfGpu, Model as OfModel, Requests, Se
 #[rustfmt::skip] // a table: each row's meaning first, how it is read last
 pub const FAMILIES: &[Family] = &[
     row("llamacpp_tokens_per_second", Gauge, &[],
-        "Tokens generated per second over the last poll interval, all slots; live while requests stream.",
+        "Tokens generated per second over the last poll interval, all slots; live while requests stream. A momentary value: for sums, averages and alerts use rate() of llamacpp_generated_tokens_total over at least 4 scrapes.",
         OfModel(|m, out| out.value(m.rates.tokens_per_second.or(m.stats.performance().tokens_per_second)))),
     row("llamacpp_batch_latency_seconds", Buckets, &[],
-        "Seconds per llama_decode() call, from poll intervals during which the server was never idle.",
+        "Seconds per llama_decode() call, from poll intervals during which the server was never idle. Each call is observed as the mean of its interval: a quantile is one of such means.",
         OfModel(|m, out| out.histogram(&m.rates.batch_latency))),
     row("llamacpp_first_token_latency_seconds", Buckets, &["source"],
         "Seconds from a request's start on a slot to its first token, without the wait for the slot; the exporter's own probes are not in it.",
@@ -145,7 +145,7 @@ pub const FAMILIES: &[Family] = &[
         "Memory in bytes that the process that holds the model may use: its cgroup's limit, else the machine's memory.",
         OfModel(|m, out| out.value(m.process.total_memory.or(m.stats.memory().total_bytes)))),
     row("llamacpp_cpu_utilization_percent", Gauge, &[],
-        "CPU time of the process that holds the model over the last poll interval; 100 = all allowed CPUs fully used.",
+        "CPU time of the process that holds the model over the last poll interval; 100 = all allowed CPUs fully used. A momentary value: for averages and alerts use rate() of llamacpp_process_cpu_seconds_total over at least 4 scrapes.",
         OfModel(|m, out| out.value(m.process.cpu_utilization.or(m.stats.performance().cpu_utilization)))),
     row("llamacpp_gpu_utilization_percent", Gauge, &["gpu"],
         "Percentage of time that the GPU was busy, as its driver reports it.",
@@ -192,38 +192,41 @@ pub const FAMILIES: &[Family] = &[
             }
         })),
     row("llamacpp_batch_size", Gauge, &[],
-        "Tokens per llama_decode() call, prompt and generated tokens together, over the last poll interval with such calls.",
+        "Tokens per llama_decode() call, prompt and generated tokens together, over the last poll interval; absent while idle. A momentary value: for averages divide the rates of the token counters by that of llamacpp_decode_calls_total.",
         OfModel(|m, out| out.value(m.rates.batch_size.or(m.stats.batch().size)))),
     row("llamacpp_optimal_batch_size", Gauge, &[],
         "Number of busy slots at which this server generates the most tokens per second, as observed.",
         OfModel(|m, out| out.value(m.stats.batch().optimal_size.or(m.rates.optimal_batch_size)))),
 
     row("llamacpp_prompt_tokens_total", Counter, &[],
-        "Prompt tokens computed, including those of requests in progress; without tokens taken from the cache.",
+        "Prompt tokens computed, including those of requests in progress. Tokens taken from the cache are not included.",
         OfModel(|m, out| out.value(m.live.prompt_tokens))),
     row("llamacpp_prompt_tokens_cached_total", Counter, &[],
-        "Prompt tokens taken from the cache instead of being computed.",
+        "Prompt tokens taken from the cache instead of being computed; not part of llamacpp_prompt_tokens_total.",
         OfModel(|m, out| out.value(m.counters.prompt_tokens_cached))),
     row("llamacpp_prompt_seconds_total", Counter, &[],
-        "Seconds spent on prompt processing.",
+        "Seconds spent on prompt processing; before b10566 summed over slots that process prompts at the same time.",
         OfModel(|m, out| out.value(m.counters.prompt_seconds))),
     row("llamacpp_generated_tokens_total", Counter, &[],
         "Tokens generated, including those of requests in progress: grows while they stream.",
         OfModel(|m, out| out.value(m.live.generated_tokens))),
     row("llamacpp_generation_seconds_total", Counter, &[],
-        "Seconds spent on generation by requests that have ended, summed over slots.",
+        "Seconds spent on generation by requests that have ended, summed over slots: two slots that generate for a second are 2 seconds.",
         OfModel(|m, out| out.value(m.counters.generation_seconds))),
     row("llamacpp_decode_calls_total", Counter, &[],
-        "Calls of llama_decode(), each of which computes one batch.",
+        "Calls of llama_decode(), each of which computes one batch. With speculative decoding or images a lower bound: llama-server leaves out their calls.",
         OfModel(|m, out| out.value(m.live.decode_calls))),
     row("llamacpp_draft_tokens_total", Counter, &[],
-        "Draft tokens proposed by speculative decoding.",
+        "Draft tokens proposed by speculative decoding, those accepted included.",
         OfModel(|m, out| out.value(m.counters.draft_tokens))),
     row("llamacpp_draft_tokens_accepted_total", Counter, &[],
-        "Draft tokens that the model accepted.",
+        "Draft tokens that the model accepted; part of llamacpp_draft_tokens_total and of llamacpp_generated_tokens_total.",
         OfModel(|m, out| out.value(m.counters.draft_tokens_accepted))),
+    row("llamacpp_drafts_total", Counter, &[],
+        "Drafts of speculative decoding, each of one or several draft tokens.",
+        OfModel(|m, out| out.value(m.counters.drafts))),
     row("llamacpp_prompt_tokens_per_second", Gauge, &[],
-        "Prompt tokens computed per second over the last poll interval, all slots.",
+        "Prompt tokens computed per second over the last poll interval, all slots. A momentary value: for sums, averages and alerts use rate() of llamacpp_prompt_tokens_total over at least 4 scrapes.",
         OfModel(|m, out| out.value(m.rates.prompt_tokens_per_second))),
     row("llamacpp_requests_processing", Gauge, &[],
         "Number of requests being processed on a slot.",
@@ -246,8 +249,21 @@ pub const FAMILIES: &[Family] = &[
                 }
             }
         })),
+    row("llamacpp_context_active_tokens", Gauge, &[],
+        "Tokens in the slots that are processing a request, prompt and generated tokens together; 0 while idle, whatever prompts are cached.",
+        OfModel(|m, out| out.value(m.slots.active_tokens))),
+    row("llamacpp_model_training_context_tokens", Gauge, &[],
+        "Context size in tokens with which the model was trained.",
+        OfModel(|m, out| out.value(m.facts.training_context))),
+    row("llamacpp_draft_tokens_accepted_by_position_total", Counter, &["position"],
+        "Draft tokens that the model accepted, by their position in the draft, from 0; adds up to llamacpp_draft_tokens_accepted_total.",
+        OfModel(|m, out| {
+            for (position, tokens) in &m.counters.draft_tokens_accepted_by_position {
+                out.series(&[("position", &position.to_string())], *tokens);
+            }
+        })),
     row("llamacpp_max_sequence_tokens", Gauge, &[],
-        "Tokens of the longest sequence since the server's start, prompt and generated tokens together.",
+        "Tokens of the longest sequence since the server process started, prompt and generated tokens together.",
         OfModel(|m, out| out.value(m.counters.max_sequence_tokens))),
     row("llamacpp_model_info", Gauge, &["architecture", "backend", "mode", "quantization"],
         "Always 1; the labels describe the model, as far as the server reports it.",
@@ -277,32 +293,6 @@ pub const FAMILIES: &[Family] = &[
     row("llamacpp_models_disk_usage_bytes", Gauge, &[],
         "Disk space in bytes of Docker Model Runner's models.",
         Server(|s, out| out.value(s.models_disk_usage))),
-
-    row("llamacpp_gpu_memory_used_bytes", Gauge, &["gpu", "memory"],
-        "GPU memory in use, in bytes; on AMD, memory=\"vram\" is the GPU's own and memory=\"gtt\" is system memory that it uses.",
-        OfGpu(|g, out| memory(g.memory_used, &[], out))),
-    row("llamacpp_gpu_memory_total_bytes", Gauge, &["gpu", "memory"],
-        "GPU memory in bytes; on AMD, memory=\"vram\" is the GPU's own and memory=\"gtt\" is system memory that it may use.",
-        OfGpu(|g, out| memory(g.memory_total, &[], out))),
-    row("llamacpp_gpu_power_watts", Gauge, &["gpu"],
-        "Power draw of the GPU in watts.",
-        OfGpu(|g, out| out.value(g.power))),
-    row("llamacpp_gpu_info", Gauge, &["gpu", "name", "uuid", "driver"],
-        "Always 1; the labels describe the GPU and its driver.",
-        OfGpu(|g, out| {
-            let [name, uuid, driver] = [&g.name, &g.uuid, &g.driver].map(|text| text.as_deref().unwrap_or_default());
-            out.series(&[("name", name), ("uuid", uuid), ("driver", driver)], 1.0);
-        })),
-    row("llamacpp_process_gpu_memory_bytes", Gauge, &["gpu", "memory"],
-        "GPU memory in bytes that the process that holds the model uses; on AMD, memory=\"vram\" is the GPU's own and memory=\"gtt\" is system memory.",
-        OfModel(|m, out| {
-            for (gpu, bytes) in &m.process.gpu_memory {
-                memory(*bytes, &[("gpu", gpu)], out);
-            }
-        })),
-    row("llamacpp_process_cpu_seconds_total", Counter, &[],
-        "User and system CPU time in seconds of the process that holds the model.",
-        OfModel(|m, out| out.value(m.process.cpu_seconds))),
 
     row("llamacpp_request_duration_seconds", Buckets, &["source"],
         "Seconds of prompt processing and generation per request, without the wait for a slot.",
@@ -360,6 +350,38 @@ pub const FAMILIES: &[Family] = &[
             }
         })),
 
+    row("llamacpp_gpu_memory_used_bytes", Gauge, &["gpu", "memory"],
+        "GPU memory in use, in bytes; on AMD, memory=\"vram\" is the GPU's own and memory=\"gtt\" is system memory that it uses.",
+        OfGpu(|g, out| memory(g.memory_used, &[], out))),
+    row("llamacpp_gpu_memory_total_bytes", Gauge, &["gpu", "memory"],
+        "GPU memory in bytes; on AMD, memory=\"vram\" is the GPU's own and memory=\"gtt\" is system memory that it may use.",
+        OfGpu(|g, out| memory(g.memory_total, &[], out))),
+    row("llamacpp_gpu_power_watts", Gauge, &["gpu"],
+        "Power draw of the GPU in watts.",
+        OfGpu(|g, out| out.value(g.power))),
+    row("llamacpp_gpu_energy_joules_total", Counter, &["gpu"],
+        "Energy that the GPU has used since the exporter started, in joules: its power integrated over polls; time of unknown power is not included.",
+        OfGpu(|g, out| out.value(g.energy))),
+    row("llamacpp_gpu_info", Gauge, &["gpu", "name", "uuid", "driver"],
+        "Always 1; the labels describe the GPU and its driver.",
+        OfGpu(|g, out| {
+            let [name, uuid, driver] = [&g.name, &g.uuid, &g.driver].map(|text| text.as_deref().unwrap_or_default());
+            out.series(&[("name", name), ("uuid", uuid), ("driver", driver)], 1.0);
+        })),
+    row("llamacpp_process_gpu_memory_bytes", Gauge, &["gpu", "memory"],
+        "GPU memory in bytes that the process that holds the model uses; on AMD, memory=\"vram\" is the GPU's own and memory=\"gtt\" is system memory.",
+        OfModel(|m, out| {
+            for (gpu, bytes) in &m.process.gpu_memory {
+                memory(*bytes, &[("gpu", gpu)], out);
+            }
+        })),
+    row("llamacpp_process_cpu_seconds_total", Counter, &[],
+        "User and system CPU time in seconds of the process that holds the model.",
+        OfModel(|m, out| out.value(m.process.cpu_seconds))),
+    row("llamacpp_process_start_time_seconds", Gauge, &[],
+        "Time at which the process that holds the model started, in seconds since 1970.",
+        OfModel(|m, out| out.value(m.process.start_time))),
+
     row("llamacpp_up", Gauge, &[],
         "1 if the server answered the last poll (also while it is loading, busy or asleep), else 0.",
         Server(|s, out| out.value(s.up.map(f64::from)))),
@@ -376,7 +398,7 @@ pub const FAMILIES: &[Family] = &[
                 out.series(&[("endpoint", endpoint), ("reason", reason.label())], *count as f64);
             }
         })),
-    row("llamacpp_exporter_last_poll_timestamp_seconds", Gauge, &[],
+    row("llamacpp_exporter_last_successful_poll_timestamp_seconds", Gauge, &[],
         "Time at which the last successful poll ended, in seconds since 1970.",
         Server(|s, out| out.value(s.polls.last_success))),
     row("llamacpp_exporter_series_dropped", Gauge, &[],

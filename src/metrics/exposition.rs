@@ -409,6 +409,7 @@ mod tests {
             facts: ModelFacts {
                 slots: some,
                 max_context_size: some,
+                training_context: some,
                 size: some,
                 parameters: some,
                 quantization: Some("Q4_K - Medium".to_owned()),
@@ -420,6 +421,8 @@ mod tests {
                 generation_seconds: some,
                 draft_tokens: some,
                 draft_tokens_accepted: some,
+                drafts: some,
+                draft_tokens_accepted_by_position: (0..4).map(|position| (position, 1e6)).collect(),
                 max_sequence_tokens: some,
                 requests_processing: some,
                 requests_deferred: some,
@@ -441,6 +444,7 @@ mod tests {
             slots: SlotUsage {
                 busy: some,
                 context_tokens: (0..4).map(|slot| (slot, 1e6)).collect(),
+                active_tokens: some,
             },
             kv_cache: KvCacheUsage {
                 usage_bytes: some,
@@ -452,6 +456,7 @@ mod tests {
                 total_memory: some,
                 cpu_utilization: some,
                 cpu_seconds: some,
+                start_time: some,
                 thread_count: some,
                 gpu_memory: vec![("0".to_owned(), memory)],
             },
@@ -563,8 +568,8 @@ mod tests {
             needs_mode_label: tells,
             status: Some(ModelStatus::Idle),
             slots: SlotUsage {
-                busy: None,
                 context_tokens: vec![(3, 1.0), (3, 2.0)],
+                ..SlotUsage::default()
             },
             process: ProcessUsage {
                 gpu_memory: vec![("0".to_owned(), memory), ("0".to_owned(), memory)],

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
 use crate::process::build_info::{REVISION, VERSION};
-use crate::process::procfs_parsers::{ProcessStat, ProcessStatus, TICKS_PER_SECOND};
+use crate::process::procfs_parsers::{self, ProcessStat, ProcessStatus, TICKS_PER_SECOND};
 use crate::snapshot::OwnMetrics;
 
 /// Reads the current metrics.
@@ -54,16 +54,13 @@ struct ProcessConstants {
 
 impl ProcessConstants {
     fn read() -> ProcessConstants {
-        let boot_time = |text: String| {
-            let mut lines = text.lines();
-            let btime = lines.find_map(|line| line.strip_prefix("btime "))?;
-            btime.trim().parse::<f64>().ok()
-        };
         ProcessConstants {
             stat: File::open("/proc/self/stat").ok(),
             status: File::open("/proc/self/status").ok(),
             max_fds: max_fds().map(|count| count as f64),
-            boot_time: fs::read_to_string("/proc/stat").ok().and_then(boot_time),
+            boot_time: fs::read_to_string("/proc/stat")
+                .ok()
+                .and_then(|text| procfs_parsers::boot_time(&text)),
         }
     }
 }

@@ -31,6 +31,13 @@ impl ProcessStat {
     }
 }
 
+/// When the machine booted, in seconds since 1970, from the text of `/proc/stat`.
+pub fn boot_time(text: &str) -> Option<f64> {
+    let mut lines = text.lines();
+    let seconds = lines.find_map(|line| line.strip_prefix("btime "))?;
+    seconds.trim().parse().ok()
+}
+
 /// The fields of `/proc/PID/status` that are used.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ProcessStatus {

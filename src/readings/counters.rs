@@ -1,9 +1,17 @@
-//! The families of llama-server's `/metrics` that are read: one line each.
+//! The families of llama-server's `/metrics` that are read: one line each, and one that has a
+//! label.
 //!
 //! `tools/server/server-context.cpp` prints them with six significant digits, a C++ stream's
 //! default: from a million on, a counter is rounded.
 
+use std::collections::BTreeMap;
+
 use crate::bounds::lenient::{is_count, is_measure, is_ratio};
+
+/// The family of draft tokens accepted, by the label `position`; only with speculative decoding.
+pub const ACCEPTED_BY_POSITION: &str = "spec_decode_num_accepted_tokens_per_pos_total";
+/// The most positions in a draft that are read. Drafts are 16 tokens at most by default.
+const MAX_POSITIONS: u16 = 64;
 
 /// A family of llama-server's `/metrics`.
 #[derive(Debug)]
@@ -33,6 +41,8 @@ macro_rules! families {
         #[derive(Clone, Debug, Default, PartialEq)]
         pub struct Counters {
             $($(#[$doc])* pub $field: Option<f64>,)*
+            /// Draft tokens accepted, by their position in the draft, from 0.
+            pub draft_tokens_accepted_by_position: BTreeMap<u16, f64>,
         }
 
         impl Counters {
@@ -66,6 +76,8 @@ families! {
     "spec_decode_num_draft_tokens_total" Counter is_count draft_tokens
     /// Draft tokens accepted.
     "spec_decode_num_accepted_tokens_total" Counter is_count draft_tokens_accepted
+    /// Drafts, each of which has one or several draft tokens.
+    "spec_decode_num_drafts_total" Counter is_count drafts
     /// Requests on a slot.
     "requests_processing" Gauge is_count requests_processing
     /// Requests waiting for a slot.
@@ -87,6 +99,17 @@ impl Counters {
             }
         }
         counters
+    }
+
+    /// Takes the accepted draft tokens of one position; returns whether they were known already.
+    /// An impossible position or count is left out.
+    pub fn add_position(&mut self, position: &str, tokens: f64) -> bool {
+        let position = position.parse().ok().filter(|n| *n < MAX_POSITIONS);
+        let Some(position) = position.filter(|_| is_count(tokens)) else {
+            return false;
+        };
+        let positions = &mut self.draft_tokens_accepted_by_position;
+        positions.insert(position, tokens).is_some()
     }
 
     /// Whether a request is on a slot or waits for one.

@@ -59,6 +59,8 @@ pub struct ModelFacts {
     pub slots: Option<f64>,
     /// The context size of one slot, in tokens.
     pub max_context_size: Option<f64>,
+    /// The context size that the model was trained with, in tokens.
+    pub training_context: Option<f64>,
     /// Bytes of weights.
     pub size: Option<f64>,
     /// Number of parameters.

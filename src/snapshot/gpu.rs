@@ -21,6 +21,8 @@ pub struct Gpu {
     pub memory_total: GpuMemory,
     /// Its power draw in watts.
     pub power: Option<f64>,
+    /// The energy that it has used while its power was known, in joules.
+    pub energy: Option<f64>,
 }
 
 /// Bytes of GPU memory, by kind.

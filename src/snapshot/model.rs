@@ -58,7 +58,7 @@ pub struct Rates {
     pub prompt_tokens_per_second: Option<f64>,
     /// Seconds per call of `llama_decode()`.
     pub batch_latency: Option<Histogram>,
-    /// Tokens per call of `llama_decode()`.
+    /// Tokens per call of `llama_decode()`; `None` while idle.
     pub batch_size: Option<f64>,
     /// The number of busy slots at which generation is fastest.
     pub optimal_batch_size: Option<f64>,
@@ -71,6 +71,8 @@ pub struct SlotUsage {
     pub busy: Option<f64>,
     /// Tokens in each slot, by the slot's id.
     pub context_tokens: Vec<(u64, f64)>,
+    /// Tokens in the slots that process a request.
+    pub active_tokens: Option<f64>,
 }
 
 /// The use of the KV cache.
@@ -95,6 +97,8 @@ pub struct ProcessUsage {
     pub cpu_utilization: Option<f64>,
     /// User and system CPU time, in seconds.
     pub cpu_seconds: Option<f64>,
+    /// When it started, in seconds since 1970.
+    pub start_time: Option<f64>,
     /// Number of threads.
     pub thread_count: Option<f64>,
     /// GPU memory, by the GPU's index.

@@ -406,6 +406,7 @@ pub fn facts(props: Option<&Props>, entry: Option<&ModelEntry>) -> ModelFacts {
     ModelFacts {
         slots: props.and_then(|props| props.total_slots),
         max_context_size: settings.and_then(|settings| settings.n_ctx),
+        training_context: meta.and_then(|meta| meta.n_ctx_train),
         size: meta.and_then(|meta| meta.size),
         parameters: meta.and_then(|meta| meta.n_params),
         quantization: file_type.or_else(|| meta.and_then(|meta| meta.ftype.clone())),

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from support import BINARY
+from support import BINARY, MODEL_NAME
 from support.exporter import run_check
 from support.process import NOBODY, as_user, cpu_seconds, pidstat_percent, proc_status, resident_bytes
 from support.replay import OK, Response
@@ -46,6 +46,24 @@ def test_memory_and_threads(server):
     report = run_check(server.url)
     assert_process(report, server.pid)
     assert report.value("total_memory_bytes") > report.value("memory_usage_bytes")
+
+
+def test_start_time(start_program, start_exporter):
+    """Within two seconds, as the kernel gives its boot time in whole ones; and another after a restart."""
+    before = time.time()
+    server = start_program(*SMALL)
+    exporter = start_exporter(server.url, interval="250ms")
+    first = exporter.wait_for_status("idle")
+    started = first.value("process_start_time_seconds", model=MODEL_NAME)
+    assert before - 2 <= started <= time.time() + 2
+    server.kill()
+    down = exporter.wait_for(lambda poll: poll.value("up") == 0)
+    restarted = time.time()
+    server.start().wait_until_loaded()
+    second = exporter.wait_for_status("idle", since=down.ended_after)
+    started_again = second.value("process_start_time_seconds", model=MODEL_NAME)
+    assert restarted - 2 <= started_again <= time.time() + 2
+    assert started_again > started
 
 
 SECONDS = 3

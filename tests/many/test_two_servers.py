@@ -49,7 +49,7 @@ def test_a_stopped_server_delays_no_other(one_core, two_servers, start_exporter)
     while stream.ended_at is None:
         scrape, scraped_at = exporter.exposition(), time.monotonic()
         for name, of in {"running": of_running, "stopped": of_stopped}.items():
-            ended[name].add(scrape.value("exporter_last_poll_timestamp_seconds", **of))
+            ended[name].add(scrape.value("exporter_last_successful_poll_timestamp_seconds", **of))
         counted = scrape.value("generated_tokens_total", **of_running) - 24
         assert highest <= counted <= stream.generated(scraped_at)
         highest = counted

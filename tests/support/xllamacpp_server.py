@@ -26,6 +26,7 @@ def main():
     parser.add_argument("--threads-http", type=int, default=0, help="0: llama.cpp's default")
     parser.add_argument("--metrics", action="store_true")
     parser.add_argument("--no-slots", action="store_true")
+    parser.add_argument("--draft-model", default="", help="for speculative decoding (b11549)")
     parser.add_argument("--embeddings", action="store_true", help="with the pooling type mean")
     parser.add_argument("--api-key", default="")
     parser.add_argument("--sleep-idle-seconds", type=int, default=-1)
@@ -61,6 +62,9 @@ def main():
     if arguments.embeddings:
         params.embedding = True
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    if arguments.draft_model:
+        params.speculative.draft.mparams.path = arguments.draft_model
+        params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
     if arguments.api_key:
         params.api_keys = [arguments.api_key]
     if arguments.sleep_idle_seconds > 0:

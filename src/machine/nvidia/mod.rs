@@ -272,6 +272,7 @@ fn parse_gpu(line: &str) -> Option<(u32, Gpu)> {
         memory_used: memory(used),
         memory_total: memory(total),
         power: number(power),
+        energy: None,
     };
     Some((index, gpu))
 }

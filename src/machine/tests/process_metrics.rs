@@ -15,6 +15,10 @@ fn machine(processes: &[(u32, &str, u32)], more: &[&str]) -> (FileTree, Machine)
     let tree = FileTree::new(&[
         ("proc/meminfo", "MemTotal: 1048576 kB\n"),
         ("sys/devices/system/cpu/online", "0-3\n"),
+        (
+            "proc/stat",
+            "cpu  1 2 3\nintr 7 0 0\nbtime 1700000000\nprocesses 9\n",
+        ),
     ]);
     for (pid, line, uid) in processes {
         run(&tree, *pid, line, *uid, 100);
@@ -106,6 +110,24 @@ fn router_child(arguments: &[String]) -> ModelReading {
 const RESIDENT: Option<f64> = Some(2048.0 * 1024.0);
 
 #[test]
+fn the_start_time_of_the_process_stays_when_the_clock_is_set() {
+    let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
+    listen(&tree, Some(7), 0);
+    map_model(&tree, 7);
+    let mut start_time = || {
+        poll(&mut machine, &ModelReading::default())
+            .process
+            .start_time
+    };
+    assert_eq!(start_time(), Some(1700000001.0));
+    tree.write("proc/stat", "btime 1700003600\n");
+    assert_eq!(start_time(), Some(1700000001.0));
+    // Another process at the same port.
+    stat(&tree, 7, 100, 5000);
+    assert_eq!(start_time(), Some(1700003650.0));
+}
+
+#[test]
 fn metrics_of_the_process_replace_those_of_the_server() {
     let servers = [(7, "python serve.py", 0), (8, "llama-server", 0)];
     let (tree, mut machine) = machine(&servers, &[]);
@@ -117,6 +139,7 @@ fn metrics_of_the_process_replace_those_of_the_server() {
     assert_eq!(model.process.thread_count, Some(9.0));
     assert_eq!(model.process.total_memory, Some(1073741824.0));
     assert_eq!(model.process.cpu_seconds, Some(1.0));
+    assert_eq!(model.process.start_time, Some(1700000001.0));
     assert_eq!(
         model.process.cpu_utilization, None,
         "that needs an interval"
@@ -635,7 +658,7 @@ fn the_kv_cache_follows_from_arguments_variables_and_the_model_file() {
         name: "m".to_owned(),
         slots: crate::snapshot::SlotUsage {
             context_tokens: vec![(0, 100.0), (1, 924.0)],
-            busy: None,
+            ..crate::snapshot::SlotUsage::default()
         },
         ..Model::default()
     };

@@ -6,7 +6,7 @@ use std::io::Read;
 
 use crate::bounds;
 use crate::readings::Counters;
-use crate::readings::counters::CounterFamily;
+use crate::readings::counters::{ACCEPTED_BY_POSITION, CounterFamily};
 use crate::upstream::api::exposition_reader::{self, Sample};
 
 /// The prefix of llama.cpp's own families.
@@ -58,27 +58,29 @@ impl CountersByModel {
             };
             read.has_llama_cpp = true;
             let mut families = Counters::FAMILIES.iter();
-            if let Some(family) = families.find(|family| family.name == name)
+            let family = families.find(|family| family.name == name);
+            if (family.is_some() || name == ACCEPTED_BY_POSITION)
                 && is_wanted(sample)
+                && let Some(model) = read.model(sample)
             {
-                read.add(family, sample);
+                match family {
+                    Some(family) => model.add(family, sample.value),
+                    None => model.add_position(sample),
+                }
             }
         })?;
         Ok(read)
     }
 
-    fn add(&mut self, family: &CounterFamily, sample: &Sample) {
+    /// The model that `sample` is about; `None` if there are too many.
+    fn model(&mut self, sample: &Sample) -> Option<&mut ModelSamples> {
         // In Prometheus' data model an empty label is no label.
         let label = |name| sample.label(name).filter(|value| !value.is_empty());
         let cut = |value: Option<&str>| Some(bounds::cut(value?).to_owned());
         let model = MODEL_LABELS.into_iter().find_map(label);
         let key = (cut(model), cut(label("mode")));
-        if self.models.len() < MOST_MODELS || self.models.contains_key(&key) {
-            self.models
-                .entry(key)
-                .or_default()
-                .add(family, sample.value);
-        }
+        let has_room = self.models.len() < MOST_MODELS || self.models.contains_key(&key);
+        has_room.then(|| self.models.entry(key).or_default())
     }
 
     /// The counters of a server with one model; `names` are its possible names.
@@ -125,6 +127,13 @@ impl ModelSamples {
         *(family.field)(&mut self.counters) = Some(value).filter(|value| (family.is_valid)(*value));
     }
 
+    fn add_position(&mut self, sample: &Sample) {
+        let position = sample.label("position");
+        if position.is_some_and(|position| self.counters.add_position(position, sample.value)) {
+            self.ambiguous = Some(ACCEPTED_BY_POSITION);
+        }
+    }
+
     fn counters(self) -> Result<Counters, String> {
         match self.ambiguous {
             None => Ok(self.counters),
@@ -153,6 +162,34 @@ mod tests {
             ..Counters::default()
         };
         assert_eq!(counters, expected);
+    }
+
+    #[test]
+    fn accepted_draft_tokens_are_read_by_position() {
+        let accepted = |position: &str, tokens: &str| {
+            format!("llamacpp:{ACCEPTED_BY_POSITION}{{position=\"{position}\"}} {tokens}\n")
+        };
+        let drafts = "llamacpp:spec_decode_num_drafts_total 9\n".to_owned();
+        let (first, second) = (accepted("0", "7"), accepted("1", "4"));
+        let counters = of_server(&(drafts.clone() + &first + &second), &[]).unwrap();
+        let positions = BTreeMap::from([(0, 7.0), (1, 4.0)]);
+        assert_eq!(counters.draft_tokens_accepted_by_position, positions);
+        assert_eq!(counters.drafts, Some(9.0));
+        // Impossible ones are left out, and so is what no real server has.
+        for (position, tokens) in [
+            ("1", "-4"),
+            ("1", "NaN"),
+            ("64", "4"),
+            ("-1", "4"),
+            ("", "4"),
+        ] {
+            let text = drafts.clone() + &first + &accepted(position, tokens);
+            let counters = of_server(&text, &[]).unwrap();
+            let positions = counters.draft_tokens_accepted_by_position;
+            assert_eq!(positions, BTreeMap::from([(0, 7.0)]), "{position} {tokens}");
+        }
+        // Nothing tells which one is meant.
+        assert!(of_server(&(drafts + &first + &first), &[]).is_err());
     }
 
     #[test]

@@ -44,6 +44,9 @@ pub struct ModelMeta {
     /// Number of parameters.
     #[serde(deserialize_with = "count")]
     pub n_params: Option<f64>,
+    /// The context size that it was trained with, in tokens.
+    #[serde(deserialize_with = "count")]
+    pub n_ctx_train: Option<f64>,
     /// Size of the weights in bytes.
     #[serde(deserialize_with = "count")]
     pub size: Option<f64>,
