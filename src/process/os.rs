@@ -31,7 +31,7 @@ unsafe extern "C" {
 /// The descriptor that the signal handler writes to if [`before_exit`] was called, else -1.
 static EXIT_DESCRIPTOR: AtomicI32 = AtomicI32::new(-1);
 
-/// Makes SIGTERM and SIGINT end the process with status 0 at once, or after the action of
+/// Makes SIGTERM and SIGINT end the process with status 0, immediately or after the action of
 /// [`before_exit`]. A handler is needed: PID 1 ignores signals that have none.
 ///
 /// # Errors
@@ -96,7 +96,7 @@ pub fn return_freed_memory() {
         const M_TRIM_THRESHOLD: c_int = -1;
         const M_MMAP_THRESHOLD: c_int = -3;
         const M_ARENA_MAX: c_int = -8;
-        // Larger blocks, such as the text of a scrape, are returned at once.
+        // Larger blocks, such as the text of a scrape, are returned immediately.
         const MAX_KEPT_BYTES: c_int = 64 << 10;
         for (parameter, value) in [
             (M_ARENA_MAX, 1),
@@ -176,7 +176,7 @@ pub fn set_backlog(listener: &impl AsFd, length: i32) -> io::Result<()> {
 }
 
 /// Delays `accept` of a connection until its first bytes arrive, or for about `seconds`. Linux
-/// only; elsewhere connections are accepted at once.
+/// only; elsewhere connections are accepted immediately.
 ///
 /// # Errors
 /// The socket is not TCP.

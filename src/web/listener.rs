@@ -254,7 +254,7 @@ mod tests {
         listeners[0].accept().unwrap();
     }
 
-    /// Two exporters that start at once find the same stale socket.
+    /// Two exporters that start at the same time find the same stale socket.
     #[test]
     fn a_socket_that_replaced_a_stale_one_is_not_removed() {
         let (_folder, path) = scratch();

@@ -83,7 +83,7 @@ fn check_ends_although_an_endpoint_never_answers() {
             &["--check", "--base-url", &server.url(), "--timeout", "300ms"],
             &[],
         );
-        assert_eq!(server.count(path), 1, "{path}: it is not asked again");
+        assert_eq!(server.count(path), 1, "{path}: it is not requested again");
         ended.assert_code(0);
     }
 }

@@ -14,7 +14,7 @@ const AGREEMENT: Duration = Duration::from_secs(2);
 pub struct LogClock {
     /// The last line that was accepted.
     last: Option<Moment>,
-    /// The last line before a jump: if that was forged, the server's time goes on from here.
+    /// The last line before a jump: if the jump was forged, the server's time continues from here.
     before_jump: Option<Moment>,
     /// The first and the last of the rejected lines since then that agree on an earlier time.
     rejected: Option<(Moment, Moment)>,

@@ -222,7 +222,7 @@ fn pod(text: &str) -> Option<Unwrapped> {
     Some(named(name, rest))
 }
 
-/// A line whose origin stands before it, and perhaps a time after that.
+/// A line with its origin in front, and optionally a time.
 fn named(origin: &str, rest: &str) -> Unwrapped {
     let text = match rest.split_once(' ') {
         Some((time, text)) if is_timestamp(time) => text,

@@ -29,9 +29,9 @@ struct BinaryField {
 
 /// What a line makes of an entry.
 pub enum Progress {
-    /// The entry goes on.
+    /// The entry continues.
     Continues,
-    /// The entry is whole.
+    /// The entry is complete.
     Ended,
     /// The line is not of this format, so this is not an entry.
     Invalid,

@@ -21,7 +21,7 @@ pub struct LogLine {
 /// log, and no label may come from there.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum LogEvent {
-    /// The server begins to load its model: nothing from before goes on.
+    /// The server begins to load its model: all earlier tasks have ended.
     Loading,
     /// All slots are idle: no more timings of ended tasks follow (before b10068).
     Idle,

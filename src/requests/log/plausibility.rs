@@ -204,7 +204,7 @@ impl CounterBudget {
         let may_be_counted =
             |moment: Instant| moment.saturating_duration_since(first_read) <= MAX_DELAY;
         let ended_before = may_be_counted(claim.ended);
-        // A prompt is counted when it is done; its request may go on for long.
+        // A prompt is counted when it is done; its request may run much longer.
         let began_before = ended_before || claim.launched.is_none_or(may_be_counted);
         let is_of_before = |counter: usize| match counter {
             GENERATED_TOKENS | GENERATION_SECONDS => ended_before,

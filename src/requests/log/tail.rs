@@ -21,8 +21,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const REPLACED_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many bytes of history are searched for what the server reported about itself.
 const MAX_HISTORY: u64 = 64 << 20;
-/// The most bytes that are read at one look. If the file has grown by more, a part of it is left
-/// out; no llama-server writes so much between two looks.
+/// The most bytes that are read at one poll. If the file has grown by more, a part of it is left
+/// out. No llama-server writes so much between two polls.
 const MAX_GROWTH: u64 = 1 << 30;
 /// How many of the bytes read last are compared, to see whether the file was truncated.
 const MARK_BYTES: usize = 64;
@@ -175,7 +175,7 @@ impl LogTail {
     }
 }
 
-/// One file, whatever its name is by now.
+/// An open file, even if it has been renamed.
 struct OpenFile {
     file: File,
     device: u64,
@@ -512,7 +512,7 @@ mod tests {
         let folder = tempdir().unwrap();
         let (log, real) = (folder.path().join("log"), folder.path().join("real"));
         append(&real, "old\n");
-        // A loop of links stands for whatever may hinder: root may read every file.
+        // A loop of links makes the file unreadable, even for root.
         std::os::unix::fs::symlink(&log, &log).unwrap();
         let mut tail = LogTail::new(&log);
         assert!(step(&mut tail).is_empty());

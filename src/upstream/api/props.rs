@@ -56,7 +56,7 @@ impl Recognizable for Props {
 }
 
 impl Props {
-    /// Whether a router answers.
+    /// Whether the server is a router.
     pub fn is_router(&self) -> bool {
         self.role.as_deref() == Some("router")
     }
