@@ -15,6 +15,12 @@ def test_an_embedding_counts_its_prompt(start_server, follow):
     for name in ("first_token_latency_seconds", "time_per_output_token_seconds", "request_generated_tokens"):
         assert scrape.value(f"{name}_count", source="log") == 0, name
     assert scrape.value("request_cancellations_total", source="log") == 0
+    # More tokens than a batch can have.
+    code = server.post("/v1/embeddings", {"input": " ".join(["rain"] * 800)})["error"]["code"]
+    wait_for(lambda: log_value(exporter, "request_errors_total", code=str(code)) == 1, f"an error {code}")
+    scrape = exporter.exposition()
+    for outcome, requests in {"ok": 3, "error": 1, "cancelled": 0, "truncated": 0}.items():
+        assert scrape.value("requests_total", source="log", outcome=outcome) == requests, outcome
 
 
 def test_a_request_of_at_most_one_token_has_no_time_per_token(start_server, follow):
