@@ -38,7 +38,7 @@ pub fn server(base: &BaseUrl, snapshot: &Snapshot) -> String {
             failed.detail
         ));
     }
-    if up {
+    if up || !snapshot.models.is_empty() {
         lines.push("  values (rates need a second poll):".to_owned());
         let exposition =
             exposition::render(&[Arc::new(snapshot.clone())], &[], &OwnMetrics::default());

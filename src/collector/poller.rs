@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ pub struct Poller {
     upstream: DetectedServer,
     /// The tracker of each model, by name and mode.
     models: BTreeMap<(String, Option<String>), ModelTracker>,
+    /// The models that the last poll with an answer found, without their values.
+    known: Vec<Model>,
     machine: Machine,
     requests: RequestSources,
     polls: Polls,
@@ -57,6 +60,7 @@ impl Poller {
             exchange: Exchange::new(base, settings)?,
             upstream: DetectedServer::new(base, settings),
             models: BTreeMap::new(),
+            known: Vec::new(),
             machine: Machine::new(base, settings),
             requests: RequestSources::new(base, settings),
             polls: Polls::default(),
@@ -96,8 +100,10 @@ impl Poller {
         reading.requests.append(self.exchange.finish_poll());
         let up = reading.up;
         let mut models = self.derive(&reading);
-        self.read_machine(&reading, &mut models, deadline, clock);
-        self.requests.polled(&mut reading, &mut models, clock.now());
+        let note_on_processes = self.read_machine(&reading, &mut models, deadline, clock);
+        let answered = if up { models.as_mut_slice() } else { &mut [] };
+        self.requests.polled(&mut reading, answered, clock.now());
+        self.known = models.iter().map(Model::without_values).collect();
         for note in models.iter().flat_map(|model| &model.notes) {
             if !reading.notes.contains(note) {
                 reading.notes.push(note);
@@ -127,9 +133,11 @@ impl Poller {
                 .map(|note| (*note).to_owned())
                 .chain(self.machine.notes())
                 .chain((!up).then(|| Advice::on(&self.base, &reading).text))
+                .chain(note_on_processes.clone())
                 .collect(),
         };
-        self.state_log.log_changes(&self.base, &reading, &snapshot);
+        self.state_log
+            .log_changes(&self.base, &reading, &snapshot, note_on_processes);
         snapshot
     }
 
@@ -178,16 +186,48 @@ impl Poller {
         models
     }
 
-    /// Adds the readings of each loaded model's process and file, until `deadline`.
+    /// Adds the readings of the GPUs and of each model's process and file. Returns a note on the
+    /// processes of a server that does not answer: nothing but their values is known then.
     fn read_machine(
+        &mut self,
+        reading: &Reading,
+        models: &mut Vec<Model>,
+        deadline: Instant,
+        clock: &impl Clock,
+    ) -> Option<String> {
+        self.machine.begin_poll();
+        let mut pids = Vec::new();
+        if reading.is_unanswered() {
+            *models = mem::take(&mut self.known);
+            models.retain_mut(|model| {
+                let pid = self.machine.fill_known(model);
+                pids.extend(pid);
+                pid.is_some()
+            });
+        }
+        self.machine.keep_only(models);
+        self.read_processes(reading, models, deadline, clock);
+        if !pids.is_empty() {
+            return Some(note_on_processes(&pids, "are still read"));
+        }
+        if reading.is_unanswered() && self.polls.total == 0 {
+            let pid = self.machine.find_unanswered()?;
+            return Some(note_on_processes(
+                &[pid],
+                "will be read once it has answered",
+            ));
+        }
+        None
+    }
+
+    /// Adds the readings of each loaded model's process and file, until `deadline`.
+    fn read_processes(
         &mut self,
         reading: &Reading,
         models: &mut [Model],
         deadline: Instant,
         clock: &impl Clock,
     ) {
-        self.machine.begin_poll();
-        self.machine.keep_only(models);
         let read: BTreeMap<_, _> = reading
             .models
             .iter()
@@ -242,6 +282,15 @@ impl Poller {
 /// Identifies a model within its base URL: its name and mode.
 fn key(model: &ModelReading) -> (String, Option<String>) {
     (model.name.clone(), model.mode.clone())
+}
+
+/// What is known of a server that does not answer, for people; these are its processes.
+fn note_on_processes(pids: &[u32], memory_and_cpu: &str) -> String {
+    let alive = match pids {
+        [pid] => format!("its process {pid} is alive"),
+        _ => format!("{} of its processes are alive", pids.len()),
+    };
+    format!("the server does not answer; {alive}: memory and CPU {memory_and_cpu}")
 }
 
 fn failed(failures: &[FailedRequest]) -> Vec<PollFailure> {

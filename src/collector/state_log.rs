@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::mem;
 
 use crate::process::log;
 use crate::readings::ModelStatus;
@@ -15,6 +16,8 @@ use crate::upstream::reading::Reading;
 pub(super) const LEFT_OUT: &str =
     "the server has more than 500 models: 500 are exported, the loaded ones first";
 
+const PROCESSES_GONE: &str = "memory and CPU of the server's process are no longer read";
+
 /// The state of a server that was logged last, so that only changes are logged.
 pub(super) struct StateLog {
     server: String,
@@ -23,6 +26,10 @@ pub(super) struct StateLog {
     statuses: BTreeMap<(String, Option<String>), ModelStatus>,
     failing: BTreeMap<RequestTarget, Reason>,
     notes: Vec<&'static str>,
+    /// The last poll's note on the processes of a server that does not answer.
+    note_on_processes: Option<String>,
+    /// Whether these processes are read.
+    reads_processes: bool,
     /// Whether it was logged that models are left out. This is logged only once.
     left_out: bool,
 }
@@ -35,12 +42,20 @@ impl StateLog {
             statuses: BTreeMap::new(),
             failing: BTreeMap::new(),
             notes: Vec::new(),
+            note_on_processes: None,
+            reads_processes: false,
             left_out: false,
         }
     }
 
     /// Logs the changes since the previous poll.
-    pub fn log_changes(&mut self, base: &BaseUrl, reading: &Reading, snapshot: &Snapshot) {
+    pub fn log_changes(
+        &mut self,
+        base: &BaseUrl,
+        reading: &Reading,
+        snapshot: &Snapshot,
+        note_on_processes: Option<String>,
+    ) {
         let server: &dyn Display = &self.server.clone();
         self.log_failures(server, reading);
         let up = snapshot.up == Some(true);
@@ -53,6 +68,16 @@ impl StateLog {
                 self.notes.clear();
                 self.statuses.clear();
             }
+        }
+        if let Some(note) = &note_on_processes
+            && self.note_on_processes.as_ref() != Some(note)
+        {
+            log::info(note, &[("server", server)]);
+        }
+        self.note_on_processes = note_on_processes;
+        let reads_processes = !up && !snapshot.models.is_empty();
+        if mem::replace(&mut self.reads_processes, reads_processes) && !reads_processes && !up {
+            log::info(PROCESSES_GONE, &[("server", server)]);
         }
         for note in &reading.notes {
             if !self.notes.contains(note) {

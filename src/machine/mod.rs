@@ -79,6 +79,8 @@ struct ModelProcess {
     process: Option<ServerProcess>,
     retry_at: Option<Instant>,
     retry_delay: Duration,
+    /// Whether the server has no other model.
+    is_only_model: bool,
     /// Why the process was not found, if the user can fix it.
     note: Option<String>,
 }
@@ -138,6 +140,7 @@ impl Machine {
         let key = key(model);
         // Removed, so that `models` holds only the processes of other models.
         let mut entry = self.models.remove(&key).unwrap_or_default();
+        entry.is_only_model = is_only_model(reading);
         if cfg!(target_os = "linux") {
             self.find_process(&mut entry, reading);
         }
@@ -147,6 +150,29 @@ impl Machine {
         kv_cache_metrics::fill(model, reading, entry.process.as_mut(), &self.procfs);
         self.log_new_notes(&entry);
         self.models.insert(key, entry);
+    }
+
+    /// Sets the values of the known process of `model`, whose server does not answer. Returns its
+    /// PID; `None`, and sets nothing, if no process is known or the known one no longer serves.
+    pub fn fill_known(&mut self, model: &mut Model) -> Option<u32> {
+        let entry = self.models.get_mut(&key(model))?;
+        let process = entry.process.as_mut()?;
+        let pid_file = self.pid_file.as_ref().filter(|_| entry.is_only_model);
+        if !process.still_serves(&self.procfs) || !allows(pid_file, process.id) {
+            return None;
+        }
+        process.fill(&self.procfs, &self.sysfs, &self.gpus, model);
+        Some(process.id.pid)
+    }
+
+    /// The PID of a server that has not answered yet, so that its model is unknown.
+    pub fn find_unanswered(&mut self) -> Option<u32> {
+        let mut entry = ModelProcess {
+            is_only_model: true,
+            ..ModelProcess::default()
+        };
+        let found = self.look_up(&mut entry, &ModelReading::default())?;
+        found.ok().map(|(process, _)| process.pid)
     }
 
     /// How long the model's server is idle before it unloads the model, as its arguments say.
@@ -182,10 +208,14 @@ impl Machine {
     /// Finds the process of a model, unless the known one still serves it.
     fn find_process(&mut self, entry: &mut ModelProcess, reading: &ModelReading) {
         if let Some(process) = &entry.process {
-            if process.still_serves(&self.procfs) && self.pid_file_allows(process.id, reading) {
+            let pid_file = self.pid_file.as_ref().filter(|_| entry.is_only_model);
+            if process.still_serves(&self.procfs) && allows(pid_file, process.id) {
                 return;
             }
-            *entry = ModelProcess::default();
+            *entry = ModelProcess {
+                is_only_model: entry.is_only_model,
+                ..ModelProcess::default()
+            };
         }
         let Some(found) = self.look_up(entry, reading) else {
             return;
@@ -218,7 +248,7 @@ impl Machine {
         entry: &mut ModelProcess,
         reading: &ModelReading,
     ) -> Option<LookupResult> {
-        if let Some(pid_file) = self.pid_file.as_mut().filter(|_| is_only_model(reading)) {
+        if let Some(pid_file) = self.pid_file.as_mut().filter(|_| entry.is_only_model) {
             return Some(pid_file.find(&self.procfs));
         }
         let now = Instant::now();
@@ -235,14 +265,12 @@ impl Machine {
         });
         Some(lookup.find(reading))
     }
+}
 
-    /// False if the PID file names another process. True if it cannot be read, or does not apply to
-    /// this kind of server.
-    fn pid_file_allows(&self, process: ProcessId, reading: &ModelReading) -> bool {
-        let pid_file = self.pid_file.as_ref().filter(|_| is_only_model(reading));
-        let named = pid_file.and_then(|file| file.pid().ok());
-        named.is_none_or(|pid| pid == process.pid)
-    }
+/// False if the PID file names another process; true if it cannot be read.
+fn allows(pid_file: Option<&PidFile>, process: ProcessId) -> bool {
+    let named = pid_file.and_then(|file| file.pid().ok());
+    named.is_none_or(|pid| pid == process.pid)
 }
 
 /// Whether the server holds only this model, so that the PID file applies to it.

@@ -31,7 +31,8 @@ pub struct Snapshot {
     pub up: Option<bool>,
     /// What answers there; `None` while it is down.
     pub info: Option<ServerInfo>,
-    /// The models that it holds, sorted by name; empty while it is down.
+    /// The models that it holds, sorted by name. While it does not answer, those whose process is
+    /// known and still there, with the values of that process alone; empty if it is down otherwise.
     pub models: Vec<Model>,
     /// Bytes of the server's store of models.
     pub models_disk_usage: Option<f64>,

@@ -106,6 +106,17 @@ pub struct ProcessUsage {
 }
 
 impl Model {
+    /// The same model, with the labels of its series and no value.
+    #[must_use]
+    pub fn without_values(&self) -> Model {
+        Model {
+            name: self.name.clone(),
+            mode: self.mode.clone(),
+            needs_mode_label: self.needs_mode_label,
+            ..Model::default()
+        }
+    }
+
     /// Whether the model may be in memory; an unknown status counts as loaded.
     pub fn is_loaded(&self) -> bool {
         use ModelStatus::{Downloading, Failed, Unloaded};

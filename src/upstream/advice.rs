@@ -28,7 +28,13 @@ const ENDPOINTS: [&str; 7] = [
 impl Advice {
     /// The advice for `base`, whose `reading` is not up.
     pub fn on(base: &BaseUrl, reading: &Reading) -> Advice {
-        let errors = || reading.requests.failures.iter().map(|failed| &failed.error);
+        // A request of an earlier poll that still waits does not fail again.
+        let late = RequestError::new(Reason::Timeout, "no answer yet");
+        let late = reading.requests.timed_out.then_some(&late);
+        let errors = || {
+            let failures = reading.requests.failures.iter();
+            failures.map(|failed| &failed.error).chain(late)
+        };
         // The most specific error decides.
         let error = errors()
             .find(|error| error.reason == Reason::Unauthorized)

@@ -41,6 +41,11 @@ impl Reading {
         self.version = version;
     }
 
+    /// Whether the server is not up because its answers are late, and for no other reason known.
+    pub fn is_unanswered(&self) -> bool {
+        !self.up && self.requests.timed_out && self.product.is_none()
+    }
+
     /// The exported information about the server.
     pub fn server_info(&self) -> Option<ServerInfo> {
         let kind = self.kind?.label();

@@ -8,6 +8,7 @@
 mod answers;
 mod connection;
 mod documents;
+mod overload;
 mod restarts;
 #[path = "../support/mod.rs"]
 mod support;

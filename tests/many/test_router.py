@@ -116,6 +116,31 @@ def test_a_killed_model_has_the_status_failed_and_no_other_series(one_core, star
         assert (poll.value("tokens_per_second", model=ALPHA) or 0) >= 0
 
 
+def test_a_router_that_does_not_answer_keeps_the_values_of_its_models_processes(start_router, start_exporter):
+    router = start_router()
+    router.stream(ALPHA, 10).wait()
+    router.stream(BETA, 20).wait()
+    exporter = start_exporter(router.url, "--no-gpu", "--timeout", "1s", interval="500ms")
+    before = exporter.wait_for(lambda poll: all(poll.value("memory_usage_bytes", model=m) for m in (ALPHA, BETA)))
+    os.kill(router.pid, signal.SIGSTOP)
+    down = exporter.wait_for(lambda poll: poll.value("up") == 0)
+    last = exporter.wait_for_polls(3, since=down)
+    for poll in [down, *exporter.between(down, last)]:
+        for model in (ALPHA, BETA):
+            series = poll.labels("memory_usage_bytes", model=model)
+            assert series == before.labels("memory_usage_bytes", model=model)
+            families = poll.families(model)
+            assert "process_cpu_seconds_total" in families
+            assert not families & {"status", "generated_tokens_total", "slots_busy", "model_info"}
+    assert "2 of its processes are alive" in exporter.log
+    os.kill(router.pid, signal.SIGCONT)
+    up = exporter.wait_for(lambda poll: poll.number > last.number and poll.value("up") == 1)
+    done = exporter.wait_for_polls(2, since=up)
+    assert done.model_statuses == before.model_statuses
+    for model, tokens in {ALPHA: 10, BETA: 20}.items():
+        assert done.value("generated_tokens_total", model=model) == tokens
+
+
 def test_a_model_that_cannot_be_loaded_and_one_with_an_odd_name(start_router, start_exporter):
     odd = "org/a b&c=d+é%20:Q4"
     router = start_router(models=(odd, BROKEN))

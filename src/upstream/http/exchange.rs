@@ -229,6 +229,7 @@ impl Exchange {
         parse: impl FnOnce(HttpResponse) -> Result<T, RequestError>,
     ) -> RequestOutcome<T> {
         if self.is_pending(url) {
+            self.log.timed_out = true;
             return RequestOutcome::Failed(Reason::Timeout);
         }
         let sent_at = Instant::now();
@@ -255,6 +256,7 @@ impl Exchange {
             Err(error) => {
                 let (kind, reason) = (error.kind, error.reason);
                 if reason == Reason::Timeout {
+                    self.log.timed_out = true;
                     // Without a connection, the server has not received the request.
                     if let Some(connection) = self.client.connection.take_pending() {
                         self.open.add(endpoint.path, url, sent_at, connection);

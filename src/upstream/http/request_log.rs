@@ -29,6 +29,8 @@ pub struct RequestLog {
     pub failures: Vec<FailedRequest>,
     /// Targets of requests that got a response, including those that are not served.
     pub answered: Vec<RequestTarget>,
+    /// Whether an answer was not there in time, be it to a request of an earlier poll.
+    pub timed_out: bool,
 }
 
 impl RequestLog {
@@ -36,5 +38,6 @@ impl RequestLog {
     pub fn append(&mut self, mut other: RequestLog) {
         self.failures.append(&mut other.failures);
         self.answered.append(&mut other.answered);
+        self.timed_out |= other.timed_out;
     }
 }
