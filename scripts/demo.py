@@ -304,7 +304,7 @@ class Exporter(Process):
             except OSError:
                 self.check()
                 raise
-            number = samples.get(("llamacpp_exporter_polls_total", ()))
+            number = sum(value for (metric, _), value in samples.items() if metric == "llamacpp_exporter_polls_total")
             if number and number != last:
                 last = number
                 yield models(samples)
@@ -322,7 +322,7 @@ def parse(text):
 def models(samples):
     """Every model that has a series."""
     # Several servers may have a model of the same name.
-    names = {tuple(label for label in labels if label[0] in ("server", "model")) for _, labels in samples}
+    names = {tuple(label for label in labels if label[0] in ("server", "model", "mode")) for _, labels in samples}
     return [Model(samples, name) for name in sorted(names) if dict(name).get("model")]
 
 

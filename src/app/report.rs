@@ -74,7 +74,7 @@ fn text_of(lines: &[String]) -> String {
 }
 
 fn is_about_the_exporter(line: &str) -> bool {
-    line.starts_with("llamacpp_exporter_") || line.starts_with("llamacpp_up")
+    line.starts_with("llamacpp_exporter_") || line.starts_with("llamacpp_up{")
 }
 
 #[cfg(test)]
@@ -110,6 +110,7 @@ mod tests {
             info: Some(ServerInfo {
                 kind: "llama-server",
                 version: Some(hostile.to_owned()),
+                is_version_pending: false,
             }),
             models: vec![Model {
                 name: hostile.to_owned(),
@@ -147,6 +148,7 @@ mod tests {
     #[test]
     fn a_report_lists_values_and_notes() {
         let snapshot = Snapshot {
+            server: "h:1".to_owned(),
             up: Some(true),
             models: vec![Model {
                 name: "m\n".to_owned(),
@@ -164,7 +166,7 @@ mod tests {
         assert!(report.contains("  model: m\\n (unknown)\n"), "{report}");
         assert!(report.contains("  note: metrics are off\n"), "{report}");
         assert!(
-            report.contains("    llamacpp_slots{model=\"m\\n\"} 2\n"),
+            report.contains("    llamacpp_slots{model=\"m\\n\",server=\"h:1\"} 2\n"),
             "{report}"
         );
     }

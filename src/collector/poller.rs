@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::iter;
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +25,10 @@ use crate::upstream::detection::DetectedServer;
 use crate::upstream::http::exchange::Exchange;
 use crate::upstream::http::request_log::FailedRequest;
 use crate::upstream::reading::Reading;
+
+/// Noted while the name of a server's model is not known.
+const UNNAMED: &str = "the server has not named its model yet: the model's series begin when it \
+                       has; if the model is loading, that is when it has loaded";
 
 /// Polls one base URL.
 pub struct Poller {
@@ -94,6 +99,8 @@ impl Poller {
         let deadline = bounds::deadline(started, self.limit);
         self.exchange.begin_poll(deadline);
         self.upstream.poll(&mut self.exchange, &mut reading);
+        self.machine.begin_poll();
+        self.name_model(&mut reading);
         reading.keep_first_of_each();
         self.requests
             .read_records(&mut self.upstream, &mut self.exchange);
@@ -141,18 +148,42 @@ impl Poller {
         snapshot
     }
 
-    /// Counts failures. Each requested endpoint has a counter from 0 for every reason, so that
-    /// its first failure is an increase.
+    /// Names the model that its server has not named since it was started, by the arguments of the
+    /// process, else as before the restart. A model without a name is not shown.
+    fn name_model(&mut self, reading: &mut Reading) {
+        let unnamed = reading.unnamed.as_mut();
+        if let Some(name) = self.machine.model_name(unnamed.as_deref())
+            && let Some(model) = unnamed
+        {
+            model.name = name;
+        }
+        let is_named = |model: &mut ModelReading| !model.name.is_empty();
+        reading.models.extend(reading.unnamed.take_if(is_named));
+        reading
+            .notes
+            .extend(reading.unnamed.as_ref().map(|_| UNNAMED));
+    }
+
+    /// Counts failures. Each endpoint that is requested of this kind of server has a counter from 0
+    /// for every reason, so that its first failure is an increase.
     fn count_errors(&mut self, reading: &Reading) {
         let errors = &mut self.polls.errors;
         let failed = reading
             .requests
             .failures
             .iter()
-            .map(|failed| &failed.target);
-        for target in failed.chain(&reading.requests.answered) {
+            .map(|failed| failed.target.endpoint);
+        let answered = reading
+            .requests
+            .answered
+            .iter()
+            .map(|target| target.endpoint);
+        let of_kind = reading.endpoints.iter().copied();
+        // The first request of each detection.
+        let first = iter::once("/health");
+        for endpoint in failed.chain(answered).chain(of_kind).chain(first) {
             for reason in Reason::ALL {
-                errors.entry((target.endpoint, reason)).or_insert(0);
+                errors.entry((endpoint, reason)).or_insert(0);
             }
         }
         for failed in &reading.requests.failures {
@@ -177,12 +208,6 @@ impl Poller {
             .map(|model| self.models.entry(key(model)).or_default().update(model))
             .collect();
         models.sort_unstable_by(|a, b| (&a.name, &a.mode).cmp(&(&b.name, &b.mode)));
-        for same in models.chunk_by_mut(|a, b| a.name == b.name) {
-            if same.len() > 1 {
-                same.iter_mut()
-                    .for_each(|model| model.needs_mode_label = true);
-            }
-        }
         models
     }
 
@@ -195,7 +220,6 @@ impl Poller {
         deadline: Instant,
         clock: &impl Clock,
     ) -> Option<String> {
-        self.machine.begin_poll();
         let mut pids = Vec::new();
         if reading.is_unanswered() {
             *models = mem::take(&mut self.known);

@@ -22,6 +22,8 @@ const PROCESSES_GONE: &str = "memory and CPU of the server's process are no long
 pub(super) struct StateLog {
     server: String,
     up: Option<bool>,
+    /// Whether the model had no name at the last poll.
+    was_unnamed: bool,
     /// The status of each model, by name and mode.
     statuses: BTreeMap<(String, Option<String>), ModelStatus>,
     failing: BTreeMap<RequestTarget, Reason>,
@@ -39,6 +41,7 @@ impl StateLog {
         StateLog {
             server,
             up: None,
+            was_unnamed: false,
             statuses: BTreeMap::new(),
             failing: BTreeMap::new(),
             notes: Vec::new(),
@@ -63,6 +66,7 @@ impl StateLog {
             self.up = Some(up);
             if up {
                 log_up(server, &snapshot.info, snapshot);
+                self.was_unnamed = reading.unnamed.is_some();
             } else {
                 log_down(server, &Advice::on(base, reading));
                 self.notes.clear();
@@ -95,10 +99,14 @@ impl StateLog {
             .filter_map(|model| Some(((model.name.clone(), model.mode.clone()), model.status?)))
             .collect();
         for (key, status) in &shown {
-            if let Some(before) = self.statuses.get(key).filter(|before| *before != status) {
+            // A model whose name was not known until it had loaded.
+            let unnamed = self.was_unnamed.then_some(&ModelStatus::Loading);
+            let before = self.statuses.get(key).or(unnamed);
+            if let Some(before) = before.filter(|before| *before != status) {
                 log_status(server, &key.0, *before, *status);
             }
         }
+        self.was_unnamed = up && reading.unnamed.is_some();
         self.statuses = shown.into_iter().collect();
     }
 
@@ -168,6 +176,8 @@ fn log_status(server: &dyn Display, name: &str, before: ModelStatus, status: Mod
     // Changes between idle and running are too frequent for the level info.
     if working(before) && working(status) {
         log::debug("the model's status has changed", &pairs);
+    } else if before == ModelStatus::Loading && working(status) {
+        log::info("the model has loaded", &pairs);
     } else {
         log::info("the model's status has changed", &pairs);
     }
@@ -179,21 +189,16 @@ fn log_up(server: &dyn Display, info: &Option<ServerInfo>, snapshot: &Snapshot) 
         .as_ref()
         .and_then(|info| info.version.as_deref())
         .unwrap_or("unknown");
+    let mut pairs: Vec<(&str, &dyn Display)> =
+        vec![("server", server), ("kind", &kind), ("version", &version)];
     let model = snapshot.models.first();
-    let name = model.map_or("", |model| &model.name);
     let status = model
         .and_then(|model| model.status)
         .map_or("unknown", ModelStatus::label);
-    log::info(
-        "the server is up",
-        &[
-            ("server", server),
-            ("kind", &kind),
-            ("version", &version),
-            ("model", &name),
-            ("status", &status),
-        ],
-    );
+    if let Some(model) = model {
+        pairs.extend([("model", &model.name as &dyn Display), ("status", &status)]);
+    }
+    log::info("the server is up", &pairs);
 }
 
 fn log_down(server: &dyn Display, advice: &Advice) {

@@ -63,6 +63,8 @@ pub struct Machine {
     /// The number of processes looked up in this poll.
     lookups: usize,
     models: BTreeMap<ModelKey, ModelProcess>,
+    /// The process of a model that its server has not named yet.
+    unnamed: Option<ModelProcess>,
     logged_notes: BTreeSet<String>,
 }
 
@@ -117,6 +119,7 @@ impl Machine {
             lookup: None,
             lookups: 0,
             models: BTreeMap::new(),
+            unnamed: None,
             logged_notes: BTreeSet::new(),
         }
     }
@@ -175,6 +178,26 @@ impl Machine {
         found.ok().map(|(process, _)| process.pid)
     }
 
+    /// The name that the server will give its unnamed model, as the arguments of its process say.
+    /// Call it once per poll, with `None` if the model has a name.
+    pub fn model_name(&mut self, unnamed: Option<&ModelReading>) -> Option<String> {
+        let before = self.unnamed.take();
+        let reading = unnamed?;
+        // The server has one model: the process of the last poll may have its name already.
+        let known = self.models.pop_first().map(|(_, entry)| entry);
+        let mut entry = known.or(before).unwrap_or_default();
+        entry.is_only_model = is_only_model(reading);
+        if cfg!(target_os = "linux") {
+            self.find_process(&mut entry, reading);
+        }
+        let name = entry.process.as_ref().and_then(ServerProcess::model_name);
+        match name.clone() {
+            Some(name) => drop(self.models.insert((name, None), entry)),
+            None => self.unnamed = Some(entry),
+        }
+        name
+    }
+
     /// How long the model's server is idle before it unloads the model, as its arguments say.
     pub fn sleep_idle(&self, model: &Model) -> Option<BoundedDuration> {
         let process = self.models.get(&key(model))?.process.as_ref()?;
@@ -185,7 +208,7 @@ impl Machine {
     pub fn keep_only(&mut self, models: &[Model]) {
         let present: BTreeSet<ModelKey> = models.iter().map(key).collect();
         self.models.retain(|known, _| present.contains(known));
-        if models.is_empty() {
+        if models.is_empty() && self.unnamed.is_none() {
             self.addresses = HostLookup::Idle;
         }
     }

@@ -17,6 +17,9 @@ const BATCH: Argument = Argument(&["-b", "--batch-size"], "LLAMA_ARG_BATCH");
 const UBATCH: Argument = Argument(&["-ub", "--ubatch-size"], "LLAMA_ARG_UBATCH");
 const FLASH_ATTENTION: Argument = Argument(&["-fa", "--flash-attn"], "LLAMA_ARG_FLASH_ATTN");
 const MODEL: Argument = Argument(&["-m", "--model"], "LLAMA_ARG_MODEL");
+const ALIAS: Argument = Argument(&["-a", "--alias"], "LLAMA_ARG_ALIAS");
+const HF_REPO: Argument = Argument(&["-hf", "-hfr", "--hf-repo"], "LLAMA_ARG_HF_REPO");
+const MODEL_URL: Argument = Argument(&["-mu", "--model-url"], "LLAMA_ARG_MODEL_URL");
 const PORT: Argument = Argument(&["--port"], "LLAMA_ARG_PORT");
 const HOST: Argument = Argument(&["--host"], "LLAMA_ARG_HOST");
 const SLEEP_IDLE: Argument = Argument(&["--sleep-idle-seconds"], "LLAMA_ARG_SLEEP_IDLE_SECONDS");
@@ -154,6 +157,22 @@ impl ServerArguments {
     /// The model file.
     pub fn model_path(&self) -> Option<&str> {
         self.value(&MODEL)
+    }
+
+    /// How it calls its model in its answers: by its alias, else by the name of its file
+    /// (`server-context.cpp`, since January 2026). `None` if that is not certain: of several
+    /// aliases builds take different ones, and a downloaded model has a name of its own.
+    pub fn model_name(&self) -> Option<String> {
+        if !self.is_llama_server() {
+            return None;
+        }
+        let is_downloaded = self.value(&HF_REPO).or(self.value(&MODEL_URL)).is_some();
+        let name = match self.value(&ALIAS) {
+            Some(alias) => Some(alias).filter(|alias| !alias.contains(',')),
+            None if is_downloaded => None,
+            None => self.model_path()?.rsplit('/').next(),
+        };
+        name.filter(|name| !name.is_empty()).map(str::to_owned)
     }
 
     /// The Unix sockets in `--host`, which is a list of addresses and sockets.

@@ -112,6 +112,14 @@ impl ServerProcess {
         }
     }
 
+    /// How the server calls its model; `None` if unknown.
+    pub fn model_name(&self) -> Option<String> {
+        match self.variables_error {
+            Some(_) => None,
+            None => self.arguments.model_name(),
+        }
+    }
+
     /// The header of the model file at `path`, once it is read.
     pub fn model_header(&mut self, procfs: &Procfs, path: &str) -> Option<&ModelHeader> {
         let file = self.model_file.take();

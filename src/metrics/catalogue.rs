@@ -35,7 +35,7 @@ pub struct Family {
     pub name: &'static str,
     /// Its type.
     pub metric_type: MetricType,
-    /// Its labels besides `model`, `mode` and `server`.
+    /// Its labels besides `server`, `model` and `mode`.
     pub labels: &'static [&'static str],
     /// What is measured, over what, in which unit: the HELP text.
     pub help: &'static str,
@@ -49,14 +49,18 @@ pub struct Family {
 /// labels a series has besides its own.
 #[derive(Clone, Copy)]
 pub enum Scope {
-    /// A model: label `model`.
+    /// A model: labels `server` and `model`, and `mode` where its server has modes.
     Model(Read<Model>),
-    /// The requests of a model from one source: label `model`, and `source` if the family has it.
+    /// The requests of a model from one source: the labels of a model, and `source` if the family
+    /// has it.
     Requests(Read<RequestFigures>),
-    /// A base URL.
+    /// A base URL: label `server`.
     Server(Read<Snapshot>),
     /// A GPU of this machine: label `gpu`.
     Gpu(Read<Gpu>),
+    /// The GPU that a server reports on, without its index: label `gpu` with the label `server`'s
+    /// value. It contains a colon, and so is no index.
+    ReportedGpu(Read<Snapshot>),
     /// The exporter.
     Exporter(Read<Exporter>),
 }
@@ -124,7 +128,9 @@ const fn row(
 }
 
 use MetricType::{Counter, Gauge, Histogram as Buckets};
-use Scope::{Exporter as OfExporter, Gpu as OfGpu, Model as OfModel, Requests, Server};
+use Scope::{
+    Exporter as OfExporter, Gpu as OfGpu, Model as OfModel, ReportedGpu, Requests, Server,
+};
 
 /// Every metric, in the order of the exposition.
 #[rustfmt::skip] // a table: each row's meaning first, how it is read last
@@ -148,13 +154,13 @@ pub const FAMILIES: &[Family] = &[
         "CPU time of the process that holds the model over the last poll interval; 100 = all allowed CPUs fully used. A momentary value: for averages and alerts use rate() of llamacpp_process_cpu_seconds_total over at least 4 scrapes.",
         OfModel(|m, out| out.value(m.process.cpu_utilization.or(m.stats.performance().cpu_utilization)))),
     row("llamacpp_gpu_utilization_percent", Gauge, &["gpu"],
-        "Percentage of time that the GPU was busy, as its driver reports it.",
+        "Percentage of time that the GPU was busy, as its driver or the server's /stats reports it; gpu is the index, or for /stats the server's host:port.",
         OfGpu(|g, out| out.value(g.utilization)))
-        .or(OfModel(|m, out| out.value(m.stats.performance().gpu_utilization))),
+        .or(ReportedGpu(|s, out| out.value(s.models.iter().find_map(|m| m.stats.performance().gpu_utilization)))),
     row("llamacpp_temperature_celsius", Gauge, &["gpu"],
-        "Temperature of the GPU in degrees Celsius.",
+        "Temperature of the GPU in degrees Celsius; gpu is the index, or for /stats the server's host:port.",
         OfGpu(|g, out| out.value(g.temperature)))
-        .or(OfModel(|m, out| out.value(m.stats.performance().temperature))),
+        .or(ReportedGpu(|s, out| out.value(s.models.iter().find_map(|m| m.stats.performance().temperature)))),
     row("llamacpp_model_size_bytes", Gauge, &[],
         "Size of the model's weights in bytes.",
         OfModel(|m, out| out.value(m.facts.size))),
@@ -265,15 +271,15 @@ pub const FAMILIES: &[Family] = &[
     row("llamacpp_max_sequence_tokens", Gauge, &[],
         "Tokens of the longest sequence since the server process started, prompt and generated tokens together.",
         OfModel(|m, out| out.value(m.counters.max_sequence_tokens))),
-    row("llamacpp_model_info", Gauge, &["architecture", "backend", "mode", "quantization"],
-        "Always 1; the labels describe the model, as far as the server reports it.",
+    row("llamacpp_model_info", Gauge, &["architecture", "backend", "quantization"],
+        "Always 1; the labels describe the loaded model, as far as the server reports it. Absent until all that the server reports is known.",
         OfModel(|m, out| {
-            // Where every series of the model has the label `mode`, this one has it already.
-            let mode = m.mode.as_ref().filter(|_| !m.needs_mode_label);
+            if m.facts.is_description_pending {
+                return;
+            }
             let known = [
                 ("architecture", m.facts.architecture.as_ref()),
                 ("backend", m.facts.backend.as_ref()),
-                ("mode", mode),
                 ("quantization", m.facts.quantization.as_ref()),
             ];
             let known = known.into_iter().filter_map(|(label, value)| Some((label, value?.as_str())));
@@ -283,9 +289,9 @@ pub const FAMILIES: &[Family] = &[
             }
         })),
     row("llamacpp_server_info", Gauge, &["kind", "version"],
-        "Always 1; the labels give the kind and version of the server at the base URL.",
+        "Always 1; the labels give the kind and version of the server at the base URL. Absent until both are known.",
         Server(|s, out| {
-            if let Some(info) = &s.info {
+            if let Some(info) = s.info.as_ref().filter(|info| !info.is_version_pending) {
                 let version = info.version.as_deref().unwrap_or_default();
                 out.series(&[("kind", info.kind), ("version", version)], 1.0);
             }
@@ -433,8 +439,10 @@ pub fn reference() -> String {
         String::from("| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n");
     for family in FAMILIES {
         let of_model = matches!(family.scope, OfModel(_) | Requests(_));
+        let of_server = of_model || matches!(family.scope, Server(_));
         let mut labels = family.labels.to_vec();
         labels.extend(of_model.then_some("model"));
+        labels.extend(of_server.then_some("server"));
         labels.sort_unstable();
         let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
         text.push_str(&format!(

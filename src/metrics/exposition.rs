@@ -8,7 +8,7 @@ use crate::bounds;
 use crate::metrics::catalogue::{Exporter, FAMILIES, Family, Label, Scope, SeriesSink};
 use crate::metrics::text_format::{push_header, push_number, push_series};
 use crate::snapshot::histogram::Histogram;
-use crate::snapshot::{Gpu, Model, ModelRequests, OwnMetrics, Snapshot};
+use crate::snapshot::{Gpu, OwnMetrics, Snapshot};
 
 /// The media type of a scrape.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -28,13 +28,11 @@ const GROWTH: usize = 1 << 20;
 
 /// Writes every family that has a series, in the catalogue's order.
 ///
-/// The same snapshots give the same bytes. With more than one server, every series about one
-/// has the label `server`. What would exceed [`MAX_BYTES`] or [`MAX_SERIES`] is left out and
-/// counted, series about models first.
+/// The same snapshots give the same bytes. What would exceed [`MAX_BYTES`] or [`MAX_SERIES`] is left
+/// out and counted, series about models first.
 pub fn render(servers: &[Arc<Snapshot>], gpus: &[Gpu], own: &OwnMetrics) -> String {
     let mut scrape = Scrape::default();
     let gpus = first_of_each(gpus);
-    let several = servers.len() > 1;
     for family in FAMILIES {
         let mut writer = FamilyWriter {
             scrape: &mut scrape,
@@ -58,10 +56,9 @@ pub fn render(servers: &[Arc<Snapshot>], gpus: &[Gpu], own: &OwnMetrics) -> Stri
                         read(gpu, &mut writer.sink(&[&[("gpu", &gpu.index)]]));
                     }
                 }
-                Scope::Server(_) | Scope::Model(_) | Scope::Requests(_) => {
+                Scope::ReportedGpu(_) | Scope::Server(_) | Scope::Model(_) | Scope::Requests(_) => {
                     for server in servers {
-                        let label = several.then_some(("server", server.server.as_str()));
-                        write_server(&mut writer, scope, server, label.as_slice());
+                        write_server(&mut writer, scope, server);
                     }
                 }
             }
@@ -79,29 +76,29 @@ fn first_of_each(gpus: &[Gpu]) -> Vec<&Gpu> {
     first.collect()
 }
 
-fn write_server(writer: &mut FamilyWriter, scope: Scope, server: &Snapshot, label: &[Label]) {
+fn write_server(writer: &mut FamilyWriter, scope: Scope, server: &Snapshot) {
+    let label = ("server", server.server.as_str());
     match scope {
-        Scope::Server(read) => read(server, &mut writer.sink(&[label])),
+        Scope::Server(read) => read(server, &mut writer.sink(&[&[label]])),
+        Scope::ReportedGpu(read) => read(server, &mut writer.sink(&[&[("gpu", &server.server)]])),
         Scope::Model(read) => {
             for model in &server.models {
-                let Model { name, mode, .. } = model;
-                let mode = mode.as_deref().filter(|_| model.needs_mode_label);
-                let mode = mode.map(|mode| ("mode", mode));
-                let labels = [label, &[("model", name)], mode.as_slice()];
+                let mode = model.mode.as_deref().map(|mode| ("mode", mode));
+                let labels = [&[label, ("model", &model.name)], mode.as_slice()];
                 writer.model(&labels, |sink| read(model, sink));
             }
         }
         Scope::Requests(read) => {
             let has_source = writer.family.labels.contains(&"source");
-            for ModelRequests {
-                model,
-                source,
-                figures,
-            } in &server.requests
-            {
-                let source = has_source.then_some(("source", *source));
-                let labels = [label, &[("model", model)], source.as_slice()];
-                writer.model(&labels, |sink| read(figures, sink));
+            for of in &server.requests {
+                let mode = of.mode.as_deref().map(|mode| ("mode", mode));
+                let source = has_source.then_some(("source", of.source));
+                let labels = [
+                    &[label, ("model", &of.model)],
+                    mode.as_slice(),
+                    source.as_slice(),
+                ];
+                writer.model(&labels, |sink| read(&of.figures, sink));
             }
         }
         Scope::Gpu(_) | Scope::Exporter(_) => {}
@@ -225,7 +222,8 @@ mod tests {
         DURATION_SECONDS, FIRST_TOKEN_SECONDS, PER_TOKEN_SECONDS, TOKENS,
     };
     use crate::snapshot::{
-        GpuMemory, KvCacheUsage, LiveCounts, ProcessUsage, Rates, RequestFigures, SlotUsage,
+        GpuMemory, KvCacheUsage, LiveCounts, Model, ModelRequests, ProcessUsage, Rates,
+        RequestFigures, SlotUsage,
     };
 
     fn stats(section: &str, name: &str, value: u32) -> Stats {
@@ -259,7 +257,7 @@ mod tests {
         );
         assert!(!text.contains("llamacpp_tokens_per_second"), "{text}");
         assert!(
-            text.contains("# TYPE llamacpp_up gauge\nllamacpp_up 1\n"),
+            text.contains("# TYPE llamacpp_up gauge\nllamacpp_up{server=\"h:1\"} 1\n"),
             "{text}"
         );
     }
@@ -276,13 +274,13 @@ mod tests {
         };
         let text = render(&[snapshot("h:1", model)], &[], &OwnMetrics::default());
         assert!(
-            text.contains(r#"llamacpp_slots{model="a\"b\\c\nd"} 2"#),
+            text.contains(r#"llamacpp_slots{model="a\"b\\c\nd",server="h:1"} 2"#),
             "{text}"
         );
     }
 
     #[test]
-    fn only_several_servers_have_the_label_server() {
+    fn every_series_about_a_server_names_it() {
         let model = || Model {
             name: "m".to_owned(),
             facts: ModelFacts {
@@ -294,7 +292,9 @@ mod tests {
         let two = [snapshot("a:1", model()), snapshot("b:1", model())];
         let text = render(&two, &[], &OwnMetrics::default());
         assert!(text.contains("llamacpp_slots{model=\"m\",server=\"a:1\"} 1\nllamacpp_slots{model=\"m\",server=\"b:1\"} 1\n"));
-        assert!(!render(&two[..1], &[], &OwnMetrics::default()).contains("server=\"a:1\""));
+        let one = render(&two[..1], &[], &OwnMetrics::default());
+        assert!(one.contains("llamacpp_slots{model=\"m\",server=\"a:1\"} 1\n"));
+        assert!(one.contains("llamacpp_up{server=\"a:1\"} 1\n"));
     }
 
     #[test]
@@ -311,17 +311,23 @@ mod tests {
         };
         let text = render(&[snapshot("h:1", model)], &[], &OwnMetrics::default());
         assert!(
-            text.contains("llamacpp_batch_latency_seconds_bucket{le=\"0.01\",model=\"m\"} 0\n"),
+            text.contains(
+                "llamacpp_batch_latency_seconds_bucket{le=\"0.01\",model=\"m\",server=\"h:1\"} 0\n"
+            ),
             "{text}"
         );
+        assert!(text.contains(
+            "llamacpp_batch_latency_seconds_bucket{le=\"0.025\",model=\"m\",server=\"h:1\"} 3\n"
+        ));
+        assert!(text.contains(
+            "llamacpp_batch_latency_seconds_bucket{le=\"+Inf\",model=\"m\",server=\"h:1\"} 3\n"
+        ));
         assert!(
-            text.contains("llamacpp_batch_latency_seconds_bucket{le=\"0.025\",model=\"m\"} 3\n")
+            text.contains("llamacpp_batch_latency_seconds_sum{model=\"m\",server=\"h:1\"} 0.06\n")
         );
         assert!(
-            text.contains("llamacpp_batch_latency_seconds_bucket{le=\"+Inf\",model=\"m\"} 3\n")
+            text.contains("llamacpp_batch_latency_seconds_count{model=\"m\",server=\"h:1\"} 3\n")
         );
-        assert!(text.contains("llamacpp_batch_latency_seconds_sum{model=\"m\"} 0.06\n"));
-        assert!(text.contains("llamacpp_batch_latency_seconds_count{model=\"m\"} 3\n"));
     }
 
     #[test]
@@ -333,7 +339,9 @@ mod tests {
         };
         let text = render(&[snapshot("h:1", model)], &[], &OwnMetrics::default());
         assert_eq!(text.matches("llamacpp_status{").count(), 7);
-        assert!(text.contains("llamacpp_status{model=\"m\",status=\"running\"} 1\n"));
+        assert!(
+            text.contains("llamacpp_status{model=\"m\",server=\"h:1\",status=\"running\"} 1\n")
+        );
     }
 
     #[test]
@@ -359,7 +367,7 @@ mod tests {
             [
                 "llamacpp_gpu_utilization_percent{gpu=\"0\"} 40",
                 "llamacpp_gpu_utilization_percent{gpu=\"1\"} 40",
-                "llamacpp_gpu_utilization_percent{model=\"m\",server=\"a:1\"} 7",
+                "llamacpp_gpu_utilization_percent{gpu=\"a:1\"} 7",
             ]
         );
         assert!(text.contains("llamacpp_gpu_info{driver=\"\",gpu=\"1\",name=\"\",uuid=\"\"} 1\n"));
@@ -372,9 +380,13 @@ mod tests {
             ..Model::default()
         };
         let text = |model: &Model| render(&[snapshot("h:1", model.clone())], &[], &own_metrics());
-        assert!(text(&model).contains("llamacpp_memory_usage_bytes{model=\"\"} 1\n"));
+        assert!(
+            text(&model).contains("llamacpp_memory_usage_bytes{model=\"\",server=\"h:1\"} 1\n")
+        );
         model.process.memory_usage = Some(2.0);
-        assert!(text(&model).contains("llamacpp_memory_usage_bytes{model=\"\"} 2\n"));
+        assert!(
+            text(&model).contains("llamacpp_memory_usage_bytes{model=\"\",server=\"h:1\"} 2\n")
+        );
     }
 
     #[test]
@@ -473,6 +485,7 @@ mod tests {
         };
         ModelRequests {
             model: model.name.clone(),
+            mode: model.mode.clone(),
             source: "records",
             figures: Arc::new(RequestFigures {
                 first_token: histogram(FIRST_TOKEN_SECONDS),
@@ -562,10 +575,9 @@ mod tests {
             vram: Some(1.0),
             gtt: Some(2.0),
         };
-        let model = |name: &str, mode: Option<&str>, tells: bool| Model {
+        let model = |name: &str, mode: Option<&str>| Model {
             name: name.to_owned(),
             mode: mode.map(str::to_owned),
-            needs_mode_label: tells,
             status: Some(ModelStatus::Idle),
             slots: SlotUsage {
                 context_tokens: vec![(3, 1.0), (3, 2.0)],
@@ -579,12 +591,12 @@ mod tests {
         };
         let long = "n".repeat(600);
         let models = vec![
-            model("a", None, false),
-            model("a", Some("embedding"), false),
-            model("b", Some("completion"), true),
-            model("b", Some("embedding"), true),
-            model(&format!("{long}1"), None, false),
-            model(&format!("{long}2"), None, false),
+            model("a", None),
+            model("a", None),
+            model("b", Some("completion")),
+            model("b", Some("embedding")),
+            model(&format!("{long}1"), None),
+            model(&format!("{long}2"), None),
         ];
         let mut requests: Vec<_> = models.iter().map(full_requests).collect();
         requests.extend(requests.clone());
@@ -612,7 +624,9 @@ mod tests {
         let unique: BTreeSet<_> = all.iter().collect();
         assert_eq!(all.len(), unique.len(), "{text}");
         // The first one wins.
-        assert!(text.contains("llamacpp_context_tokens{model=\"a\",slot=\"3\"} 1\n"));
+        assert!(
+            text.contains("llamacpp_context_tokens{model=\"a\",server=\"h:1\",slot=\"3\"} 1\n")
+        );
         assert!(text.contains("name=\"first\"") && !text.contains("name=\"second\""));
         // Models a and nnn…, and both modes of b.
         assert_eq!(text.matches("llamacpp_status{").count(), 4 * 7);

@@ -23,7 +23,7 @@ pub use status::ModelStatus;
 pub struct ModelReading {
     /// The label `model`.
     pub name: String,
-    /// The mode that it runs in (`completion`, `embedding`), if the server reports it.
+    /// The mode that it runs in (`completion`, `embedding`), where the kind of server has modes.
     pub mode: Option<String>,
     /// Its state.
     pub state: ModelState,
@@ -73,6 +73,9 @@ pub struct ModelFacts {
     pub backend: Option<String>,
     /// The model's file, as the server names it.
     pub path: Option<String>,
+    /// Whether quantization, architecture or backend may become known later, while the model is
+    /// the same.
+    pub is_description_pending: bool,
 }
 
 /// What a server with many models reports about the process and file of one of them.

@@ -60,8 +60,8 @@ pub struct Requests(Mutex<FigureStore>);
 
 #[derive(Debug, Default)]
 struct FigureStore {
-    /// By model and the source's label.
-    entries: BTreeMap<(String, &'static str), Entry>,
+    /// By model, mode (where the kind of server has modes) and the source's label.
+    entries: BTreeMap<(String, Option<&'static str>, &'static str), Entry>,
     /// Sources that report the requests of a llama-server's models.
     started: Vec<&'static RequestSource>,
     own_probes: OwnProbes,
@@ -89,11 +89,11 @@ impl Requests {
         for (model, is_llama_server) in models {
             if is_llama_server {
                 for source in store.started.clone() {
-                    store.count(model, source, now, |_| {});
+                    store.count((model, None), source, now, |_| {});
                 }
             }
-            let of_model = store.entries.range_mut((model.to_owned(), "")..);
-            for (_, entry) in of_model.take_while(|((name, _), _)| name == model) {
+            let of_model = store.entries.range_mut((model.to_owned(), None, "")..);
+            for (_, entry) in of_model.take_while(|((name, ..), _)| name == model) {
                 entry.last_seen = now;
             }
         }
@@ -109,14 +109,16 @@ impl Requests {
         source: &'static RequestSource,
         change: impl FnOnce(&mut RequestFigures),
     ) {
-        self.lock().count(model, source, Instant::now(), change);
+        self.count_in_mode((model, None), source, change);
     }
 
     /// Counts a request that the log reports, in a line read at that moment, unless it is a probe.
     pub fn count_logged(&self, model: &str, end: RequestEnd, read: Instant) {
         let mut store = self.lock();
         if let Some(end) = store.own_probes.logged(model, end, read) {
-            store.count(model, &log::SOURCE, Instant::now(), |of| end.count(of));
+            store.count((model, None), &log::SOURCE, Instant::now(), |of| {
+                end.count(of)
+            });
         }
     }
 
@@ -129,18 +131,32 @@ impl Requests {
     pub fn probe_answered(&self, model: &str, result: Option<Result<Completion, Reason>>) {
         let (mut store, now) = (self.lock(), Instant::now());
         for end in store.own_probes.answered(model, now, result) {
-            store.count(model, &log::SOURCE, now, |figures| end.count(figures));
+            store.count((model, None), &log::SOURCE, now, |figures| {
+                end.count(figures)
+            });
         }
     }
 
-    /// The figures so far, by model and source.
+    /// Counts something of a model that is there, and of the mode that it was run in.
+    pub fn count_in_mode(
+        &self,
+        (model, mode): (&str, Option<&'static str>),
+        source: &'static RequestSource,
+        change: impl FnOnce(&mut RequestFigures),
+    ) {
+        self.lock()
+            .count((model, mode), source, Instant::now(), change);
+    }
+
+    /// The figures so far, by model, mode and source.
     pub fn figures(&self) -> Vec<ModelRequests> {
         let store = self.lock();
         let figures = store
             .entries
             .iter()
-            .map(|((model, source), entry)| ModelRequests {
+            .map(|((model, mode, source), entry)| ModelRequests {
                 model: model.clone(),
+                mode: mode.map(str::to_owned),
                 source,
                 figures: Arc::clone(&entry.figures),
             });
@@ -155,12 +171,12 @@ impl Requests {
 impl FigureStore {
     fn count(
         &mut self,
-        model: &str,
+        (model, mode): (&str, Option<&'static str>),
         source: &'static RequestSource,
         now: Instant,
         change: impl FnOnce(&mut RequestFigures),
     ) {
-        let key = (model.to_owned(), source.label);
+        let key = (model.to_owned(), mode, source.label);
         if self.entries.len() >= MAX_ENTRIES && !self.entries.contains_key(&key) {
             return;
         }

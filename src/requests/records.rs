@@ -3,7 +3,7 @@
 //! A record holds a whole request and its response. Only numbers leave this file: a text is held
 //! no longer than it takes to find them in it. How the records are fetched is passed in.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufReader, Read};
@@ -91,12 +91,20 @@ impl Records {
             let records = records.unwrap_or_default();
             let known = before.remove(&name).unwrap_or_default();
             if let Some(label) = label(&name) {
-                // The model is there, though nothing may be new.
-                requests.count(&label, &SOURCE, |figures| {
-                    if self.has_started {
-                        count_new(&records, &known, figures);
-                    }
-                });
+                let modes: BTreeSet<_> = records.iter().map(|record| record.mode).collect();
+                let gap = self.has_started && may_lack_some(&records, &known);
+                let first = modes.first().copied().unwrap_or_default();
+                for mode in modes.into_iter().chain([first]).collect::<BTreeSet<_>>() {
+                    // The model is there, though nothing may be new.
+                    requests.count_in_mode((&label, Some(mode.label())), &SOURCE, |figures| {
+                        if self.has_started {
+                            count_new(&records, mode, &known, figures);
+                        }
+                        if gap && mode == first {
+                            increment(figures.record_gaps.get_or_insert(0));
+                        }
+                    });
+                }
             }
             let known = records.iter().map(|record| (record.id, record.has_ended()));
             self.known.insert(name, known.collect());
@@ -109,23 +117,29 @@ impl Records {
     }
 }
 
-/// Counts the requests that have ended since the last response, and whether any were lost.
-fn count_new(records: &[Record], known: &KnownRecords, figures: &mut RequestFigures) {
-    let is_counted = |record: &&Record| known.get(&record.id) == Some(&true);
-    for record in records.iter().filter(|record| !is_counted(record)) {
-        if let Some(end) = record.end() {
-            end.count(figures);
-        }
+/// Counts the requests of this mode that have ended since the last response.
+fn count_new(
+    records: &[Record],
+    mode: RequestMode,
+    known: &KnownRecords,
+    figures: &mut RequestFigures,
+) {
+    let is_new = |record: &&Record| known.get(&record.id) != Some(&true);
+    let of_mode = records.iter().filter(|record| record.mode == mode);
+    for end in of_mode.filter(is_new).filter_map(Record::end) {
+        end.count(figures);
     }
+}
+
+/// Whether requests may have ended since the last response that have no record any more.
+fn may_lack_some(records: &[Record], known: &KnownRecords) -> bool {
     // If the oldest record is new, others may have come and gone before it.
     let oldest_is_new = |oldest: &Record| !known.contains_key(&oldest.id);
-    let may_lack_some = records.len() >= SERVER_LIMIT && records.first().is_some_and(oldest_is_new);
+    let is_full = records.len() >= SERVER_LIMIT;
     // Or a request was running when its record went.
     let is_there = |id: &RecordId| records.iter().any(|record| record.id == *id);
     let mut running = known.iter().filter(|(_, has_ended)| !**has_ended);
-    if may_lack_some || running.any(|(id, _)| !is_there(id)) {
-        increment(figures.record_gaps.get_or_insert(0));
-    }
+    is_full && records.first().is_some_and(oldest_is_new) || running.any(|(id, _)| !is_there(id))
 }
 
 /// The records of one model.
@@ -139,6 +153,8 @@ struct ModelRecords {
 #[derive(Deserialize)]
 struct Record {
     id: RecordId,
+    #[serde(default, rename = "url")]
+    mode: RequestMode,
     #[serde(default)]
     status_code: u16,
     #[serde(default)]
@@ -157,6 +173,39 @@ impl From<String> for RecordId {
         let mut hasher = DefaultHasher::new();
         id.hash(&mut hasher);
         RecordId(hasher.finish())
+    }
+}
+
+/// The mode in which Docker Model Runner ran the model for a request, by the request's path (its
+/// `backendModeForRequest`).
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(from = "Option<String>")]
+enum RequestMode {
+    #[default]
+    Completion,
+    Embedding,
+    Reranking,
+}
+
+impl RequestMode {
+    /// The label `mode`.
+    fn label(self) -> &'static str {
+        match self {
+            RequestMode::Completion => "completion",
+            RequestMode::Embedding => "embedding",
+            RequestMode::Reranking => "reranking",
+        }
+    }
+}
+
+impl From<Option<String>> for RequestMode {
+    fn from(path: Option<String>) -> RequestMode {
+        let path = path.unwrap_or_default();
+        match path.rsplit('/').next() {
+            Some("embeddings") => RequestMode::Embedding,
+            Some("rerank" | "score") => RequestMode::Reranking,
+            _ => RequestMode::default(),
+        }
     }
 }
 

@@ -80,7 +80,7 @@ pub const TABLE: &[Row] = &[
         argument: "NAME",
         variables: &["LLAMACPP_MODEL", "LLM_MODEL_NAME"],
         help: "Label model of a server that holds one model; by default the name that the server \
-               gives, and ai/llama3.2:1B-Q8_0 until it gives one",
+               gives, or ai/llama3.2:1B-Q8_0 if it gives none",
         may_be_empty: true,
         set: |settings, text| assign(&mut settings.model, Ok(Some(text.to_owned()))),
         ..ROW

@@ -63,18 +63,17 @@ impl Snapshot {
     }
 
     /// Leaves one series of those with the same labels: the first model of each name and mode,
-    /// slot of each id, GPU of each index, and requests of each model and source. Names are
+    /// slot of each id, GPU of each index, and requests of each model, mode and source. Names are
     /// compared as they are exported: [cut](bounds::cut).
     fn remove_duplicates(&mut self) {
         let cut = |name: &str| bounds::cut(name).to_owned();
         let mut models = BTreeSet::new();
         self.models.retain_mut(|model| {
             model.remove_duplicates();
-            let mode = model.mode.as_deref().filter(|_| model.needs_mode_label);
-            models.insert((cut(&model.name), mode.map(cut)))
+            models.insert((cut(&model.name), model.mode.as_deref().map(cut)))
         });
         let mut requests = BTreeSet::new();
         self.requests
-            .retain(|of| requests.insert((cut(&of.model), of.source)));
+            .retain(|of| requests.insert((cut(&of.model), of.mode.as_deref().map(cut), of.source)));
     }
 }

@@ -12,10 +12,9 @@ use crate::snapshot::histogram::Histogram;
 pub struct Model {
     /// The label `model`.
     pub name: String,
-    /// The mode that it runs in (`completion`, `embedding`), if the server reports it.
+    /// The label `mode`: the mode that it runs in (`completion`, `embedding`), where the kind of
+    /// server has modes.
     pub mode: Option<String>,
-    /// Whether its series need the label `mode`: the same model also runs in another mode.
-    pub needs_mode_label: bool,
     /// The status.
     pub status: Option<ModelStatus>,
     /// What does not change while it is loaded.
@@ -112,7 +111,6 @@ impl Model {
         Model {
             name: self.name.clone(),
             mode: self.mode.clone(),
-            needs_mode_label: self.needs_mode_label,
             ..Model::default()
         }
     }

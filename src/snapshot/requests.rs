@@ -26,6 +26,8 @@ label_enum! {
 pub struct ModelRequests {
     /// The label `model`.
     pub model: String,
+    /// The label `mode`, where the kind of server has modes.
+    pub mode: Option<String>,
     /// The label `source`.
     pub source: &'static str,
     /// What is known of them.

@@ -13,6 +13,8 @@ pub struct ServerInfo {
     pub kind: &'static str,
     /// Its version, as it reports it (llama-server: `build_info` of `/props`).
     pub version: Option<String>,
+    /// Whether the version may become known later in this life of the server.
+    pub is_version_pending: bool,
 }
 
 /// How the polling of one base URL went so far.

@@ -90,14 +90,30 @@ impl DetectedServer {
         self.server().poll(exchange, answers, reading);
         if reading.up {
             self.product = None;
+            if reading.kind == Some(self.server().kind()) {
+                reading.endpoints = self.endpoints();
+            }
         } else if !self.connected && !timed_out {
             self.identify_product(exchange, reading);
         }
         // While it loads its model, its kind is not certain.
         let is_loaded = |model: &ModelReading| model.state != ModelState::Loading;
-        let is_identified =
-            self.server().kind().holds_many_models() || reading.models.iter().any(is_loaded);
+        let mut models = reading.models.iter().chain(&reading.unnamed);
+        let is_identified = self.server().kind().holds_many_models() || models.any(is_loaded);
         self.connected = is_certain && reading.up && is_identified;
+    }
+
+    /// The endpoints that are requested of the current kind of server, those included that detect
+    /// it after a reconnect.
+    fn endpoints(&self) -> Vec<&'static str> {
+        let current = &self.kinds[self.current];
+        let detection = self.kinds[..=self.current].iter();
+        let detection = detection.filter_map(|kind| kind.detection_endpoint());
+        let all = [HEALTH]
+            .into_iter()
+            .chain(detection)
+            .chain(current.endpoints());
+        all.map(|endpoint| endpoint.path).collect()
     }
 
     /// Detects the kind of server. Returns whether it is certain; `None` if no server responds.

@@ -12,7 +12,7 @@ use crate::upstream::products::Product;
 use crate::upstream::server_url::ServerUrl;
 
 /// `GET /v1/models`.
-const MODELS: Endpoint = Endpoint::new("/v1/models", 4 << 20);
+pub const MODELS: Endpoint = Endpoint::new("/v1/models", 4 << 20);
 
 /// The `owned_by` of llama.cpp, and of forks that spell it like the project.
 const LLAMA_CPP_OWNERS: [&str; 2] = ["llamacpp", "llama.cpp"];

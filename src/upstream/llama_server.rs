@@ -15,11 +15,11 @@ use crate::upstream::endpoints::{HEALTH, PROPS, read_health, read_props};
 use crate::upstream::http::endpoint::Endpoint;
 use crate::upstream::http::exchange::{Exchange, RequestOutcome};
 use crate::upstream::http::response::HttpResponse;
-use crate::upstream::identification::{Evidence, PassedOn, read_models};
+use crate::upstream::identification::{Evidence, MODELS, PassedOn, read_models};
 use crate::upstream::idle_guard::IdleGuard;
 use crate::upstream::reading::Reading;
 use crate::upstream::server_url::ServerUrl;
-use crate::upstream::telemetry::TelemetryReader;
+use crate::upstream::telemetry::{METRICS, SLOTS, TelemetryReader};
 use crate::upstream::{DetectionAnswers, ServerKind, Upstream};
 
 const STATS: Endpoint = Endpoint::new("/stats", 1 << 20);
@@ -294,8 +294,9 @@ impl LlamaServer {
         .collect()
     }
 
-    /// The label `model`: the name set by the user, or reported by the server.
-    fn name(&mut self, model: &ModelReading) -> String {
+    /// Finds how the server calls its model; gives whether the name is known, by the user or by
+    /// an answer since the last connect.
+    fn find_name(&mut self, model: &ModelReading) -> bool {
         let entry = self
             .session
             .entry
@@ -303,9 +304,10 @@ impl LlamaServer {
             .and_then(|entry| entry.id.clone());
         let alias = || self.session.props.as_ref()?.model_alias.clone();
         let stats = || model.stats.as_ref()?.model()?.name.clone();
-        self.own_name = entry.or_else(alias).or_else(stats).or(self.own_name.take());
-        let name = self.given_name.as_ref().or(self.own_name.as_ref());
-        name.map_or(DEFAULT_MODEL, String::as_str).to_owned()
+        let found = entry.or_else(alias).or_else(stats);
+        let is_named = found.is_some() || self.given_name.is_some();
+        self.own_name = found.or(self.own_name.take());
+        is_named
     }
 
     fn disconnect(&mut self) {
@@ -317,6 +319,16 @@ impl LlamaServer {
 impl Upstream for LlamaServer {
     fn kind(&self) -> ServerKind {
         ServerKind::LlamaServer
+    }
+
+    fn detection_endpoint(&self) -> Option<Endpoint> {
+        None
+    }
+
+    fn endpoints(&self) -> Vec<Endpoint> {
+        let mut endpoints = vec![HEALTH, PROPS, MODELS, METRICS, SLOTS];
+        endpoints.extend(self.session.stats_url.as_ref().map(|_| STATS));
+        endpoints
     }
 
     /// A server of no other kind is polled as a llama-server, which then identifies it.
@@ -334,6 +346,7 @@ impl Upstream for LlamaServer {
             Err(Stop::NoServer) => return self.disconnect(),
             Err(Stop::Router { lists_only }) => {
                 reading.set_up(ServerKind::Router, None);
+                reading.is_version_pending = !lists_only;
                 reading
                     .notes
                     .extend(lists_only.then_some(ROUTER_LISTS_ONLY));
@@ -370,9 +383,15 @@ impl Upstream for LlamaServer {
                 .props
                 .as_ref()
                 .and_then(|props| props.build_info.clone());
+            reading.is_version_pending = version.is_none() && !self.session.is_identified;
             reading.set_up(ServerKind::LlamaServer, version);
         }
-        model.name = self.name(&model);
+        let is_named = self.find_name(&model) || self.session.is_identified;
+        let name = self.given_name.as_ref().or(self.own_name.as_ref());
+        model.name = name.cloned().unwrap_or_default();
+        if is_named && model.name.is_empty() {
+            DEFAULT_MODEL.clone_into(&mut model.name);
+        }
         model.facts = facts(self.session.props.as_ref(), self.session.entry.as_ref());
         let is_rest_missing = self.telemetry.lacks_metrics() && self.telemetry.lacks_slots();
         let passed_on = self.session.passed_on.filter(|_| is_rest_missing);
@@ -380,7 +399,11 @@ impl Upstream for LlamaServer {
         reading
             .notes
             .extend(self.telemetry.notes(model.stats.is_some()));
-        reading.models.push(model);
+        if is_named {
+            reading.models.push(model);
+        } else {
+            reading.unnamed = Some(model);
+        }
     }
 
     fn extra_poll_at(&self) -> Option<Instant> {

@@ -29,6 +29,7 @@ use std::time::Instant;
 use crate::bounds::BoundedDuration;
 use crate::settings::{BaseUrl, Settings};
 use crate::upstream::api::{Health, Props};
+use crate::upstream::http::endpoint::Endpoint;
 use crate::upstream::http::exchange::{Exchange, RequestOutcome};
 use crate::upstream::llama_server::LlamaServer;
 use crate::upstream::llama_swap::LlamaSwap;
@@ -40,7 +41,7 @@ use crate::upstream::router::Router;
 /// none of the others.
 pub fn all_kinds(base: &BaseUrl, settings: &Settings) -> Vec<Box<dyn Upstream>> {
     vec![
-        Box::new(ModelRunner::new(base)),
+        Box::new(ModelRunner::new(base, settings)),
         Box::new(LlamaSwap::new(base, settings)),
         Box::new(Router::new(base, settings)),
         Box::new(LlamaServer::new(base, settings)),
@@ -51,6 +52,12 @@ pub fn all_kinds(base: &BaseUrl, settings: &Settings) -> Vec<Box<dyn Upstream>> 
 pub trait Upstream: Send {
     /// The kind of server.
     fn kind(&self) -> ServerKind;
+
+    /// The endpoint that [`detect`](Upstream::detect) requests, if any.
+    fn detection_endpoint(&self) -> Option<Endpoint>;
+
+    /// The other endpoints that its polls request.
+    fn endpoints(&self) -> Vec<Endpoint>;
 
     /// Detects this kind of server by what only it serves. `Ok`: it is of this kind, and the state
     /// of the previous server is reset. No response: it may be busy, or of any kind.

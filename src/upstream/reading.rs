@@ -21,8 +21,15 @@ pub struct Reading {
     pub kind: Option<ServerKind>,
     /// Its version, as it reports it.
     pub version: Option<String>,
+    /// Whether the version may become known later in this life of the server.
+    pub is_version_pending: bool,
     /// Its models, unordered, limited by [`crate::upstream::model_limit`].
     pub models: Vec<ModelReading>,
+    /// The model of a server that has not named it since it was started; its name is that from
+    /// before, or empty.
+    pub unnamed: Option<ModelReading>,
+    /// The endpoints that are requested of a server of this kind, once that is known.
+    pub endpoints: Vec<&'static str>,
     /// Whether it has more models than the limit.
     pub is_truncated: bool,
     /// Bytes of the server's store of models.
@@ -49,8 +56,11 @@ impl Reading {
     /// The exported information about the server.
     pub fn server_info(&self) -> Option<ServerInfo> {
         let kind = self.kind?.label();
-        let version = self.version.clone();
-        Some(ServerInfo { kind, version })
+        Some(ServerInfo {
+            kind,
+            version: self.version.clone(),
+            is_version_pending: self.is_version_pending,
+        })
     }
 
     /// Adds a model. Drops its slots if all models together have more than the limit for a server.

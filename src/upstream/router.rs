@@ -11,7 +11,7 @@ use crate::bounds::BoundedDuration;
 use crate::readings::{ModelReading, ModelState, ModelStatus, ProcessHints, Update};
 use crate::settings::{BaseUrl, Settings};
 use crate::upstream::api::{ModelEntry, Props, RouterStatus};
-use crate::upstream::endpoints::read_props;
+use crate::upstream::endpoints::{PROPS, read_props};
 use crate::upstream::http::endpoint::Endpoint;
 use crate::upstream::http::exchange::{Exchange, NotServed, RequestOutcome};
 use crate::upstream::idle_guard::IdleGuard;
@@ -20,7 +20,7 @@ use crate::upstream::model_limit::LimitedModels;
 use crate::upstream::reading::Reading;
 use crate::upstream::rotation::Rotation;
 use crate::upstream::server_url::ServerUrl;
-use crate::upstream::telemetry::TelemetryReader;
+use crate::upstream::telemetry::{METRICS, SLOTS, TelemetryReader};
 use crate::upstream::{DetectionAnswers, ServerKind, Upstream};
 
 /// A router may list thousands of models, with the command line of each.
@@ -184,6 +184,14 @@ impl Router {
 impl Upstream for Router {
     fn kind(&self) -> ServerKind {
         ServerKind::Router
+    }
+
+    fn detection_endpoint(&self) -> Option<Endpoint> {
+        Some(PROPS)
+    }
+
+    fn endpoints(&self) -> Vec<Endpoint> {
+        vec![MODELS, METRICS, SLOTS]
     }
 
     fn detect(

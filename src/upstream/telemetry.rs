@@ -16,9 +16,10 @@ use crate::upstream::http::exchange::{Exchange, NotServed, RequestOutcome};
 use crate::upstream::idle_guard::IdleGuard;
 use crate::upstream::server_url::ServerUrl;
 
-const METRICS: Endpoint = Endpoint::new("/metrics", 1 << 20);
-/// 1.7 KB per slot in the recordings; never held as a whole.
-const SLOTS: Endpoint = Endpoint::new("/slots", 32 << 20);
+/// `GET /metrics`.
+pub const METRICS: Endpoint = Endpoint::new("/metrics", 1 << 20);
+/// `GET /slots`. 1.7 KB a slot in the recordings; never held as a whole.
+pub const SLOTS: Endpoint = Endpoint::new("/slots", 32 << 20);
 
 /// The note if a part of `/metrics` cannot be parsed.
 pub const INVALID_LINES: &str =

@@ -330,14 +330,15 @@ fn the_model_name_comes_from_the_user_else_from_the_server() {
 }
 
 #[test]
-fn a_model_without_a_name_yet_has_the_default_name() {
+fn a_model_that_its_server_never_names_has_the_default_name() {
     let server = Server::start();
-    for path in ["/health", "/props", "/v1/models", "/metrics", "/slots"] {
-        server.answer(path, Answer::error(503, "Loading model"));
-    }
+    server.answer("/health", Answer::json(r#"{"status":"ok"}"#));
+    server.answer("/props", Answer::json(r#"{"total_slots":1}"#));
+    let slots = r#"[{"id":0,"n_ctx":1024,"is_processing":false}]"#;
+    server.answer("/slots", Answer::json(slots));
     let exporter = Exporter::watching(&server).start();
     let scrape = exporter.after_polls(1);
-    let labels = [("model", "ai/llama3.2:1B-Q8_0"), ("status", "loading")];
+    let labels = [("model", "ai/llama3.2:1B-Q8_0"), ("status", "idle")];
     assert_eq!(
         scrape.get("llamacpp_status", &labels),
         Some(1.0),

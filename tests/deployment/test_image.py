@@ -164,7 +164,7 @@ def test_it_runs_as_nobody(container):
 
 
 def test_it_polls_the_server(container):
-    container.wait_for("/metrics", "^llamacpp_up 1$")
+    container.wait_for("/metrics", r"^llamacpp_up\{.*\} 1$")
 
 
 def test_its_health_check_passes(container, podman):

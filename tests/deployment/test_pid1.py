@@ -83,7 +83,7 @@ def test_it_is_pid_1_and_runs_as_nobody(exporter):
 
 
 def test_it_polls_a_server_named_in_etc_hosts(exporter):
-    up = lambda: re.search(r"^llamacpp_up 1$", exporter.metrics(), re.MULTILINE)  # noqa: E731
+    up = lambda: re.search(r"^llamacpp_up\{.*\} 1$", exporter.metrics(), re.MULTILINE)  # noqa: E731
     wait_for(up, lambda: f"the server to be up:\n{exporter.log}")
     assert re.search(r"^llamacpp_slots\{.*\} 2$", exporter.metrics(), re.MULTILINE)
     assert responds(exporter.port, "/healthz")

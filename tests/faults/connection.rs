@@ -1,29 +1,68 @@
 //! Faults of the connection: refused, reset, lost, slow.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::support::{Answer, ENDLESS, Exporter, for_each, wait_until};
+use crate::support::{Answer, ENDLESS, Exporter, Scrape, Server, for_each, wait_until};
 use crate::{ENDPOINTS, HEALTH, Monitored, assert_fault, assert_fault_at, assert_healthy, server};
 
-#[test]
-fn every_endpoint_and_reason_has_an_error_counter() {
-    let server = server();
-    let exporter = Exporter::watching(&server).start();
-    let scrape = exporter.after_polls(1);
-    let reasons = [
-        "connect",
-        "timeout",
-        "status",
-        "too_large",
-        "parse",
-        "unauthorized",
-    ];
-    for (endpoint, reason) in ENDPOINTS.iter().flat_map(|e| reasons.map(|r| (*e, r))) {
-        let labels = [("endpoint", endpoint), ("reason", reason)];
-        let errors = scrape.sample("llamacpp_exporter_poll_errors_total", &labels);
-        let errors = errors.map(|sample| sample.value);
+const REASONS: [&str; 6] = [
+    "connect",
+    "timeout",
+    "status",
+    "too_large",
+    "parse",
+    "unauthorized",
+];
+
+/// The endpoints whose errors are counted from 0.
+fn counted_endpoints(scrape: &Scrape) -> BTreeSet<String> {
+    let all = scrape.all("llamacpp_exporter_poll_errors_total");
+    let endpoints: BTreeSet<_> = all.iter().map(|s| s.labels["endpoint"].clone()).collect();
+    assert_eq!(all.len(), endpoints.len() * REASONS.len(), "{scrape:?}");
+    for (endpoint, reason) in endpoints.iter().flat_map(|e| REASONS.map(|r| (e, r))) {
+        let labels = [("endpoint", endpoint.as_str()), ("reason", reason)];
+        let errors = scrape.get("llamacpp_exporter_poll_errors_total", &labels);
         assert_eq!(errors, Some(0.0), "{endpoint} {reason} in\n{scrape:?}");
     }
+    endpoints
+}
+
+#[test]
+fn the_errors_of_every_endpoint_that_will_be_requested_count_from_zero() {
+    // The detection of the kind after a reconnect requests /engines/ps and /running as well.
+    let swap = "/health /engines/ps /running /api/version /v1/models /api/metrics/activity";
+    let cases = [
+        (
+            server(),
+            "/health /engines/ps /running /props /v1/models /metrics /slots",
+        ),
+        (
+            Server::recorded_router("models-unloaded.json"),
+            "/health /engines/ps /running /props /models /metrics /slots",
+        ),
+        (
+            Server::recorded_kind("model-runner", "unloaded"),
+            "/health /engines/ps /version /models /engines/_configure /engines/df /metrics \
+             /engines/requests",
+        ),
+        (Server::recorded_kind("llama-swap", "none"), swap),
+    ];
+    for (server, endpoints) in cases {
+        let exporter = Exporter::watching(&server).start();
+        let scrape = exporter.after_polls(1);
+        let expected = endpoints.split_whitespace().map(str::to_owned).collect();
+        assert_eq!(counted_endpoints(&scrape), expected);
+    }
+}
+
+#[test]
+fn a_server_that_is_down_from_the_start_has_an_error_counter_of_each_reason() {
+    let exporter = Exporter::with_url("http://127.0.0.1:9").start();
+    let scrape = exporter.after_polls(1);
+    let all = scrape.all("llamacpp_exporter_poll_errors_total");
+    assert_eq!(all.len(), REASONS.len(), "{scrape:?}");
+    assert!(all.iter().all(|sample| sample.labels["endpoint"] == HEALTH));
 }
 
 #[test]

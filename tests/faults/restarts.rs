@@ -14,13 +14,50 @@ fn a_server_that_loads_its_model_is_up() {
     let monitored = Monitored::watching(&server);
     let scrape = monitored.exporter.after_polls(2);
     scrape.assert_up();
-    scrape.assert_status("loading");
     scrape.assert_errors(0);
+    // Neither the model's name nor the server's version is known.
+    scrape.assert_absent(&["llamacpp_status", "llamacpp_server_info"]);
+    assert!(
+        scrape
+            .samples
+            .iter()
+            .all(|sample| !sample.labels.contains_key("model"))
+    );
+    monitored.exporter.assert_logged(1, &["the server is up"]);
+    monitored
+        .exporter
+        .assert_logged(0, &["the server is up", "model="]);
+    monitored
+        .exporter
+        .assert_logged(0, &["the model has loaded"]);
     server.answer(HEALTH, Answer::json(r#"{"status":"ok"}"#));
     server.answer(PROPS, Answer::json(recordings::file(OLD, "props.json")));
     server.answer(MODELS, Answer::json(recordings::file(OLD, "models.json")));
     server.replay(OLD, Stage::Busy);
+    monitored
+        .exporter
+        .wait_for_log(&["the model has loaded", "model=gemma.gguf"]);
     monitored.assert_recovered();
+}
+
+#[test]
+fn a_model_that_loads_again_keeps_its_name() {
+    let server = server();
+    let monitored = Monitored::watching(&server);
+    let before = monitored.exporter.after_polls(1);
+    let name = before.label("llamacpp_slots", "model");
+    for endpoint in ENDPOINTS {
+        server.answer(endpoint, Answer::error(503, "Loading model"));
+    }
+    let scrape = monitored
+        .exporter
+        .until("it loads", |scrape| scrape.status() == Some("loading"));
+    let labels = [("model", name.unwrap()), ("status", "loading")];
+    assert_eq!(
+        scrape.get("llamacpp_status", &labels),
+        Some(1.0),
+        "{scrape:?}"
+    );
 }
 
 #[test]

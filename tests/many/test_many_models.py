@@ -38,7 +38,7 @@ def test_ten_thousand_models_of_a_model_runner(replay, start_exporter):
 
     # No second warning when the server is back.
     server.close()
-    wait_for_text(exporter, "llamacpp_up 0")
+    wait_for(lambda: exporter.value("up") == 0, lambda: f"the server to be down:\n{exporter.log}")
     again = replay(responses, port=server.port)
     wait_for_text(exporter, "llamacpp_status")
     again.responses = responses | {"/models": Response(json.dumps(models))}
@@ -130,7 +130,7 @@ def test_a_hundred_loaded_models_of_four_slots(all_cores, replay, start_exporter
         text = exporter.scrape()
         assert text.count("llamacpp_context_tokens{") == 4 * models
         costs[models] = *scrape_cost(exporter.port), resident_bytes(exporter.pid)
-        duration = re.search(r"^llamacpp_exporter_poll_duration_seconds (\S+)$", text, re.MULTILINE)[1]
+        duration = re.search(r"^llamacpp_exporter_poll_duration_seconds\{.*\} (\S+)$", text, re.MULTILINE)[1]
         seconds, size, resident = costs[models]
         print(f"{models} models: {seconds * 1e3:.2f} ms, {size} bytes; {resident} bytes resident, {duration} s a poll")
         exporter.stop()

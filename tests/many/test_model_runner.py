@@ -76,9 +76,22 @@ def test_size_and_parameters_come_from_the_model_list(first_poll):
         poll.value("models_disk_usage_bytes")
         == json.loads(recorded(KIND, "unloaded")["/engines/df"].body)["models_disk_usage"]
     )
-    info = {sample.labels["model"]: sample.labels for sample in poll.samples if sample.name == "llamacpp_model_info"}
-    assert info[GEMMA]["architecture"] == "gemma3"
-    assert info[GEMMA]["quantization"].endswith("Q4_K_M")
+    # Which engine will run it is not known: the labels of its information would not stay the same.
+    assert not poll.find("model_info")
+
+
+def test_the_information_about_a_model_begins_when_it_is_complete(first_poll):
+    server, exporter, poll = first_poll(recorded(KIND, "unloaded"))
+    assert not poll.find("model_info")
+    for recording, status in (("loading", LOADING), ("running", RUNNING), ("idle", IDLE)):
+        server.responses = recorded(KIND, recording)
+        poll = exporter.wait_for(lambda later: later.model_status(GEMMA) == status)  # noqa: B023
+        info = poll.labels("model_info", model=GEMMA)
+        assert info.pop("quantization").endswith("Q4_K_M")
+        assert info == {
+            "model": GEMMA, "server": f"127.0.0.1:{server.port}",
+            "architecture": "gemma3", "backend": "llama.cpp", "mode": "completion",
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize("recording", ["running", "idle", "two-models"])
@@ -100,7 +113,6 @@ def test_a_model_loaded_by_its_id_has_its_counters(first_poll):
     assert poll.value("prompt_tokens_total", model=GEMMA) == value("prompt_tokens_total") > 0
     assert poll.value("decode_calls_total", model=GEMMA) == value("n_decode_total") > 0
     assert poll.value("requests_processing", model=GEMMA) == 0
-    assert all("mode" not in sample.labels for sample in poll.samples if sample.name != "llamacpp_model_info")
 
 
 def test_tokens_are_live_while_they_stream(first_poll):
@@ -137,18 +149,23 @@ def test_tokens_are_live_while_they_stream(first_poll):
     assert not gone.families(GEMMA) & (COUNTERS | {"requests_processing", "tokens_per_second"})
 
 
-def test_the_mode_is_a_label_only_while_a_model_runs_in_two(first_poll):
+def test_every_series_of_a_model_has_its_mode(first_poll):
+    for recording in ("unloaded", "loading", "by-id-running", "requests", "two-modes"):
+        _, _, poll = first_poll(recorded(KIND, recording))
+        for sample in poll.samples:
+            assert ("mode" in sample.labels) == ("model" in sample.labels), sample
+
+
+def test_a_mode_that_is_unloaded_keeps_its_series(first_poll):
     server, exporter, poll = first_poll(recorded(KIND, "two-modes"))
     assert poll.value("requests_processing", model=GEMMA, mode="completion") == 1
     assert poll.value("requests_processing", model=GEMMA, mode="embedding") == 0
     assert poll.value("decode_calls_total", model=GEMMA, mode="embedding") == 1
-    for sample in poll.samples:
-        # Request records do not contain the mode.
-        if sample.labels.get("model") == GEMMA and "source" not in sample.labels:
-            assert sample.labels["mode"] in ("completion", "embedding"), sample
+    assert poll.value("request_duration_seconds_count", model=GEMMA, mode="completion") == 0
+    assert poll.value("request_prompt_tokens_count", model=GEMMA, mode="embedding") == 0
     server.responses = recorded(KIND, "by-id-idle")
-    alone = exporter.wait_for(lambda later: later.number > poll.number and later.model_status(GEMMA) == IDLE)
-    assert all("mode" not in sample.labels for sample in alone.samples if sample.name != "llamacpp_model_info")
+    alone = exporter.wait_for(lambda later: later.model_status(GEMMA, mode="completion") == IDLE)
+    assert alone.model_status(GEMMA, mode="embedding") == UNLOADED
 
 
 def test_two_modes_of_which_only_one_was_loaded_by_id(first_poll):

@@ -44,7 +44,7 @@ fn count(scrape: &Scrape, server: Option<&Server>) -> Option<f64> {
     let all = scrape.all(COUNT);
     let mut of_server = all
         .iter()
-        .filter(|sample| sample.labels.get("server") == server.as_ref());
+        .filter(|sample| server.is_none() || sample.labels.get("server") == server.as_ref());
     of_server.next().map(|sample| sample.value)
 }
 

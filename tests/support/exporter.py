@@ -97,7 +97,7 @@ class Exporter(ChildProcess):
                 if self._stopping.is_set() or self.process.poll() is not None:
                     return
                 raise
-            counted = re.search(r"^llamacpp_exporter_polls_total (\S+)$", text, re.MULTILINE)
+            counted = re.search(r"^llamacpp_exporter_polls_total\{.*\} (\S+)$", text, re.MULTILINE)
             number = int(float(counted[1])) if counted else 0
             if number != last:
                 last = number

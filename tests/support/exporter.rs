@@ -206,8 +206,10 @@ impl Exporter {
     /// Polls that have ended; cheaper than a scrape, which checks the whole exposition.
     pub fn polls(&self) -> u64 {
         let text = self.metrics();
-        let mut lines = text.lines();
-        let polls = lines.find_map(|line| line.strip_prefix("llamacpp_exporter_polls_total "));
+        let polls = text
+            .lines()
+            .find(|line| line.starts_with("llamacpp_exporter_polls_total{"))
+            .and_then(|line| line.rsplit(' ').next());
         polls.map_or(0, |polls| polls.parse().unwrap())
     }
 

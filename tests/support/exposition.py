@@ -77,12 +77,16 @@ class Exposition:
 
     @property
     def model_statuses(self):
-        """The status of every model, by label; by label and mode where it runs in two modes."""
+        """The status of every model, by label; by label and mode where it has several modes."""
         found = {}
         for sample in self.find("status"):
             active = found.setdefault((sample.labels["model"], sample.labels.get("mode")), [])
             active += [sample.labels["status"]] if sample.value else []
-        return {model if mode is None else (model, mode): ",".join(status) for (model, mode), status in found.items()}
+        names = [model for model, _ in found]
+        return {
+            key if names.count(key[0]) > 1 else key[0]: ",".join(status)
+            for key, status in found.items()
+        }  # fmt: skip
 
     def summary(self):
         """Statuses and some values, in a line."""

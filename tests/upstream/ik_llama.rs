@@ -59,8 +59,8 @@ fn a_server_that_loads_its_model_is_loading() {
         "application/json",
         r#"{"status":"loading model"}"#,
     ));
-    let scrape = Exporter::watching(&server).start().after_polls(2);
-    scrape.assert_status("loading");
+    let exporter = Exporter::watching(&server).args(["--model", "m"]);
+    exporter.start().after_polls(2).assert_status("loading");
 }
 
 #[test]

@@ -54,6 +54,21 @@ fn a_server_with_stats_alone_is_watched() {
 }
 
 #[test]
+fn a_gpu_without_an_index_is_labelled_with_its_server() {
+    let server = adapter(&document());
+    let scrape = scrape_of(&server);
+    for (metric, value) in [
+        ("llamacpp_gpu_utilization_percent", 88.0),
+        ("llamacpp_temperature_celsius", 66.5),
+    ] {
+        let sample = scrape.sample(metric, &[]).expect(metric);
+        assert_eq!(sample.value, value);
+        let labels: Vec<_> = sample.labels.iter().collect();
+        assert_eq!(labels, [(&"gpu".to_owned(), &server.authority())]);
+    }
+}
+
+#[test]
 fn the_batch_latency_is_observed_once_a_poll() {
     let server = adapter(&document());
     let exporter = Exporter::watching(&server).start();

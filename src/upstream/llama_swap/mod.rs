@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::bounds::lenient::{object, text};
 use crate::readings::{ModelReading, ModelState, ModelStatus};
 use crate::settings::{BaseUrl, Settings};
-use crate::upstream::endpoints::HEALTH;
+use crate::upstream::endpoints::{HEALTH, PROPS};
 use crate::upstream::http::allowed_addresses::AllowedAddresses;
 use crate::upstream::http::endpoint::Endpoint;
 use crate::upstream::http::exchange::{Exchange, RequestOutcome};
@@ -26,6 +26,7 @@ use crate::upstream::model_limit::{LimitedModels, MOST_MODELS};
 use crate::upstream::reading::Reading;
 use crate::upstream::rotation::Rotation;
 use crate::upstream::server_url::ServerUrl;
+use crate::upstream::telemetry::{METRICS, SLOTS};
 use crate::upstream::version::read_version;
 use crate::upstream::{DetectionAnswers, ServerKind, Upstream};
 
@@ -288,6 +289,20 @@ impl LlamaSwap {
 impl Upstream for LlamaSwap {
     fn kind(&self) -> ServerKind {
         ServerKind::LlamaSwap
+    }
+
+    fn detection_endpoint(&self) -> Option<Endpoint> {
+        Some(RUNNING)
+    }
+
+    fn endpoints(&self) -> Vec<Endpoint> {
+        let mut endpoints = vec![VERSION, MODELS];
+        let activity = ACTIVITY.get(self.missing_activities);
+        endpoints.extend(activity.map(|(endpoint, ..)| *endpoint));
+        if self.instances.values().any(ModelInstance::has_server) {
+            endpoints.extend([PROPS, METRICS, SLOTS]);
+        }
+        endpoints
     }
 
     /// Keeps the instances and the activity, so that counters continue after a reconnect.

@@ -18,7 +18,7 @@ use crate::bounds::lenient::{flag, text};
 use crate::readings::{
     Counters, CountersReading, ModelReading, ModelState, ModelStatus, ProcessHints, Update,
 };
-use crate::settings::BaseUrl;
+use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
 use crate::upstream::api::counters_by_model::CountersByModel;
 use crate::upstream::endpoints::HEALTH;
@@ -50,13 +50,26 @@ const LEFT_OUT_OF_METRICS: &str = "its /metrics leaves out models that were load
      load a model by its ID (sha256:…) to get its token counters";
 
 /// The counters of each runner, by the label of its model and its mode.
-type CountersByRunner = BTreeMap<(String, Option<String>), Counters>;
+type CountersByRunner = BTreeMap<(String, String), Counters>;
+
+/// The mode of a runner that says none, and of a model that has not run yet: Docker Model Runner
+/// runs a model for completions unless a request asks for something else.
+const DEFAULT_MODE: &str = "completion";
+
+/// The most modes of one model.
+const MOST_MODES: usize = 8;
+
+/// The modes that each model was seen to run in, by its label.
+type ModesByModel = BTreeMap<String, BTreeSet<String>>;
 
 /// Docker Model Runner.
 pub struct ModelRunner {
     url: ServerUrl,
+    /// Whether the records of the last requests are read.
+    reads_records: bool,
     version: Option<String>,
     store: Store,
+    modes: ModesByModel,
     metrics_missing: Option<NotServed>,
     /// Whether the last `/metrics` was not an exposition.
     has_unrecognized_metrics: bool,
@@ -92,6 +105,10 @@ impl Runner {
         }
     }
 
+    fn mode(&self) -> &str {
+        self.mode.as_deref().unwrap_or(DEFAULT_MODE)
+    }
+
     fn is_llama_cpp(&self) -> bool {
         self.backend_name.as_deref() == Some(LLAMA_CPP)
     }
@@ -110,15 +127,13 @@ fn runners(answer: HttpResponse) -> Result<Vec<Runner>, RequestError> {
 
 impl ModelRunner {
     /// Docker Model Runner at `base`, without a path from `/engines` on; not polled yet.
-    pub fn new(base: &BaseUrl) -> ModelRunner {
-        ModelRunner::at(ServerUrl::new(base.before_engines()))
-    }
-
-    fn at(url: ServerUrl) -> ModelRunner {
+    pub fn new(base: &BaseUrl, settings: &Settings) -> ModelRunner {
         ModelRunner {
-            url,
+            url: ServerUrl::new(base.before_engines()),
+            reads_records: !settings.no_request_records,
             version: None,
             store: Store::default(),
+            modes: ModesByModel::default(),
             metrics_missing: None,
             has_unrecognized_metrics: false,
             has_invalid_lines: false,
@@ -160,6 +175,7 @@ impl ModelRunner {
         let mut by_runner = CountersByRunner::new();
         for (model, mode, counters) in metrics.by_label() {
             self.has_ambiguous_samples |= counters.is_none();
+            let mode = mode.unwrap_or_else(|| DEFAULT_MODE.to_owned());
             match by_runner.entry((self.store.label(&model), mode)) {
                 Entry::Vacant(entry) => drop(entry.insert(counters.unwrap_or_default())),
                 // Two names of one model have two runners, of which one is exported.
@@ -180,9 +196,10 @@ impl ModelRunner {
             .map(|stored| self.store.facts(stored))
             .unwrap_or_default();
         facts.backend.clone_from(&runner.backend_name);
+        facts.is_description_pending = stored.is_none() && runner.is_llama_cpp();
         ModelReading {
             name: self.store.label(name),
-            mode: runner.mode.clone(),
+            mode: Some(runner.mode().to_owned()),
             state: ModelState::Reported(runner.status()),
             facts,
             process: ProcessHints {
@@ -211,7 +228,7 @@ impl ModelRunner {
                 continue;
             };
             let mut model = self.running_model(runner, name);
-            let key = (model.name.clone(), model.mode.clone());
+            let key = (model.name.clone(), runner.mode().to_owned());
             model.counters = match metrics {
                 _ if !runner.is_llama_cpp() => Update::Absent,
                 Update::New((at, by_runner)) => match by_runner.get(&key) {
@@ -237,6 +254,48 @@ impl ModelRunner {
         (models.into_values().collect(), is_left_out)
     }
 
+    /// Remembers the modes that models run in, so that the series of a mode go on when it is
+    /// unloaded.
+    fn remember_modes(&mut self, running: &[ModelReading]) {
+        for model in running {
+            let modes = self.modes.entry(model.name.clone()).or_default();
+            if let Some(mode) = &model.mode
+                && modes.len() < MOST_MODES
+            {
+                modes.insert(mode.clone());
+            }
+        }
+        let is_running = |label: &String| running.iter().any(|model| model.name == *label);
+        let store = &self.store;
+        self.modes
+            .retain(|label, _| store.has_label(label) || is_running(label));
+    }
+
+    /// Each model of the store in each mode that it was seen to run in, unless it runs in it now.
+    fn unloaded_models(&self, running: &[ModelReading]) -> Vec<ModelReading> {
+        let running: BTreeSet<_> = running
+            .iter()
+            .map(|model| (model.name.as_str(), model.mode.as_deref()))
+            .collect();
+        let default = BTreeSet::from([DEFAULT_MODE.to_owned()]);
+        let mut unloaded = Vec::new();
+        for (label, facts) in self.store.models() {
+            for mode in self.modes.get(label).unwrap_or(&default) {
+                if running.contains(&(label, Some(mode))) {
+                    continue;
+                }
+                let mut model =
+                    ModelReading::new(label, ModelState::Reported(ModelStatus::Unloaded));
+                model.mode = Some(mode.clone());
+                model.facts = facts.clone();
+                // Which engine will run it is not known.
+                model.facts.is_description_pending = true;
+                unloaded.push(model);
+            }
+        }
+        unloaded
+    }
+
     /// Adds the notes on `/metrics`; `is_left_out`: it lacks the counters of a runner.
     fn note_metrics(&self, is_left_out: bool, notes: &mut Vec<&'static str>) {
         if self.metrics_missing.is_some() {
@@ -258,10 +317,25 @@ impl Upstream for ModelRunner {
         ServerKind::ModelRunner
     }
 
+    fn detection_endpoint(&self) -> Option<Endpoint> {
+        Some(PS)
+    }
+
+    fn endpoints(&self) -> Vec<Endpoint> {
+        let mut endpoints = vec![VERSION, METRICS];
+        endpoints.extend(store::ENDPOINTS);
+        endpoints.extend(self.reads_records.then_some(REQUESTS));
+        endpoints
+    }
+
     fn detect(&mut self, exchange: &mut Exchange, _: &mut DetectionAnswers) -> RequestOutcome<()> {
         let ps = exchange.get_optional(PS, &self.url.of(PS), runners);
         if let RequestOutcome::Ok(_) = ps {
-            *self = ModelRunner::at(self.url.clone());
+            self.store = Store::default();
+            self.metrics_missing = None;
+            self.has_unrecognized_metrics = false;
+            self.has_invalid_lines = false;
+            self.has_ambiguous_samples = false;
             self.version = read_version(exchange, &self.url, VERSION);
             exchange.discard_failures(HEALTH);
         }
@@ -293,13 +367,13 @@ impl Upstream for ModelRunner {
         reading.set_up(ServerKind::ModelRunner, self.version.clone());
         reading.disk_usage = self.store.disk_usage;
         let (running, is_left_out) = self.running_models(&runners, &metrics);
-        let labels: BTreeSet<String> = running.iter().map(|model| model.name.clone()).collect();
+        self.remember_modes(&running);
         let mut models = LimitedModels::default();
+        for model in self.unloaded_models(&running) {
+            models.push(model, false);
+        }
         for model in running {
             models.push(model, true);
-        }
-        for model in self.store.unloaded_models(&labels) {
-            models.push(model, false);
         }
         let is_truncated;
         (reading.models, is_truncated) = models.finish();

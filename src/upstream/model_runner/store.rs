@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Deserializer};
 
 use crate::bounds::lenient::{count, object, text, text_map, texts};
-use crate::readings::{ModelFacts, ModelReading, ModelState, ModelStatus};
+use crate::readings::ModelFacts;
 use crate::upstream::http::endpoint::Endpoint;
 use crate::upstream::http::exchange::Exchange;
 use crate::upstream::model_limit::LimitedModels;
@@ -18,6 +18,9 @@ use crate::upstream::server_url::ServerUrl;
 const MODELS: Endpoint = Endpoint::new("/models", 128 << 20);
 const CONFIGURE: Endpoint = Endpoint::new("/engines/_configure", 4 << 20);
 const DISK_USAGE: Endpoint = Endpoint::new("/engines/df", 64 << 10);
+
+/// The endpoints that are read.
+pub const ENDPOINTS: [Endpoint; 3] = [MODELS, CONFIGURE, DISK_USAGE];
 
 /// How long the list of models is reused: for each request, Docker Model Runner reads its whole
 /// store and writes to its log.
@@ -188,19 +191,16 @@ impl Store {
         }
     }
 
-    /// The models whose label is not in `running`.
-    pub fn unloaded_models(
-        &self,
-        running: &BTreeSet<String>,
-    ) -> impl Iterator<Item = ModelReading> {
-        let models = self
-            .models
+    /// The label and the facts of each model.
+    pub fn models(&self) -> impl Iterator<Item = (&str, ModelFacts)> {
+        self.models
             .iter()
-            .filter(|model| !running.contains(&model.label));
-        models.map(|model| ModelReading {
-            facts: self.facts(model),
-            ..ModelReading::new(&model.label, ModelState::Reported(ModelStatus::Unloaded))
-        })
+            .map(|model| (model.label.as_str(), self.facts(model)))
+    }
+
+    /// Whether a model has this label.
+    pub fn has_label(&self, label: &str) -> bool {
+        self.models.iter().any(|model| model.label == label)
     }
 }
 
