@@ -15,6 +15,7 @@ use crate::collector::request_sources::RequestSources;
 use crate::collector::state_log::{LEFT_OUT, StateLog};
 use crate::collector::{poll_loop, schedule};
 use crate::counters::ModelTracker;
+use crate::counters::integrals::Integrator;
 use crate::machine::Machine;
 use crate::machine::gpus::Gpus;
 use crate::readings::ModelReading;
@@ -40,8 +41,8 @@ pub struct Poller {
     limit: Duration,
     exchange: Exchange,
     upstream: DetectedServer,
-    /// The tracker of each model, by name and mode.
-    models: BTreeMap<(String, Option<String>), ModelTracker>,
+    /// The tracker and the integrator of each model, by name and mode.
+    models: BTreeMap<(String, Option<String>), (ModelTracker, Integrator)>,
     /// The models that the last poll with an answer found, without their values.
     known: Vec<Model>,
     machine: Machine,
@@ -106,7 +107,7 @@ impl Poller {
             .read_records(&mut self.upstream, &mut self.exchange);
         reading.requests.append(self.exchange.finish_poll());
         let up = reading.up;
-        let mut models = self.derive(&reading);
+        let mut models = self.derive(&reading, clock.now());
         let note_on_processes = self.read_machine(&reading, &mut models, deadline, clock);
         let answered = if up { models.as_mut_slice() } else { &mut [] };
         self.requests.polled(&mut reading, answered, clock.now());
@@ -194,10 +195,20 @@ impl Poller {
         }
     }
 
-    /// Computes the exported model from each reading.
-    fn derive(&mut self, reading: &Reading) -> Vec<Model> {
+    /// Computes the exported model from each reading, at the time `now`.
+    fn derive(&mut self, reading: &Reading, now: Instant) -> Vec<Model> {
         if !reading.up {
             // Keeps the trackers: the server may return with the same models.
+            let failures = &reading.requests.failures;
+            let is_gone = failures
+                .iter()
+                .any(|failed| failed.error.reason == Reason::Connect);
+            for (tracker, integrator) in self.models.values_mut() {
+                integrator.interrupt();
+                if is_gone {
+                    tracker.server_gone();
+                }
+            }
             return Vec::new();
         }
         let present: BTreeSet<_> = reading.models.iter().map(key).collect();
@@ -205,7 +216,13 @@ impl Poller {
         let mut models: Vec<_> = reading
             .models
             .iter()
-            .map(|model| self.models.entry(key(model)).or_default().update(model))
+            .map(|read| {
+                let (tracker, integrator) = self.models.entry(key(read)).or_default();
+                let mut model = tracker.update(read);
+                let has_restarted = tracker.has_restarted();
+                model.integrals = integrator.update(now, read, &model, has_restarted);
+                model
+            })
             .collect();
         models.sort_unstable_by(|a, b| (&a.name, &a.mode).cmp(&(&b.name, &b.mode)));
         models

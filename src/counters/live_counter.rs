@@ -20,6 +20,11 @@
 //! than H from high: max(sum + E, low, high - H). So it never falls, is never further than H from
 //! T, and its growth is exact to the token while the slots show everything. The tokens in flight
 //! on the slots are added to it.
+//!
+//! From b10566 on, prompt tokens are counted by batch, so the counter may already have those of a
+//! prompt in progress; or it has them later, as the tokens of batches without output wait for the
+//! next one with output (`metrics_flush_prompt`). Then everything that the slots show to have come
+//! counts as ended, and P is exceeded by what is in flight at most: by the *unsettled* tokens.
 
 use crate::counters::rates::CountRange;
 use crate::readings::counters::rounding_step;
@@ -35,6 +40,10 @@ pub struct TokenDelta {
     pub in_flight: f64,
     /// How many more may be in flight.
     pub in_flight_error: f64,
+    /// Whether the server counts tokens with each batch.
+    pub by_batch: bool,
+    /// Tokens of requests in flight, of which the counter may have any part.
+    pub unsettled: f64,
     /// Growth of the tokens of all requests; at least.
     pub known: f64,
     /// How many more may have come without being shown.
@@ -51,19 +60,34 @@ impl TokenDelta {
         }
     }
 
+    /// The same where the server counts tokens with each batch, and none are dropped.
+    #[must_use]
+    pub fn counted_by_batch(self) -> TokenDelta {
+        TokenDelta {
+            ended: self.known.max(0.0),
+            dropped: 0.0,
+            in_flight: 0.0,
+            by_batch: true,
+            unsettled: self.in_flight,
+            ..self
+        }
+    }
+
     /// Adds the delta of another slot.
     pub fn add(&mut self, other: &TokenDelta) {
         self.ended += other.ended;
         self.dropped += other.dropped;
         self.in_flight += other.in_flight;
         self.in_flight_error += other.in_flight_error;
+        self.by_batch |= other.by_batch;
+        self.unsettled += other.unsettled;
         self.known += other.known;
         self.hidden += other.hidden;
     }
 
     /// Appends the delta that came after this one.
     fn append(&mut self, next: &TokenDelta) {
-        (self.in_flight, self.in_flight_error) = (0.0, 0.0);
+        (self.in_flight, self.in_flight_error, self.unsettled) = (0.0, 0.0, 0.0);
         self.add(next);
     }
 }
@@ -80,6 +104,8 @@ pub struct LiveCounter {
     sum: f64,
     dropped: f64,
     in_flight: f64,
+    /// Unsettled tokens when the counter was read.
+    unsettled: f64,
     /// The deltas since the counter was read.
     pending: TokenDelta,
     /// What the last of them may have hidden.
@@ -113,25 +139,40 @@ impl LiveCounter {
             (delta.ended, delta.dropped) = (0.0, 0.0);
         }
         let half = rounding_step(printed) / 2.0;
-        let (mut low, mut high) = self.bounds.unwrap_or((printed - half, printed + half));
-        if self.counts_all {
-            let most = printed + half + self.dropped;
+        let (mut low, mut high) = self.bounds.unwrap_or_else(|| {
+            // At least what is in flight has been computed, whether it is counted or not.
+            let low = (printed - half).max(delta.unsettled);
+            (low, low.max(printed + half + delta.unsettled))
+        });
+        let unsettled = std::mem::replace(&mut self.unsettled, delta.unsettled);
+        if self.counts_all && self.bounds.is_some() {
+            let most = printed + half + self.dropped + unsettled;
             (low, high) = (low.min(most), high.min(most));
             self.sum = self.sum.min(most);
         }
-        self.dropped = self.dropped.max(low - (printed + half)) + delta.dropped;
-        let most = printed + half + self.dropped;
+        let counted = printed + half + unsettled.max(delta.unsettled);
+        self.dropped = self.dropped.max(low - counted) + delta.dropped;
+        let most = printed + half + self.dropped + delta.unsettled;
         let low = (low + delta.ended).max(printed - half + self.dropped);
         // What was hidden before this reading of the slots may only be in the next counter.
         let hidden = delta.hidden + std::mem::replace(&mut self.hidden, delta.hidden);
         // Only where nothing was hidden must something have ended after the counter was read.
-        let uncounted = if hidden > 0.0 { 0.0 } else { delta.ended };
+        let is_after = hidden == 0.0 && !delta.by_batch;
+        let uncounted = if is_after { delta.ended } else { 0.0 };
         let high = (high + delta.ended + hidden).min(most + uncounted).max(low);
         self.bounds = Some((low, high));
-        self.sum = (self.sum + delta.ended).max(low).max(high - half);
+        self.sum = (self.sum + delta.ended)
+            .max(low)
+            .max((high - half).min(printed + self.dropped + uncounted));
         self.value = self.value.max(self.sum + delta.in_flight);
         // The range for rates is wider than the bounds of the sum: all that is possible.
-        let most = if half > 0.0 { most + delta.ended } else { low };
+        let most = if half > 0.0 {
+            most + delta.ended
+        } else if delta.unsettled > 0.0 {
+            high
+        } else {
+            low
+        };
         CountRange {
             low: low + delta.in_flight,
             high: most.max(low) + delta.in_flight + delta.in_flight_error,
@@ -282,5 +323,46 @@ mod tests {
             let value = value(&mut count, 7e8, ended(200.0, 0.0));
             assert!(value <= 700_000_700.0, "{value}");
         }
+    }
+
+    #[test]
+    fn prompt_tokens_that_are_counted_by_batch_count_once() {
+        // The counter, prompt tokens that came, and those of prompts in progress, as b11549 was
+        // seen to tell them; what is exported.
+        let readings = [
+            (399.0, 0.0, 0.0, 399.0),
+            // Beside an answer, a batch is counted at once.
+            (440.0, 41.0, 104.0, 440.0),
+            (568.0, 128.0, 64.0, 568.0),
+            (608.0, 40.0, 104.0, 608.0),
+            // Batches without output are counted later.
+            (608.0, 60.0, 164.0, 668.0),
+            (668.0, 4.0, 168.0, 672.0),
+            (672.0, 0.0, 0.0, 672.0),
+        ];
+        let mut count = LiveCounter::of_all();
+        for (printed, known, in_flight, expected) in readings {
+            let delta = TokenDelta {
+                known,
+                in_flight,
+                ..TokenDelta::default()
+            };
+            assert_eq!(
+                value(&mut count, printed, delta.counted_by_batch()),
+                expected
+            );
+        }
+    }
+
+    #[test]
+    fn a_prompt_that_is_found_in_progress_counts_at_least_what_is_in_flight() {
+        let delta = TokenDelta {
+            in_flight: 118.0,
+            ..TokenDelta::default()
+        };
+        let mut count = LiveCounter::of_all();
+        assert_eq!(value(&mut count, 0.0, delta.counted_by_batch()), 118.0);
+        let next = ended(0.0, 0.0).counted_by_batch();
+        assert_eq!(value(&mut count, 122.0, next), 122.0);
     }
 }

@@ -4,6 +4,7 @@
 
 mod batches;
 mod in_flight;
+pub mod integrals;
 mod live_counter;
 mod optimal_batch;
 mod rates;
@@ -28,6 +29,11 @@ const PROMPTS_UNCOUNTED: &str = "/metrics does not count the prompt tokens of co
 #[derive(Debug)]
 pub struct ModelTracker {
     run: ServerRun,
+    /// Whether the last reading came from a restarted server.
+    has_restarted: bool,
+    /// Whether the server may have been restarted since its counters were read: those of before
+    /// are not its own.
+    may_have_restarted: bool,
     batch_latency: Histogram,
 }
 
@@ -35,6 +41,8 @@ impl Default for ModelTracker {
     fn default() -> ModelTracker {
         ModelTracker {
             run: ServerRun::default(),
+            has_restarted: false,
+            may_have_restarted: false,
             batch_latency: Histogram::new(PER_TOKEN_SECONDS),
         }
     }
@@ -50,12 +58,18 @@ impl ModelTracker {
             stats: reading.stats.clone().unwrap_or_default(),
             ..Model::default()
         };
-        if matches!(&reading.counters, Update::New(read) if self.run.is_restarted(read)) {
+        self.has_restarted =
+            matches!(&reading.counters, Update::New(read) if self.run.is_restarted(read));
+        if self.has_restarted {
             self.run = ServerRun::default();
         }
+        // A sleeping server that wakes up loads its model, too, and keeps its counters.
+        self.may_have_restarted |= reading.state == ModelState::Loading;
+        self.may_have_restarted &= !matches!(reading.counters, Update::New(_));
         let slots = self.run.update_slots(reading);
         match &reading.counters {
             Update::New(read) => self.take_counters(&mut model, read, &slots),
+            Update::Unchanged | Update::Stale if self.may_have_restarted => {}
             Update::Unchanged | Update::Stale => {
                 self.run.add_slots(&slots);
                 if let Some(counters) = &self.run.counters {
@@ -92,6 +106,16 @@ impl ModelTracker {
             self.run = ServerRun::default();
         }
         model
+    }
+
+    /// Whether the last reading came from a server that was restarted after the one before.
+    pub fn has_restarted(&self) -> bool {
+        self.has_restarted
+    }
+
+    /// The server is not there: when it is there again, it may have been restarted.
+    pub fn server_gone(&mut self) {
+        self.may_have_restarted = true;
     }
 
     fn take_counters(&mut self, model: &mut Model, read: &CountersReading, slots: &SlotUpdate) {

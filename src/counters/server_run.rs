@@ -114,8 +114,14 @@ impl ServerRun {
     /// Takes what the slots showed when `/metrics` was not read with them.
     pub fn add_slots(&mut self, slots: &SlotUpdate) {
         if let SlotUpdate::Read(deltas, _) = slots {
+            let prompt_tokens = match &self.counters {
+                Some(counters) if counts_prompts_by_batch(counters) => {
+                    deltas.prompt_tokens.counted_by_batch()
+                }
+                _ => deltas.prompt_tokens,
+            };
             self.generated_tokens.add_slots(&deltas.generated_tokens);
-            self.prompt_tokens.add_slots(&deltas.prompt_tokens);
+            self.prompt_tokens.add_slots(&prompt_tokens);
             self.decode_calls.add_slots(&deltas.decode_calls);
         }
     }
@@ -168,7 +174,7 @@ impl ServerRun {
     fn point(&mut self, read: &CountersReading, slots: Option<SlotDeltas>) -> Point {
         let counters = &read.counters;
         let in_flight = self.in_flight.in_flight(counters);
-        let deltas = slots.unwrap_or_else(|| {
+        let mut deltas = slots.unwrap_or_else(|| {
             if self.was_idle(counters) {
                 return SlotDeltas::default();
             }
@@ -179,6 +185,9 @@ impl ServerRun {
                 same_task: false,
             }
         });
+        if counts_prompts_by_batch(counters) {
+            deltas.prompt_tokens = deltas.prompt_tokens.counted_by_batch();
+        }
         let busy = self.was_busy(counters, slots.as_ref());
         let generated_tokens = counters.generated_tokens;
         let generated_tokens =
@@ -262,4 +271,10 @@ impl ServerRun {
             decode_calls: counters.decode_calls.map(|_| self.decode_calls.value()),
         }
     }
+}
+
+/// Whether the server counts the prompt tokens of each batch, and not those of each prompt that is
+/// done: from b10566 on, which brought `prompt_tokens_cached_total` too.
+fn counts_prompts_by_batch(counters: &Counters) -> bool {
+    counters.prompt_tokens_cached.is_some()
 }

@@ -2,8 +2,9 @@
 //!
 //! The server does what real ones were measured to do: `n_decode_total` grows with each call, the
 //! other counters when a prompt is done or a request ends; a request whose client disconnected is
-//! not counted before b10566; a slot keeps the counts of its last task before b10566, and only its
-//! tokens from then on; it reports no prompt tokens before b9294; `/metrics` prints six
+//! not counted before b10566; a slot keeps the counts of its last task before b10566, until its next
+//! one has begun, and only its tokens from then on; it reports no prompt tokens before b9294. From
+//! b10566 on, prompt tokens are counted with the next batch that has output. `/metrics` prints six
 //! significant digits. It is polled as the exporter polls: `/metrics`, and a moment later
 //! `/slots`, either of which may be late, switched off or not requested.
 
@@ -88,9 +89,20 @@ struct Task {
     generated: u64,
     /// What the last poll read of it.
     last_polled: (u64, u64),
+    /// What the slot still shows of the task before, before b10566.
+    before: Shown,
     /// Whether its prompt was done, and whether it ended, after `/metrics` was read last.
     prompt_is_unread: bool,
     end_is_unread: bool,
+}
+
+/// The counts that a slot shows.
+#[derive(Clone, Copy, Debug, Default)]
+struct Shown {
+    computed: u64,
+    tokens: u64,
+    generated: u64,
+    is_complete: bool,
 }
 
 struct Server {
@@ -101,6 +113,8 @@ struct Server {
     waiting: VecDeque<Request>,
     slots: Vec<Option<Task>>,
     prompt: f64,
+    /// Prompt tokens of batches without output.
+    queued: f64,
     predicted: f64,
     calls: f64,
     busy_slots: f64,
@@ -108,6 +122,8 @@ struct Server {
     /// Prompt and generated tokens of tasks that were replaced since `/metrics` was read, as
     /// far as `/metrics` cannot have had them.
     replaced: (f64, f64),
+    /// Generated tokens that each slot showed when it was read idle last.
+    shown_idle: Vec<u64>,
     /// Those of all tasks that were replaced since `/slots` was read.
     lost: (f64, f64),
 }
@@ -125,6 +141,9 @@ struct Truth {
     /// The same of prompts.
     prompt_unknowable: f64,
     prompt_unproven: f64,
+    /// Of a previous task, on a slot whose own task cannot be told from it.
+    ambiguous: f64,
+    prompt_ambiguous: f64,
     /// Of disconnected requests.
     disconnected: f64,
     prompt_disconnected: f64,
@@ -144,6 +163,7 @@ struct Truth {
 
 impl Server {
     fn new(setup: Setup) -> Server {
+        let setup_slots = setup.slots;
         let mut server = Server {
             slots: vec![None; setup.slots],
             setup,
@@ -152,12 +172,14 @@ impl Server {
             next_id: 0,
             waiting: VecDeque::new(),
             prompt: 0.0,
+            queued: 0.0,
             predicted: 0.0,
             calls: 0.0,
             busy_slots: 0.0,
             truth: Truth::default(),
             replaced: (0.0, 0.0),
             lost: (0.0, 0.0),
+            shown_idle: vec![0; setup_slots],
         };
         server.begin(server.setup.counted);
         server
@@ -168,6 +190,7 @@ impl Server {
         self.waiting.clear();
         self.slots.fill(None);
         (self.prompt, self.predicted, self.calls) = (counted, counted, counted);
+        self.queued = 0.0;
         self.busy_slots = counted;
         self.truth = Truth {
             generated: counted,
@@ -190,13 +213,13 @@ impl Server {
         !self.waiting.is_empty() || self.slots.iter().flatten().any(|task| task.running)
     }
 
-    /// One call of `llama_decode()`.
-    fn call(&mut self) {
+    /// Gives waiting requests to free slots.
+    fn launch(&mut self) {
         for slot in &mut self.slots {
             if slot.as_ref().is_none_or(|task| !task.running)
                 && let Some(request) = self.waiting.pop_front()
             {
-                if let Some(before) = slot.take() {
+                if let Some(before) = slot.as_ref() {
                     before.forget(self.setup.build, &mut self.truth);
                     let (prompt, generated) = before.unread();
                     self.replaced.0 += prompt;
@@ -205,8 +228,10 @@ impl Server {
                     self.lost.0 += prompt;
                     self.lost.1 += generated;
                 }
+                let before = slot.as_ref().map(Task::shown).unwrap_or_default();
                 *slot = Some(Task {
                     request,
+                    before,
                     running: true,
                     computed: 0,
                     generated: 0,
@@ -216,7 +241,13 @@ impl Server {
                 });
             }
         }
-        let mut busy = 0.0;
+    }
+
+    /// One call of `llama_decode()`.
+    fn call(&mut self) {
+        self.launch();
+        let counts_batches = self.setup.build == Build::From10566;
+        let (mut busy, mut has_output) = (0.0, false);
         for task in self.slots.iter_mut().flatten().filter(|task| task.running) {
             busy += 1.0;
             if task.computed < task.request.prompt {
@@ -224,13 +255,20 @@ impl Server {
                 task.computed += batch;
                 self.truth.prompt += batch as f64;
                 self.truth.batches += 1.0;
+                if counts_batches {
+                    self.queued += batch as f64;
+                }
                 if task.computed == task.request.prompt {
-                    self.prompt += task.request.prompt as f64;
+                    has_output = true;
+                    if !counts_batches {
+                        self.prompt += task.request.prompt as f64;
+                    }
                     task.prompt_is_unread = true;
                     task.generated = 1;
                     self.truth.generated += 1.0;
                 }
             } else {
+                has_output = true;
                 task.generated += 1;
                 self.truth.generated += 1.0;
             }
@@ -244,7 +282,7 @@ impl Server {
                 task.end_is_unread = true;
                 if disconnected {
                     self.truth.disconnected += task.generated as f64;
-                    if task.computed < task.request.prompt {
+                    if task.computed < task.request.prompt && !counts_batches {
                         self.truth.prompt_disconnected += task.computed as f64;
                     }
                 }
@@ -253,12 +291,16 @@ impl Server {
                 }
             }
         }
+        if has_output || self.slots.iter().flatten().all(|task| !task.running) {
+            self.prompt += std::mem::take(&mut self.queued);
+        }
         if busy > 0.0 {
             self.calls += 1.0;
             self.truth.calls += 1.0;
             self.busy_slots += busy;
             self.now += self.setup.call;
         }
+        self.launch();
     }
 
     fn metrics(&mut self) -> Counters {
@@ -280,6 +322,10 @@ impl Server {
         ]
         .map(|(name, value)| format!("llamacpp:{name} {}\n", six_digits(value)))
         .concat();
+        let text = match self.setup.build {
+            Build::From10566 => text + "llamacpp:prompt_tokens_cached_total 0\n",
+            _ => text,
+        };
         let read = CountersByModel::read(text.as_bytes(), |_| true);
         read.unwrap().of_server(&[]).unwrap()
     }
@@ -327,23 +373,37 @@ impl Server {
                     if reports_prompt { task.computed } else { 0 },
                     task.generated,
                 );
-            } else if task.computed < task.request.prompt {
-                // Its counts are reset: outcome much it had computed is lost.
-                self.truth.prompt_unknowable += (task.computed - task.last_polled.0) as f64;
-                task.last_polled.0 = task.computed;
             }
-            let done = task.generated == task.request.answer;
+            let shown = match build {
+                Build::From10566 => task.counts(),
+                _ => task.shown(),
+            };
+            // Nothing tells whose counts these are.
+            let is_ambiguous = !shown.is_complete || shown.generated == 1 || !reports_prompt;
+            let looks_like_one_before =
+                [task.before.generated, self.shown_idle[id]].contains(&task.generated);
+            if !task.running {
+                self.shown_idle[id] = shown.generated;
+            }
+            if (task.generated == 0 || looks_like_one_before) && shown.generated > 0 && is_ambiguous
+            {
+                self.truth.ambiguous += shown.generated as f64;
+                if task.computed == 0 || shown.generated == 1 {
+                    self.truth.prompt_ambiguous += shown.computed as f64;
+                }
+            }
             let mut json = json!({
                 "id": id, "is_processing": task.running, "speculative": false,
                 "id_task": task.request.id,
                 "next_token": [{
-                    "n_decoded": if kept { task.generated } else { 0 },
-                    "has_next_token": !done,
+                    "n_decoded": if kept { shown.generated } else { 0 },
+                    "has_next_token": !shown.is_complete,
                 }],
             });
-            if build >= Build::Before10566 {
-                json["n_prompt_tokens"] = json!(task.computed + task.generated.saturating_sub(1));
-                json["n_prompt_tokens_processed"] = json!(if kept { task.computed } else { 0 });
+            if reports_prompt {
+                json["n_prompt_tokens"] = json!(shown.tokens);
+                json["n_prompt_tokens_cache"] = json!(0);
+                json["n_prompt_tokens_processed"] = json!(if kept { shown.computed } else { 0 });
             }
             json
         });
@@ -354,6 +414,32 @@ impl Server {
 }
 
 impl Task {
+    /// Its own counts.
+    fn counts(&self) -> Shown {
+        Shown {
+            computed: self.computed,
+            tokens: self.computed + self.generated.saturating_sub(1),
+            generated: self.generated,
+            is_complete: self.generated == self.request.answer,
+        }
+    }
+
+    /// The counts that its slot shows before b10566.
+    fn shown(&self) -> Shown {
+        let counts = self.counts();
+        if self.computed == 0 {
+            self.before
+        } else if self.generated == 0 {
+            Shown {
+                generated: self.before.generated,
+                is_complete: self.before.is_complete,
+                ..counts
+            }
+        } else {
+            counts
+        }
+    }
+
     /// The slot gets another task: what no poll read of this one is lost.
     fn forget(&self, build: Build, truth: &mut Truth) {
         let (computed, generated) = self.last_polled;
@@ -361,7 +447,7 @@ impl Task {
             truth.unknowable += (self.generated - generated) as f64;
             truth.unproven += self.generated as f64;
         }
-        if self.computed < self.request.prompt {
+        if self.computed < self.request.prompt && build < Build::From10566 {
             truth.prompt_unknowable += (self.computed - computed) as f64;
             truth.prompt_unproven += self.computed as f64;
         }
@@ -487,6 +573,8 @@ impl SimulatedExporter {
         // What is reset at the end of a task is lost with this reading of the slots.
         let truth = Truth {
             prompt_unknowable: server.truth.prompt_unknowable,
+            ambiguous: server.truth.ambiguous,
+            prompt_ambiguous: server.truth.prompt_ambiguous,
             ..truth
         };
         // Unread tokens are not always distinguished from those that came right after.
@@ -502,6 +590,9 @@ impl SimulatedExporter {
             || (outcome == PollOutcome::LateSlots && !setup.has_slots);
         let name = format!("{setup:?}, {outcome:?}, {truth:?}, {counters:?}, {model:?}");
         self.assert_never_falls(&model, &name);
+        if whole && setup.has_metrics && setup.has_slots && !server.is_busy() {
+            Exporter::assert_equals_idle_server(&model, &before, &truth, &name);
+        }
         if setup.has_metrics && (whole || late_slots) {
             self.assert_within_bounds(&setup, &model, &before, &truth, whole, &name);
         }
@@ -513,7 +604,9 @@ impl SimulatedExporter {
             assert_eq!(model.rates.tokens_per_second, None, "{name}");
             assert_eq!(model.rates.prompt_tokens_per_second, None, "{name}");
         }
-        if let Some(latency) = &model.rates.batch_latency {
+        if let Some(latency) = &model.rates.batch_latency
+            && truth.ambiguous == 0.0
+        {
             let mean = latency.sum() / latency.count() as f64 / setup.call.as_secs_f64();
             assert!(
                 (0.88..1.14).contains(&mean),
@@ -562,6 +655,34 @@ impl SimulatedExporter {
         }
     }
 
+    /// When the server is idle, the counters are its own, and the tokens that it dropped.
+    fn assert_equals_idle_server(model: &Model, counted: &Truth, truth: &Truth, name: &str) {
+        let assert_close = |value: Option<f64>, counted: f64, truth: f64, slack: f64| {
+            let (value, half) = (value.unwrap(), half_step(truth));
+            let (least, most) = (counted - half, truth + slack + half);
+            assert!(
+                (least..=most).contains(&value),
+                "{value} is not in {least}..={most} when idle: {name}"
+            );
+        };
+        let live = &model.live;
+        let (counted, counted_prompt) = (counted.predicted, counted.prompt_counted);
+        assert_close(
+            live.generated_tokens,
+            counted,
+            truth.generated,
+            truth.ambiguous,
+        );
+        if live.prompt_tokens.is_some() {
+            assert_close(
+                live.prompt_tokens,
+                counted_prompt,
+                truth.prompt,
+                truth.prompt_ambiguous,
+            );
+        }
+    }
+
     fn assert_within_bounds(
         &self,
         setup: &Setup,
@@ -586,33 +707,37 @@ impl SimulatedExporter {
             )
         } else if whole {
             let unknown = truth.unknowable + truth.unproven + truth.unread_lately;
-            (truth.generated - unknown - half, truth.generated + half)
+            let most = truth.generated + truth.ambiguous + half;
+            (truth.generated - unknown - half, most)
         } else {
             (
                 before.predicted - 2.0 * half,
-                truth.generated + truth.batches + half,
+                truth.generated + truth.batches + truth.ambiguous + half,
             )
         };
         between(model.live.generated_tokens.unwrap(), least, most);
 
         let half = half_step(truth.prompt);
-        let least = if setup.has_slots && whole && setup.build > Build::Before9294 {
+        let least = if setup.has_slots && whole && setup.build == Build::Before10566 {
             truth.prompt
                 - truth.prompt_unknowable
                 - truth.prompt_unproven
                 - truth.prompt_unread_lately
+                - truth.prompt_ambiguous
         } else {
             before.prompt_counted - if whole { 0.0 } else { half }
         };
         if let Some(prompt) = model.live.prompt_tokens {
-            between(prompt, least - half, truth.prompt + half);
+            let most = truth.prompt + truth.prompt_ambiguous + half;
+            between(prompt, least - half, most);
         }
 
         let half = half_step(truth.calls);
         // The slots give the calls of a moment later, which cannot be distinguished.
         let moment = if half > 0.0 { 2.0 } else { 0.0 };
-        let least = before.calls - moment - if whole { half } else { 2.0 * half };
-        between(model.live.decode_calls.unwrap(), least, truth.calls + half);
+        let least = before.calls - truth.ambiguous - moment - if whole { half } else { 2.0 * half };
+        let most = truth.calls + truth.ambiguous + half;
+        between(model.live.decode_calls.unwrap(), least, most);
     }
 
     fn assert_rates(&self, setup: &Setup, model: &Model, now: Instant, truth: &Truth, name: &str) {
@@ -621,7 +746,7 @@ impl SimulatedExporter {
         let generated = |a: &Truth, b: &Truth| {
             let unread = a.unread_lately + b.unread_lately;
             // A drop shows late, or is hidden by requests that no poll read.
-            let unproven = b.unknowable - a.unknowable + b.unproven;
+            let unproven = b.unknowable - a.unknowable + b.unproven + b.ambiguous;
             if slots {
                 unread + unproven
             } else {
@@ -645,6 +770,7 @@ impl SimulatedExporter {
             unread + b.prompt_unknowable - a.prompt_unknowable
                 + b.prompt_unproven
                 + b.prompt_disconnected
+                + b.prompt_ambiguous
         };
         if setup.has_metrics {
             self.assert_rate(
@@ -670,7 +796,7 @@ impl SimulatedExporter {
         {
             let last_polled = rate * now.duration_since(*then).as_secs_f64();
             assert!(
-                last_polled <= truth.generated - before.generated + 1e-6,
+                last_polled <= truth.generated - before.generated + truth.ambiguous + 1e-6,
                 "{last_polled} last_polled: {name}"
             );
         }

@@ -8,6 +8,10 @@
 //! counted. Prompt tokens are counted once the prompt is done; `n_prompt_tokens_processed` is
 //! their number (from b9294 on; reset at the end from b10566 on).
 //!
+//! Before b10566 a slot that has got its next task shows the counts of the one before: `n_decoded`
+//! and `has_next_token` until the prompt is done, the others until it is begun. Where batches take
+//! long, most polls find a slot so. These counts are ignored.
+//!
 //! A slot that shows another task than before may have had more in between. Each call of
 //! `llama_decode()` gives every slot past its prompt one token, so while one slot generated all
 //! the time, no other slot can have hidden more tokens than that one got.
@@ -45,6 +49,8 @@ impl SlotDeltas {
 #[derive(Debug, Default)]
 pub struct SlotTracker {
     last: Option<(Instant, BTreeMap<u64, Slot>)>,
+    /// The same as the server showed them.
+    last_shown: BTreeMap<u64, Slot>,
     any_ended: bool,
     had_any_ended: bool,
 }
@@ -64,8 +70,17 @@ impl SlotTracker {
     /// Takes the slots as they were read.
     pub fn update(&mut self, at: Instant, slots: &[Slot]) -> SlotDeltas {
         let slots = slots.iter().enumerate();
-        let slots = slots.map(|(index, slot)| (slot_id(index, slot), *slot));
-        self.compare(at, slots.collect())
+        let shown: BTreeMap<u64, Slot> = slots
+            .map(|(index, slot)| (slot_id(index, slot), *slot))
+            .collect();
+        let mut now = shown.clone();
+        for (id, slot) in &mut now {
+            let before = self.last.as_ref().and_then(|(_, slots)| slots.get(id));
+            let before = before.zip(self.last_shown.get(id));
+            ignore_counts_of_previous_task(slot, before);
+        }
+        self.last_shown = shown;
+        self.compare(at, now)
     }
 
     /// Takes that no slot is running a task.
@@ -83,7 +98,8 @@ impl SlotTracker {
         for (id, slot) in &mut now {
             // Whatever the server answers, a running task does not lose tokens.
             if let Some(then) = then.get(id).filter(|then| runs_on(then, slot)) {
-                slot.raise_generated_tokens(then.generated_tokens());
+                let most = slot.generated_tokens().max(then.generated_tokens());
+                slot.set_next_token(most, slot.has_next_token());
             }
         }
         let none = Slot::default();
@@ -108,6 +124,61 @@ impl SlotTracker {
         }
         self.last = Some((at, now));
         deltas
+    }
+}
+
+/// The most tokens that a cancelled task is taken to have got since the reading before.
+const MOST_BEFORE_CANCELLATION: f64 = 8.0;
+
+/// Removes from a slot the counts that are its previous task's; `before` is the slot at the last
+/// reading, without such counts and as it was shown.
+fn ignore_counts_of_previous_task(slot: &mut Slot, before: Option<(&Slot, &Slot)>) {
+    let generated = slot.generated_tokens();
+    if generated == 0.0 {
+        return;
+    }
+    // A slot that generates holds the tokens, but the last.
+    let after_prompt = slot.tokens_after_prompt();
+    let lacks_tokens = after_prompt.is_some_and(|tokens| tokens < generated - 1.0);
+    let same_task = before.filter(|(then, _)| then.id_task == slot.id_task && then.is_busy());
+    if same_task.is_some_and(|(then, _)| then.generated_tokens() > 0.0) {
+        return;
+    }
+    let is_unchanged = same_task.is_some_and(|(_, shown)| {
+        shown.generated_tokens() == generated && shown.is_complete() == slot.is_complete()
+    });
+    if !slot.is_busy() {
+        // It was cancelled at its prompt.
+        if lacks_tokens || is_unchanged {
+            slot.set_next_token(0.0, true);
+        }
+        return;
+    }
+    let same_prompt = |shown: &Slot| {
+        shown.n_prompt_tokens_processed == slot.n_prompt_tokens_processed
+            && shown.n_prompt_tokens_cache == slot.n_prompt_tokens_cache
+    };
+    // The previous task was cancelled before the last reading, or soon after it.
+    let is_cancelled_one = before.is_some_and(|(_, shown)| {
+        let more = generated - shown.generated_tokens();
+        let is_likely = if shown.is_busy() {
+            after_prompt.is_some() && (0.0..=MOST_BEFORE_CANCELLATION).contains(&more)
+        } else {
+            more == 0.0 && shown.is_complete() == slot.is_complete()
+        };
+        shown.id_task != slot.id_task && same_prompt(shown) && is_likely
+    });
+    if !(slot.is_complete() || lacks_tokens || is_unchanged || is_cancelled_one) {
+        return;
+    }
+    let is_begun = lacks_tokens
+        || before.is_some_and(|(then, shown)| {
+            let was_begun = same_task.is_some() && then.n_prompt_tokens_processed != Some(0.0);
+            was_begun || is_unchanged && !same_prompt(shown)
+        });
+    slot.set_next_token(0.0, true);
+    if !is_begun {
+        slot.n_prompt_tokens_processed = slot.n_prompt_tokens_processed.map(|_| 0.0);
     }
 }
 
@@ -279,4 +350,93 @@ pub fn context_tokens(slots: &[Slot]) -> Vec<(u64, f64)> {
     let mut tokens: Vec<_> = tokens.collect();
     tokens.sort_unstable_by_key(|(id, _)| *id);
     tokens
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A slot as b10068 and b11549 were seen to show it.
+    struct Shown {
+        task: u32,
+        busy: bool,
+        computed: u32,
+        tokens: u32,
+        generated: u32,
+        has_next: bool,
+    }
+
+    fn shown(task: u32, busy: bool, counts: [u32; 3], has_next: bool) -> Shown {
+        let [computed, tokens, generated] = counts;
+        Shown {
+            task,
+            busy,
+            computed,
+            tokens,
+            generated,
+            has_next,
+        }
+    }
+
+    fn slot(shown: &Shown) -> Slot {
+        let json = json!({
+            "id": 0, "id_task": shown.task, "is_processing": shown.busy,
+            "n_prompt_tokens": shown.tokens, "n_prompt_tokens_cache": 0,
+            "n_prompt_tokens_processed": shown.computed,
+            "next_token": [{"n_decoded": shown.generated, "has_next_token": shown.has_next}],
+        });
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn counts_of_the_previous_task_are_not_counted_for_the_next() {
+        // What is shown; generated and prompt tokens in flight after it.
+        let readings = [
+            (shown(1, true, [168, 186, 19], true), (19.0, 0.0)),
+            // The next task has the slot, and the counts are still the first one's.
+            (shown(2, true, [168, 187, 20], false), (0.0, 0.0)),
+            (shown(2, true, [164, 164, 20], false), (0.0, 164.0)),
+            (shown(2, true, [168, 168, 1], true), (1.0, 0.0)),
+            (shown(2, true, [168, 175, 8], true), (8.0, 0.0)),
+            // Cancelled: there is a next token.
+            (shown(3, true, [168, 176, 9], true), (0.0, 0.0)),
+            (shown(3, true, [168, 176, 9], true), (0.0, 0.0)),
+            (shown(3, true, [64, 64, 9], true), (0.0, 64.0)),
+            (shown(3, true, [128, 128, 9], true), (0.0, 128.0)),
+            // Cancelled at its prompt.
+            (shown(3, false, [128, 128, 9], true), (0.0, 0.0)),
+            // From b10566 on, the counts are the task's own.
+            (shown(4, true, [0, 187, 0], false), (0.0, 0.0)),
+            (shown(4, true, [63, 63, 0], false), (0.0, 63.0)),
+        ];
+        let mut tracker = SlotTracker::default();
+        let mut generated_tokens = 0.0;
+        for (index, (shown, (generated, computed))) in readings.iter().enumerate() {
+            let deltas = tracker.update(Instant::now(), &[slot(shown)]);
+            let in_flight = (
+                deltas.generated_tokens.in_flight,
+                deltas.prompt_tokens.in_flight,
+            );
+            assert_eq!(in_flight, (*generated, *computed), "reading {index}");
+            generated_tokens += deltas.generated_tokens.ended;
+        }
+        assert_eq!(generated_tokens, 19.0 + 8.0);
+    }
+
+    #[test]
+    fn a_prompt_after_a_single_token_is_counted_once_it_moves() {
+        let readings = [
+            (shown(1, false, [5, 5, 1], false), 0.0),
+            (shown(2, true, [5, 5, 1], false), 0.0),
+            (shown(2, true, [64, 64, 1], false), 64.0),
+            (shown(2, true, [128, 128, 1], false), 128.0),
+        ];
+        let mut tracker = SlotTracker::default();
+        for (shown, computed) in readings {
+            let deltas = tracker.update(Instant::now(), &[slot(&shown)]);
+            assert_eq!(deltas.prompt_tokens.in_flight, computed);
+            assert_eq!(deltas.generated_tokens.in_flight, 0.0);
+        }
+    }
 }

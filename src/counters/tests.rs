@@ -218,3 +218,30 @@ fn only_tokens_in_slots_at_work_are_active() {
     let old = ModelTracker::default().update(&reading(0, calls(9.0, 1.0), Some(old)));
     assert_eq!((old.slots.active_tokens, old.slots.busy), (None, Some(1.0)));
 }
+
+#[test]
+fn counters_of_before_a_restart_are_absent_until_they_are_read_again() {
+    let late = || ModelReading {
+        state: ModelState::Busy,
+        counters: Update::Stale,
+        slots: Update::Stale,
+        ..ModelReading::default()
+    };
+    for (second, is_gone) in [(0, false), (10, true)] {
+        let mut state = ModelTracker::default();
+        state.update(&reading(second, calls(754.0, 1.0), None));
+        // A response that is late is no restart.
+        assert_eq!(state.update(&late()).live.decode_calls, Some(754.0));
+        if is_gone {
+            state.server_gone();
+        } else {
+            state.update(&ModelReading::default());
+        }
+        let model = state.update(&late());
+        assert_eq!(model.live.decode_calls, None, "{is_gone}");
+        assert_eq!(model.counters.decode_calls, None, "{is_gone}");
+        let model = state.update(&reading(second + 2, calls(81.0, 1.0), None));
+        assert_eq!(model.live.decode_calls, Some(81.0), "{is_gone}");
+        assert_eq!(state.update(&late()).live.decode_calls, Some(81.0));
+    }
+}

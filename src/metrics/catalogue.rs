@@ -231,6 +231,9 @@ pub const FAMILIES: &[Family] = &[
     row("llamacpp_drafts_total", Counter, &[],
         "Drafts of speculative decoding, each of one or several draft tokens.",
         OfModel(|m, out| out.value(m.counters.drafts))),
+    row("llamacpp_model_loads_total", Counter, &[],
+        "Times that the model became loaded while this exporter watched, restarts of its server included; waking from sleep counts, as it loads the model again.",
+        OfModel(|m, out| out.count(m.integrals.loads))),
     row("llamacpp_prompt_tokens_per_second", Gauge, &[],
         "Prompt tokens computed per second over the last poll interval, all slots. A momentary value: for sums, averages and alerts use rate() of llamacpp_prompt_tokens_total over at least 4 scrapes.",
         OfModel(|m, out| out.value(m.rates.prompt_tokens_per_second))),
@@ -353,6 +356,21 @@ pub const FAMILIES: &[Family] = &[
         Requests(|r, out| {
             for (reason, count) in &r.probe_failures {
                 out.series(&[("reason", reason.label())], *count as f64);
+            }
+        })),
+
+    row("llamacpp_requests_deferred_seconds_total", Counter, &[],
+        "Seconds that requests waited for a free slot, summed over requests: the number waiting, integrated over this exporter's polls. Divided by the requests of the same time, it is their mean wait.",
+        OfModel(|m, out| out.value(m.integrals.requests_deferred_seconds))),
+    row("llamacpp_requests_processing_seconds_total", Counter, &[],
+        "Seconds that requests were on a slot, summed over slots: the number processing, integrated over this exporter's polls. Its rate is the mean number of busy slots.",
+        OfModel(|m, out| out.value(m.integrals.requests_processing_seconds))),
+    row("llamacpp_status_seconds_total", Counter, &["status"],
+        "Seconds that the model was in each status, from one poll of this exporter to the next; the time in which the server was down is in none.",
+        OfModel(|m, out| {
+            let seconds = m.integrals.status_seconds.iter().flatten();
+            for (status, seconds) in ModelStatus::ALL.into_iter().zip(seconds) {
+                out.series(&[("status", status.label())], *seconds);
             }
         })),
 

@@ -40,6 +40,9 @@ pub struct Slot {
     /// Prompt tokens computed for the task; from b9294.
     #[serde(deserialize_with = "count_32")]
     pub n_prompt_tokens_processed: Option<f64>,
+    /// Prompt tokens taken from the cache for the task; from b9294.
+    #[serde(deserialize_with = "count_32")]
+    pub n_prompt_tokens_cache: Option<f64>,
     /// Whether it uses speculative decoding: one decode call may generate several tokens.
     #[serde(deserialize_with = "flag")]
     pub speculative: Option<bool>,
@@ -70,16 +73,29 @@ impl Slot {
         n_decoded.unwrap_or(0.0)
     }
 
-    /// Raises the number of generated tokens to at least `least`.
-    pub fn raise_generated_tokens(&mut self, least: f64) {
-        let token = self.next_token.get_or_insert_default();
-        token.n_decoded = Some(token.n_decoded.unwrap_or(0.0).max(least));
+    /// Sets the generated tokens, and whether there is more to generate.
+    pub fn set_next_token(&mut self, n_decoded: f64, has_next_token: bool) {
+        self.next_token = Some(NextToken {
+            n_decoded: Some(n_decoded),
+            has_next_token: Some(has_next_token),
+        });
     }
 
     /// Whether the current task has more to generate, or the last task had at its end.
     pub fn has_next_token(&self) -> bool {
         let has_next_token = self.next_token.and_then(|token| token.has_next_token);
         has_next_token == Some(true)
+    }
+
+    /// Whether the task, this one or the one before, has generated all of its tokens.
+    pub fn is_complete(&self) -> bool {
+        let has_next_token = self.next_token.and_then(|token| token.has_next_token);
+        has_next_token == Some(false)
+    }
+
+    /// Tokens in the slot that came after the prompt, as far as it has been computed.
+    pub fn tokens_after_prompt(&self) -> Option<f64> {
+        Some(self.n_prompt_tokens? - self.n_prompt_tokens_cache? - self.n_prompt_tokens_processed?)
     }
 }
 

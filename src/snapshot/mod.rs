@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 
 pub use cell::SnapshotCell;
 pub use gpu::{Gpu, GpuMemory};
-pub use model::{KvCacheUsage, LiveCounts, Model, ProcessUsage, Rates, SlotUsage};
+pub use model::{Integrals, KvCacheUsage, LiveCounts, Model, ProcessUsage, Rates, SlotUsage};
 pub use own_metrics::OwnMetrics;
 pub use requests::{ModelRequests, Outcome, RequestFigures};
 pub use server::{PollFailure, Polls, Reason, ServerInfo};

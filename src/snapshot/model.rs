@@ -25,6 +25,8 @@ pub struct Model {
     pub live: LiveCounts,
     /// Rates over the last interval.
     pub rates: Rates,
+    /// What the exporter has counted over its polls.
+    pub integrals: Integrals,
     /// What the slots hold.
     pub slots: SlotUsage,
     /// The use of the KV cache.
@@ -61,6 +63,19 @@ pub struct Rates {
     pub batch_size: Option<f64>,
     /// The number of busy slots at which generation is fastest.
     pub optimal_batch_size: Option<f64>,
+}
+
+/// What the exporter has counted over its polls of a model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Integrals {
+    /// Seconds that requests waited for a slot, summed over requests.
+    pub requests_deferred_seconds: Option<f64>,
+    /// Seconds that requests were on a slot, summed over requests.
+    pub requests_processing_seconds: Option<f64>,
+    /// Seconds in each status, in the order of [`ModelStatus::ALL`].
+    pub status_seconds: Option<[f64; ModelStatus::ALL.len()]>,
+    /// Times that the model became loaded.
+    pub loads: Option<u64>,
 }
 
 /// What the slots hold.
