@@ -378,6 +378,7 @@ fn impossible_numbers_are_absent() {
                 "llamacpp_status",
                 "llamacpp_server_info",
                 "llamacpp_model_info",
+                "llamacpp_model_loads_total",
                 "llamacpp_exporter_",
                 "process_",
             ];
