@@ -37,7 +37,7 @@ pub struct ServerRun {
 /// What the slots showed at one reading.
 pub enum SlotUpdate {
     /// What came since they were read before, that many seconds ago.
-    Read(SlotDeltas, f64),
+    Read(Box<SlotDeltas>, f64),
     /// They were not read in time: what they hold is unknown.
     Late,
     /// There are none.
@@ -108,7 +108,7 @@ impl ServerRun {
             _ => return SlotUpdate::Late,
         };
         let seconds = before.map_or(0.0, |before| at.duration_since(before).as_secs_f64());
-        SlotUpdate::Read(deltas, seconds)
+        SlotUpdate::Read(Box::new(deltas), seconds)
     }
 
     /// Takes what the slots showed when `/metrics` was not read with them.
@@ -144,7 +144,7 @@ impl ServerRun {
                 self.update_without_slots(counters);
                 return false;
             }
-            SlotUpdate::Read(deltas, _) => Some(*deltas),
+            SlotUpdate::Read(deltas, _) => Some(**deltas),
             SlotUpdate::Absent => None,
         };
         let point = self.point(read, deltas);

@@ -591,7 +591,7 @@ impl SimulatedExporter {
         let name = format!("{setup:?}, {outcome:?}, {truth:?}, {counters:?}, {model:?}");
         self.assert_never_falls(&model, &name);
         if whole && setup.has_metrics && setup.has_slots && !server.is_busy() {
-            Exporter::assert_equals_idle_server(&model, &before, &truth, &name);
+            Self::assert_equals_idle_server(&model, &before, &truth, &name);
         }
         if setup.has_metrics && (whole || late_slots) {
             self.assert_within_bounds(&setup, &model, &before, &truth, whole, &name);
