@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::process::log as own_log;
-use crate::readings::{Completion, ModelReading, ModelState, SlotsReading, Update};
-use crate::requests::Requests;
+use crate::readings::{Completion, ModelReading, ModelState, ModelStatus, SlotsReading, Update};
 use crate::requests::log::{LogWriter, PolledModel, ServerLog};
 use crate::requests::probe::Prober;
 use crate::requests::records::Records;
+use crate::requests::{Requests, activity};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Model, ModelRequests, Reason, Snapshot, SnapshotCell};
 use crate::upstream::completion::CompletionClient;
@@ -95,6 +95,15 @@ impl RequestSources {
             .map(|model| (model.model, model.writer.is_some()));
         self.requests.polled(now, names);
         self.log.polled(now, &polled);
+        if let Some(ended) = &reading.ended_requests
+            && self.records.is_some()
+        {
+            let unloaded = ModelState::Reported(ModelStatus::Unloaded);
+            let with_process = reading.models.iter();
+            let with_process = with_process.filter(|model| model.state != unloaded);
+            let names = with_process.map(|model| model.name.as_str());
+            activity::count(&self.requests, ended, names);
+        }
         for model in models.iter_mut().filter(|model| model.is_loaded()) {
             let slots = self.log.logged_slots(&model.name);
             let number = |value: Option<u64>| value.map(|value| value as f64);
@@ -198,7 +207,6 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::readings::ModelStatus;
 
     #[test]
     fn a_child_writes_log_lines_while_it_is_loaded() {

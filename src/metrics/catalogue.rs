@@ -304,7 +304,7 @@ pub const FAMILIES: &[Family] = &[
         Server(|s, out| out.value(s.models_disk_usage))),
 
     row("llamacpp_request_duration_seconds", Buckets, &["source"],
-        "Seconds of prompt processing and generation per request, without the wait for a slot.",
+        "Seconds of prompt processing and generation per request, without the wait for a slot; source=\"activity\": from its arrival at llama-swap to the end of its response, including every wait and the loading of the model.",
         Requests(|r, out| out.histogram(&r.duration))),
     row("llamacpp_time_per_output_token_seconds", Buckets, &["source"],
         "Seconds of generation per token after the first, one observation per request: generation time / (generated tokens - 1). A request with a single token has none.",
@@ -333,7 +333,7 @@ pub const FAMILIES: &[Family] = &[
         "Requests whose client disconnected before the end.",
         Requests(|r, out| out.count(r.cancellations))),
     row("llamacpp_request_record_gaps_total", Counter, &["source"],
-        "Polls that may have missed requests, because all of the server's request records were new.",
+        "Polls that may have missed requests, because more had ended than the server lists.",
         Requests(|r, out| out.count(r.record_gaps))),
     row("llamacpp_log_lines_rejected_total", Counter, &["reason"],
         "Lines of the server's log that were rejected as implausible, by reason: users can put text into the log.",

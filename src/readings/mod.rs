@@ -4,6 +4,7 @@
 
 mod completion;
 pub mod counters;
+mod ended_request;
 pub mod slots;
 pub mod stats;
 mod status;
@@ -14,6 +15,7 @@ use std::time::Instant;
 
 pub use completion::Completion;
 pub use counters::Counters;
+pub use ended_request::{EndedRequest, EndedRequests, RequestResult};
 pub use slots::{Slot, Slots};
 pub use stats::Stats;
 pub use status::ModelStatus;

@@ -1,15 +1,17 @@
 //! Latencies of single requests, counted by model and source.
 //!
 //! ```text
-//! log      a llama-server's log, without our probes ──┐
-//! records  Docker Model Runner's records ─────────────┼──▶ Requests ──▶ snapshot
-//! probe    completions of our own, timed ─────────────┘
+//! log       a llama-server's log, without our probes ──┐
+//! records   Docker Model Runner's records ─────────────┼──▶ Requests ──▶ snapshot
+//! activity  llama-swap's list of ended requests ───────┤
+//! probe     completions of our own, timed ─────────────┘
 //! ```
 //!
 //! Each source is one file or folder here, with a `SOURCE` that declares its figures. To add one,
 //! write such a file, declare it below, and start it in the collector. Sends no HTTP requests: the
 //! results of polls are passed in.
 
+pub mod activity;
 pub mod log;
 mod own_probes;
 pub mod probe;

@@ -35,7 +35,7 @@ pub static SOURCE: RequestSource = RequestSource {
 
 /// The statuses that Docker Model Runner and llama-server give a completion that fails. They
 /// count from zero, others from their first.
-const USUAL_ERRORS: [u16; 6] = [400, 404, 429, 500, 502, 503];
+pub(super) const USUAL_ERRORS: [u16; 6] = [400, 404, 429, 500, 502, 503];
 /// What an error without a valid status counts as.
 const UNKNOWN_ERROR: u16 = 500;
 /// How many records of a model the server keeps.

@@ -211,7 +211,7 @@ pub const TABLE: &[Row] = &[
     Row {
         flag: "--no-request-records",
         variables: &["LLAMACPP_NO_REQUEST_RECORDS"],
-        help: "Do not read Docker Model Runner's records of the last requests",
+        help: "Do not count requests from Docker Model Runner's records or llama-swap's activity",
         set: |settings, text| assign(&mut settings.no_request_records, switch(text)),
         ..ROW
     },

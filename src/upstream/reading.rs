@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::readings::slots::MOST_SLOTS;
-use crate::readings::{ModelReading, Update};
+use crate::readings::{EndedRequests, ModelReading, Update};
 use crate::snapshot::{Reason, ServerInfo};
 use crate::upstream::ServerKind;
 use crate::upstream::http::request_error::RequestError;
@@ -30,6 +30,8 @@ pub struct Reading {
     pub unnamed: Option<ModelReading>,
     /// The endpoints that are requested of a server of this kind, once that is known.
     pub endpoints: Vec<&'static str>,
+    /// The requests that have ended, if the server keeps a list of them.
+    pub ended_requests: Option<EndedRequests>,
     /// Whether it has more models than the limit.
     pub is_truncated: bool,
     /// Bytes of the server's store of models.

@@ -353,6 +353,168 @@ fn a_model_of_another_engine_is_counted_by_the_activity() {
     exporter.assert_logged(1, &["not a llama-server"]);
 }
 
+/// A request of the model `m` that was answered in 2 s: 5 prompt tokens in 0.1 s, then `generated`
+/// tokens in 0.01 s each after the first, as a llama-server of b11434 or later says.
+fn timed(id: u64, generated: u64) -> Value {
+    let mut request = request(id, generated);
+    request["req_path"] = json!("/v1/chat/completions");
+    request["resp_content_type"] = json!("text/event-stream");
+    request["duration_ms"] = json!(2000);
+    request["tokens"] = json!({"cache_tokens": 20, "input_tokens": 5, "output_tokens": generated,
+        "draft_tokens": -1, "draft_acc_tokens": -1, "prompt_per_second": 50, "tokens_per_second": 100});
+    request
+}
+
+fn failed(id: u64, status: u16) -> Value {
+    let mut failed = request(id, 0);
+    failed["resp_status_code"] = json!(status);
+    failed["resp_content_type"] = json!("application/json");
+    failed["duration_ms"] = json!(5);
+    failed
+}
+
+/// A family of `m`'s requests in the activity.
+fn of_activity(scrape: &Scrape, family: &str, label: &[(&str, &str)]) -> Option<f64> {
+    let labels = [&[("model", "m"), ("source", "activity")], label].concat();
+    scrape.get(&format!("llamacpp_{family}"), &labels)
+}
+
+fn until_answered(exporter: &Exporter, requests: f64) -> Scrape {
+    exporter.until(&format!("{requests} requests"), |scrape| {
+        let ok = [("outcome", "ok")];
+        of_activity(scrape, "requests_total", &ok) == Some(requests)
+    })
+}
+
+#[test]
+fn the_activity_counts_each_request_once() {
+    // Whether its own server can be reached or not.
+    let own = Server::recorded(NEW, Stage::After);
+    for proxy in [own.url(), nobody()] {
+        let server = swap(&[("m", &proxy)]);
+        let mut listed = vec![timed(1, 7), failed(2, 500)];
+        ended(&server, &listed);
+        let exporter = Exporter::watching(&server).start();
+        let scrape = until_answered(&exporter, 0.0);
+        let error = [("outcome", "error")];
+        assert_eq!(of_activity(&scrape, "requests_total", &error), Some(0.0));
+        for code in ["400", "404", "429", "500", "502", "503"] {
+            let code = [("code", code)];
+            assert_eq!(
+                of_activity(&scrape, "request_errors_total", &code),
+                Some(0.0)
+            );
+        }
+        assert_eq!(
+            of_activity(&scrape, "request_duration_seconds_count", &[]),
+            Some(0.0)
+        );
+
+        let mut cut = timed(5, 0);
+        cut["tokens"] = json!({"input_tokens": 0, "output_tokens": 0, "cache_tokens": 0,
+            "prompt_per_second": 0, "tokens_per_second": 0});
+        listed.extend([timed(3, 21), failed(4, 418), cut]);
+        ended(&server, &listed);
+        until_answered(&exporter, 1.0);
+        let scrape = exporter.after_polls(3);
+        for (family, sum) in [
+            ("request_duration_seconds", 2.0),
+            ("first_token_latency_seconds", 0.1),
+            ("time_per_output_token_seconds", 0.01),
+            ("request_prompt_tokens", 5.0),
+            ("request_generated_tokens", 21.0),
+        ] {
+            let of = |part: &str| of_activity(&scrape, &format!("{family}_{part}"), &[]);
+            assert_eq!(of("count"), Some(1.0), "{family}");
+            assert!((of("sum").unwrap() - sum).abs() < 1e-9, "{family}");
+        }
+        assert_eq!(of_activity(&scrape, "requests_total", &error), Some(1.0));
+        let teapot = [("code", "418")];
+        assert_eq!(
+            of_activity(&scrape, "request_errors_total", &teapot),
+            Some(1.0)
+        );
+        assert_eq!(
+            of_activity(&scrape, "request_cancellations_total", &[]),
+            None
+        );
+
+        // llama-swap restarts, and so do its identifiers.
+        server.stop();
+        exporter.until("down", Scrape::down);
+        ended(&server, &[timed(1, 30), timed(2, 30)]);
+        server.restart();
+        until_answered(&exporter, 3.0);
+        assert_eq!(
+            of_activity(&exporter.after_polls(3), "request_record_gaps_total", &[]),
+            Some(0.0)
+        );
+
+        // More have ended than are listed.
+        ended(&server, &[timed(900, 30)]);
+        let scrape = until_answered(&exporter, 4.0);
+        assert_eq!(
+            of_activity(&scrape, "request_record_gaps_total", &[]),
+            Some(1.0)
+        );
+        scrape.assert_errors(0);
+
+        // The exporter restarts: what is listed is history.
+        let exporter = Exporter::watching(&server).start();
+        until_answered(&exporter, 0.0);
+        let scrape = exporter.after_polls(3);
+        assert_eq!(
+            of_activity(&scrape, "requests_total", &[("outcome", "ok")]),
+            Some(0.0)
+        );
+    }
+}
+
+#[test]
+fn a_version_that_lists_no_failures_has_no_errors() {
+    let server = swap(&[("m", &nobody())]);
+    server.answer(ACTIVITY, Answer::new(404, "text/plain", "not found"));
+    let old = |id: u64| {
+        json!({"id": id, "timestamp": "2025-12-30T10:00:00Z", "model": "m",
+        "cache_tokens": 0, "input_tokens": 5, "output_tokens": 3, "prompt_per_second": 50,
+        "tokens_per_second": 100, "duration_ms": 130})
+    };
+    server.answer_json(OLD_ACTIVITY, json!([old(0)]));
+    let exporter = Exporter::watching(&server).start();
+    until_answered(&exporter, 0.0);
+    server.answer_json(OLD_ACTIVITY, json!([old(0), old(1)]));
+    let scrape = until_answered(&exporter, 1.0);
+    assert_eq!(
+        of_activity(&scrape, "requests_total", &[("outcome", "error")]),
+        None
+    );
+    assert!(scrape.all("llamacpp_request_errors_total").is_empty());
+    // Then the duration is that of llama-server's prompt and generation.
+    assert_eq!(
+        of_activity(&scrape, "request_duration_seconds_count", &[]),
+        Some(0.0)
+    );
+    assert_eq!(
+        of_activity(&scrape, "request_prompt_tokens_sum", &[]),
+        Some(5.0)
+    );
+}
+
+#[test]
+fn no_request_records_switches_the_activity_off() {
+    let server = swap(&[("m", &nobody())]);
+    let exporter = Exporter::watching(&server)
+        .args(["--no-request-records"])
+        .start();
+    until_generated(&exporter, 0.0);
+    ended(&server, &[timed(1, 21)]);
+    let scrape = until_generated(&exporter, 21.0);
+    assert!(
+        scrape.all("llamacpp_requests_total").is_empty(),
+        "{scrape:?}"
+    );
+}
+
 /// An address of this machine that others can reach, if it has any. Nothing is sent.
 fn outside_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;

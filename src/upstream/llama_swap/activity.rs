@@ -1,4 +1,5 @@
-//! Counts the tokens of llama-swap's activity, its list of the last ended requests.
+//! llama-swap's activity, its list of the last ended requests: which of them are new, and the sums
+//! of their tokens.
 //!
 //! The first page is history. Each later page holds the new requests and some known ones.
 //! Identifiers increase within one list; if llama-swap keeps the list in memory, they start again
@@ -9,60 +10,27 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 
-use serde::Deserialize;
-
-use crate::bounds::lenient::{count, object, text};
-use crate::readings::TokenTotals;
+use crate::readings::{EndedRequest, EndedRequests, TokenTotals};
+use crate::upstream::llama_swap::listed_request::ListedRequest;
 use crate::upstream::llama_swap::timestamp::unix_seconds;
 
 /// The most requests of one page that are used, the newest ones. A page has at most 999, the ring
 /// buffer 1,000 by default.
 const MOST_REQUESTS: usize = 2000;
-/// More tokens than one request can have, and few enough that sums of them stay exact.
-const MOST_TOKENS: f64 = 4_294_967_296.0;
 /// From here on, 2^53, identifiers cannot be distinguished.
 const MOST_IDENTIFIERS: f64 = 9_007_199_254_740_992.0;
 
-/// One request as it is listed; −1 means unknown.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct ListedRequest {
-    #[serde(deserialize_with = "count")]
-    id: Option<f64>,
-    #[serde(deserialize_with = "text")]
-    timestamp: Option<String>,
-    #[serde(deserialize_with = "text")]
-    model: Option<String>,
-    #[serde(deserialize_with = "object")]
-    tokens: Option<ListedTokens>,
-    // In versions of 2025, which have no `tokens`.
-    #[serde(deserialize_with = "count")]
-    cache_tokens: Option<f64>,
-    #[serde(deserialize_with = "count")]
-    input_tokens: Option<f64>,
-    #[serde(deserialize_with = "count")]
-    output_tokens: Option<f64>,
-}
-
-/// `tokens` of a [`ListedRequest`].
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ListedTokens {
-    #[serde(deserialize_with = "count")]
-    cache_tokens: Option<f64>,
-    #[serde(deserialize_with = "count")]
-    input_tokens: Option<f64>,
-    #[serde(deserialize_with = "count")]
-    output_tokens: Option<f64>,
-}
-
 /// The requests of one page, by identifier.
 #[derive(Debug, Default)]
-pub struct ActivityPage(BTreeMap<u64, EndedRequest>);
+pub struct ActivityPage {
+    requests: BTreeMap<u64, PageEntry>,
+    /// Whether requests that failed are listed, too.
+    pub has_failures: bool,
+}
 
 #[derive(Debug)]
-struct EndedRequest {
-    model: String,
+struct PageEntry {
+    request: EndedRequest,
     tokens: TokenTotals,
     /// Seconds since 1970, if they are listed.
     ended: Option<f64>,
@@ -111,54 +79,47 @@ impl ActivityPage {
     /// Adds one request.
     pub fn add(&mut self, listed: ListedRequest) {
         let id = listed.id.filter(|id| *id < MOST_IDENTIFIERS);
-        let (Some(id), Some(model)) = (id, listed.model) else {
+        let (Some(id), Some(model)) = (id, &listed.model) else {
             return;
         };
-        let tokens = listed.tokens.unwrap_or(ListedTokens {
-            cache_tokens: listed.cache_tokens,
-            input_tokens: listed.input_tokens,
-            output_tokens: listed.output_tokens,
-        });
-        let number = |tokens: Option<f64>| tokens.filter(|n| *n < MOST_TOKENS).unwrap_or(0.0);
-        let tokens = TokenTotals {
-            prompt_tokens: number(tokens.input_tokens),
-            prompt_tokens_cached: number(tokens.cache_tokens),
-            generated_tokens: number(tokens.output_tokens),
-        };
+        self.has_failures |= listed.has_status();
+        let tokens = listed.token_totals();
         let numbers = [tokens.prompt_tokens, tokens.generated_tokens].map(f64::to_bits);
         let mut hasher = DefaultHasher::new();
-        (&listed.timestamp, &model, numbers).hash(&mut hasher);
+        (&listed.timestamp, model, numbers).hash(&mut hasher);
         // A whole number that a float holds exactly.
-        self.0.entry(id as u64).or_insert(EndedRequest {
-            model,
+        self.requests.entry(id as u64).or_insert(PageEntry {
+            request: listed.ended(model),
             tokens,
             ended: listed.timestamp.as_deref().and_then(unix_seconds),
             fingerprint: hasher.finish(),
         });
-        if self.0.len() > MOST_REQUESTS {
-            self.0.pop_first();
+        if self.requests.len() > MOST_REQUESTS {
+            self.requests.pop_first();
         }
     }
 }
 
 impl Activity {
-    /// Adds the tokens of new requests to these models. Returns whether requests are missing: more
-    /// have ended since the last page than are listed.
-    pub fn add(&mut self, page: &ActivityPage, models: &BTreeSet<String>) -> bool {
+    /// Returns the requests of these models that are new on a page, and adds up their tokens.
+    pub fn add(&mut self, page: &ActivityPage, models: &BTreeSet<String>) -> EndedRequests {
+        let mut new = Vec::new();
         let last = self.last.as_ref();
         let is_new_list = last.is_some_and(|last| last.is_of_another_list(page));
         let has_gap = !is_new_list && last.is_some_and(|last| last.has_gap_before(page));
-        for (id, request) in &page.0 {
+        for (id, entry) in &page.requests {
             let is_new = last.is_some_and(|last| {
                 if is_new_list {
-                    last.is_new(page, *id, request)
+                    last.is_new(page, *id, entry)
                 } else {
                     last.newest() < Some(*id)
                 }
             });
-            if is_new && models.contains(&request.model) {
-                let tokens = self.models.entry(request.model.clone()).or_default();
-                tokens.total.add(&request.tokens);
+            if is_new && models.contains(&entry.request.model) {
+                let model = entry.request.model.clone();
+                let tokens = self.models.entry(model).or_default();
+                tokens.total.add(&entry.tokens);
+                new.push(entry.request.clone());
             }
         }
         for tokens in self.models.values_mut() {
@@ -167,15 +128,19 @@ impl Activity {
                 tokens.counted_by_server = tokens.total;
             }
         }
-        let requests = page.0.iter();
-        let ends = page.0.values().filter_map(|request| request.ended);
+        let requests = page.requests.iter();
+        let ends = page.requests.values().filter_map(|entry| entry.ended);
         self.last = Some(LastPage {
             last_end: ends.fold(0.0, f64::max),
             fingerprints: requests
-                .map(|(id, request)| (*id, request.fingerprint))
+                .map(|(id, entry)| (*id, entry.fingerprint))
                 .collect(),
         });
-        has_gap
+        EndedRequests {
+            requests: new,
+            has_gap,
+            has_failures: page.has_failures,
+        }
     }
 
     /// Whether a page was read.
@@ -220,25 +185,25 @@ impl LastPage {
 
     /// Whether `page` is of another list: identifiers have started again.
     fn is_of_another_list(&self, page: &ActivityPage) -> bool {
-        let newest = page.0.keys().next_back().copied();
+        let newest = page.requests.keys().next_back().copied();
         newest < self.newest()
-            || page.0.iter().any(|(id, request)| {
+            || page.requests.iter().any(|(id, entry)| {
                 let known = self.fingerprints.get(id);
-                known.is_some_and(|known| *known != request.fingerprint)
+                known.is_some_and(|known| *known != entry.fingerprint)
             })
     }
 
     /// Whether a request on a `page` of another list is new.
-    fn is_new(&self, page: &ActivityPage, id: u64, request: &EndedRequest) -> bool {
+    fn is_new(&self, page: &ActivityPage, id: u64, entry: &PageEntry) -> bool {
         // If the page has the first request of the new list, it has all of them.
-        let is_whole = page.0.keys().next().is_some_and(|first| *first <= 1);
-        let is_younger = request.ended.is_some_and(|ended| ended > self.last_end);
-        self.fingerprints.get(&id) != Some(&request.fingerprint) && (is_whole || is_younger)
+        let is_whole = page.requests.keys().next().is_some_and(|first| *first <= 1);
+        let is_younger = entry.ended.is_some_and(|ended| ended > self.last_end);
+        self.fingerprints.get(&id) != Some(&entry.fingerprint) && (is_whole || is_younger)
     }
 
     /// Whether some requests between this page and `page` are not listed.
     fn has_gap_before(&self, page: &ActivityPage) -> bool {
-        let first = page.0.keys().next();
+        let first = page.requests.keys().next();
         first
             .zip(self.newest())
             .is_some_and(|(first, newest)| *first > newest.saturating_add(1))
@@ -248,6 +213,7 @@ impl LastPage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde::Deserialize;
     use serde_json::{Value, json};
 
     const MODEL: &str = "m";
@@ -275,7 +241,7 @@ mod tests {
     fn generated(answers: &[&[Value]]) -> (Vec<f64>, Vec<bool>) {
         let mut activity = Activity::default();
         let take = |answer: &&[Value]| {
-            let gap = activity.add(&page(answer), &models());
+            let gap = activity.add(&page(answer), &models()).has_gap;
             (activity.totals(MODEL).unwrap().generated_tokens, gap)
         };
         answers.iter().map(take).unzip()
@@ -424,8 +390,8 @@ mod tests {
     fn a_long_page_is_cut_to_its_youngest_requests() {
         let all: Vec<_> = (0..5000).map(|id| request(id, 1, json!(1))).collect();
         let page = page(&all);
-        assert_eq!(page.0.len(), MOST_REQUESTS);
-        assert_eq!(page.0.keys().next_back(), Some(&4999));
+        assert_eq!(page.requests.len(), MOST_REQUESTS);
+        assert_eq!(page.requests.keys().next_back(), Some(&4999));
     }
 
     /// A server that keeps some requests and loses them at a restart, with polls at random times.

@@ -2,10 +2,12 @@
 //!
 //! `/running` and `/v1/models` neither load a model nor keep one loaded. Requests through
 //! llama-swap to a model do both. So a ready model is read at its own address, if that is
-//! reachable. Otherwise only its state is exported, and the tokens of ended requests.
+//! reachable. Otherwise only its state is exported, and the tokens of ended requests. The list of
+//! ended requests also has their durations and errors, whatever counts the tokens.
 
 mod activity;
 mod instance;
+mod listed_request;
 mod timestamp;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,8 +51,8 @@ const ACTIVITY: [(Endpoint, &str, Option<&str>); 2] = [
 /// addresses change at every poll.
 const MOST_FIRST_POLLED: usize = 16;
 
-const GAP: &str = "more requests have ended since the last poll than llama-swap lists: the tokens of the unlisted ones \
-     are not counted";
+const GAP: &str = "more requests have ended since the last poll than llama-swap lists: the unlisted ones are not \
+     counted";
 
 /// llama-swap.
 pub struct LlamaSwap {
@@ -236,8 +238,9 @@ impl LlamaSwap {
         polled
     }
 
-    /// Adds the tokens of ended requests to the models whose servers do not count them.
-    fn count_tokens(
+    /// Reads which requests have ended, and adds their tokens to the models whose servers do not
+    /// count them.
+    fn read_ended_requests(
         &mut self,
         exchange: &mut Exchange,
         names: &BTreeSet<String>,
@@ -246,13 +249,18 @@ impl LlamaSwap {
         let is_counted =
             |instance: &ModelInstance| instance.token_source() == Some(TokenSource::Activity);
         // Always read it once: requests that end after that are new for every model.
-        if self.activity.is_read() && !self.instances.values().any(is_counted) {
+        if self.settings.no_request_records
+            && self.activity.is_read()
+            && !self.instances.values().any(is_counted)
+        {
             return;
         }
-        if let Some(page) = self.read_activity(exchange)
-            && self.activity.add(&page, names)
-        {
-            reading.notes.push(GAP);
+        if let Some(page) = self.read_activity(exchange) {
+            let ended = self.activity.add(&page, names);
+            if ended.has_gap {
+                reading.notes.push(GAP);
+            }
+            reading.ended_requests = Some(ended);
         }
         for model in &mut reading.models {
             let instance = self.instances.get(&model.name);
@@ -272,7 +280,10 @@ impl LlamaSwap {
             let requests = exchange.get(*endpoint, &url, |answer| {
                 let mut page = ActivityPage::default();
                 match key {
-                    Some(key) => answer.for_each_in(key, |entry| page.add(entry))?,
+                    Some(key) => {
+                        page.has_failures = true;
+                        answer.for_each_in(key, |entry| page.add(entry))?;
+                    }
                     None => drop(answer.for_each(|entry| page.add(entry))?),
                 }
                 Ok(page)
@@ -326,7 +337,7 @@ impl Upstream for LlamaSwap {
         reading.set_up(ServerKind::LlamaSwap, self.version.clone());
         let names = self.read_names(exchange, &processes, reading);
         let polled = self.poll_ready(&processes, reach, exchange.deadline(), reading);
-        self.count_tokens(exchange, &names, reading);
+        self.read_ended_requests(exchange, &names, reading);
         for name in names.difference(&polled) {
             let unloaded = ModelState::Reported(ModelStatus::Unloaded);
             let state = processes
