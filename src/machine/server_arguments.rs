@@ -340,6 +340,28 @@ mod tests {
     }
 
     #[test]
+    fn the_name_of_the_model_is_its_alias_or_its_file() {
+        for (line, name) in [
+            ("llama-server -m /models/gemma.gguf", Some("gemma.gguf")),
+            ("llama-server -m gemma.gguf --alias tiny", Some("tiny")),
+            ("llama-server -a tiny -m gemma.gguf", Some("tiny")),
+            ("llama serve -m gemma.gguf", Some("gemma.gguf")),
+            // Builds take different ones of several.
+            ("llama-server -m gemma.gguf --alias tiny,small", None),
+            ("llama-server -hf org/gemma-GGUF", None),
+            ("llama-server -hf org/gemma-GGUF -m gemma.gguf", None),
+            ("llama-server --model-url http://h/gemma.gguf", None),
+            ("llama-server", None),
+            ("python -m gemma.gguf --alias tiny", None),
+        ] {
+            assert_eq!(called(line, &[]).model_name().as_deref(), name, "{line}");
+        }
+        let alias = [("LLAMA_ARG_ALIAS", "tiny")];
+        let arguments = called("llama-server -m gemma.gguf", &alias);
+        assert_eq!(arguments.model_name().as_deref(), Some("tiny"));
+    }
+
+    #[test]
     fn llama_serve_is_a_llama_server() {
         let case = "tests/cases/07-llama-serve-unified-binary/cmdline.txt";
         let case = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(case);

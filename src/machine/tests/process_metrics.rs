@@ -156,6 +156,37 @@ fn metrics_of_the_process_replace_those_of_the_server() {
 }
 
 #[test]
+fn an_unnamed_model_gets_its_name_from_the_process_at_every_poll() {
+    let (tree, mut machine) = machine(&[(42, "llama-server -m /m/model.gguf", 1000)], &[]);
+    listen(&tree, Some(42), 1000);
+    let reading = two_slots();
+    let name = |machine: &mut Machine| {
+        machine.begin_poll();
+        let name = machine.model_name(Some(&reading));
+        let model = Model {
+            name: name.clone().unwrap_or_default(),
+            ..Model::default()
+        };
+        machine.keep_only(&[model]);
+        name
+    };
+    for _ in 0..3 {
+        assert_eq!(name(&mut machine).as_deref(), Some("model.gguf"));
+    }
+    // Restarted with another model; the exporter has not seen it down.
+    run(
+        &tree,
+        42,
+        "llama-server -m /m/model.gguf --alias other",
+        1000,
+        200,
+    );
+    assert_eq!(name(&mut machine).as_deref(), Some("other"));
+    machine.begin_poll();
+    assert_eq!(machine.model_name(None), None);
+}
+
+#[test]
 fn a_reused_pid_is_another_process() {
     let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
     listen(&tree, Some(7), 0);
