@@ -159,9 +159,10 @@ impl ServerArguments {
         self.value(&MODEL)
     }
 
-    /// How it calls its model in its answers: by its alias, else by the name of its file
-    /// (`server-context.cpp`, since January 2026). `None` if that is not certain: of several
-    /// aliases builds take different ones, and a downloaded model has a name of its own.
+    /// How it calls its model in its answers: by its alias, else by its file: up to b9713 by the
+    /// file's name, from b9873 on by the path as given. `None` if that is not certain: the path has
+    /// a folder, there are several aliases, of which builds take different ones, or the model is
+    /// downloaded and has a name of its own.
     pub fn model_name(&self) -> Option<String> {
         if !self.is_llama_server() {
             return None;
@@ -170,7 +171,7 @@ impl ServerArguments {
         let name = match self.value(&ALIAS) {
             Some(alias) => Some(alias).filter(|alias| !alias.contains(',')),
             None if is_downloaded => None,
-            None => self.model_path()?.rsplit('/').next(),
+            None => self.model_path().filter(|path| !path.contains('/')),
         };
         name.filter(|name| !name.is_empty()).map(str::to_owned)
     }
@@ -342,11 +343,12 @@ mod tests {
     #[test]
     fn the_name_of_the_model_is_its_alias_or_its_file() {
         for (line, name) in [
-            ("llama-server -m /models/gemma.gguf", Some("gemma.gguf")),
+            // Builds differ.
+            ("llama-server -m /models/gemma.gguf", None),
+            ("llama-server -m gemma.gguf", Some("gemma.gguf")),
             ("llama-server -m gemma.gguf --alias tiny", Some("tiny")),
             ("llama-server -a tiny -m gemma.gguf", Some("tiny")),
             ("llama serve -m gemma.gguf", Some("gemma.gguf")),
-            // Builds take different ones of several.
             ("llama-server -m gemma.gguf --alias tiny,small", None),
             ("llama-server -hf org/gemma-GGUF", None),
             ("llama-server -hf org/gemma-GGUF -m gemma.gguf", None),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from support import MODEL
 from support.llama_server import LlamaServerProgram, XllamacppServer
 
 INTERVAL = "100ms"
@@ -22,13 +23,14 @@ def models(polls):
     return {sample.labels["model"] for poll in polls for sample in poll.samples if "model" in sample.labels}
 
 
-@pytest.mark.parametrize("alias", ["from the arguments", "from the environment", "none"])
-def test_the_name_is_taken_from_the_process(alias, one_core, log_path, start_exporter, request):
-    server = LlamaServerProgram(log_path("server"))
-    if alias != "from the arguments":
+@pytest.mark.parametrize("name_from", ["alias", "variable", "file"])
+def test_the_name_is_taken_from_the_process(name_from, one_core, log_path, start_exporter, request):
+    server = LlamaServerProgram(log_path("server"), model=MODEL.name)
+    server.cwd = MODEL.parent
+    if name_from != "alias":
         at = server.command.index("--alias")
         del server.command[at : at + 2]
-    if alias == "from the environment":
+    if name_from == "variable":
         server.environment = server.environment | {"LLAMA_ARG_ALIAS": "an-alias"}
     exporter, loaded = watch_loading(server, start_exporter, request)
     # What the server itself says, once it has loaded.
@@ -37,12 +39,19 @@ def test_the_name_is_taken_from_the_process(alias, one_core, log_path, start_exp
     loading = [poll for poll in exporter.polls if poll.status == "loading"]
     print(f"{len(loading)} polls while it loaded, as {name}")
     assert loading
-    assert f'the model has loaded status=idle model={name}' in exporter.log.replace('"', "")
+    assert f"the model has loaded status=idle model={name}" in exporter.log.replace('"', "")
 
 
-def test_without_a_visible_name_the_series_begin_when_the_model_has_loaded(one_core, log_path, start_exporter, request):
-    """The arguments of this process are those of a Python program."""
-    server = XllamacppServer(11549, log_path("server"))
+@pytest.mark.parametrize("server", ["the path of a file, which builds name differently", "a Python program"])
+def test_without_a_certain_name_the_series_begin_when_it_has_loaded(
+    server, one_core, log_path, start_exporter, request
+):
+    if server == "a Python program":
+        server = XllamacppServer(11549, log_path("server"))
+    else:
+        server = LlamaServerProgram(log_path("server"))
+        at = server.command.index("--alias")
+        del server.command[at : at + 2]
     exporter, loaded = watch_loading(server, start_exporter, request)
     [name] = models([loaded])
     assert models(exporter.polls) == {name}

@@ -157,7 +157,7 @@ fn metrics_of_the_process_replace_those_of_the_server() {
 
 #[test]
 fn an_unnamed_model_gets_its_name_from_the_process_at_every_poll() {
-    let (tree, mut machine) = machine(&[(42, "llama-server -m /m/model.gguf", 1000)], &[]);
+    let (tree, mut machine) = machine(&[(42, "llama-server -m model.gguf", 1000)], &[]);
     listen(&tree, Some(42), 1000);
     let reading = two_slots();
     let name = |machine: &mut Machine| {
@@ -177,7 +177,7 @@ fn an_unnamed_model_gets_its_name_from_the_process_at_every_poll() {
     run(
         &tree,
         42,
-        "llama-server -m /m/model.gguf --alias other",
+        "llama-server -m model.gguf --alias other",
         1000,
         200,
     );
