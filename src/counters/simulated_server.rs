@@ -122,6 +122,8 @@ struct Server {
     /// Prompt and generated tokens of tasks that were replaced since `/metrics` was read, as
     /// far as `/metrics` cannot have had them.
     replaced: (f64, f64),
+    /// Whether any counts were ambiguous in this run or an earlier one.
+    was_ambiguous: bool,
     /// Generated tokens that each slot showed when it was read idle last.
     shown_idle: Vec<u64>,
     /// Those of all tasks that were replaced since `/slots` was read.
@@ -179,6 +181,7 @@ impl Server {
             truth: Truth::default(),
             replaced: (0.0, 0.0),
             lost: (0.0, 0.0),
+            was_ambiguous: false,
             shown_idle: vec![0; setup_slots],
         };
         server.begin(server.setup.counted);
@@ -387,6 +390,7 @@ impl Server {
             }
             if (task.generated == 0 || looks_like_one_before) && shown.generated > 0 && is_ambiguous
             {
+                self.was_ambiguous = true;
                 self.truth.ambiguous += shown.generated as f64;
                 if task.computed == 0 || shown.generated == 1 {
                     self.truth.prompt_ambiguous += shown.computed as f64;
@@ -605,7 +609,7 @@ impl SimulatedExporter {
             assert_eq!(model.rates.prompt_tokens_per_second, None, "{name}");
         }
         if let Some(latency) = &model.rates.batch_latency
-            && truth.ambiguous == 0.0
+            && !server.was_ambiguous
         {
             let mean = latency.sum() / latency.count() as f64 / setup.call.as_secs_f64();
             assert!(
