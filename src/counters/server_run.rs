@@ -92,11 +92,16 @@ impl ServerRun {
             (_, ModelState::Asleep(at)) => Some(at),
             _ => None,
         };
+        let counters = match &reading.counters {
+            Update::New(read) => Some(&read.counters),
+            _ => self.counters.as_ref(),
+        };
+        let keeps_counts = !counters.is_some_and(counts_prompts_by_batch);
         let tracker = &mut self.slot_tracker;
         let (at, deltas) = match (&reading.slots, reading.state, idle_at) {
             (Update::New(read), ..) => {
                 self.slots.clone_from(&read.slots);
-                (read.at, tracker.update(read.at, &read.slots))
+                (read.at, tracker.update(read.at, &read.slots, keeps_counts))
             }
             (Update::Stale, ..) => return SlotUpdate::Late,
             _ if before.is_none() => return SlotUpdate::Absent,
@@ -274,7 +279,8 @@ impl ServerRun {
 }
 
 /// Whether the server counts the prompt tokens of each batch, and not those of each prompt that is
-/// done: from b10566 on, which brought `prompt_tokens_cached_total` too.
+/// done: from b10566 on, which brought `prompt_tokens_cached_total` too, and resets the counts of a
+/// slot when its task ends.
 fn counts_prompts_by_batch(counters: &Counters) -> bool {
     counters.prompt_tokens_cached.is_some()
 }

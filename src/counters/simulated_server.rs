@@ -124,8 +124,8 @@ struct Server {
     replaced: (f64, f64),
     /// Whether any counts were ambiguous in this run or an earlier one.
     was_ambiguous: bool,
-    /// Generated tokens that each slot showed when it was read idle last.
-    shown_idle: Vec<u64>,
+    /// The task of each slot and its counts when it was read last.
+    last_shown: Vec<(u64, Shown)>,
     /// Those of all tasks that were replaced since `/slots` was read.
     lost: (f64, f64),
 }
@@ -182,7 +182,7 @@ impl Server {
             replaced: (0.0, 0.0),
             lost: (0.0, 0.0),
             was_ambiguous: false,
-            shown_idle: vec![0; setup_slots],
+            last_shown: vec![(0, Shown::default()); setup_slots],
         };
         server.begin(server.setup.counted);
         server
@@ -382,12 +382,15 @@ impl Server {
                 _ => task.shown(),
             };
             // Nothing tells whose counts these are.
-            let is_ambiguous = !shown.is_complete || shown.generated == 1 || !reports_prompt;
-            let looks_like_one_before =
-                [task.before.generated, self.shown_idle[id]].contains(&task.generated);
-            if !task.running {
-                self.shown_idle[id] = shown.generated;
-            }
+            let is_ambiguous = (build < Build::From10566 || !self.setup.has_metrics)
+                && (!shown.is_complete || shown.generated == 1 || !reports_prompt);
+            let last = std::mem::replace(&mut self.last_shown[id], (task.request.id, shown));
+            let looks_like_last = last.0 != task.request.id
+                && task.computed == last.1.computed
+                && (0..=8).contains(&task.generated.wrapping_sub(last.1.generated));
+            let looks_like_one_before = looks_like_last
+                || [task.before.generated, last.1.generated].contains(&task.generated)
+                    && last.0 != task.request.id;
             if (task.generated == 0 || looks_like_one_before) && shown.generated > 0 && is_ambiguous
             {
                 self.was_ambiguous = true;
@@ -750,7 +753,7 @@ impl SimulatedExporter {
         let generated = |a: &Truth, b: &Truth| {
             let unread = a.unread_lately + b.unread_lately;
             // A drop shows late, or is hidden by requests that no poll read.
-            let unproven = b.unknowable - a.unknowable + b.unproven + b.ambiguous;
+            let unproven = b.unknowable - a.unknowable + b.unproven + 2.0 * b.ambiguous;
             if slots {
                 unread + unproven
             } else {

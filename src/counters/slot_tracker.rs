@@ -67,14 +67,15 @@ impl SlotTracker {
         self.had_any_ended
     }
 
-    /// Takes the slots as they were read.
-    pub fn update(&mut self, at: Instant, slots: &[Slot]) -> SlotDeltas {
+    /// Takes the slots as they were read. `keeps_counts`: they may show the counts of their
+    /// previous tasks.
+    pub fn update(&mut self, at: Instant, slots: &[Slot], keeps_counts: bool) -> SlotDeltas {
         let slots = slots.iter().enumerate();
         let shown: BTreeMap<u64, Slot> = slots
             .map(|(index, slot)| (slot_id(index, slot), *slot))
             .collect();
         let mut now = shown.clone();
-        for (id, slot) in &mut now {
+        for (id, slot) in now.iter_mut().filter(|_| keeps_counts) {
             let before = self.last.as_ref().and_then(|(_, slots)| slots.get(id));
             let before = before.zip(self.last_shown.get(id));
             ignore_counts_of_previous_task(slot, before);
@@ -413,7 +414,7 @@ mod tests {
         let mut tracker = SlotTracker::default();
         let mut generated_tokens = 0.0;
         for (index, (shown, (generated, computed))) in readings.iter().enumerate() {
-            let deltas = tracker.update(Instant::now(), &[slot(shown)]);
+            let deltas = tracker.update(Instant::now(), &[slot(shown)], true);
             let in_flight = (
                 deltas.generated_tokens.in_flight,
                 deltas.prompt_tokens.in_flight,
@@ -434,7 +435,7 @@ mod tests {
         ];
         let mut tracker = SlotTracker::default();
         for (shown, computed) in readings {
-            let deltas = tracker.update(Instant::now(), &[slot(&shown)]);
+            let deltas = tracker.update(Instant::now(), &[slot(&shown)], true);
             assert_eq!(deltas.prompt_tokens.in_flight, computed);
             assert_eq!(deltas.generated_tokens.in_flight, 0.0);
         }
