@@ -395,7 +395,7 @@ impl Server {
             {
                 self.was_ambiguous = true;
                 self.truth.ambiguous += shown.generated as f64;
-                if task.computed == 0 || shown.generated == 1 {
+                if task.computed == 0 || shown.generated == 1 || !shown.is_complete {
                     self.truth.prompt_ambiguous += shown.computed as f64;
                 }
             }
