@@ -426,7 +426,7 @@ pub const FAMILIES: &[Family] = &[
         "Time at which the last successful poll ended, in seconds since 1970.",
         Server(|s, out| out.value(s.polls.last_success))),
     row("llamacpp_exporter_series_dropped", Gauge, &[],
-        "Series left out of this scrape because it reached its limit of 8 MiB or 200,000 series.",
+        "Series left out of this scrape because it reached its limit of 6 MiB or 200,000 series.",
         OfExporter(|e, out| out.count(Some(e.series_dropped)))),
     row("llamacpp_exporter_build_info", Gauge, &["revision", "version"],
         "Always 1; the labels give the version and revision of the exporter.",

@@ -13,8 +13,8 @@ use crate::snapshot::{Gpu, OwnMetrics, Snapshot};
 /// The media type of a scrape.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The most bytes of a scrape. Two hundred loaded models with every histogram have less.
-pub const MAX_BYTES: usize = 8 << 20;
+/// The most bytes of a scrape. A hundred and fifty loaded models with every histogram have less.
+pub const MAX_BYTES: usize = 6 << 20;
 /// The most series of a scrape.
 pub const MAX_SERIES: usize = 200_000;
 /// How much of both is reserved for series that are not about a model: they report that some are
@@ -524,8 +524,8 @@ mod tests {
     }
 
     #[test]
-    fn two_hundred_loaded_models_with_every_histogram_fit() {
-        let servers = [full_server(200, 40), full_server(0, 0)];
+    fn a_hundred_and_fifty_loaded_models_with_every_histogram_fit() {
+        let servers = [full_server(150, 40), full_server(0, 0)];
         let text = render(&servers, &[], &OwnMetrics::default());
         assert_eq!(dropped(&text), 0, "{} bytes", text.len());
         println!("{} series, {} bytes", series(&text), text.len());
