@@ -27,7 +27,7 @@ def test_ten_thousand_models_of_a_model_runner(replay, start_exporter):
     server = replay(responses)
     exporter = start_exporter(server.url, "--timeout", "30s", interval="500ms", record_polls=False)
     text = wait_for_text(exporter, "llamacpp_status")
-    exported = set(re.findall(r'^llamacpp_status\{model="([^"]*)"', text, re.MULTILINE))
+    exported = set(re.findall(r'^llamacpp_status\{[^}]*\bmodel="([^"]*)"', text, re.MULTILINE))
     peak = peak_resident_bytes(exporter.pid)
     print(f"resident {resident_bytes(exporter.pid)}, peak {peak}; a scrape of {len(text)} bytes")
     assert len(exported) == MAX_MODELS
@@ -135,7 +135,7 @@ def test_a_hundred_loaded_models_of_four_slots(all_cores, replay, start_exporter
         print(f"{models} models: {seconds * 1e3:.2f} ms, {size} bytes; {resident} bytes resident, {duration} s a poll")
         exporter.stop()
         server.close()
-    assert costs[100][2] < 8_000_000
+    assert costs[100][2] < 9_000_000
     # The cost is proportional to the bytes, apart from a constant part.
     per_byte = {models: cost / size for models, (cost, size, _) in costs.items()}
     assert per_byte[100] <= 3 * per_byte[10]

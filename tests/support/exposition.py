@@ -6,6 +6,13 @@ from functools import cached_property
 from prometheus_client.parser import text_string_to_metric_families
 
 STATUSES = ("idle", "loading", "running", "sleeping", "unloaded", "downloading", "failed")
+# Counters that the exporter itself keeps of a model, in whatever state it is.
+INTEGRALS = {
+    "status_seconds_total",
+    "model_loads_total",
+    "requests_deferred_seconds_total",
+    "requests_processing_seconds_total",
+}
 # What the log of a failed test shows of each poll.
 SUMMARY = (
     "up", "tokens_per_second", "prompt_tokens_per_second", "generated_tokens_total", "prompt_tokens_total",
