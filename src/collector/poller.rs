@@ -82,14 +82,6 @@ impl Poller {
         self
     }
 
-    /// What is known before the first poll.
-    fn unpolled(&self) -> Snapshot {
-        Snapshot {
-            server: self.server.clone(),
-            ..Snapshot::default()
-        }
-    }
-
     /// Polls once.
     pub fn poll(&mut self, clock: &impl Clock) -> Snapshot {
         let started = clock.now();
@@ -124,6 +116,7 @@ impl Poller {
         if up {
             self.polls.last_success = clock.unix_seconds();
         }
+        let advice = (!up).then(|| Advice::on(&self.base, &reading));
         let snapshot = Snapshot {
             server: self.server.clone(),
             up: Some(up),
@@ -140,12 +133,12 @@ impl Poller {
                 .chain(reading.is_truncated.then_some(&LEFT_OUT))
                 .map(|note| (*note).to_owned())
                 .chain(self.machine.notes())
-                .chain((!up).then(|| Advice::on(&self.base, &reading).text))
+                .chain(advice.as_ref().map(|advice| advice.text.clone()))
                 .chain(note_on_processes.clone())
                 .collect(),
         };
         self.state_log
-            .log_changes(&self.base, &reading, &snapshot, note_on_processes);
+            .log_changes(&reading, &snapshot, advice, note_on_processes);
         snapshot
     }
 
@@ -304,7 +297,11 @@ impl Poller {
 
     /// The server as it is served, before the first poll.
     pub fn monitored_server(&self, now: Instant) -> MonitoredServer {
-        MonitoredServer::new(self.unpolled(), now, self.interval, self.limit)
+        let unpolled = Snapshot {
+            server: self.server.clone(),
+            ..Snapshot::default()
+        };
+        MonitoredServer::new(unpolled, now, self.interval, self.limit)
     }
 
     /// Starts the thread that polls, and publishes into `server`.

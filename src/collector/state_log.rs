@@ -6,7 +6,6 @@ use std::mem;
 
 use crate::process::log;
 use crate::readings::ModelStatus;
-use crate::settings::BaseUrl;
 use crate::snapshot::{Reason, ServerInfo, Snapshot};
 use crate::upstream::advice::Advice;
 use crate::upstream::http::request_log::{FailedRequest, RequestTarget};
@@ -51,12 +50,12 @@ impl StateLog {
         }
     }
 
-    /// Logs the changes since the previous poll.
+    /// Logs the changes since the previous poll. `advice` is for a server that is down.
     pub fn log_changes(
         &mut self,
-        base: &BaseUrl,
         reading: &Reading,
         snapshot: &Snapshot,
+        advice: Option<Advice>,
         note_on_processes: Option<String>,
     ) {
         let server: &dyn Display = &self.server.clone();
@@ -64,13 +63,13 @@ impl StateLog {
         let up = snapshot.up == Some(true);
         if self.up != Some(up) {
             self.up = Some(up);
-            if up {
-                log_up(server, &snapshot.info, snapshot);
-                self.was_unnamed = reading.unnamed.is_some();
-            } else {
-                log_down(server, &Advice::on(base, reading));
+            if let Some(advice) = advice {
+                log_down(server, &advice);
                 self.notes.clear();
                 self.statuses.clear();
+            } else {
+                log_up(server, &snapshot.info, snapshot);
+                self.was_unnamed = reading.unnamed.is_some();
             }
         }
         if let Some(note) = &note_on_processes

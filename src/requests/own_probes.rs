@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::time::{Duration, Instant};
 
+use crate::bounds::deadline;
 use crate::readings::Completion;
 use crate::requests::RequestEnd;
 use crate::snapshot::Reason;
@@ -92,7 +93,7 @@ impl OwnProbes {
                 ProbeResult::Completed(_) => LOG_DELAY,
                 ProbeResult::Refused | ProbeResult::Abandoned => FAILURE_DELAY,
             };
-            let until = now.checked_add(delay).unwrap_or(now);
+            let until = deadline(now, delay);
             probes.answered.push(ProbeAnswer {
                 sent,
                 until,

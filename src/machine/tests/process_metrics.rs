@@ -9,6 +9,7 @@ use crate::bounds::BoundedDuration;
 use crate::machine::server_arguments::ServerArguments;
 use crate::machine::*;
 use crate::readings::{ModelFacts, ModelStatus, ProcessHints};
+use crate::snapshot::ProcessUsage;
 
 /// A machine as a file tree, with running processes `(pid, arguments, uid)`.
 fn machine(processes: &[(u32, &str, u32)], more: &[&str]) -> (FileTree, Machine) {
@@ -84,6 +85,11 @@ fn poll(machine: &mut Machine, reading: &ModelReading) -> Model {
     model
 }
 
+/// The process of a model of which the server reports nothing.
+fn process(machine: &mut Machine) -> ProcessUsage {
+    poll(machine, &ModelReading::default()).process
+}
+
 /// A server with two slots of 2048 tokens.
 fn two_slots() -> ModelReading {
     ModelReading {
@@ -114,11 +120,7 @@ fn the_start_time_of_the_process_stays_when_the_clock_is_set() {
     let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
     listen(&tree, Some(7), 0);
     map_model(&tree, 7);
-    let mut start_time = || {
-        poll(&mut machine, &ModelReading::default())
-            .process
-            .start_time
-    };
+    let mut start_time = || process(&mut machine).start_time;
     assert_eq!(start_time(), Some(1700000001.0));
     tree.write("proc/stat", "btime 1700003600\n");
     assert_eq!(start_time(), Some(1700000001.0));
@@ -146,9 +148,7 @@ fn metrics_of_the_process_replace_those_of_the_server() {
     );
     std::thread::sleep(Duration::from_millis(100));
     stat(&tree, 7, 105, 100);
-    let busy = poll(&mut machine, &ModelReading::default())
-        .process
-        .cpu_utilization;
+    let busy = process(&mut machine).cpu_utilization;
     // 50 ms of two processors' time, in 100 ms or as long as this machine took.
     let least = 100.0 * 0.050 / (2.0 * begun.elapsed().as_secs_f64());
     assert!((least..=25.1).contains(&busy.unwrap()), "{busy:?}");
@@ -190,12 +190,7 @@ fn an_unnamed_model_gets_its_name_from_the_process_at_every_poll() {
 fn a_reused_pid_is_another_process() {
     let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
     listen(&tree, Some(7), 0);
-    assert_eq!(
-        poll(&mut machine, &ModelReading::default())
-            .process
-            .memory_usage,
-        RESIDENT
-    );
+    assert_eq!(process(&mut machine).memory_usage, RESIDENT);
     // Another process has the PID, and nothing listens any more.
     std::fs::remove_file(tree.path("proc/7/fd/5")).unwrap();
     std::fs::remove_file(tree.path("proc/net/tcp")).unwrap();
@@ -209,12 +204,7 @@ fn a_reused_pid_is_another_process() {
     run(&tree, 9, "llama-server", 0, 1000);
     listen(&tree, Some(9), 0);
     machine.keep_only(&[]);
-    assert_eq!(
-        poll(&mut machine, &ModelReading::default())
-            .process
-            .memory_usage,
-        RESIDENT
-    );
+    assert_eq!(process(&mut machine).memory_usage, RESIDENT);
 }
 
 #[test]
@@ -243,12 +233,7 @@ fn of_several_processes_with_the_socket_only_a_llama_server_counts() {
         listen(&tree, Some(pid), 0);
         map_model(&tree, pid);
     }
-    assert_eq!(
-        poll(&mut machine, &ModelReading::default())
-            .process
-            .thread_count,
-        None
-    );
+    assert_eq!(process(&mut machine).thread_count, None);
     let why = &machine.notes()[0];
     assert!(
         why.starts_with("2 processes have the server's socket open"),
@@ -265,12 +250,7 @@ fn several_servers_that_share_a_port_are_ambiguous() {
     let both = [4242, 4343].map(|inode| listening([0; 4], 0, inode));
     tree.write("proc/net/tcp", both.concat());
     tree.link("proc/8/fd/6", "socket:[4343]");
-    assert_eq!(
-        poll(&mut machine, &ModelReading::default())
-            .process
-            .thread_count,
-        None
-    );
+    assert_eq!(process(&mut machine).thread_count, None);
 }
 
 #[test]
@@ -282,12 +262,7 @@ fn a_process_that_only_forwards_is_not_the_server() {
         "proc/7/maps",
         "7f00-7f01 r-xp 0 fe:00 1 /usr/bin/docker-proxy\n",
     );
-    assert_eq!(
-        poll(&mut machine, &ModelReading::default())
-            .process
-            .thread_count,
-        None
-    );
+    assert_eq!(process(&mut machine).thread_count, None);
     let why = &machine.notes()[0];
     assert!(
         why.starts_with("process 7 listens on the base URL's port"),
@@ -300,12 +275,7 @@ fn a_server_on_the_same_port_of_another_address_is_not_the_server() {
     let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
     listen(&tree, Some(7), 0);
     tree.write("proc/net/tcp", listening([192, 0, 2, 7], 0, 4242));
-    assert_eq!(
-        poll(&mut machine, &ModelReading::default())
-            .process
-            .thread_count,
-        None
-    );
+    assert_eq!(process(&mut machine).thread_count, None);
     assert!(machine.notes().is_empty());
 }
 
@@ -352,9 +322,7 @@ fn a_server_in_another_container_is_found_by_the_address_of_its_network() {
     let mut seconds = |host: &str| {
         machine.host = host.to_owned();
         machine.keep_only(&[]);
-        poll(&mut machine, &ModelReading::default())
-            .process
-            .cpu_seconds
+        process(&mut machine).cpu_seconds
     };
     assert_eq!(seconds("172.18.0.4"), Some(8.0));
     assert_eq!(seconds("172.18.0.3"), Some(7.0));
@@ -386,12 +354,7 @@ fn a_network_namespace_must_show_a_connection_of_ours() {
         let _ = std::fs::remove_file(tree.path("proc/7/uid_map"));
         machine.keep_only(&[]);
         machine.host = "172.18.0.3".to_owned();
-        assert_eq!(
-            poll(&mut machine, &ModelReading::default())
-                .process
-                .thread_count,
-            Some(9.0)
-        );
+        assert_eq!(process(&mut machine).thread_count, Some(9.0));
     }
 }
 
@@ -441,26 +404,11 @@ fn processes_are_listed_once_a_poll_for_all_models() {
 #[test]
 fn a_failed_lookup_is_retried_later_and_at_once_after_a_reconnect() {
     let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
-    assert_eq!(
-        poll(&mut machine, &ModelReading::default())
-            .process
-            .thread_count,
-        None
-    );
+    assert_eq!(process(&mut machine).thread_count, None);
     listen(&tree, Some(7), 0);
-    assert_eq!(
-        poll(&mut machine, &ModelReading::default())
-            .process
-            .thread_count,
-        None
-    );
+    assert_eq!(process(&mut machine).thread_count, None);
     machine.keep_only(&[]);
-    assert_eq!(
-        poll(&mut machine, &ModelReading::default())
-            .process
-            .thread_count,
-        Some(9.0)
-    );
+    assert_eq!(process(&mut machine).thread_count, Some(9.0));
 }
 
 #[test]
@@ -589,9 +537,7 @@ fn a_fifo_in_place_of_the_pid_file_blocks_no_poll() {
     std::thread::spawn(move || {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let (_tree, mut machine) = machine(&[(7, "llama-server", 0)], &arguments);
-        let threads = poll(&mut machine, &ModelReading::default())
-            .process
-            .thread_count;
+        let threads = process(&mut machine).thread_count;
         sender.send((threads, machine.notes())).unwrap();
     });
     let polled = receiver.recv_timeout(Duration::from_secs(60));

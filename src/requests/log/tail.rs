@@ -308,6 +308,11 @@ mod tests {
 
     use tempfile::tempdir;
 
+    fn truncate(path: &Path) {
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_len(0).unwrap();
+    }
+
     fn append(path: &Path, text: &str) {
         let mut file = File::options()
             .append(true)
@@ -385,21 +390,11 @@ mod tests {
         append(&log, "a first line\n");
         let mut tail = LogTail::new(&log);
         step(&mut tail);
-        File::options()
-            .write(true)
-            .open(&log)
-            .unwrap()
-            .set_len(0)
-            .unwrap();
+        truncate(&log);
         append(&log, "one\n");
         assert_eq!(step(&mut tail), ["one"]);
         // Truncated and grown beyond its old length between two polls.
-        File::options()
-            .write(true)
-            .open(&log)
-            .unwrap()
-            .set_len(0)
-            .unwrap();
+        truncate(&log);
         append(&log, "two\nthree\nfour\n");
         assert_eq!(step(&mut tail), ["two", "three", "four"]);
     }
@@ -412,21 +407,11 @@ mod tests {
         writer.write_all(b"a first line\n").unwrap();
         let mut tail = LogTail::new(&log);
         step(&mut tail);
-        File::options()
-            .write(true)
-            .open(&log)
-            .unwrap()
-            .set_len(0)
-            .unwrap();
+        truncate(&log);
         assert!(step(&mut tail).is_empty());
         writer.write_all(b"one\n").unwrap();
         assert_eq!(step(&mut tail), ["one"]);
-        File::options()
-            .write(true)
-            .open(&log)
-            .unwrap()
-            .set_len(0)
-            .unwrap();
+        truncate(&log);
         writer.write_all(b"two\n").unwrap();
         assert_eq!(step(&mut tail), ["two"]);
     }
