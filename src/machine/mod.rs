@@ -13,6 +13,7 @@ mod host_lookup;
 mod kv_cache_metrics;
 mod model_file;
 pub mod nvidia;
+pub mod ollama_store;
 mod pid_file;
 pub mod process_lookup;
 pub mod procfs;

@@ -7,7 +7,7 @@
 //! file is opened through `/proc/self/fd`, with `O_NONBLOCK` (never waits) and `O_NOCTTY` (never
 //! becomes the controlling terminal). The standard library adds `O_CLOEXEC`.
 
-use std::fs::{File, FileType, Metadata, OpenOptions};
+use std::fs::{File, FileType, Metadata, OpenOptions, ReadDir};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -67,6 +67,25 @@ pub fn regular_file_in_root(root: &Path, path: &Path) -> io::Result<File> {
         let pinned = in_root::pin(root, path)?;
         check_type(&pinned.metadata()?, FileType::is_file)?;
         open_pinned(&pinned)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (root, path);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Lists the folder at `path` as seen by a process whose root directory is `root`, like
+/// [`regular_file_in_root`]. Linux only.
+///
+/// # Errors
+/// It cannot be listed, or is not a folder.
+pub fn folder_in_root(root: &Path, path: &Path) -> io::Result<ReadDir> {
+    #[cfg(target_os = "linux")]
+    {
+        let pinned = in_root::pin(root, path)?;
+        check_type(&pinned.metadata()?, FileType::is_dir)?;
+        fs::read_dir(descriptor_path(&pinned))
     }
     #[cfg(not(target_os = "linux"))]
     {
