@@ -12,7 +12,7 @@ use crate::collector::clock::SystemClock;
 use crate::collector::{self, MonitoredServer, Poller};
 use crate::machine::{self, gpus::Gpus};
 use crate::metrics::exposition;
-use crate::process::{build_info, log, os, own_metrics};
+use crate::process::{build_info, log, os, own_metrics, service_manager};
 use crate::settings::Settings;
 use crate::web::routes::{self, Site};
 use crate::web::{healthcheck as health_request, listener, worker};
@@ -81,7 +81,11 @@ pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
             ("watching", &join(&settings.base_urls)),
         ],
     );
-    let error = routes::run(web_server, &ServedSite { servers, gpus });
+    let site = Arc::new(ServedSite { servers, gpus });
+    let served = site.clone();
+    // Not over HTTP: clients that use up the connections must not make the service manager restart us.
+    service_manager::start(move || served.health());
+    let error = routes::run(web_server, &*site);
     Err(Fatal::cannot_run(format!("cannot serve: {error}")))
 }
 

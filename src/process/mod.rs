@@ -6,3 +6,4 @@ pub mod log;
 pub mod os;
 pub mod own_metrics;
 pub mod procfs_parsers;
+pub mod service_manager;

@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::Command;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -31,6 +31,9 @@ unsafe extern "C" {
 /// The descriptor that the signal handler writes to if [`before_exit`] was called, else -1.
 static EXIT_DESCRIPTOR: AtomicI32 = AtomicI32::new(-1);
 
+/// The datagram socket to the service manager if [`notify_when_stopping`] was called, else -1.
+static MANAGER_DESCRIPTOR: AtomicI32 = AtomicI32::new(-1);
+
 /// Makes SIGTERM and SIGINT end the process with status 0, immediately or after the action of
 /// [`before_exit`]. A handler is needed: PID 1 ignores signals that have none.
 ///
@@ -52,6 +55,13 @@ pub fn exit_on_signals() -> io::Result<()> {
 
 /// Must not lock or allocate: the signal may have interrupted code that does.
 extern "C" fn exit_handler(_number: c_int) {
+    let stopping = "STOPPING=1";
+    let manager = MANAGER_DESCRIPTOR.load(Ordering::Acquire);
+    if manager >= 0 {
+        // SAFETY: write is async-signal-safe and reads bytes that exist; the descriptor is never
+        // closed. The service manager need not receive the message.
+        let _ = unsafe { write(manager, stopping.as_ptr().cast(), stopping.len()) };
+    }
     let descriptor = EXIT_DESCRIPTOR.load(Ordering::Acquire);
     // SAFETY: write is async-signal-safe and reads one byte that exists; the descriptor, if there
     // is one, is never closed.
@@ -81,6 +91,16 @@ pub fn before_exit(action: impl FnOnce() + Send + 'static) -> io::Result<()> {
     })?;
     // The previous descriptor stays open: the handler may be writing to it.
     EXIT_DESCRIPTOR.store(sender.into_raw_fd(), Ordering::Release);
+    Ok(())
+}
+
+/// Makes the handler of [`exit_on_signals`] send `STOPPING=1` on this connected socket first.
+///
+/// # Errors
+/// The socket cannot be made non-blocking: the signal handler must not wait.
+pub fn notify_when_stopping(socket: UnixDatagram) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    MANAGER_DESCRIPTOR.store(socket.into_raw_fd(), Ordering::Release);
     Ok(())
 }
 

@@ -5,6 +5,8 @@ mod check;
 mod credentials;
 mod healthcheck;
 mod log_output;
+#[cfg(target_os = "linux")]
+mod service_manager;
 mod settings;
 mod shutdown;
 #[path = "../support/mod.rs"]
