@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::bounds::escape::Escaped;
 use crate::collector::clock::SystemClock;
 use crate::collector::{self, MonitoredServer, Poller};
-use crate::machine::{self, gpus::Gpus};
+use crate::machine::{self, discovery::LocalServers, gpus::Gpus};
 use crate::metrics::exposition;
 use crate::process::{build_info, log, os, own_metrics, service_manager};
 use crate::settings::Settings;
@@ -56,7 +56,8 @@ pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
     os::exit_on_signals()
         .map_err(|error| Fatal::cannot_run(format!("cannot handle signals: {error}")))?;
     let gpus = Arc::new(Gpus::start(settings));
-    let pollers = pollers(settings, &gpus)?;
+    let local_servers = Arc::new(LocalServers::new(settings));
+    let pollers = pollers(settings, &gpus, &local_servers)?;
     let listeners = listener::bind(&settings.addr)
         .map_err(|error| Fatal::cannot_run(format!("--addr: {error}")))?;
     let addresses = join(&listeners);
@@ -95,7 +96,8 @@ pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
 /// A setting cannot be used.
 pub fn check(settings: &Settings) -> Result<ExitCode, Fatal> {
     let gpus = Arc::new(Gpus::start(settings));
-    let pollers = pollers(settings, &gpus)?;
+    let local_servers = Arc::new(LocalServers::new(settings));
+    let pollers = pollers(settings, &gpus, &local_servers)?;
     gpus.wait(GPU_TIMEOUT);
     let mut all_up = true;
     let mut report = String::new();
@@ -129,7 +131,11 @@ pub fn print(text: &str, is_good: bool) -> ExitCode {
 }
 
 /// The pollers of all base URLs. Warns about secrets that they send unencrypted.
-fn pollers(settings: &Settings, gpus: &Arc<Gpus>) -> Result<Vec<Poller>, Fatal> {
+fn pollers(
+    settings: &Settings,
+    gpus: &Arc<Gpus>,
+    local_servers: &Arc<LocalServers>,
+) -> Result<Vec<Poller>, Fatal> {
     for base in settings.exposed() {
         log::warn(
             "a key or password is sent over http, unencrypted, to another host: use https if the server or \
@@ -139,7 +145,7 @@ fn pollers(settings: &Settings, gpus: &Arc<Gpus>) -> Result<Vec<Poller>, Fatal> 
     }
     let pollers = settings.base_urls.iter().map(|base| {
         let poller = Poller::new(base, settings).map_err(Fatal::usage)?;
-        Ok(poller.with_gpus(gpus))
+        Ok(poller.with_gpus(gpus).with_local_servers(local_servers))
     });
     pollers.collect()
 }

@@ -17,6 +17,7 @@ use crate::collector::{poll_loop, schedule};
 use crate::counters::ModelTracker;
 use crate::counters::integrals::Integrator;
 use crate::machine::Machine;
+use crate::machine::discovery::LocalServers;
 use crate::machine::gpus::Gpus;
 use crate::readings::ModelReading;
 use crate::settings::{BaseUrl, Settings};
@@ -79,6 +80,14 @@ impl Poller {
     /// Reads these GPUs at every poll.
     pub fn with_gpus(mut self, gpus: &Arc<Gpus>) -> Poller {
         self.machine = self.machine.with_gpus(gpus);
+        self
+    }
+
+    /// Finds the servers of models in this list.
+    pub fn with_local_servers(mut self, servers: &Arc<LocalServers>) -> Poller {
+        let (servers, interval) = (Arc::clone(servers), self.interval);
+        self.upstream
+            .list_local_servers(move || servers.list(interval));
         self
     }
 

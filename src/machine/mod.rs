@@ -6,11 +6,13 @@
 //! explains why.
 
 pub mod cgroup;
+pub mod discovery;
 pub mod drm;
 mod energy;
 pub mod gpus;
 mod host_lookup;
 mod kv_cache_metrics;
+mod local_address;
 mod model_file;
 pub mod nvidia;
 pub mod ollama_store;

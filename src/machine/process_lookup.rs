@@ -43,6 +43,23 @@ pub fn connect(server: SocketAddr) -> Option<(SocketAddr, Option<TcpStream>)> {
     Some((stream.local_addr().ok()?, Some(stream)))
 }
 
+/// Whether connections to `server` reach the namespace of `pid`, which has its address. Any user can
+/// create a namespace with any address. So the namespace must list a connection that we open now,
+/// and must be in the initial user namespace, where only root can create network namespaces.
+pub fn receives_our_connections(
+    procfs: &Procfs,
+    pid: u32,
+    namespace: &NetworkNamespace,
+    server: SocketAddr,
+    connect: Connect,
+) -> bool {
+    procfs.is_in_initial_user_namespace(pid)
+        && connect(server).is_some_and(|(local, _stream)| {
+            // The stream stays open until here.
+            namespace.has_connection(server, local)
+        })
+}
+
 /// The process, with the socket if that identified it. The error explains why none was found, if
 /// the user can fix it.
 pub type LookupResult = Result<(ProcessId, Option<HeldSocket>), Option<String>>;
@@ -172,18 +189,11 @@ impl ProcessLookup {
         Some(own).filter(has_address).into_iter().chain(others)
     }
 
-    /// Whether connections to the base URL reach the namespace of `pid`, which has its address. Any
-    /// user can create a namespace with any address. So the namespace must list a connection that
-    /// we open now, and must be in the initial user namespace, where only root can create network
-    /// namespaces.
     fn receives_our_connections(&self, pid: u32, namespace: &NetworkNamespace) -> bool {
-        let shows_ours = |address: &IpAddr| {
+        self.addresses.iter().any(|address| {
             let server = SocketAddr::new(*address, self.port);
-            let connection = (self.connect)(server);
-            // The stream stays open until here.
-            connection.is_some_and(|(local, _stream)| namespace.has_connection(server, local))
-        };
-        self.procfs.is_in_initial_user_namespace(pid) && self.addresses.iter().any(shows_ours)
+            receives_our_connections(&self.procfs, pid, namespace, server, self.connect)
+        })
     }
 
     fn namespace_of(&self, pid: u32) -> NetworkNamespace {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use crate::machine::pseudo_files::{read_bytes, read_text};
@@ -13,6 +13,8 @@ use crate::process::procfs_parsers::{self, ProcessStat, ProcessStatus};
 
 /// The most bytes of a command line or environment that are read.
 const MAX_COMMAND_LINE_BYTES: u64 = 1 << 20;
+/// The most bytes of a command line that are read for the program's name.
+const MAX_PROGRAM_BYTES: usize = 4096;
 /// The most bytes of `/proc/stat` that are read: it has a line a CPU, and a number an interrupt.
 const MAX_STAT_BYTES: u64 = 1 << 20;
 /// The most bytes of `/proc/PID/maps` that are read.
@@ -81,6 +83,20 @@ impl Procfs {
     pub fn command_line(&self, pid: u32) -> io::Result<Vec<String>> {
         let path = self.process_path(pid, "cmdline");
         Ok(words(&read_bytes(&path, MAX_COMMAND_LINE_BYTES)?))
+    }
+
+    /// The first two words of the command line, each cut off after 4 KiB in all. Empty for kernel
+    /// threads and ended processes.
+    pub fn program(&self, pid: u32) -> Vec<String> {
+        let mut bytes = [0; MAX_PROGRAM_BYTES];
+        let path = self.process_path(pid, "cmdline");
+        // One read: this is done for every process of the machine.
+        let length = File::open(path).and_then(|mut file| file.read(&mut bytes));
+        let bytes = bytes.get(..length.unwrap_or(0)).unwrap_or_default();
+        let first = bytes.split(|byte| *byte == 0).take(2);
+        first
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .collect()
     }
 
     /// The environment variables `LLAMA_ARG_*`. Discards all others, which may be secrets.
@@ -231,8 +247,6 @@ fn words(bytes: &[u8]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
-
     use super::*;
     use crate::machine::tests::file_tree::FileTree;
 

@@ -22,6 +22,9 @@ const HF_REPO: Argument = Argument(&["-hf", "-hfr", "--hf-repo"], "LLAMA_ARG_HF_
 const MODEL_URL: Argument = Argument(&["-mu", "--model-url"], "LLAMA_ARG_MODEL_URL");
 const PORT: Argument = Argument(&["--port"], "LLAMA_ARG_PORT");
 const HOST: Argument = Argument(&["--host"], "LLAMA_ARG_HOST");
+const API_PREFIX: Argument = Argument(&["--api-prefix"], "LLAMA_ARG_API_PREFIX");
+const TLS_KEY: Argument = Argument(&["--ssl-key-file"], "LLAMA_ARG_SSL_KEY_FILE");
+const TLS_CERTIFICATE: Argument = Argument(&["--ssl-cert-file"], "LLAMA_ARG_SSL_CERT_FILE");
 const SLEEP_IDLE: Argument = Argument(&["--sleep-idle-seconds"], "LLAMA_ARG_SLEEP_IDLE_SECONDS");
 const UNIFIED_PER_SLOT: Argument =
     Argument(&["--kv-unified-per-slot"], "LLAMA_ARG_KV_UNIFIED_PER_SLOT");
@@ -157,6 +160,28 @@ impl ServerArguments {
     /// The model file.
     pub fn model_path(&self) -> Option<&str> {
         self.value(&MODEL)
+    }
+
+    /// How it calls its model (`--alias`): the first of several names.
+    pub fn alias(&self) -> Option<&str> {
+        let names = self.value(&ALIAS)?.split(',').map(str::trim);
+        names.into_iter().find(|name| !name.is_empty())
+    }
+
+    /// The prefix of its endpoints (`--api-prefix`): empty, or begins with a slash.
+    pub fn api_prefix(&self) -> String {
+        let prefix = self.value(&API_PREFIX).unwrap_or_default();
+        let prefix = prefix.trim_matches('/');
+        if prefix.is_empty() {
+            String::new()
+        } else {
+            format!("/{prefix}")
+        }
+    }
+
+    /// Whether it speaks `https`: it has a key and a certificate.
+    pub fn is_https(&self) -> bool {
+        self.value(&TLS_KEY).is_some() && self.value(&TLS_CERTIFICATE).is_some()
     }
 
     /// How it calls its model in its answers: by its alias, else by its file: up to b9713 by the

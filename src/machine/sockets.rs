@@ -11,6 +11,8 @@ use std::path::PathBuf;
 const MAX_TABLE_BYTES: u64 = 32 << 20;
 /// The most listening TCP sockets, and Unix sockets, that are kept.
 const MAX_LISTENING: usize = 16_384;
+/// The most local addresses of a namespace that are listed, repeated ones included.
+const MAX_ADDRESSES: usize = 256;
 const TCP_TABLES: [&str; 2] = ["tcp", "tcp6"];
 
 /// A listening socket.
@@ -49,12 +51,29 @@ impl NetworkNamespace {
     pub fn has_address(&self, address: IpAddr) -> bool {
         match address {
             address if address.is_loopback() => self.is_own,
-            IpAddr::V4(address) => fib_trie_has(self.rows("fib_trie"), address),
+            IpAddr::V4(address) => {
+                fib_trie_addresses(self.rows("fib_trie")).any(|local| local == address)
+            }
             IpAddr::V6(address) => {
                 let wanted = format!("{:032x}", u128::from(address));
                 self.rows("if_inet6").any(|row| row.starts_with(&wanted))
             }
         }
+    }
+
+    /// The local addresses of the namespace that other namespaces may reach.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let v4 = fib_trie_addresses(self.rows("fib_trie")).map(IpAddr::V4);
+        let v6 = self.rows("if_inet6").filter_map(|row| {
+            let address = Ipv6Addr::from(u128::from_str_radix(row.get(..32)?, 16).ok()?);
+            (!address.is_unicast_link_local()).then_some(IpAddr::V6(address))
+        });
+        let mut all: Vec<IpAddr> = v4.chain(v6).take(MAX_ADDRESSES).collect();
+        all.retain(|address| !address.is_loopback());
+        // The table has each address several times.
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// All listening sockets in the namespace.
@@ -130,6 +149,16 @@ impl ListeningSockets {
         at_path.map(|(_, socket)| *socket).collect()
     }
 
+    /// The TCP addresses with their sockets.
+    pub fn tcp_addresses(&self) -> &[(SocketAddr, ListeningSocket)] {
+        &self.tcp
+    }
+
+    /// The paths of Unix sockets, as bound, with their sockets.
+    pub fn unix_paths(&self) -> &[(String, ListeningSocket)] {
+        &self.unix
+    }
+
     /// The inode numbers of all of them.
     pub fn inodes(&self) -> impl Iterator<Item = u64> {
         let tcp = self.tcp.iter().map(|(_, socket)| socket.inode);
@@ -138,7 +167,7 @@ impl ListeningSockets {
 }
 
 /// How well a socket bound to `local` matches `address`; lower is better, `None` is not at all.
-fn match_rank(local: IpAddr, address: IpAddr) -> Option<u8> {
+pub fn match_rank(local: IpAddr, address: IpAddr) -> Option<u8> {
     match local.to_canonical() {
         local if local == address => Some(0),
         local if local.is_unspecified() && local.is_ipv4() == address.is_ipv4() => Some(1),
@@ -193,17 +222,17 @@ fn socket_address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
 }
 
-/// Whether `fib_trie` has the address as a local one: a leaf, followed by its kind.
-fn fib_trie_has(mut rows: impl Iterator<Item = String>, address: Ipv4Addr) -> bool {
-    let mut in_leaf = false;
-    rows.any(|row| {
+/// The local addresses in `fib_trie`: leaves that are followed by this kind.
+fn fib_trie_addresses(rows: impl Iterator<Item = String>) -> impl Iterator<Item = Ipv4Addr> {
+    let mut leaf = None;
+    rows.filter_map(move |row| {
         let row = row.trim();
-        if let Some(leaf) = row.strip_prefix("|-- ") {
-            in_leaf = leaf.parse() == Ok(address);
+        if let Some(address) = row.strip_prefix("|-- ") {
+            leaf = address.parse().ok();
         } else if row.starts_with("+--") {
-            in_leaf = false;
+            leaf = None;
         }
-        in_leaf && row == "/32 host LOCAL"
+        leaf.filter(|_| row == "/32 host LOCAL")
     })
 }
 
@@ -327,6 +356,8 @@ mod tests {
         for elsewhere in ["172.18.0.30", "172.18.255.255", "10.0.0.9", "fd00::3"] {
             assert!(!own.has_address(address(elsewhere)), "{elsewhere}");
         }
+        let found = own.addresses();
+        assert_eq!(found, [address("172.18.0.3"), address("fd00::2")]);
         // Loopback addresses of another namespace cannot be reached from this one.
         let other = NetworkNamespace::new(tree.path(""), false);
         assert!(

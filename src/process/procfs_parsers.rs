@@ -6,6 +6,8 @@ pub const TICKS_PER_SECOND: f64 = 100.0;
 /// The fields of `/proc/PID/stat` that are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessStat {
+    /// The PID of its parent; 0 if that is in another PID namespace, or there is none.
+    pub parent: u32,
     /// User and system CPU time, in ticks.
     pub cpu_ticks: u64,
     /// When the process started, in ticks since boot.
@@ -25,6 +27,7 @@ impl ProcessStat {
             return None;
         }
         Some(ProcessStat {
+            parent: field(4)?.parse().ok()?,
             cpu_ticks: ticks(14)?.checked_add(ticks(15)?)?,
             started: ticks(22)?,
         })
@@ -94,7 +97,7 @@ mod tests {
     fn names_with_parentheses_are_parsed_and_zombies_are_not() {
         let text = "7 (a) b (c)) S 1 7 7 0 -1 4194304 100 0 0 0 12 30 0 0 20 0 3 0 500 1000 200";
         let stat = ProcessStat::parse(text).unwrap();
-        assert_eq!((stat.cpu_ticks, stat.started), (42, 500));
+        assert_eq!((stat.parent, stat.cpu_ticks, stat.started), (1, 42, 500));
         assert_eq!(ProcessStat::parse(&text.replace(") S", ") Z")), None);
         assert_eq!(ProcessStat::parse("7 (a"), None);
     }

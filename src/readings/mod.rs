@@ -5,6 +5,7 @@
 mod completion;
 pub mod counters;
 mod ended_request;
+mod local_server;
 pub mod slots;
 pub mod stats;
 mod status;
@@ -16,6 +17,7 @@ use std::time::Instant;
 pub use completion::Completion;
 pub use counters::Counters;
 pub use ended_request::{EndedRequest, EndedRequests, RequestResult};
+pub use local_server::{LocalAddress, LocalServer};
 pub use slots::{Slot, Slots};
 pub use stats::Stats;
 pub use status::ModelStatus;

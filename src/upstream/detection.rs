@@ -2,10 +2,11 @@
 //!
 //! The kind is detected again after every reconnect: the server may have been replaced.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bounds::BoundedDuration;
-use crate::readings::{ModelReading, ModelState};
+use crate::readings::{LocalServer, ModelReading, ModelState};
 use crate::settings::{BaseUrl, Settings};
 use crate::upstream::endpoints::{HEALTH, PROPS, read_health};
 use crate::upstream::http::endpoint::Endpoint;
@@ -34,6 +35,8 @@ pub struct DetectedServer {
     connected: bool,
     /// The last unsupported product, and when it was identified.
     product: Option<(Product, Instant)>,
+    /// Lists the llama-servers of this machine.
+    list_local_servers: Option<Box<dyn FnMut() -> Arc<[LocalServer]> + Send>>,
 }
 
 impl DetectedServer {
@@ -46,6 +49,7 @@ impl DetectedServer {
             kinds,
             connected: false,
             product: None,
+            list_local_servers: None,
         }
     }
 
@@ -61,6 +65,14 @@ impl DetectedServer {
     /// Sets how long the server is idle before it sleeps, as its command line says.
     pub fn set_idle_timeout(&mut self, timeout: BoundedDuration) {
         self.server().set_idle_timeout(timeout);
+    }
+
+    /// Sets what lists the llama-servers of this machine, for kinds that want them.
+    pub fn list_local_servers(
+        &mut self,
+        list: impl FnMut() -> Arc<[LocalServer]> + Send + 'static,
+    ) {
+        self.list_local_servers = Some(Box::new(list));
     }
 
     /// Passes the server's records of its last requests to `read`, if it keeps records.
@@ -87,6 +99,12 @@ impl DetectedServer {
             .health
             .as_ref()
             .is_some_and(RequestOutcome::timed_out);
+        if self.server().wants_local_servers()
+            && let Some(list) = &mut self.list_local_servers
+        {
+            let servers = list();
+            self.server().set_local_servers(&servers);
+        }
         self.server().poll(exchange, answers, reading);
         if reading.up {
             self.product = None;

@@ -27,6 +27,7 @@ use std::io::Read;
 use std::time::Instant;
 
 use crate::bounds::BoundedDuration;
+use crate::readings::LocalServer;
 use crate::settings::{BaseUrl, Settings};
 use crate::upstream::api::{Health, Props};
 use crate::upstream::http::endpoint::Endpoint;
@@ -80,6 +81,15 @@ pub trait Upstream: Send {
 
     /// Sets how long the server is idle before it sleeps, as its command line says.
     fn set_idle_timeout(&mut self, _timeout: BoundedDuration) {}
+
+    /// Whether its models run in processes of their own on this machine, so that
+    /// [`set_local_servers`](Upstream::set_local_servers) is called before each poll.
+    fn wants_local_servers(&self) -> bool {
+        false
+    }
+
+    /// Sets the llama-servers among the processes of this machine.
+    fn set_local_servers(&mut self, _servers: &[LocalServer]) {}
 
     /// Resets all state: a server of another kind has replaced this one.
     fn replaced(&mut self) {}

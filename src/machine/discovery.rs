@@ -1,0 +1,323 @@
+//! Finds the llama-servers among the processes of this machine, by their names.
+//!
+//! A look reads the command line of new processes only, and of a few older ones: a process may
+//! become another program later (an entrypoint script does). Linux only.
+
+use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Unbounded};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::machine::local_address;
+use crate::machine::process_lookup::{self, Connect};
+use crate::machine::procfs::{HeldSocket, ProcessId, Procfs};
+use crate::machine::server_arguments::ServerArguments;
+use crate::readings::LocalServer;
+use crate::settings::Settings;
+
+/// The most llama-servers that are listed.
+const MAX_SERVERS: usize = 256;
+/// The most ancestors of a process.
+const MAX_ANCESTORS: usize = 32;
+/// The number of looks at a new process: between `fork` and `exec` it has the name of its parent.
+const LOOKS_AT_NEW: u8 = 3;
+/// The number of other processes that each look reads again.
+const READ_AGAIN: usize = 50;
+/// The number of searches for the address of a server that follow each other. Then pauses begin,
+/// up to this many looks long.
+const SEARCHES_WITHOUT_PAUSE: u32 = 5;
+const LONGEST_PAUSE: u32 = 12;
+
+/// The llama-servers of this machine. All pollers share one list.
+pub struct LocalServers(Mutex<ProcessScan>);
+
+impl LocalServers {
+    /// The servers in the procfs of `settings`; none yet.
+    pub fn new(settings: &Settings) -> LocalServers {
+        let procfs = Procfs::new(&settings.procfs);
+        LocalServers(Mutex::new(ProcessScan::new(
+            procfs,
+            process_lookup::connect,
+        )))
+    }
+
+    /// The servers, found in this call, or within the last half of `interval`.
+    pub fn list(&self, interval: Duration) -> Arc<[LocalServer]> {
+        let mut scan = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let max_age = interval.checked_div(2).unwrap_or_default();
+        if scan.looked_at.is_none_or(|at| at.elapsed() >= max_age) {
+            scan.look();
+        }
+        Arc::clone(&scan.list)
+    }
+}
+
+/// The processes that the last look found.
+struct ProcessScan {
+    procfs: Procfs,
+    connect: Connect,
+    looked_at: Option<Instant>,
+    servers: BTreeMap<u32, KnownServer>,
+    /// The other processes, each with the number of looks at it.
+    others: BTreeMap<u32, u8>,
+    /// The last of them that was read again.
+    last_read_again: u32,
+    list: Arc<[LocalServer]>,
+}
+
+impl ProcessScan {
+    fn new(procfs: Procfs, connect: Connect) -> ProcessScan {
+        ProcessScan {
+            procfs,
+            connect,
+            looked_at: None,
+            servers: BTreeMap::new(),
+            others: BTreeMap::new(),
+            last_read_again: 0,
+            list: Arc::default(),
+        }
+    }
+
+    fn look(&mut self) {
+        self.looked_at = Some(Instant::now());
+        self.remove_ended();
+        let pids = match cfg!(target_os = "linux") {
+            true => self.procfs.pids(),
+            false => Vec::new(),
+        };
+        let read_again = self.read_again();
+        let mut others = BTreeMap::new();
+        for pid in pids {
+            if self.servers.contains_key(&pid) {
+                continue;
+            }
+            let looks = self.others.get(&pid).copied().unwrap_or(0);
+            let is_due = looks < LOOKS_AT_NEW || read_again.contains(&pid);
+            if !(is_due && self.add_server(pid)) {
+                others.insert(pid, looks.saturating_add(1));
+            }
+        }
+        self.others = others;
+        let (procfs, connect) = (&self.procfs, self.connect);
+        self.servers
+            .retain(|_, server| server.look(procfs, connect));
+        self.list = self
+            .servers
+            .values()
+            .map(|known| known.server.clone())
+            .collect();
+    }
+
+    /// Removes the servers whose process has ended, or is another program now.
+    fn remove_ended(&mut self) {
+        let procfs = &self.procfs;
+        self.servers
+            .retain(|pid, known| procfs.process_id(*pid) == Some(known.id()));
+    }
+
+    /// The next of the other processes to read again.
+    fn read_again(&mut self) -> Vec<u32> {
+        let after = self
+            .others
+            .range((Excluded(self.last_read_again), Unbounded));
+        let next: Vec<u32> = after.map(|(pid, _)| *pid).take(READ_AGAIN).collect();
+        self.last_read_again = next.last().copied().unwrap_or(0);
+        next
+    }
+
+    /// Adds the process if it is a llama-server.
+    fn add_server(&mut self, pid: u32) -> bool {
+        let program = ServerArguments::new(&self.procfs.program(pid), &[]);
+        if !program.is_llama_server() || self.servers.len() >= MAX_SERVERS {
+            return false;
+        }
+        let server = KnownServer::read(&self.procfs, pid);
+        self.servers.extend(server.map(|server| (pid, server)));
+        self.servers.contains_key(&pid)
+    }
+}
+
+/// A llama-server that a look found.
+struct KnownServer {
+    server: LocalServer,
+    arguments: ServerArguments,
+    /// The socket at its address, if its descriptors can be listed.
+    socket: Option<HeldSocket>,
+    /// The number of searches for its address, and that of looks until the next.
+    searches: u32,
+    pause: u32,
+}
+
+impl KnownServer {
+    fn read(procfs: &Procfs, pid: u32) -> Option<KnownServer> {
+        let stat = procfs.stat(pid)?;
+        let words = procfs.command_line(pid).ok()?;
+        let variables = procfs.llama_variables(pid).unwrap_or_default();
+        let arguments = ServerArguments::new(&words, &variables);
+        if !arguments.is_llama_server() {
+            return None;
+        }
+        Some(KnownServer {
+            server: LocalServer {
+                pid,
+                started: stat.started,
+                address: Err(None),
+                is_https: arguments.is_https(),
+                api_prefix: arguments.api_prefix(),
+                alias: arguments.alias().map(str::to_owned),
+                model_path: arguments.model_path().map(str::to_owned),
+                mode: arguments.mode(),
+                ancestors: ancestors(procfs, stat.parent),
+            },
+            arguments,
+            socket: None,
+            searches: 0,
+            pause: 0,
+        })
+    }
+
+    fn id(&self) -> ProcessId {
+        let (pid, started) = (self.server.pid, self.server.started);
+        ProcessId { pid, started }
+    }
+
+    /// Finds the address, unless the known one is still open. Returns false if the process is
+    /// another program now.
+    fn look(&mut self, procfs: &Procfs, connect: Connect) -> bool {
+        if self.server.address.is_ok() {
+            if self.socket.as_ref().is_some_and(HeldSocket::is_open) {
+                return true;
+            }
+            (self.searches, self.pause) = (0, 0);
+        }
+        if let Some(left) = self.pause.checked_sub(1) {
+            self.pause = left;
+            return true;
+        }
+        // Between `fork` and `exec`, the command line is that of the parent.
+        let Some(read) = KnownServer::read(procfs, self.server.pid) else {
+            return false;
+        };
+        let searches = self.searches.saturating_add(1);
+        let pause = searches.saturating_sub(SEARCHES_WITHOUT_PAUSE);
+        *self = KnownServer {
+            searches,
+            pause: pause.min(LONGEST_PAUSE),
+            ..read
+        };
+        match local_address::find(procfs, self.server.pid, &self.arguments, connect) {
+            Ok((address, socket)) => {
+                self.server.address = Ok(address);
+                self.socket = socket;
+            }
+            Err(why) => self.server.address = Err(why),
+        }
+        true
+    }
+}
+
+/// The PIDs of the process `parent`, its parent, and so on.
+fn ancestors(procfs: &Procfs, parent: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut next = parent;
+    while next != 0 && found.len() < MAX_ANCESTORS {
+        found.push(next);
+        next = procfs.stat(next).map_or(0, |stat| stat.parent);
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::tests::file_tree::FileTree;
+    use crate::readings::LocalAddress;
+
+    /// A procfs with the processes that a test adds.
+    struct Processes(FileTree);
+
+    impl Processes {
+        fn new() -> Processes {
+            let tree = FileTree::new(&[("net/tcp", "")]);
+            tree.write("net/unix", "");
+            Processes(tree)
+        }
+
+        /// Adds a process, which listens on 127.0.0.1:8080 if it has a socket.
+        fn add(&self, pid: u32, parent: u32, words: &str, socket: Option<u32>) {
+            let stat = format!("{pid} (x) S {parent} {}7", "0 ".repeat(17));
+            self.0.write(&format!("{pid}/stat"), &stat);
+            self.0.write(
+                &format!("{pid}/cmdline"),
+                format!("{}\0", words.replace(' ', "\0")),
+            );
+            self.0.write(&format!("{pid}/environ"), "");
+            let table = socket.map_or(String::new(), |inode| {
+                format!(
+                    "0: 0100007F:1F90 00000000:0000 0A 0:0 0:0 0 1000 0 {inode} 1 0 100 0 0 10 0\n"
+                )
+            });
+            self.0.write("net/tcp", &table);
+            self.0.write(&format!("{pid}/net/tcp"), &table);
+            self.0.write(&format!("{pid}/fd/.keep"), "");
+            if let Some(inode) = socket {
+                self.0
+                    .link(&format!("{pid}/fd/3"), format!("socket:[{inode}]"));
+            }
+        }
+
+        fn scan(&self) -> ProcessScan {
+            ProcessScan::new(Procfs::new(&self.0.path("")), |_| None)
+        }
+    }
+
+    fn found(scan: &mut ProcessScan) -> Vec<u32> {
+        scan.look();
+        scan.list.iter().map(|server| server.pid).collect()
+    }
+
+    #[test]
+    #[cfg(all(target_os = "linux", target_endian = "little"))]
+    fn a_server_is_found_by_its_name_with_its_address_and_its_ancestors() {
+        let processes = Processes::new();
+        processes.add(1, 0, "/sbin/init", None);
+        processes.add(20, 1, "/usr/bin/bash", None);
+        processes.add(
+            30,
+            20,
+            "/app/llama-server -m /m/a.gguf --alias tiny,small --api-prefix /llm/",
+            Some(77),
+        );
+        let mut scan = processes.scan();
+        assert_eq!(found(&mut scan), [30]);
+        let server = &scan.list[0];
+        let address = "127.0.0.1:8080".parse().unwrap();
+        assert_eq!(server.address, Ok(LocalAddress::Tcp(address)));
+        assert_eq!(server.alias.as_deref(), Some("tiny"));
+        assert_eq!(server.model_path.as_deref(), Some("/m/a.gguf"));
+        assert_eq!(server.api_prefix, "/llm");
+        assert_eq!((server.started, &*server.ancestors), (7, &[20, 1][..]));
+        std::fs::remove_dir_all(processes.0.path("30")).unwrap();
+        assert!(found(&mut scan).is_empty());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_process_that_becomes_a_server_is_found_at_any_age() {
+        let processes = Processes::new();
+        for pid in 1..200 {
+            processes.add(pid, 0, "/bin/sh entrypoint", None);
+        }
+        let mut scan = processes.scan();
+        for _ in 0..=LOOKS_AT_NEW {
+            assert!(found(&mut scan).is_empty());
+        }
+        processes.add(150, 0, "/app/llama-server", None);
+        let all = 200_usize.div_ceil(READ_AGAIN);
+        let looks: Vec<bool> = (0..=all).map(|_| !found(&mut scan).is_empty()).collect();
+        assert!(looks.contains(&true), "{looks:?}");
+        // And one that becomes another program is not a server any more.
+        processes.add(150, 0, "/bin/true", None);
+        assert!(found(&mut scan).is_empty());
+    }
+}

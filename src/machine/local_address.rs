@@ -1,0 +1,165 @@
+//! Finds the address that a llama-server of this machine listens on, as this process can connect
+//! to it.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use crate::machine::process_lookup::{Connect, receives_our_connections};
+use crate::machine::procfs::{HeldSocket, Procfs};
+use crate::machine::server_arguments::ServerArguments;
+use crate::machine::sockets::{ListeningSocket, ListeningSockets, NetworkNamespace, match_rank};
+use crate::readings::LocalAddress;
+
+/// The most addresses of another network namespace to which a connection is tried.
+const MAX_TRIED: usize = 8;
+
+const FORBIDDEN: &str = "its socket cannot be found: run the exporter as the server's user or as \
+                         root with CAP_SYS_PTRACE";
+const OTHER_NETWORK: &str = "it is in a network namespace with no address that can be reached from \
+                             here: publish its port and give that with --base-url";
+
+/// An address, and the socket that the process has open there. `None`: its descriptors cannot be
+/// listed, and command line, user and port match.
+pub type Listening = (LocalAddress, Option<HeldSocket>);
+
+/// The address of the process `pid`, which `arguments` started. The error explains why it cannot be
+/// reached, if the user can fix it.
+pub fn find(
+    procfs: &Procfs,
+    pid: u32,
+    arguments: &ServerArguments,
+    connect: Connect,
+) -> Result<Listening, Option<String>> {
+    let namespace = NetworkNamespace::new(procfs.process_path(pid, "net"), false);
+    let listening = namespace.listening();
+    let held = match procfs.sockets(pid, &listening.inodes().collect()) {
+        Ok(held) => Some(held),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+        Err(_) => return Err(None),
+    };
+    let search = Search {
+        procfs,
+        pid,
+        arguments,
+        connect,
+        namespace,
+        listening,
+        held,
+    };
+    search.run()
+}
+
+/// What is known of a process while its address is looked for.
+struct Search<'a> {
+    procfs: &'a Procfs,
+    pid: u32,
+    arguments: &'a ServerArguments,
+    connect: Connect,
+    namespace: NetworkNamespace,
+    /// All listening sockets of its network namespace.
+    listening: ListeningSockets,
+    /// Those that it has open; `None` if its descriptors cannot be listed.
+    held: Option<Vec<HeldSocket>>,
+}
+
+impl Search<'_> {
+    fn run(&self) -> Result<Listening, Option<String>> {
+        let tcp: Vec<_> = self.tcp().collect();
+        let own = NetworkNamespace::new(self.procfs.path("net"), true);
+        let is_here = tcp
+            .first()
+            .is_none_or(|(_, socket)| own.has_socket(socket.inode));
+        let address = match is_here {
+            // Loopback addresses before others, and IPv4 before IPv6.
+            true => tcp
+                .iter()
+                .map(|(bound, socket)| (reachable(*bound), socket.inode))
+                .min_by_key(|(address, _)| (!address.ip().is_loopback(), address.is_ipv6())),
+            false => self.reached(&tcp),
+        };
+        if let Some((address, inode)) = address {
+            return Ok((LocalAddress::Tcp(address), self.held_socket(inode)));
+        }
+        if let Some(found) = self.unix() {
+            return Ok(found);
+        }
+        Err(match (&self.held, tcp.is_empty()) {
+            (_, false) => Some(OTHER_NETWORK.to_owned()),
+            (None, true) => Some(FORBIDDEN.to_owned()),
+            (Some(_), true) => None,
+        })
+    }
+
+    /// The TCP addresses that it listens on. The port of the command line comes first.
+    fn tcp(&self) -> impl Iterator<Item = (SocketAddr, ListeningSocket)> {
+        let uid = self.procfs.status(self.pid).and_then(|status| status.uid);
+        let port = self.arguments.port();
+        let all = self.listening.tcp_addresses().iter().copied();
+        let is_its_own = move |(bound, socket): &(SocketAddr, ListeningSocket)| match &self.held {
+            Some(held) => {
+                held.iter().any(|held| held.inode == socket.inode)
+                    && port.is_none_or(|port| port == 0 || port == bound.port())
+            }
+            None => socket.uid == uid && self.arguments.may_listen_on(bound.port()),
+        };
+        all.filter(is_its_own)
+    }
+
+    /// The first address of its network namespace at which our connections arrive there.
+    fn reached(&self, tcp: &[(SocketAddr, ListeningSocket)]) -> Option<(SocketAddr, u64)> {
+        let local = self.namespace.addresses();
+        let candidates = tcp.iter().flat_map(|(bound, socket)| {
+            let matching = local
+                .iter()
+                .filter(|ip| match_rank(bound.ip(), **ip).is_some());
+            matching.map(|ip| (SocketAddr::new(*ip, bound.port()), socket.inode))
+        });
+        candidates.take(MAX_TRIED).find(|(server, _)| {
+            let (procfs, connect) = (self.procfs, self.connect);
+            receives_our_connections(procfs, self.pid, &self.namespace, *server, connect)
+        })
+    }
+
+    /// The Unix socket that it listens on, if this process may open its path.
+    fn unix(&self) -> Option<Listening> {
+        let held = self.held.as_ref()?;
+        let (bound, socket) = self
+            .listening
+            .unix_paths()
+            .iter()
+            .find_map(|(bound, socket)| {
+                let held = held.iter().find(|held| held.inode == socket.inode)?;
+                Some((Path::new(bound), held))
+            })?;
+        let working_directory = || std::fs::read_link(self.procfs.process_path(self.pid, "cwd"));
+        let (path, seen_as) = match bound.strip_prefix("/") {
+            Ok(below) => (self.path_below("root", below), bound.to_owned()),
+            Err(_) => (
+                self.path_below("cwd", bound),
+                working_directory().ok()?.join(bound),
+            ),
+        };
+        let seen_as = seen_as.to_str()?.to_owned();
+        Some((LocalAddress::Unix { path, seen_as }, Some(socket.clone())))
+    }
+
+    fn path_below(&self, link: &str, path: &Path) -> PathBuf {
+        self.procfs.process_path(self.pid, link).join(path)
+    }
+
+    fn held_socket(&self, inode: u64) -> Option<HeldSocket> {
+        let mut held = self.held.iter().flatten();
+        held.find(|held| held.inode == inode).cloned()
+    }
+}
+
+/// The address to connect to for a socket that is bound to `bound` in our own network namespace.
+fn reachable(bound: SocketAddr) -> SocketAddr {
+    let ip = match bound.ip().to_canonical() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, bound.port())
+}

@@ -1,0 +1,42 @@
+//! A llama.cpp server process of this machine, as `/proc` describes it: plain data.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// A process of this machine that runs llama-server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalServer {
+    /// Its PID, in the PID namespace of the procfs.
+    pub pid: u32,
+    /// When it started, in ticks since boot: a PID alone may be reused.
+    pub started: u64,
+    /// The address to connect to. The error explains why it cannot be reached, if the user can fix
+    /// it; `None`: it does not listen yet.
+    pub address: Result<LocalAddress, Option<String>>,
+    /// Whether it speaks `https`.
+    pub is_https: bool,
+    /// The prefix of its endpoints (`--api-prefix`): empty, or begins with a slash.
+    pub api_prefix: String,
+    /// How it calls its model (`--alias`).
+    pub alias: Option<String>,
+    /// The model file, as the process sees the path.
+    pub model_path: Option<String>,
+    /// The mode, as Docker Model Runner names it (`completion`, `embedding`, `reranking`).
+    pub mode: &'static str,
+    /// The PIDs of its parent, of the parent's parent, and so on.
+    pub ancestors: Vec<u32>,
+}
+
+/// An address that a process of this machine listens on, as this process can connect to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalAddress {
+    /// A TCP address that accepts connections from here.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix {
+        /// A path that this process can open (`/proc/PID/cwd/x.sock`).
+        path: PathBuf,
+        /// The absolute path as the server sees it (`/srv/x.sock`).
+        seen_as: String,
+    },
+}
