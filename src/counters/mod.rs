@@ -192,13 +192,24 @@ impl ModelTracker {
     }
 }
 
-/// The tokens of completed requests, where nothing else counts tokens.
+/// The tokens of single requests, where nothing else counts tokens.
 fn take_token_totals(model: &mut Model, totals: &TokenTotals) {
     let (live, counters) = (&mut model.live, &mut model.counters);
     live.prompt_tokens = live.prompt_tokens.or(Some(totals.prompt_tokens));
     live.generated_tokens = live.generated_tokens.or(Some(totals.generated_tokens));
-    let cached = counters.prompt_tokens_cached;
-    counters.prompt_tokens_cached = cached.or(Some(totals.prompt_tokens_cached));
+    for (counter, total) in [
+        (
+            &mut counters.prompt_tokens_cached,
+            totals.prompt_tokens_cached,
+        ),
+        (&mut counters.draft_tokens, totals.draft_tokens),
+        (
+            &mut counters.draft_tokens_accepted,
+            totals.draft_tokens_accepted,
+        ),
+    ] {
+        *counter = counter.or(total);
+    }
 }
 
 /// The status of the model; `None` if unknown.

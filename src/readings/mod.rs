@@ -39,7 +39,7 @@ pub struct ModelReading {
     pub counters: Update<CountersReading>,
     /// `/slots`.
     pub slots: Update<SlotsReading>,
-    /// The tokens of ended requests, if only a list of requests reports them.
+    /// The tokens of single requests, added up, if nothing else reports the model's tokens.
     pub token_totals: Option<TokenTotals>,
     /// `/stats`, if it is served.
     pub stats: Option<Stats>,
@@ -102,32 +102,48 @@ impl ProcessHints {
     }
 }
 
-/// Token counts of requests that have ended, added up.
+/// Token counts of single requests, added up.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TokenTotals {
     /// Prompt tokens computed.
     pub prompt_tokens: f64,
-    /// Prompt tokens taken from the cache.
-    pub prompt_tokens_cached: f64,
     /// Tokens generated.
     pub generated_tokens: f64,
+    /// Prompt tokens taken from the cache; here and below, `None` if no request has told.
+    pub prompt_tokens_cached: Option<f64>,
+    /// Draft tokens proposed.
+    pub draft_tokens: Option<f64>,
+    /// Draft tokens accepted.
+    pub draft_tokens_accepted: Option<f64>,
 }
 
 impl TokenTotals {
     /// Adds the tokens of one more request.
     pub fn add(&mut self, more: &TokenTotals) {
         self.prompt_tokens += more.prompt_tokens;
-        self.prompt_tokens_cached += more.prompt_tokens_cached;
         self.generated_tokens += more.generated_tokens;
+        for (sum, more) in [
+            (&mut self.prompt_tokens_cached, more.prompt_tokens_cached),
+            (&mut self.draft_tokens, more.draft_tokens),
+            (&mut self.draft_tokens_accepted, more.draft_tokens_accepted),
+        ] {
+            *sum = match (*sum, more) {
+                (Some(sum), Some(more)) => Some(sum + more),
+                (sum, more) => sum.or(more),
+            };
+        }
     }
 
     /// The totals without those in `part`.
     #[must_use]
     pub fn without(&self, part: &TokenTotals) -> TokenTotals {
+        let rest = |all: Option<f64>, part: Option<f64>| all.map(|all| all - part.unwrap_or(0.0));
         TokenTotals {
             prompt_tokens: self.prompt_tokens - part.prompt_tokens,
-            prompt_tokens_cached: self.prompt_tokens_cached - part.prompt_tokens_cached,
             generated_tokens: self.generated_tokens - part.generated_tokens,
+            prompt_tokens_cached: rest(self.prompt_tokens_cached, part.prompt_tokens_cached),
+            draft_tokens: rest(self.draft_tokens, part.draft_tokens),
+            draft_tokens_accepted: rest(self.draft_tokens_accepted, part.draft_tokens_accepted),
         }
     }
 }

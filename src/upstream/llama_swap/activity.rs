@@ -56,7 +56,7 @@ struct LastPage {
 }
 
 /// The tokens of one model.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct ModelTokens {
     total: TokenTotals,
     /// The part of it that the model's own server has counted.
@@ -64,10 +64,29 @@ struct ModelTokens {
     counted_by: CountedBy,
 }
 
+impl Default for ModelTokens {
+    fn default() -> ModelTokens {
+        ModelTokens {
+            total: NO_TOKENS,
+            counted_by_server: TokenTotals::default(),
+            counted_by: CountedBy::Activity,
+        }
+    }
+}
+
+/// The tokens of a model before its first request. Draft tokens count from the first request that
+/// has any.
+const NO_TOKENS: TokenTotals = TokenTotals {
+    prompt_tokens: 0.0,
+    generated_tokens: 0.0,
+    prompt_tokens_cached: Some(0.0),
+    draft_tokens: None,
+    draft_tokens_accepted: None,
+};
+
 /// What counts the tokens of a model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CountedBy {
-    #[default]
     Activity,
     /// Its own server.
     Server,
@@ -152,7 +171,7 @@ impl Activity {
     pub fn totals(&self, model: &str) -> Option<TokenTotals> {
         self.last.as_ref()?;
         match self.models.get(model) {
-            None => Some(TokenTotals::default()),
+            None => Some(NO_TOKENS),
             Some(tokens) if tokens.counted_by == CountedBy::ActivityFromNextPage => None,
             Some(tokens) => Some(tokens.total.without(&tokens.counted_by_server)),
         }
@@ -324,7 +343,7 @@ mod tests {
             "how much the server counted is unknown"
         );
         activity.add(&page(&all[..6]), &models());
-        assert_eq!(activity.totals(MODEL), Some(TokenTotals::default()));
+        assert_eq!(activity.totals(MODEL), Some(NO_TOKENS));
         activity.counted_by_activity(MODEL);
         activity.add(&page(&all), &models());
         assert_eq!(activity.totals(MODEL).unwrap().generated_tokens, 100.0);
@@ -374,8 +393,42 @@ mod tests {
                 ended.prompt_tokens,
                 ended.generated_tokens
             ),
-            (3.0, 4.0, 5.0)
+            (Some(3.0), 4.0, 5.0)
         );
+    }
+
+    #[test]
+    fn draft_tokens_count_from_the_first_request_that_has_any() {
+        let with_drafts = |id, drafted: Value, accepted: Value| {
+            let mut request = request(id, 1, json!(5));
+            request["tokens"]["draft_tokens"] = drafted;
+            request["tokens"]["draft_acc_tokens"] = accepted;
+            request
+        };
+        let all = [
+            with_drafts(1, json!(-1), json!(-1)),
+            with_drafts(2, json!(12), json!(8)),
+            with_drafts(3, json!(-1), json!(-1)),
+            with_drafts(4, json!(3), json!(0)),
+        ];
+        let mut activity = Activity::default();
+        activity.add(&ActivityPage::default(), &models());
+        let drafted: Vec<_> = (1..=all.len())
+            .map(|count| {
+                activity.add(&page(&all[..count]), &models());
+                let totals = activity.totals(MODEL).unwrap();
+                totals.draft_tokens.zip(totals.draft_tokens_accepted)
+            })
+            .collect();
+        let then = Some((12.0, 8.0));
+        assert_eq!(drafted, [None, then, then, Some((15.0, 8.0))]);
+        // What the server counts meanwhile is not the activity's.
+        activity.counted_by_server(MODEL);
+        activity.add(&page(&[with_drafts(5, json!(7), json!(7))]), &models());
+        activity.counted_by_activity(MODEL);
+        activity.add(&ActivityPage::default(), &models());
+        let totals = activity.totals(MODEL).unwrap();
+        assert_eq!(totals.draft_tokens, Some(0.0));
     }
 
     #[test]

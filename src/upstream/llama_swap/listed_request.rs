@@ -72,6 +72,11 @@ struct ListedTokens {
     prompt_per_second: Option<f64>,
     #[serde(deserialize_with = "measure")]
     tokens_per_second: Option<f64>,
+    // From v229 on, with speculative decoding.
+    #[serde(deserialize_with = "count")]
+    draft_tokens: Option<f64>,
+    #[serde(deserialize_with = "count")]
+    draft_acc_tokens: Option<f64>,
 }
 
 impl ListedRequest {
@@ -85,8 +90,10 @@ impl ListedRequest {
         let tokens = self.tokens();
         TokenTotals {
             prompt_tokens: tokens.input_tokens.unwrap_or(0.0),
-            prompt_tokens_cached: tokens.cache_tokens.unwrap_or(0.0),
             generated_tokens: tokens.output_tokens.unwrap_or(0.0),
+            prompt_tokens_cached: tokens.cache_tokens,
+            draft_tokens: tokens.draft_tokens,
+            draft_tokens_accepted: tokens.draft_acc_tokens,
         }
     }
 
@@ -119,11 +126,14 @@ impl ListedRequest {
             output_tokens: self.output_tokens,
             prompt_per_second: self.prompt_per_second,
             tokens_per_second: self.tokens_per_second,
+            ..ListedTokens::default()
         });
         for number in [
             &mut tokens.cache_tokens,
             &mut tokens.input_tokens,
             &mut tokens.output_tokens,
+            &mut tokens.draft_tokens,
+            &mut tokens.draft_acc_tokens,
         ] {
             *number = number.filter(|tokens| *tokens < MOST_TOKENS);
         }
