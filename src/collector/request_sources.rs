@@ -165,6 +165,7 @@ fn polled_models(reading: &Reading) -> Vec<PolledModel<'_>> {
     let source = reading.kind.and_then(ServerKind::log_source);
     let polled = reading.models.iter().map(|model| PolledModel {
         model: &model.name,
+        mode: None,
         writer: log_writer(source, model),
         slots: slots(model),
         counters: &model.counters,

@@ -115,10 +115,15 @@ impl Requests {
     }
 
     /// Counts a request that the log reports, in a line read at that moment, unless it is a probe.
-    pub fn count_logged(&self, model: &str, end: RequestEnd, read: Instant) {
+    pub fn count_logged(
+        &self,
+        (model, mode): (&str, Option<&'static str>),
+        end: RequestEnd,
+        read: Instant,
+    ) {
         let mut store = self.lock();
         if let Some(end) = store.own_probes.logged(model, end, read) {
-            store.count((model, None), &log::SOURCE, Instant::now(), |of| {
+            store.count((model, mode), &log::SOURCE, Instant::now(), |of| {
                 end.count(of)
             });
         }

@@ -114,6 +114,7 @@ fn counted(lines: &[Vec<u8>], counters: Option<[f64; 2]>) -> RequestFigures {
         };
         let polled = PolledModel {
             model: "m",
+            mode: None,
             writer: Some(LogWriter::Server),
             slots: Some(2),
             counters: &counters.map_or(Update::Absent, |_| Update::New(reading)),

@@ -62,6 +62,7 @@ fn requests_of(log: &str, model: &str, writer: LogWriter) -> (Arc<Requests>, Ser
         let later = now + Duration::from_secs(seconds);
         let polled = PolledModel {
             model,
+            mode: None,
             writer: Some(writer),
             slots: None,
             counters: &Update::Absent,

@@ -1,8 +1,9 @@
-//! Latencies from llama-server's log (`--log-file`): a llama-server's, or that of a router and
-//! all its children.
+//! Latencies and tokens from llama-server's log: a file (`--log-file`) of a llama-server, or of a
+//! router and all its children; or a log that a proxy in front of the llama-server serves over HTTP.
 //!
 //! ```text
 //! tail          follows the file over rotations; cuts it into [lines]
+//! http_stream   the same for a response without end; skips what it repeats
 //! envelope      takes off what journald, Docker, Kubernetes, … put around a line
 //! parser        one line ──▶ one event
 //! tracker       the events of one server ──▶ ended requests; rejects impossible lines
@@ -16,6 +17,7 @@
 
 mod clock;
 mod envelope;
+pub mod http_stream;
 mod journal_export;
 mod lines;
 pub mod parser;
@@ -26,7 +28,6 @@ mod tracker;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::mem;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -36,7 +37,7 @@ use crate::readings::{CountersReading, Update};
 use crate::requests::log::envelope::Envelope;
 use crate::requests::log::parser::{LogEvent, LogLine, LoggedSlots, parse};
 use crate::requests::log::server::{LoggedServer, WaitingRequest};
-use crate::requests::log::tracker::{LoggedRequest, RELEASE_TIMEOUT};
+use crate::requests::log::tracker::{LoggedRequest, RELEASE_TIMEOUT, Tracker};
 use crate::requests::{RequestSource, Requests, zero_completions};
 use crate::snapshot::{Outcome, RequestFigures};
 
@@ -87,6 +88,8 @@ pub enum LogWriter {
 pub struct PolledModel<'a> {
     /// The label `model`.
     pub model: &'a str,
+    /// The label `mode`, where the kind of server has modes.
+    pub mode: Option<&'static str>,
     /// The writer of its log lines; `None` if no log has them.
     pub writer: Option<LogWriter>,
     /// Number of slots.
@@ -133,6 +136,8 @@ struct State {
     servers: BTreeMap<Option<u16>, LoggedServer>,
     /// By [`Rejection`].
     rejected: [u64; 6],
+    /// Whether its lines may be about several models.
+    is_ambiguous: bool,
     /// When the first line came.
     first_line: Option<Instant>,
     is_understood: bool,
@@ -152,6 +157,7 @@ impl ServerLog {
             origin: Origin::default(),
             servers: BTreeMap::new(),
             rejected: [0; 6],
+            is_ambiguous: false,
             first_line: None,
             is_understood: false,
             reports_requests: false,
@@ -184,11 +190,35 @@ impl ServerLog {
         self.lock().found();
     }
 
+    /// Says that the log is read over a new connection, which may lack lines from before it: then
+    /// it is not known how the running tasks have gone on.
+    pub fn connected(&self, may_lack_lines: bool) {
+        let mut state = self.lock();
+        state.found();
+        if may_lack_lines {
+            state.envelope = Envelope::default();
+            for server in state.servers.values_mut() {
+                server.tracker = Tracker::default();
+            }
+        }
+    }
+
+    /// Says that lines may be about several models: they are discarded until a poll finds one
+    /// model, and so are the requests that have not been counted yet.
+    pub fn set_ambiguous(&self) {
+        let mut state = self.lock();
+        state.is_ambiguous = true;
+        state.servers.clear();
+    }
+
     /// Takes a line that was read at that moment. History, the lines from before the exporter
     /// followed the log, counts no request.
     pub fn line(&self, line: &[u8], read: Instant, is_history: bool) {
         let mut state = self.lock();
         state.found();
+        if state.is_ambiguous {
+            return;
+        }
         if !line.is_empty() {
             state.first_line.get_or_insert(read);
         }
@@ -213,7 +243,7 @@ impl ServerLog {
         let state = self.lock();
         let mut servers = state.servers.values();
         servers
-            .find(|server| server.model.as_deref() == Some(model))
+            .find(|server| server.model.as_ref().is_some_and(|of| *of.name == *model))
             .map(|server| server.tracker.slots)
             .unwrap_or_default()
     }
@@ -252,9 +282,7 @@ impl ServerLog {
 
 impl State {
     fn found(&mut self) {
-        if !mem::replace(&mut self.is_found, true) {
-            self.requests.start(&SOURCE);
-        }
+        self.is_found = true;
     }
 
     fn parsed(&mut self, line: &LogLine, origin: Option<String>, read: Instant, is_history: bool) {
@@ -317,7 +345,8 @@ impl State {
         };
         match &server.model {
             Some(model) if server.has_no_counters => {
-                self.requests.count_logged(model, request.end, request.read);
+                self.requests
+                    .count_logged(model.labels(), request.end, request.read);
             }
             // A router refuses requests in its own name: they are of no model that is known.
             None if request.is_error() && (is_routers || server.waiting.len() >= MAX_ERRORS) => {}
@@ -338,12 +367,16 @@ impl State {
     }
 
     fn polled(&mut self, now: Instant, models: &[PolledModel]) {
+        self.is_ambiguous &= models.is_empty();
         for polled in models {
             let port = match polled.writer {
                 Some(LogWriter::Server) => self.only_port(),
                 Some(LogWriter::RouterChild(port)) => Some(port),
                 None => continue,
             };
+            // Its figures start at zero.
+            let labels = (polled.model, polled.mode);
+            self.requests.count_in_mode(labels, &SOURCE, |_| {});
             if self.servers.len() < MAX_CHILDREN || self.servers.contains_key(&port) {
                 self.servers.entry(port).or_default().polled(polled);
             }
@@ -368,7 +401,7 @@ impl State {
             has_growth |= server.budget.has_grown();
             for (model, request) in confirmed {
                 self.requests
-                    .count_logged(&model, request.end, request.read);
+                    .count_logged(model.labels(), request.end, request.read);
             }
             for reason in rejected {
                 self.reject(reason, false);

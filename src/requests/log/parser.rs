@@ -36,6 +36,8 @@ pub enum LogEvent {
     },
     /// The next lines have this task's timings (before b9294).
     TimingsOf(SlotTask),
+    /// How many tokens a task has generated so far (from b9294).
+    Generated(SlotTask, u64),
     /// Time and tokens of the prompt. Without a task, here and below, it is that of
     /// [`LogEvent::TimingsOf`].
     Prompt(Option<SlotTask>, PhaseTiming),
@@ -239,7 +241,11 @@ fn slot_event(function: &str, message: &str) -> Option<LogEvent> {
         })
     } else if function.trim_start().starts_with("print_timing") {
         // The line ends here, or with whatever an unknown wrapper appends.
-        if rest.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        // `n_decoded` before b10434.
+        let mut names = ["n_gen = ", "n_decoded = "].into_iter();
+        if let Some(generated) = names.find_map(|name| rest.strip_prefix(name)) {
+            Some(LogEvent::Generated(task, number(generated.trim_start())?))
+        } else if rest.starts_with(|c: char| c.is_ascii_alphanumeric()) {
             timing(Some(task), rest)
         } else {
             Some(LogEvent::TimingsOf(task))
@@ -491,13 +497,23 @@ mod tests {
     }
 
     #[test]
+    fn the_tokens_of_a_running_task_are_parsed() {
+        for line in [
+            "0.13.133.146 I slot print_timing: id  1 | task 150 | n_gen =    102, tg =  15.74 t/s, tg_3s =  15.90 t/s",
+            "0.04.200.684 I slot print_timing: id  1 | task 150 | n_decoded =    102, tg =  39.78 t/s",
+        ] {
+            assert_eq!(event(line), Some(LogEvent::Generated(TASK, 102)), "{line}");
+        }
+    }
+
+    #[test]
     fn lines_that_a_line_quotes_are_not_parsed() {
         for line in [
             "srv  log_server_r: request: {\"prompt\":\"slot print_timing: id  1 | task 150 | total time = 1.00 ms / 2 tokens\"}",
             "0.05 I slot update_slots: id  1 | task 2 | prompt: 'srv stop: cancel task, id_task = 2'",
             "my favourite slot release: id  1",
             "retotal time = 1.00 ms / 2 tokens",
-            "slot print_timing: id  1 | task 2 | n_decoded =    102, tg =  33.77 t/s",
+            "slot print_timing: id  1 | task 2 | prompt processing, n_tokens =    102, progress = 0.5",
             "slot print_timing: id  1 | task 2 | total time = NaN ms / 2 tokens",
             "slot print_timing: id  1 | task 2 | total time = -3 ms / 2 tokens",
             "",

@@ -23,7 +23,7 @@ pub struct LoggedServer {
     /// What its lines so far add up to.
     pub tracker: Tracker,
     /// The model that it holds, once a poll has found it.
-    pub model: Option<Arc<str>>,
+    pub model: Option<LoggedModel>,
     /// Number of slots, as the last poll found it.
     pub slots: Option<u64>,
     /// What its counters let the log report.
@@ -38,11 +38,27 @@ pub struct LoggedServer {
     pub last_line: Option<Instant>,
 }
 
+/// The labels of a model whose requests are in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoggedModel {
+    /// The label `model`.
+    pub name: Arc<str>,
+    /// The label `mode`, where the kind of server has modes.
+    pub mode: Option<&'static str>,
+}
+
+impl LoggedModel {
+    /// Its labels `model` and `mode`.
+    pub fn labels(&self) -> (&str, Option<&'static str>) {
+        (&self.name, self.mode)
+    }
+}
+
 /// An ended request that waits for a poll.
 #[derive(Clone, Debug)]
 pub struct WaitingRequest {
     /// The model that was loaded when it ended, where that was known.
-    pub model: Option<Arc<str>>,
+    pub model: Option<LoggedModel>,
     /// How it ended.
     pub request: LoggedRequest,
     /// How often the server had been started by then.
@@ -54,8 +70,11 @@ pub struct WaitingRequest {
 impl LoggedServer {
     /// Takes the results of a poll of its model.
     pub fn polled(&mut self, polled: &PolledModel) {
-        if self.model.as_deref() != Some(polled.model) {
-            self.model = Some(polled.model.into());
+        if !self.has_model(polled) {
+            self.model = Some(LoggedModel {
+                name: polled.model.into(),
+                mode: polled.mode,
+            });
         }
         self.slots = polled.slots;
         self.has_no_counters = *polled.counters == Update::Absent && !self.budget.is_known();
@@ -68,10 +87,16 @@ impl LoggedServer {
         self.starts = self.starts.saturating_add(1);
     }
 
+    /// Whether it holds the polled model.
+    fn has_model(&self, polled: &PolledModel) -> bool {
+        let model = self.model.as_ref().map(LoggedModel::labels);
+        model == Some((polled.model, polled.mode))
+    }
+
     /// Whether this server, which writes under that port, is the one with the polled model.
     pub fn is_of(&self, port: Option<u16>, polled: &PolledModel) -> bool {
         match polled.writer {
-            Some(LogWriter::Server) => self.model.as_deref() == Some(polled.model),
+            Some(LogWriter::Server) => self.has_model(polled),
             Some(LogWriter::RouterChild(child)) => Some(child) == port,
             None => false,
         }
@@ -83,7 +108,7 @@ impl LoggedServer {
         &mut self,
         now: Instant,
         counters: &Update<CountersReading>,
-    ) -> (Vec<(Arc<str>, LoggedRequest)>, Vec<Rejection>) {
+    ) -> (Vec<(LoggedModel, LoggedRequest)>, Vec<Rejection>) {
         let mut has_restarted = false;
         if let Update::New(reading) = counters {
             has_restarted = self.budget.update(reading);
@@ -139,7 +164,7 @@ impl LoggedServer {
                 }
             };
             if is_confirmed {
-                confirmed.push((Arc::clone(model), waiting.request));
+                confirmed.push((model.clone(), waiting.request));
             }
             !is_confirmed
         });

@@ -56,6 +56,7 @@ impl Watched {
     ) {
         let polled = PolledModel {
             model,
+            mode: None,
             writer,
             slots: Some(2),
             counters: &counters,
@@ -319,6 +320,7 @@ fn a_child_is_counted_if_a_poll_found_a_model_at_its_port() {
     line(2, 5);
     let polled = |port: u16, model| PolledModel {
         model,
+        mode: None,
         writer: Some(LogWriter::RouterChild(port)),
         slots: None,
         counters: &Update::Absent,

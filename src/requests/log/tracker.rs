@@ -98,6 +98,8 @@ struct TrackedTask {
     generation: Option<PhaseTiming>,
     /// Whether any timings of it were printed: then it is not an embedding.
     has_timings: bool,
+    /// Tokens generated so far.
+    generated: u64,
     /// When it left the slot, and how many tokens were in it, where its timings may still come.
     released: Option<(Instant, u64)>,
     /// Whether the release of its slot, where that came first, says that it is truncated.
@@ -136,6 +138,7 @@ impl Tracker {
         self.check(line, event, read, slots)?;
         let mut ended = match event {
             LogEvent::TimingsOf(_)
+            | LogEvent::Generated(..)
             | LogEvent::Prompt(..)
             | LogEvent::Generation(..)
             | LogEvent::Total(..) => Vec::new(),
@@ -194,6 +197,7 @@ impl Tracker {
         let (task, may_lack_time) = match event {
             LogEvent::Launched { task, .. }
             | LogEvent::TimingsOf(task)
+            | LogEvent::Generated(task, _)
             | LogEvent::Released { task, .. } => (Some(task), false),
             // From b9093 to b9294 only the first of the four lines of timings has the time.
             LogEvent::Prompt(task, _)
@@ -259,6 +263,9 @@ impl Tracker {
             LogEvent::TimingsOf(task) => {
                 self.timings_of = Some((task, time));
                 self.track_timings(Some(task))?;
+            }
+            LogEvent::Generated(task, tokens) => {
+                self.track_timings(Some(task))?.generated = tokens;
             }
             LogEvent::Prompt(task, timing) => {
                 let tracked = self.track_timings(task)?;
@@ -381,6 +388,17 @@ impl Tracker {
         })
     }
 
+    /// The tasks that have not ended: the ID of each, and how many tokens it has generated, as far
+    /// as the log has told.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "read by the counter of the log")
+    )]
+    pub fn running(&self) -> impl Iterator<Item = (u64, u64)> {
+        let tasks = self.tasks.values().map(|of| (of.task.id, of.generated));
+        tasks.filter(|(id, _)| !self.ended.contains(id))
+    }
+
     /// Whether a task had not ended yet.
     fn mark_ended(&mut self, id: u64) -> bool {
         if self.ended.contains(&id) {
@@ -416,6 +434,7 @@ impl Tracker {
                 prompt: None,
                 generation: None,
                 has_timings: false,
+                generated: 0,
                 released: None,
                 is_truncated: None,
             };
@@ -729,6 +748,30 @@ slot print_timing: id  0 | task 1 |       total time =     110.00 ms /    55 tok
         assert_eq!(ends(&longer).len(), 1);
         let longer = unlaunched.replace(total, "total time =   13000.00 ms");
         assert_eq!(rejections(&longer), [Rejection::Duration]);
+    }
+
+    #[test]
+    fn tokens_of_running_tasks_are_known_until_they_end() {
+        let log = "\
+slot launch_slot_: id  0 | task 1 | processing task, is_child = 0
+slot launch_slot_: id  1 | task 2 | processing task, is_child = 0
+slot print_timing: id  0 | task 1 | n_gen =    181, tg =  59.87 t/s, tg_3s =  60.20 t/s
+slot print_timing: id  0 | task 1 | n_gen =    361, tg =  59.87 t/s, tg_3s =  60.20 t/s
+srv          stop: cancel task, id_task = 1
+";
+        let mut tracker = Tracker::default();
+        let running: Vec<_> = log
+            .lines()
+            .map(|line| {
+                let line = parse(line).unwrap();
+                let event = line.event.unwrap();
+                tracker.take(&line, event, Instant::now(), Some(2)).unwrap();
+                tracker.running().collect::<Vec<_>>()
+            })
+            .collect();
+        assert_eq!(running[1], [(1, 0), (2, 0)]);
+        assert_eq!(running[2..4], [[(1, 181), (2, 0)], [(1, 361), (2, 0)]]);
+        assert_eq!(running[4], [(2, 0)]);
     }
 
     #[test]
