@@ -5,6 +5,7 @@
 
 pub mod advice;
 pub mod api;
+pub mod child_server;
 pub mod completion;
 pub mod detection;
 mod endpoints;

@@ -32,12 +32,12 @@ pub struct Router {
     version: Option<String>,
     /// How long a model is idle before it sleeps, if set by the user.
     sleep_idle: Option<BoundedDuration>,
-    children: BTreeMap<String, ChildServer>,
+    children: BTreeMap<String, RouterChild>,
     rotation: Rotation,
 }
 
 /// The server of one loaded model.
-struct ChildServer {
+struct RouterChild {
     url: ServerUrl,
     telemetry: TelemetryReader,
     props: Option<Props>,
@@ -148,7 +148,7 @@ impl Router {
         let child = self.children.entry(id.to_owned()).or_insert_with(|| {
             let query = format!("?model={}&autoload=false", percent_encoded(id));
             let timeout = status.sleep_idle().or(self.sleep_idle);
-            ChildServer {
+            RouterChild {
                 url: self.url.with_query(query),
                 telemetry: TelemetryReader::new(IdleGuard::new(timeout)),
                 props: None,
