@@ -33,12 +33,12 @@ use crate::bounds::{BoundedDuration, deadline};
 use crate::machine::gpus::Gpus;
 use crate::machine::host_lookup::HostLookup;
 use crate::machine::pid_file::PidFile;
-use crate::machine::process_lookup::{Connect, LookupResult, ProcessLookup};
+use crate::machine::process_lookup::{Connect, LookupResult, ProcessLookup, unix_listener};
 use crate::machine::procfs::{ProcessId, Procfs};
 use crate::machine::server_process::ServerProcess;
 use crate::process::log;
 use crate::readings::ModelReading;
-use crate::settings::{BaseUrl, Settings};
+use crate::settings::{BaseUrl, ServerAddress, Settings};
 use crate::snapshot::Model;
 
 /// How long to wait after the first lookup that found no process; doubled each time.
@@ -57,7 +57,7 @@ pub struct Machine {
     pid_file: Option<PidFile>,
     /// The label `server`.
     server: String,
-    host: String,
+    address: ServerAddress,
     port: u16,
     addresses: HostLookup,
     connect: Connect,
@@ -115,7 +115,7 @@ impl Machine {
             gpus: Arc::default(),
             pid_file: settings.pid_file.clone().map(PidFile::new),
             server: settings.server_label(base),
-            host: base.host().to_owned(),
+            address: base.address().clone(),
             port: base.port(),
             addresses: HostLookup::Idle,
             connect: process_lookup::connect,
@@ -281,14 +281,27 @@ impl Machine {
         if entry.retry_at.is_some_and(|at| now < at) || self.lookups == MAX_LOOKUPS_PER_POLL {
             return None;
         }
-        let addresses = self.addresses.addresses(&self.host)?;
+        let addresses = match &self.address {
+            ServerAddress::Host { host, .. } => self.addresses.addresses(host)?,
+            ServerAddress::Unix(_) => Vec::new(),
+        };
         self.lookups = self.lookups.saturating_add(1);
         let delay = entry.retry_delay.saturating_mul(2);
         entry.retry_delay = delay.clamp(FIRST_RETRY_DELAY, MAX_RETRY_DELAY);
         entry.retry_at = Some(deadline(now, entry.retry_delay));
-        let lookup = self.lookup.get_or_insert_with(|| {
-            ProcessLookup::new(&self.procfs, addresses, self.port, self.connect)
-        });
+        let lookup = match (&mut self.lookup, &self.address) {
+            (Some(lookup), _) => lookup,
+            (none, ServerAddress::Unix(path)) => match unix_listener(&self.procfs, path) {
+                Ok(listener) => none.insert(ProcessLookup::of_listener(&self.procfs, listener)),
+                Err(note) => return Some(Err(note)),
+            },
+            (none, ServerAddress::Host { .. }) => none.insert(ProcessLookup::new(
+                &self.procfs,
+                addresses,
+                self.port,
+                self.connect,
+            )),
+        };
         Some(lookup.find(reading))
     }
 }

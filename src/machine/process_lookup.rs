@@ -1,5 +1,5 @@
 //! Finds the process that serves a model: by its listening socket, or else by its command line; for
-//! Docker Model Runner, by its model file.
+//! Docker Model Runner, by its model file. Of a Unix socket, the kernel says who listens on it.
 //!
 //! The socket tables show whether anything listens on the port on this machine. If so, the process
 //! that owns the socket is looked up, first among the llama-servers. Listing all descriptors of all
@@ -8,13 +8,16 @@
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 
 use crate::machine::procfs::{HeldSocket, ProcessId, Procfs};
 use crate::machine::server_arguments::ServerArguments;
 use crate::machine::sockets::{ListeningSocket, ListeningSockets, NetworkNamespace};
+use crate::process::os;
 use crate::readings::ModelReading;
 
 /// What to do when the process is not found.
@@ -64,6 +67,26 @@ pub fn receives_our_connections(
 /// the user can fix it.
 pub type LookupResult = Result<(ProcessId, Option<HeldSocket>), Option<String>>;
 
+/// The PID of the process that listens on the Unix socket `path`. Connects, and sends nothing.
+///
+/// # Errors
+/// Explains why it is not known, if the user can fix it.
+pub fn unix_listener(procfs: &Procfs, path: &Path) -> Result<u32, Option<String>> {
+    let stream = os::connect_unix(path, CONNECT_TIMEOUT).map_err(|_| None)?;
+    // The kernel's answer is about our PID namespace, and procfs may show another.
+    let own = fs::read_link(procfs.path("self"));
+    let shows_own = own.is_ok_and(|own| own.as_os_str() == std::process::id().to_string().as_str());
+    let pid = os::listener_pid(&stream).ok().filter(|_| shows_own);
+    pid.ok_or_else(|| {
+        Some(format!(
+            "the process that listens on {} is in another PID namespace: memory and CPU are \
+             unavailable; run the exporter's container with --pid=host, or name the process with \
+             --pid-file",
+            path.display()
+        ))
+    })
+}
+
 /// The processes of this machine during one poll.
 pub struct ProcessLookup {
     procfs: Procfs,
@@ -71,6 +94,8 @@ pub struct ProcessLookup {
     addresses: Vec<IpAddr>,
     port: u16,
     connect: Connect,
+    /// The process that listens on the base URL's Unix socket, if it has one.
+    listener: Option<u32>,
     /// The processes that are llama-servers by their command line.
     servers: Vec<u32>,
     /// All other processes but our own.
@@ -106,6 +131,7 @@ impl ProcessLookup {
             addresses,
             port,
             connect,
+            listener: None,
             servers: Vec::new(),
             others: Vec::new(),
             command_lines: BTreeMap::new(),
@@ -137,10 +163,21 @@ impl ProcessLookup {
         lookup
     }
 
+    /// A lookup of the processes behind the Unix socket that the process `pid` listens on.
+    pub fn of_listener(procfs: &Procfs, pid: u32) -> ProcessLookup {
+        ProcessLookup {
+            listener: Some(pid),
+            ..ProcessLookup::new(procfs, Vec::new(), 0, connect)
+        }
+    }
+
     /// Finds the process of the model that `reading` is about.
     pub fn find(&self, reading: &ModelReading) -> LookupResult {
         if let Some(digest) = &reading.process.file_part {
             return self.by_model_file(digest, reading.mode.as_deref());
+        }
+        if let (Some(pid), None) = (self.listener, &reading.process.arguments) {
+            return self.by_listener(pid);
         }
         // `None`: the server is on another machine, or behind a firewall rule that forwards the
         // port.
@@ -165,6 +202,9 @@ impl ProcessLookup {
     /// The listening sockets in the base URL's network namespace.
     fn listening(&self) -> Option<&ListeningSockets> {
         let find = || {
+            if let Some(pid) = self.listener {
+                return Some(self.namespace_of(pid).listening());
+            }
             let mut listening = self.namespaces().map(|namespace| namespace.listening());
             listening.find(|sockets| !sockets.tcp(self.port, &self.addresses).is_empty())
         };
@@ -220,6 +260,17 @@ impl ProcessLookup {
             }
         }
         holders
+    }
+
+    /// The process that listens on the base URL's Unix socket, if it has a model loaded.
+    fn by_listener(&self, pid: u32) -> LookupResult {
+        if self.servers.contains(&pid) || self.procfs.has_llama_cpp_mapped(pid) {
+            let process = self.procfs.process_id(pid).ok_or(None)?;
+            return Ok((process, None));
+        }
+        Err(Some(format!(
+            "process {pid} listens on the base URL's socket and has no model loaded: {ADVICE}"
+        )))
     }
 
     /// The only process with one of the sockets open and a model loaded. If descriptors cannot be
@@ -319,7 +370,7 @@ impl ProcessLookup {
         // Docker Model Runner names files by digest. An empty or common word would match any file.
         let is_digest = digest.len() >= MIN_DIGEST_LENGTH
             && digest.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let is_on_this_machine = || self.namespaces().next().is_some();
+        let is_on_this_machine = || self.listener.is_some() || self.namespaces().next().is_some();
         if !is_digest || !self.is_on_this_machine.get_or_init(is_on_this_machine) {
             return Err(None);
         }

@@ -6,10 +6,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::Path;
 use std::process::Command;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
+use std::time::Duration;
 
 #[cfg(target_os = "linux")]
 pub use linux::{connect_without_waiting, open_in_root, refuse_connections};
@@ -185,6 +187,36 @@ pub fn next_data(file: &File, offset: u64) -> io::Result<u64> {
     }
 }
 
+/// Connects to the Unix socket at `path`. On Linux, waits at most for `time`, which must not be
+/// zero, if its queue is full; elsewhere a full queue refuses the connection.
+///
+/// # Errors
+/// [`io::ErrorKind::WouldBlock`] if its queue stayed full, or the system call failed.
+pub fn connect_unix(path: &Path, time: Duration) -> io::Result<UnixStream> {
+    #[cfg(target_os = "linux")]
+    return linux::connect_unix(path, time);
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = time;
+        UnixStream::connect(path)
+    }
+}
+
+/// The PID of the process that listens on the other end of `stream`, as this process sees it.
+/// Linux only.
+///
+/// # Errors
+/// `NotFound` if it is in a PID namespace that this process does not see, or `Unsupported`.
+pub fn listener_pid(stream: &UnixStream) -> io::Result<u32> {
+    #[cfg(target_os = "linux")]
+    return linux::listener_pid(stream);
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = stream;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
 /// Sets how many connections may wait to be accepted; the system may limit the number. The standard
 /// library uses 128, and further clients retry after a second.
 ///
@@ -272,9 +304,10 @@ mod linux {
     use std::os::unix::ffi::OsStrExt;
     use std::os::unix::net::UnixListener;
     use std::os::unix::process::CommandExt;
-    use std::path::Path;
 
     use super::*;
+
+    const AF_UNIX: c_int = 1;
 
     /// `sockaddr_un`; the path of an abstract socket starts with a zero byte.
     #[repr(C)]
@@ -297,6 +330,13 @@ mod linux {
         fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
         fn connect(descriptor: c_int, address: *const UnixAddress, length: u32) -> c_int;
         fn shutdown(descriptor: c_int, how: c_int) -> c_int;
+        fn getsockopt(
+            descriptor: c_int,
+            level: c_int,
+            name: c_int,
+            value: *mut c_void,
+            length: *mut u32,
+        ) -> c_int;
         // glibc's `lseek` takes 32 bits on 32-bit machines; musl's always takes 64.
         #[cfg_attr(target_env = "gnu", link_name = "lseek64")]
         fn lseek(descriptor: c_int, offset: i64, whence: c_int) -> i64;
@@ -341,31 +381,71 @@ mod linux {
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if its queue is full, or the system call failed.
     pub fn connect_without_waiting(name: &[u8]) -> io::Result<UnixStream> {
-        const AF_UNIX: c_int = 1;
+        let stream = unix_socket()?;
+        stream.set_nonblocking(true)?;
+        connect_to(&stream, &[b"\0", name].concat())?;
+        stream.set_nonblocking(false)?;
+        Ok(stream)
+    }
+
+    pub fn connect_unix(path: &Path, time: Duration) -> io::Result<UnixStream> {
+        let stream = unix_socket()?;
+        // Linux waits this long for a place in the queue (unix(7), SO_SNDTIMEO).
+        stream.set_write_timeout(Some(time))?;
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        connect_to(&stream, path.as_bytes_with_nul())?;
+        Ok(stream)
+    }
+
+    pub fn listener_pid(stream: &UnixStream) -> io::Result<u32> {
+        const SOL_SOCKET: c_int = 1;
+        let powerpc = cfg!(any(target_arch = "powerpc", target_arch = "powerpc64"));
+        let so_peercred: c_int = if powerpc { 21 } else { 17 };
+        // `struct ucred`: PID, user, group.
+        let mut credentials: [c_int; 3] = [0; 3];
+        let mut length = size_of_val(&credentials) as u32;
+        // SAFETY: the descriptor is borrowed, so it stays open during the call; the credentials
+        // and their length live through it, and the system writes at most that many bytes.
+        check(unsafe {
+            getsockopt(
+                stream.as_raw_fd(),
+                SOL_SOCKET,
+                so_peercred,
+                credentials.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        })?;
+        let pid = u32::try_from(credentials[0]).ok().filter(|pid| *pid > 0);
+        pid.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn unix_socket() -> io::Result<UnixStream> {
         const SOCK_STREAM: c_int = 1;
         const SOCK_CLOEXEC: c_int = 0o2_000_000;
-        let mut address = UnixAddress {
-            family: AF_UNIX as u16,
-            path: [0; 108],
-        };
-        let path = address.path[1..].get_mut(..name.len());
-        path.ok_or(io::ErrorKind::InvalidInput)?
-            .copy_from_slice(name);
         // SAFETY: socket takes any numbers.
         let descriptor = unsafe { socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) };
         if descriptor < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor is open, and nothing else owns it.
-        let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
-        stream.set_nonblocking(true)?;
-        let length = mem::offset_of!(UnixAddress, path)
-            .saturating_add("\0".len())
-            .saturating_add(name.len());
-        // SAFETY: the address lives through the call, and has at least `length` bytes.
-        check(unsafe { connect(descriptor, &raw const address, length as u32) })?;
-        stream.set_nonblocking(false)?;
-        Ok(stream)
+        Ok(UnixStream::from(unsafe {
+            OwnedFd::from_raw_fd(descriptor)
+        }))
+    }
+
+    /// Connects to a path that ends with a zero byte, or to an abstract name after one.
+    fn connect_to(stream: &UnixStream, name: &[u8]) -> io::Result<()> {
+        let mut address = UnixAddress {
+            family: AF_UNIX as u16,
+            path: [0; 108],
+        };
+        let path = address.path.get_mut(..name.len());
+        path.ok_or(io::ErrorKind::InvalidInput)?
+            .copy_from_slice(name);
+        let length = mem::offset_of!(UnixAddress, path).saturating_add(name.len());
+        // SAFETY: the descriptor is borrowed, so it stays open during the call; the address lives
+        // through it, and has at least `length` bytes.
+        check(unsafe { connect(stream.as_raw_fd(), &raw const address, length as u32) })
     }
 
     /// Makes a listening Unix socket refuse new connections. Those in its queue are still
@@ -491,5 +571,31 @@ mod tests {
         let second = connect_without_waiting(name.as_bytes()).unwrap_err();
         assert_eq!(second.kind(), io::ErrorKind::WouldBlock);
         assert!(connect_without_waiting(&[b'x'; 108]).is_err());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn connecting_to_a_path_waits_for_a_place_in_its_queue_until_the_timeout() {
+        use std::os::unix::net::UnixListener;
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let time = Duration::from_millis(50);
+        let absent = connect_unix(&path, time).unwrap_err();
+        assert_eq!(absent.kind(), io::ErrorKind::NotFound);
+        let listener = UnixListener::bind(&path).unwrap();
+        set_backlog(&listener, 0).unwrap();
+        let first = connect_unix(&path, time).unwrap();
+        assert_eq!(listener_pid(&first).unwrap(), std::process::id());
+        let late = connect_unix(&path, time).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::WouldBlock);
+        drop(listener);
+        let refused = connect_unix(&path, time).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        let long = folder.path().join("x".repeat(108));
+        assert_eq!(
+            connect_unix(&long, time).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
     }
 }

@@ -1,9 +1,11 @@
 //! The base URL of an upstream.
 
 use std::fmt;
+use std::os::unix::net::SocketAddr as UnixSocketAddr;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// An `http` or `https` URL without query and fragment.
+/// An `http` or `https` URL without query and fragment, or a Unix socket with a path below it.
 ///
 /// Its `Display` and `Debug` output omits the userinfo, which may hold a password.
 #[derive(Clone, PartialEq, Eq)]
@@ -11,22 +13,57 @@ pub struct BaseUrl {
     https: bool,
     /// `user:password`, percent-decoded.
     userinfo: Option<String>,
-    host: String,
-    port: Option<u16>,
+    address: ServerAddress,
     /// Empty, or begins with a slash and ends without one.
     path: String,
 }
 
-const FORMS: &str = "use http://host:8080 or https://host:8080, with or without a path such as /v1; in a user or \
-                     password, write / as %2F, @ as %40, # as %23 and a comma as %2C";
+/// Where the server of a base URL listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerAddress {
+    /// A TCP port.
+    Host {
+        /// A name, an IPv4 address, or an IPv6 address in brackets.
+        host: String,
+        /// `None`: the scheme's default port.
+        port: Option<u16>,
+    },
+    /// A Unix socket, by its absolute path.
+    Unix(PathBuf),
+}
+
+const FORMS: &str = "use http://host:8080 or https://host:8080, with or without a path such as /v1, or \
+                     unix:/path/to/socket, with a path such as :/v1 after it; in a user or password, \
+                     write / as %2F, @ as %40, # as %23 and a comma as %2C";
+
+/// The host in requests to a Unix socket.
+const UNIX_HOST: &str = "localhost";
 
 impl BaseUrl {
+    /// A Unix socket whose server has its endpoints below `path`: empty, or like `/llm`.
+    pub fn of_socket(socket: PathBuf, path: &str) -> BaseUrl {
+        BaseUrl {
+            https: false,
+            userinfo: None,
+            address: ServerAddress::Unix(socket),
+            path: path.trim_end_matches('/').to_owned(),
+        }
+    }
+
     /// The URL as given, without a trailing slash and the userinfo.
     pub fn as_given(&self) -> String {
+        match &self.address {
+            ServerAddress::Host { .. } => self.for_requests(),
+            ServerAddress::Unix(_) => self.server_and_path(),
+        }
+    }
+
+    /// The URL as in requests. For a Unix socket, it names [`UNIX_HOST`] instead.
+    pub fn for_requests(&self) -> String {
         format!("{}{}", self.origin(), self.path)
     }
 
-    /// The URL without a trailing `/v1`: llama-server's own endpoints are below it.
+    /// The URL of requests without a trailing `/v1`: llama-server's own endpoints are below it.
     pub fn root(&self) -> String {
         format!("{}{}", self.origin(), self.root_path())
     }
@@ -43,34 +80,58 @@ impl BaseUrl {
         }
     }
 
-    /// Whether the host is a loopback address or name: the machine that the exporter runs on.
+    /// Whether the server is on the machine that the exporter runs on: its host is a loopback
+    /// address or name, or it has a Unix socket.
     pub fn is_loopback(&self) -> bool {
-        let bare = self.host.trim_start_matches('[').trim_end_matches(']');
+        let ServerAddress::Host { host, .. } = &self.address else {
+            return true;
+        };
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
         let address = bare.parse::<std::net::IpAddr>();
-        let name = self.host.trim_end_matches('.');
+        let name = host.trim_end_matches('.');
         name == "localhost"
             || name.ends_with(".localhost")
             || address.is_ok_and(|address| address.is_loopback())
     }
 
-    /// `host:port`, with the scheme's port if the URL has none: the label `server`.
+    /// The label `server`: `host:port`, with the scheme's port if the URL has none, or
+    /// `unix:/path`.
     pub fn server(&self) -> String {
-        format!("{}:{}", self.host, self.port())
+        match &self.address {
+            ServerAddress::Host { host, .. } => format!("{host}:{}", self.port()),
+            ServerAddress::Unix(socket) => format!("unix:{}", socket.display()),
+        }
     }
 
     /// [`server`](BaseUrl::server) with the path of the URL.
     pub fn server_and_path(&self) -> String {
-        format!("{}{}", self.server(), self.path)
+        let before = match &self.address {
+            ServerAddress::Unix(_) if !self.path.is_empty() => ":",
+            _ => "",
+        };
+        format!("{}{before}{}", self.server(), self.path)
     }
 
-    /// The host: a name, an IPv4 address, or an IPv6 address in brackets.
-    pub fn host(&self) -> &str {
-        &self.host
+    /// Where the server listens.
+    pub fn address(&self) -> &ServerAddress {
+        &self.address
+    }
+
+    /// The server's Unix socket, if it has one.
+    pub fn socket(&self) -> Option<&Path> {
+        match &self.address {
+            ServerAddress::Unix(socket) => Some(socket),
+            ServerAddress::Host { .. } => None,
+        }
     }
 
     /// The port; the scheme's default port if the URL has none.
     pub fn port(&self) -> u16 {
-        self.port.unwrap_or(if self.https { 443 } else { 80 })
+        let default = if self.https { 443 } else { 80 };
+        match self.address {
+            ServerAddress::Host { port, .. } => port.unwrap_or(default),
+            ServerAddress::Unix(_) => default,
+        }
     }
 
     /// Whether both name the same server. The userinfo, a trailing `/v1` and an explicit default
@@ -103,8 +164,13 @@ impl BaseUrl {
 
     fn origin(&self) -> String {
         let scheme = if self.https { "https" } else { "http" };
-        let port = self.port.map(|port| format!(":{port}")).unwrap_or_default();
-        format!("{scheme}://{}{port}", self.host)
+        match &self.address {
+            ServerAddress::Host { host, port } => {
+                let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+                format!("{scheme}://{host}{port}")
+            }
+            ServerAddress::Unix(_) => format!("{scheme}://{UNIX_HOST}"),
+        }
     }
 
     /// `text` without possible secrets: without user and password before an `@`, and without
@@ -125,10 +191,11 @@ impl BaseUrl {
 /// Splits `URL=REST`. Without a URL, all of `text` is the rest.
 ///
 /// # Errors
-/// The text before the `=` contains `://`, and is not a valid base URL.
+/// The text before the `=` looks like a URL, and is not a valid base URL.
 pub fn split(text: &str) -> Result<(Option<BaseUrl>, &str), String> {
     let mut parts = text.match_indices('=').map(|(at, _)| text.split_at(at));
-    let Some((first, _)) = parts.clone().next().filter(|(url, _)| url.contains("://")) else {
+    let is_url = |url: &str| url.contains("://") || url.starts_with(UNIX_SCHEME);
+    let Some((first, _)) = parts.clone().next().filter(|(url, _)| is_url(url)) else {
         return Ok((None, text));
     };
     // A password may contain `=` too: the text before that is not a valid URL.
@@ -155,6 +222,9 @@ impl FromStr for BaseUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<BaseUrl, String> {
+        if let Some(rest) = text.strip_prefix(UNIX_SCHEME) {
+            return unix_url(rest);
+        }
         let (scheme, rest) = text.split_once("://").ok_or(FORMS)?;
         let https = match scheme.to_ascii_lowercase().as_str() {
             "http" => false,
@@ -191,11 +261,44 @@ impl FromStr for BaseUrl {
         Ok(BaseUrl {
             https,
             userinfo,
-            host: host.to_ascii_lowercase(),
-            port,
+            address: ServerAddress::Host {
+                host: host.to_ascii_lowercase(),
+                port,
+            },
             path: path.trim_end_matches('/').to_owned(),
         })
     }
+}
+
+/// What a base URL of a Unix socket begins with.
+const UNIX_SCHEME: &str = "unix:";
+
+/// Parses what follows [`UNIX_SCHEME`]: `/path/x.sock`, `///path/x.sock` or `/path/x.sock:/prefix`.
+fn unix_url(rest: &str) -> Result<BaseUrl, String> {
+    let socket = rest.strip_prefix("//").unwrap_or(rest);
+    let (socket, path) = match socket.find(":/") {
+        Some(colon) => (&socket[..colon], &socket[colon.saturating_add(1)..]),
+        None => (socket, ""),
+    };
+    if !socket.starts_with('/') || socket.ends_with('/') {
+        // A relative path depends on the working directory of the process.
+        return Err("use an absolute path after unix:, like unix:/run/llama.sock".to_owned());
+    }
+    if UnixSocketAddr::from_pathname(socket).is_err() {
+        return Err(
+            "the path after unix: is too long for a socket: at most 107 bytes on Linux, \
+                    103 elsewhere"
+                .to_owned(),
+        );
+    }
+    let is_path = |path: &str| {
+        let allowed = |byte: u8| byte.is_ascii_graphic() && !b"?#\\\"<>@".contains(&byte);
+        path.bytes().all(allowed)
+    };
+    if socket.chars().any(char::is_control) || !is_path(path) {
+        return Err(FORMS.to_owned());
+    }
+    Ok(BaseUrl::of_socket(PathBuf::from(socket), path))
 }
 
 fn split_port(text: &str) -> Option<(&str, Option<u16>)> {
@@ -297,6 +400,46 @@ mod tests {
     }
 
     #[test]
+    fn a_unix_socket_may_be_followed_by_a_path() {
+        for (text, given, server, root, requests) in [
+            (
+                "unix:/run/x.sock",
+                "unix:/run/x.sock",
+                "unix:/run/x.sock",
+                "http://localhost",
+                "http://localhost",
+            ),
+            (
+                "unix:///run/a b:c.sock:/llm/v1/",
+                "unix:/run/a b:c.sock:/llm/v1",
+                "unix:/run/a b:c.sock",
+                "http://localhost/llm",
+                "http://localhost/llm/v1",
+            ),
+        ] {
+            let url: BaseUrl = text.parse().unwrap();
+            assert_eq!(url.to_string(), given, "{text}");
+            assert_eq!(url.server(), server, "{text}");
+            assert_eq!(url.root(), root, "{text}");
+            assert_eq!(url.for_requests(), requests, "{text}");
+            assert_eq!(given.parse::<BaseUrl>().unwrap(), url, "{text}");
+            assert!(url.is_loopback() && !url.is_https());
+        }
+        for text in [
+            "unix:",
+            "unix:x.sock",
+            "unix://h/x.sock",
+            "unix:/run/",
+            "unix:/x.sock:/a?b",
+            "unix:/x\n.sock",
+        ] {
+            assert!(text.parse::<BaseUrl>().is_err(), "{text:?}");
+        }
+        let long = format!("unix:/{}", "x".repeat(108));
+        assert!(long.parse::<BaseUrl>().unwrap_err().contains("too long"));
+    }
+
+    #[test]
     fn different_spellings_of_a_url_name_the_same_server() {
         let url = |text: &str| text.parse::<BaseUrl>().unwrap();
         for (a, b, same) in [
@@ -362,12 +505,13 @@ mod tests {
             ("http://me:p=w==@h:1=f@g", Some("http://h:1"), "f@g"),
             ("/run/a=http://h", None, "/run/a=http://h"),
             ("file", None, "file"),
+            ("unix:/s.sock:/a=/run/f", Some("unix:/s.sock:/a"), "/run/f"),
         ] {
             let (base, found) = split(text).unwrap();
             assert_eq!(base.map(|base| base.as_given()).as_deref(), url, "{text}");
             assert_eq!(found, rest, "{text}");
         }
-        for text in ["http://h/?a=b=f", "unix://s=f", "http://h:0=f"] {
+        for text in ["http://h/?a=b=f", "unix://s=f", "unix:s=f", "http://h:0=f"] {
             assert!(split(text).is_err(), "{text}");
         }
     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 pub use self::allowed_hosts::AllowedHosts;
 pub use self::api_key::ApiKeys;
-pub use self::base_url::BaseUrl;
+pub use self::base_url::{BaseUrl, ServerAddress};
 pub use self::command_line::parse;
 pub use self::listen_address::ListenAddress;
 pub use self::log_file::LogFile;

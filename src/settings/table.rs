@@ -70,7 +70,8 @@ pub const TABLE: &[Row] = &[
         variables: &["LLAMACPP_BASE_URL"],
         default: "http://model-runner.docker.internal/engines/llama.cpp/v1",
         help: "Base URL of the server to watch: llama-server, its router, Docker Model Runner or \
-               llama-swap, with or without /v1; for several, repeat it or separate by commas",
+               llama-swap, with or without /v1, or unix:/path/to/socket; for several, repeat it \
+               or separate by commas",
         repeatable: true,
         set: |settings, text| push(&mut settings.base_urls, text.parse()),
         ..ROW

@@ -96,6 +96,11 @@ fn advice_on_error(base: &BaseUrl, error: &RequestError) -> String {
             "the server does not respond in time: it hangs, or all of its HTTP threads are busy \
              (llama-server --threads-http)"
         }
+        (RequestErrorKind::NotHttp, _) if base.socket().is_some() => {
+            "the server at the socket does not speak HTTP; TLS over a Unix socket is not supported"
+        }
+        // The detail says what to do.
+        (_, Reason::Connect) if base.socket().is_some() => detail,
         (RequestErrorKind::NotHttp, _) if !base.is_https() => {
             "the server does not speak HTTP: if it speaks TLS, use https:// in --base-url"
         }

@@ -75,7 +75,7 @@ impl LlamaServer {
     /// The server at `base`, not polled yet.
     pub fn new(base: &BaseUrl, settings: &Settings) -> LlamaServer {
         let below_v1 = format!("{}/v1/stats", base.root());
-        let mut stats_candidates = vec![below_v1, format!("{}/stats", base.as_given())];
+        let mut stats_candidates = vec![below_v1, format!("{}/stats", base.for_requests())];
         stats_candidates.dedup();
         LlamaServer {
             url: ServerUrl::new(base.root()),

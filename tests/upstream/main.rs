@@ -14,6 +14,7 @@ mod stats;
 mod support;
 #[cfg(feature = "tls")]
 mod tls;
+mod unix_socket;
 
 use support::server::{Outcome, Request};
 use support::{Answer, Scrape, Server};

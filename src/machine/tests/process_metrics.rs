@@ -11,6 +11,13 @@ use crate::machine::*;
 use crate::readings::{ModelFacts, ModelStatus, ProcessHints};
 use crate::snapshot::ProcessUsage;
 
+fn at(host: &str) -> ServerAddress {
+    ServerAddress::Host {
+        host: host.to_owned(),
+        port: None,
+    }
+}
+
 /// A machine as a file tree, with running processes `(pid, arguments, uid)`.
 fn machine(processes: &[(u32, &str, u32)], more: &[&str]) -> (FileTree, Machine) {
     let tree = FileTree::new(&[
@@ -320,7 +327,7 @@ fn a_server_in_another_container_is_found_by_the_address_of_its_network() {
     tree.write("proc/8/uid_map", "         0          0 4294967295\n");
     machine.connect = from_172_18_0_1;
     let mut seconds = |host: &str| {
-        machine.host = host.to_owned();
+        machine.address = at(host);
         machine.keep_only(&[]);
         process(&mut machine).cpu_seconds
     };
@@ -346,14 +353,14 @@ fn a_network_namespace_must_show_a_connection_of_ours() {
         if let Some(uid_map) = uid_map {
             tree.write("proc/7/uid_map", uid_map);
         }
-        machine.host = "172.18.0.3".to_owned();
+        machine.address = at("172.18.0.3");
         machine.connect = from_172_18_0_1;
         let model = poll(&mut machine, &ModelReading::default());
         assert_eq!(model.process.thread_count, None, "{connection} {uid_map:?}");
         contain(&tree, 7, 3, &from_us);
         let _ = std::fs::remove_file(tree.path("proc/7/uid_map"));
         machine.keep_only(&[]);
-        machine.host = "172.18.0.3".to_owned();
+        machine.address = at("172.18.0.3");
         assert_eq!(process(&mut machine).thread_count, Some(9.0));
     }
 }

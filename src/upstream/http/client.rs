@@ -4,6 +4,7 @@
 //! The requests of one poll share a connection, which is closed afterwards: between polls it would
 //! occupy one of the server's few HTTP threads (cpp-httplib uses one for each open connection).
 
+use std::path::Path;
 use std::time::Duration;
 
 use ureq::config::AutoHeaderValue;
@@ -16,7 +17,7 @@ use crate::upstream::http::allowed_addresses::AllowedAddresses;
 use crate::upstream::http::request_error::RequestError;
 use crate::upstream::http::resolver::TimedResolver;
 use crate::upstream::http::response::HttpResponse;
-use crate::upstream::http::transport::{LastConnection, TcpConnector};
+use crate::upstream::http::transport::{LastConnection, SocketConnector};
 
 /// Sends requests to one upstream, one at a time.
 pub struct Client {
@@ -53,18 +54,20 @@ impl Client {
             .output_buffer_size(4 * 1024)
             .max_idle_connections(1)
             .max_idle_connections_per_host(1);
-        let tcp = TcpConnector {
+        let sockets = SocketConnector {
+            unix_socket: base.socket().map(Path::to_path_buf),
             last: connection.clone(),
         };
         #[cfg(feature = "tls")]
         let (config, connector) = (
             config.tls_config(crate::upstream::http::tls::config(settings)?),
-            tcp.chain(ureq::unversioned::transport::RustlsConnector::default()),
+            sockets.chain(ureq::unversioned::transport::RustlsConnector::default()),
         );
         #[cfg(not(feature = "tls"))]
-        let connector = ().chain(tcp);
+        let connector = ().chain(sockets);
+        let resolver = TimedResolver::new(allowed, base.socket().is_some());
         Ok(Client {
-            agent: Agent::with_parts(config.build(), connector, TimedResolver::new(allowed)),
+            agent: Agent::with_parts(config.build(), connector, resolver),
             timeout: settings.timeout,
             connection,
             credentials: credentials(base, settings)?,

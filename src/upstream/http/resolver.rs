@@ -23,15 +23,18 @@ const MAX_ADDRESSES: usize = 16;
 #[derive(Debug)]
 pub struct TimedResolver {
     allowed: AllowedAddresses,
+    /// Whether the connector ignores the addresses.
+    is_unix: bool,
     /// Alive while the last lookup is running.
     running: Mutex<Weak<()>>,
 }
 
 impl TimedResolver {
-    /// A resolver that returns only `allowed` addresses.
-    pub fn new(allowed: AllowedAddresses) -> TimedResolver {
+    /// A resolver that returns only `allowed` addresses; with `is_unix`, none.
+    pub fn new(allowed: AllowedAddresses, is_unix: bool) -> TimedResolver {
         TimedResolver {
             allowed,
+            is_unix,
             running: Mutex::default(),
         }
     }
@@ -73,6 +76,9 @@ impl Resolver for TimedResolver {
         let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
             return Err(Error::HostNotFound);
         };
+        if self.is_unix {
+            return Ok(self.empty());
+        }
         let address = DefaultResolver::host_and_port(scheme, authority);
         let found = self.look_up(address.ok_or(Error::HostNotFound)?, timeout)?;
         let is_allowed = |address: &SocketAddr| self.allowed.includes(address.ip());

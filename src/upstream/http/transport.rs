@@ -1,8 +1,10 @@
-//! The TCP transport below HTTP. Unlike ureq's own, a connection can stay open after its request
-//! has timed out, and is closed at the end of a poll.
+//! The transport below HTTP: a TCP connection or a Unix socket. Unlike ureq's own, a connection can
+//! stay open after its request has timed out, and is closed at the end of a poll.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,7 +51,7 @@ pub struct LastConnection(Arc<Mutex<LastConnectionState>>);
 #[derive(Debug, Default)]
 struct LastConnectionState {
     stream: Option<Arc<TcpStream>>,
-    /// Whether every address of the server refused the connection.
+    /// Whether every address of the server refused the connection, or its Unix socket is gone.
     is_refused: bool,
 }
 
@@ -59,7 +61,7 @@ impl LastConnection {
         *self.state() = LastConnectionState::default();
     }
 
-    /// The address of the server.
+    /// The address of the server; `None` if it has a Unix socket.
     pub fn peer(&self) -> Option<IpAddr> {
         let address = self.state().stream.as_ref()?.peer_addr().ok()?;
         Some(address.ip())
@@ -70,7 +72,7 @@ impl LastConnection {
         self.state().stream.take().map(PendingConnection::new)
     }
 
-    /// Whether every address of the server refused the connection.
+    /// Whether every address of the server refused the connection, or its Unix socket is gone.
     pub fn is_refused(&self) -> bool {
         self.state().is_refused
     }
@@ -88,21 +90,41 @@ impl LastConnection {
     }
 }
 
-/// Opens TCP connections and keeps [`LastConnection`] up to date.
+/// Opens connections and keeps [`LastConnection`] up to date.
 #[derive(Debug)]
-pub struct TcpConnector {
+pub struct SocketConnector {
+    /// The Unix socket to connect to, instead of the addresses in the URL of a request.
+    pub unix_socket: Option<PathBuf>,
     /// The connection of the last request.
     pub last: LastConnection,
 }
 
-impl Connector for TcpConnector {
-    type Out = TcpTransport;
+impl Connector for SocketConnector {
+    type Out = SocketTransport;
 
     fn connect(
         &self,
         details: &ConnectionDetails,
         _: Option<()>,
-    ) -> Result<Option<TcpTransport>, Error> {
+    ) -> Result<Option<SocketTransport>, Error> {
+        let stream = match &self.unix_socket {
+            Some(path) => self.connect_unix(path, *details.timeout.after)?,
+            None => self.connect_tcp(details)?,
+        };
+        let (input, output) = (
+            details.config.input_buffer_size(),
+            details.config.output_buffer_size(),
+        );
+        Ok(Some(SocketTransport {
+            stream: Arc::new(stream),
+            buffers: LazyBuffers::new(input, output),
+            last: self.last.clone(),
+        }))
+    }
+}
+
+impl SocketConnector {
+    fn connect_tcp(&self, details: &ConnectionDetails) -> Result<TcpStream, Error> {
         let started = Instant::now();
         let mut last_error = Error::HostNotFound;
         let mut all_refused = !details.addrs.is_empty();
@@ -119,15 +141,7 @@ impl Connector for TcpConnector {
             match TcpStream::connect_timeout(address, share) {
                 Ok(stream) => {
                     stream.set_nodelay(true)?;
-                    let (input, output) = (
-                        details.config.input_buffer_size(),
-                        details.config.output_buffer_size(),
-                    );
-                    return Ok(Some(TcpTransport {
-                        stream: Arc::new(stream),
-                        buffers: LazyBuffers::new(input, output),
-                        last: self.last.clone(),
-                    }));
+                    return Ok(stream);
                 }
                 Err(error) => {
                     all_refused &= error.kind() == io::ErrorKind::ConnectionRefused;
@@ -141,17 +155,57 @@ impl Connector for TcpConnector {
         self.last.state().is_refused = all_refused;
         Err(last_error)
     }
+
+    fn connect_unix(&self, path: &Path, time: Duration) -> Result<TcpStream, Error> {
+        if time.is_zero() {
+            return Err(Error::Timeout(Timeout::Connect));
+        }
+        match os::connect_unix(path, time) {
+            // `TcpStream` works with any stream socket, and unlike `UnixStream` it can peek.
+            Ok(stream) => Ok(OwnedFd::from(stream).into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(Error::Timeout(Timeout::Connect))
+            }
+            Err(error) => {
+                self.last.state().is_refused = matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+                );
+                Err(io::Error::new(error.kind(), socket_error(&error)).into())
+            }
+        }
+    }
 }
 
-/// One TCP connection.
+/// Why connecting to a Unix socket failed, and what to do, for the user.
+fn socket_error(error: &io::Error) -> String {
+    let advice = match error.kind() {
+        io::ErrorKind::NotFound => {
+            "there is no socket at this path: start llama-server with --host PATH, where PATH ends \
+             in .sock, or correct --base-url; a container needs the socket's folder as a volume"
+        }
+        io::ErrorKind::ConnectionRefused => {
+            "nothing listens on the socket: start its server again; it replaces the socket"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "no permission to connect to the socket: run the exporter as the server's user or \
+             group, or let it write to the socket and enter its folder"
+        }
+        _ => return error.to_string(),
+    };
+    advice.to_owned()
+}
+
+/// One connection.
 #[derive(Debug)]
-pub struct TcpTransport {
+pub struct SocketTransport {
+    /// A TCP connection or a Unix socket.
     stream: Arc<TcpStream>,
     buffers: LazyBuffers,
     last: LastConnection,
 }
 
-impl Transport for TcpTransport {
+impl Transport for SocketTransport {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.buffers
     }
