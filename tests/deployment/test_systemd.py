@@ -1,0 +1,225 @@
+"""deploy/systemd in a real systemd: the machine's own, booted in a container that sees /usr and nothing
+that it could change (systemd-nspawn --volatile=yes)."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support import BINARY, LLAMA_CPP, LLAMA_SERVER, MODEL, MODEL_NAME, RECORDINGS, ROOT, TIMEOUT
+from support.http_client import free_port, request
+from support.process import ChildProcess, proc_status
+from support.wait import wait_for
+
+UNITS = ROOT / "deploy" / "systemd"
+UNIT = "llamacpp-exporter.service"
+KEY = "sk-systemd-test"
+# Where the container has what it needs of this checkout.
+FOLDER = Path("/srv")
+# CLD_EXITED: how a process ended.
+EXITED = 1
+# The journal's priorities.
+WARNING, INFO = "4", "6"
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("apt-get") or platform.machine() != "x86_64",
+    reason="booting systemd needs root, Debian, and the llama-server of scripts/setup router (x86-64)",
+)
+
+
+class Machine(ChildProcess):
+    """A booted systemd. It shares the network with this machine."""
+
+    def __init__(self, nspawn, folder, binds):
+        super().__init__(folder / "console")
+        options = [f"--bind-ro={source}:{target}" for source, target in binds.items()]
+        self.spawn(
+            [nspawn, "--directory=/", "--volatile=yes", "--register=no", "--keep-unit", "--quiet", "--console=pipe"]
+            + [f"--machine=exporter-{os.getpid()}", "--tmpfs=/usr/local/bin", *options, "--boot"]
+            + ["systemd.unit=sysinit.target", "systemd.firstboot=no"],
+            stdin=subprocess.DEVNULL,
+        )
+        self.leader = None
+
+        def booted():
+            self.assert_running()
+            self.leader = self.leader or self.find_leader()
+            # "degraded": a unit of the machine has failed, which is of no interest.
+            return self.leader and self.run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded")
+
+        try:
+            wait_for(booted, lambda: f"systemd to boot:\n{self.log}", interval=0.2)
+        except AssertionError as error:
+            self.kill()
+            pytest.skip(f"systemd cannot be booted in a container here: {error}")
+
+    def find_leader(self):
+        """The PID of the container's systemd."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        names = {int(child): Path(f"/proc/{child}/comm").read_text().strip() for child in children}
+        return next((child for child, name in names.items() if name == "systemd"), None)
+
+    def run(self, *command):
+        enter = ["nsenter", f"--target={self.leader}", "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--root"]
+        return subprocess.run([*enter, *command], capture_output=True, text=True, timeout=TIMEOUT)
+
+    def output(self, *command):
+        done = self.run(*command)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}\n{self.journal_text()}"
+        return done.stdout.strip()
+
+    def systemctl(self, *arguments):
+        return self.output("systemctl", *arguments)
+
+    def property(self, name):
+        return self.systemctl("show", "--property", name, "--value", UNIT)
+
+    def journal(self):
+        """The exporter's log lines as the journal has them."""
+        lines = self.output("journalctl", f"--unit={UNIT}", "--output=json", "--no-pager").splitlines()
+        return [line for line in map(json.loads, lines) if line.get("_COMM") == "llamacpp-export"]
+
+    def journal_text(self):
+        return self.run("journalctl", "--no-pager", "--lines=50").stdout
+
+    def outer_pid(self, pid):
+        """The PID on this machine of a process that has another one in the container."""
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                pids = re.search(r"^NSpid:\s+(.*)$", status.read_text(), re.MULTILINE)[1].split()
+            except OSError:
+                continue
+            if len(pids) == 2 and pids[1] == pid:
+                return int(pids[0])
+        raise AssertionError(f"no process {pid}:\n{self.journal_text()}")
+
+
+@pytest.fixture(scope="module")
+def ports():
+    return {"exporter": free_port(), "server": free_port()}
+
+
+@pytest.fixture(scope="module")
+def machine(debian, ports, tmp_path_factory):
+    nspawn = debian("systemd-nspawn", package="systemd-container")
+    subprocess.run([ROOT / "scripts" / "setup", "router", "10068"], check=True)
+    folder = tmp_path_factory.mktemp("systemd")
+    defaults = (UNITS / "llamacpp-exporter.default").read_text()
+    defaults, count = re.subn("http://localhost:8080", f"http://localhost:{ports['server']}", defaults)
+    assert count == 1
+    (folder / "default").write_text(defaults + f"LLAMACPP_EXPORTER_ADDR=:{ports['exporter']}\n")
+    (folder / "key").write_text(KEY)
+    (folder / "key").chmod(0o600)
+    # Sooner than the unit's own time.
+    (folder / "watchdog.conf").write_text("[Service]\nWatchdogSec=2s\n")
+    smi = RECORDINGS / "nvidia" / "h200-580.159.04"
+    (folder / "nvidia-smi").write_text(
+        f'#!/bin/sh\ncase "$*" in *compute-apps*) name=compute-apps ;; *) name=gpu-busy ;; esac\n'
+        f"cat {FOLDER}/nvidia-smi/query-$name.csv; exec sleep infinity\n"
+    )
+    (folder / "nvidia-smi").chmod(0o755)
+    machine = Machine(
+        nspawn,
+        folder,
+        {
+            BINARY.resolve(): "/usr/local/bin/llamacpp-exporter",
+            folder / "nvidia-smi": "/usr/local/bin/nvidia-smi",
+            UNITS / UNIT: f"/etc/systemd/system/{UNIT}",
+            UNITS / f"{UNIT}.d" / "api-key.conf": f"/etc/systemd/system/{UNIT}.d/api-key.conf",
+            folder / "watchdog.conf": f"/etc/systemd/system/{UNIT}.d/watchdog.conf",
+            folder / "default": "/etc/default/llamacpp-exporter",
+            folder / "key": "/etc/llamacpp-exporter/api-key",
+            "/etc/hosts": "/etc/hosts",
+            LLAMA_CPP.resolve(): FOLDER / "llama.cpp",
+            smi: FOLDER / "nvidia-smi",
+        },
+    )
+    yield machine
+    machine.kill()
+
+
+@pytest.fixture(scope="module")
+def started(machine, ports):
+    """The exporter, and a llama-server of another user, with a key, both as services."""
+    program, model = (FOLDER / "llama.cpp" / path.relative_to(LLAMA_CPP) for path in (LLAMA_SERVER, MODEL))
+    machine.output(
+        *["systemd-run", "--unit=llama-server", "--property=DynamicUser=yes", program, "--model", model],
+        *["--alias", MODEL_NAME, "--port", str(ports["server"]), "--metrics", "--api-key", KEY, "--threads", "1"],
+    )
+    # Ends once the exporter has said that it is ready.
+    machine.systemctl("start", UNIT)
+    assert request(ports["exporter"], "/healthz")[0] == 200
+    return machine
+
+
+def families(ports):
+    return set(re.findall(r"^(llamacpp_\w+)", request(ports["exporter"], "/metrics")[1], re.MULTILINE))
+
+
+@pytest.mark.parametrize("drop_in", [None, "api-key.conf"])
+def test_the_exposure_is_low(drop_in, tmp_path):
+    unit = tmp_path / UNIT
+    text = (UNITS / UNIT).read_text()
+    if drop_in:
+        text += (UNITS / f"{UNIT}.d" / drop_in).read_text()
+    unit.write_text(text.replace("/usr/local/bin/llamacpp-exporter", "/bin/true"))
+    command = ["systemd-analyze", "security", "--offline=yes", "--threshold=20", unit]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    print(checked.stdout.strip().splitlines()[-1])
+    verified = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    assert verified.returncode == 0 and not verified.stderr, verified.stderr
+
+
+def test_it_runs_without_privileges(started):
+    status = proc_status(started.outer_pid(started.property("MainPID")))
+    assert "0" not in status["Uid"].split()
+    assert int(status["CapEff"], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+
+
+def test_it_polls_with_the_key(started, ports):
+    wait_for(lambda: "llamacpp_slots" in families(ports), lambda: f"the slots:\n{started.journal_text()}")
+
+
+def test_it_sees_processes_of_others_and_runs_nvidia_smi(started, ports):
+    wanted = {"llamacpp_memory_usage_bytes", "llamacpp_process_cpu_seconds_total", "llamacpp_gpu_info"}
+    missing = lambda: wanted - families(ports)  # noqa: E731
+    wait_for(lambda: not missing(), lambda: f"{missing()}:\n{started.journal_text()}")
+
+
+def test_the_journal_has_priorities(started):
+    lines = {line["MESSAGE"]: line["PRIORITY"] for line in started.journal()}
+    serving = [priority for message, priority in lines.items() if message.startswith("serving ")]
+    assert serving == [INFO], lines
+    assert set(lines.values()) <= {WARNING, INFO}, lines
+
+
+@pytest.mark.parametrize("number, result", [(signal.SIGKILL, "signal"), (signal.SIGSTOP, "watchdog")])
+def test_it_is_restarted(started, ports, number, result):
+    """After it was killed, and after it has hung."""
+    pid, restarts = started.property("MainPID"), int(started.property("NRestarts"))
+    os.kill(started.outer_pid(pid), number)
+    wait_for(lambda: int(started.property("NRestarts")) > restarts, started.journal_text)
+    wait_for(lambda: started.property("ActiveState") == "active", started.journal_text)
+    assert started.property("MainPID") != pid
+    assert request(ports["exporter"], "/healthz")[0] == 200
+    assert f"Failed with result '{result}'" in started.journal_text()
+
+
+def test_it_stops(started):
+    started.systemctl("stop", UNIT)
+    assert started.property("Result") == "success"
+    # SIGKILL, sent after TimeoutStopSec, would be another code.
+    assert started.property("ExecMainCode") == str(EXITED)
+    assert started.property("ExecMainStatus") == "0"
+    exited = int(started.property("ExecMainExitTimestampMonotonic"))
+    stopping = int(started.property("ActiveExitTimestampMonotonic"))
+    print(f"stopped in {(exited - stopping) / 1000:.1f} ms")
