@@ -145,7 +145,9 @@ fn pollers(
     }
     let pollers = settings.base_urls.iter().map(|base| {
         let poller = Poller::new(base, settings).map_err(Fatal::usage)?;
-        Ok(poller.with_gpus(gpus).with_local_servers(local_servers))
+        Ok(poller
+            .with_gpus(gpus)
+            .with_local_servers(local_servers, settings))
     });
     pollers.collect()
 }

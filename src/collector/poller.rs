@@ -19,6 +19,7 @@ use crate::counters::integrals::Integrator;
 use crate::machine::Machine;
 use crate::machine::discovery::LocalServers;
 use crate::machine::gpus::Gpus;
+use crate::machine::started_servers::StartedServers;
 use crate::readings::ModelReading;
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Model, PollFailure, Polls, Reason, Snapshot, SnapshotCell};
@@ -83,11 +84,16 @@ impl Poller {
         self
     }
 
-    /// Finds the servers of models in this list.
-    pub fn with_local_servers(mut self, servers: &Arc<LocalServers>) -> Poller {
+    /// Finds the servers of models in this list: those that the process at the base URL has started.
+    pub fn with_local_servers(
+        mut self,
+        servers: &Arc<LocalServers>,
+        settings: &Settings,
+    ) -> Poller {
         let (servers, interval) = (Arc::clone(servers), self.interval);
+        let mut started = StartedServers::new(&self.base, settings);
         self.upstream
-            .list_local_servers(move || servers.list(interval));
+            .list_local_servers(move || started.among(&servers.list(interval)));
         self
     }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::machine::local_address;
+use crate::machine::ollama_store::names_of_blob;
 use crate::machine::process_lookup::{self, Connect};
 use crate::machine::procfs::{HeldSocket, ProcessId, Procfs};
 use crate::machine::server_arguments::ServerArguments;
@@ -166,6 +167,10 @@ impl KnownServer {
                 api_prefix: arguments.api_prefix(),
                 alias: arguments.alias().map(str::to_owned),
                 model_path: arguments.model_path().map(str::to_owned),
+                stored_names: arguments
+                    .model_path()
+                    .map(|path| names_of_blob(procfs, pid, path))
+                    .unwrap_or_default(),
                 mode: arguments.mode(),
                 ancestors: ancestors(procfs, stat.parent),
             },

@@ -23,6 +23,8 @@ mod pseudo_files;
 pub mod server_arguments;
 mod server_process;
 pub mod sockets;
+pub mod started_servers;
+pub mod url_listener;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -235,7 +237,8 @@ impl Machine {
     fn find_process(&mut self, entry: &mut ModelProcess, reading: &ModelReading) {
         if let Some(process) = &entry.process {
             let pid_file = self.pid_file.as_ref().filter(|_| entry.is_only_model);
-            if process.still_serves(&self.procfs) && allows(pid_file, process.id) {
+            let is_reported = process_id(reading).is_none_or(|id| id == process.id);
+            if is_reported && process.still_serves(&self.procfs) && allows(pid_file, process.id) {
                 return;
             }
             *entry = ModelProcess {
@@ -277,6 +280,10 @@ impl Machine {
         if let Some(pid_file) = self.pid_file.as_mut().filter(|_| entry.is_only_model) {
             return Some(pid_file.find(&self.procfs));
         }
+        if let Some(id) = process_id(reading) {
+            let is_alive = self.procfs.process_id(id.pid) == Some(id);
+            return Some(is_alive.then_some((id, None)).ok_or(None));
+        }
         let now = Instant::now();
         if entry.retry_at.is_some_and(|at| now < at) || self.lookups == MAX_LOOKUPS_PER_POLL {
             return None;
@@ -312,9 +319,16 @@ fn allows(pid_file: Option<&PidFile>, process: ProcessId) -> bool {
     named.is_none_or(|pid| pid == process.pid)
 }
 
+/// The process that runs the model, if that is known.
+fn process_id(reading: &ModelReading) -> Option<ProcessId> {
+    let (pid, started) = reading.process.pid?;
+    Some(ProcessId { pid, started })
+}
+
 /// Whether the server holds only this model, so that the PID file applies to it.
 fn is_only_model(reading: &ModelReading) -> bool {
-    reading.process.arguments.is_none() && reading.process.file_part.is_none()
+    let hints = &reading.process;
+    hints.pid.is_none() && hints.arguments.is_none() && hints.file_part.is_none()
 }
 
 #[cfg(test)]

@@ -21,6 +21,9 @@ pub struct LocalServer {
     pub alias: Option<String>,
     /// The model file, as the process sees the path.
     pub model_path: Option<String>,
+    /// The names of that file in the store of the program that started the server (Ollama), the
+    /// shortest first.
+    pub stored_names: Vec<String>,
     /// The mode, as Docker Model Runner names it (`completion`, `embedding`, `reranking`).
     pub mode: &'static str,
     /// The PIDs of its parent, of the parent's parent, and so on.

@@ -89,6 +89,8 @@ pub struct ProcessHints {
     pub behind_proxy: bool,
     /// The command line of the model's own server.
     pub arguments: Option<Vec<String>>,
+    /// Its process: the PID, and when it started, in ticks since boot.
+    pub pid: Option<(u32, u64)>,
     /// A part of its file's path that is unique to the model.
     pub file_part: Option<String>,
     /// The scalars of its file's GGUF header, as text.
@@ -98,7 +100,10 @@ pub struct ProcessHints {
 impl ProcessHints {
     /// Whether anything identifies the model's own process.
     pub fn is_findable(&self) -> bool {
-        !self.behind_proxy || self.arguments.is_some() || self.file_part.is_some()
+        !self.behind_proxy
+            || self.pid.is_some()
+            || self.arguments.is_some()
+            || self.file_part.is_some()
     }
 }
 

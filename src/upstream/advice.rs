@@ -193,6 +193,10 @@ mod tests {
         };
         let advice = Advice::on(&"http://h:11434".parse().unwrap(), &reading);
         assert_eq!(advice.reason, "not_llama_cpp");
-        assert!(advice.text.starts_with("Ollama answers, not llama.cpp: "));
+        assert!(
+            advice
+                .text
+                .starts_with("Ollama behind a proxy answers, not llama.cpp: ")
+        );
     }
 }

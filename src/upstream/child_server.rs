@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use crate::readings::{ModelReading, ModelState};
+use crate::readings::{LocalAddress, LocalServer, ModelReading, ModelState};
 use crate::settings::{ApiKeys, BaseUrl, Settings};
 use crate::upstream::api::Props;
 use crate::upstream::endpoints::{PROPS, read_props};
@@ -53,6 +53,21 @@ impl ChildServer {
             server: LlamaServer::new(base, &settings).named(name),
             is_identified: false,
         })
+    }
+
+    /// The server of the model `name` that runs in `process`; `None` if that cannot be reached.
+    pub fn of_process(
+        name: &str,
+        process: &LocalServer,
+        settings: &Settings,
+    ) -> Option<ChildServer> {
+        let scheme = if process.is_https { "https" } else { "http" };
+        let prefix = &process.api_prefix;
+        let base = match process.address.as_ref().ok()? {
+            LocalAddress::Tcp(address) => format!("{scheme}://{address}{prefix}").parse().ok()?,
+            LocalAddress::Unix { path, .. } => BaseUrl::of_socket(path.clone(), prefix),
+        };
+        ChildServer::new(name, &base, AllowedAddresses::Any, settings)
     }
 
     /// Whether it was identified as a llama-server.

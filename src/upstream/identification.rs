@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn other_products_are_identified_by_the_owner_of_their_models() {
         for (owner, name) in [
-            ("library", "Ollama"),
+            ("library", "Ollama behind a proxy"),
             ("vllm", "vLLM"),
             ("organization_owner", "LM Studio"),
             ("lemonade", "Lemonade"),
@@ -260,13 +260,13 @@ mod tests {
     #[test]
     fn a_product_is_identified_by_any_entry_of_its_list() {
         let RequestOutcome::Ok(list) = list(
-            r#"[{"id":"hf.co/a/b","owned_by":"a"},{"id":"c"},{"id":"qwen3:8b","owned_by":"library"}]"#,
+            r#"[{"id":"hf.co/a/b","owned_by":"a"},{"id":"c"},{"id":"gpt","owned_by":"openai"}]"#,
         ) else {
             unreachable!()
         };
         assert_eq!(
             list.product.map(|product| product.name).as_deref(),
-            Some("Ollama")
+            Some("LiteLLM or another gateway")
         );
         assert!(!list.is_llama_cpp);
     }

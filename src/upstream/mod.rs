@@ -16,6 +16,7 @@ pub mod llama_server;
 pub mod llama_swap;
 mod model_limit;
 pub mod model_runner;
+pub mod ollama;
 pub mod products;
 pub mod reading;
 pub mod rotation;
@@ -36,6 +37,7 @@ use crate::upstream::http::exchange::{Exchange, RequestOutcome};
 use crate::upstream::llama_server::LlamaServer;
 use crate::upstream::llama_swap::LlamaSwap;
 use crate::upstream::model_runner::ModelRunner;
+use crate::upstream::ollama::Ollama;
 use crate::upstream::reading::Reading;
 use crate::upstream::router::Router;
 
@@ -45,6 +47,7 @@ pub fn all_kinds(base: &BaseUrl, settings: &Settings) -> Vec<Box<dyn Upstream>> 
     vec![
         Box::new(ModelRunner::new(base, settings)),
         Box::new(LlamaSwap::new(base, settings)),
+        Box::new(Ollama::new(base, settings)),
         Box::new(Router::new(base, settings)),
         Box::new(LlamaServer::new(base, settings)),
     ]
@@ -121,6 +124,8 @@ pub enum ServerKind {
     ModelRunner,
     /// llama-swap.
     LlamaSwap,
+    /// Ollama.
+    Ollama,
 }
 
 /// How to identify the model that a line of a server's log is about.
@@ -133,11 +138,12 @@ pub enum LogSource {
 }
 
 impl ServerKind {
-    const ALL: [ServerKind; 4] = [
+    const ALL: [ServerKind; 5] = [
         ServerKind::LlamaServer,
         ServerKind::Router,
         ServerKind::ModelRunner,
         ServerKind::LlamaSwap,
+        ServerKind::Ollama,
     ];
 
     /// The value of the label `kind`.
@@ -147,6 +153,7 @@ impl ServerKind {
             ServerKind::Router => "router",
             ServerKind::ModelRunner => "model-runner",
             ServerKind::LlamaSwap => "llama-swap",
+            ServerKind::Ollama => "ollama",
         }
     }
 
@@ -172,7 +179,7 @@ impl ServerKind {
         match self {
             ServerKind::LlamaServer => Some(LogSource::OneModel),
             ServerKind::Router => Some(LogSource::ChildPorts),
-            ServerKind::ModelRunner | ServerKind::LlamaSwap => None,
+            ServerKind::ModelRunner | ServerKind::LlamaSwap | ServerKind::Ollama => None,
         }
     }
 }

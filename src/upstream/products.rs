@@ -13,21 +13,21 @@ pub struct Product {
 
 const NO_LLAMA_SERVER: &str = "it runs no llama-server, so there is nothing to watch here";
 const OWN_METRICS: &str = "have Prometheus scrape its own /metrics instead";
-const ITS_LLAMA_SERVER: &str = "give the address of a llama-server that it runs, http://127.0.0.1:PORT: its port is on its command \
-     line (ps -o args -C llama-server)";
 const PERHAPS_ITS_LLAMA_SERVER: &str = "give the address of a llama-server that it runs, if it runs one: its port is on its command \
      line (ps -o args -C llama-server)";
 const LEMONADE: &str =
     "give the address of a llama-server that it runs: its /v1/health names them (backend_url)";
 const BEHIND_GATEWAY: &str = "give the address of a llama-server behind it";
 const PASS_ON_RUNNING: &str = "configure the proxy to pass on /running too";
+const PASS_ON_API: &str =
+    "configure the proxy to pass on /, /api/ps, /api/tags and /api/version too";
 const PASS_ON_ENGINES: &str = "configure the proxy to pass on /engines, /models and /metrics too";
 
 /// Products by the `owned_by` of their models, as in their source or documentation: name, advice,
 /// and whether it is certain. Servers that can be watched are not certain: a proxy may pass on only
 /// their list of models, or they may respond to the rest a moment later.
 const PRODUCTS: [(&str, &str, &str, bool); 12] = [
-    ("library", "Ollama", ITS_LLAMA_SERVER, true),
+    ("library", "Ollama behind a proxy", PASS_ON_API, false),
     ("organization_owner", "LM Studio", NO_LLAMA_SERVER, true),
     ("vllm", "vLLM", OWN_METRICS, true),
     ("sglang", "SGLang", OWN_METRICS, true),
@@ -97,9 +97,9 @@ mod tests {
     #[test]
     fn a_product_that_can_be_watched_is_not_certain() {
         let is_certain = |owner| Product::of_owner(Some(owner)).is_certain;
-        for owner in ["llama-swap", "docker", "acme"] {
+        for owner in ["library", "llama-swap", "docker", "acme"] {
             assert!(!is_certain(owner), "{owner}");
         }
-        assert!(is_certain("library") && is_certain("openai"));
+        assert!(is_certain("vllm") && is_certain("openai"));
     }
 }

@@ -25,6 +25,10 @@ pub const SLOTS: Endpoint = Endpoint::new("/slots", 32 << 20);
 pub const INVALID_LINES: &str =
     "/metrics has lines that cannot be parsed: they are skipped, the others are used";
 
+/// The note if `/metrics` is switched off.
+pub const METRICS_SWITCHED_OFF: &str = "/metrics is switched off: start llama-server with --metrics to get token counters, \
+     decode calls and waiting requests";
+
 /// The response header that identifies the server's process.
 const PROCESS_HEADER: &str = "Process-Start-Time-Unix";
 
@@ -222,10 +226,7 @@ impl TelemetryReader {
     /// Notes on endpoints that cannot be read, and on the missing data, for the user.
     pub fn notes(&self, has_stats: bool) -> Vec<&'static str> {
         let metrics = match self.metrics_not_served {
-            Some(NotServed::Disabled) => Some(
-                "/metrics is switched off: start llama-server with --metrics to get token counters, \
-                 decode calls and waiting requests",
-            ),
+            Some(NotServed::Disabled) => Some(METRICS_SWITCHED_OFF),
             Some(NotServed::NotFound) => Some("/metrics is not served at this address"),
             None => self.has_invalid_lines.then_some(INVALID_LINES),
         };

@@ -9,6 +9,7 @@ mod health;
 pub mod list;
 mod models;
 mod props;
+pub mod units;
 
 use serde::de::DeserializeOwned;
 
