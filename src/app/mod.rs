@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use crate::bounds::escape::Escaped;
 use crate::collector::clock::SystemClock;
-use crate::collector::{self, MonitoredServer, Poller};
+use crate::collector::discovery::Discovery;
+use crate::collector::{Poller, ServerList};
 use crate::machine::{self, discovery::LocalServers, gpus::Gpus};
 use crate::metrics::exposition;
 use crate::process::{build_info, log, os, own_metrics, service_manager};
 use crate::settings::Settings;
+use crate::snapshot::OwnMetrics;
 use crate::web::routes::{self, Site};
 use crate::web::{healthcheck as health_request, listener, worker};
 
@@ -70,16 +72,23 @@ pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
             .watch_requests(settings, &server.cell)
             .map_err(Fatal::cannot_run)?;
         poller
-            .start(server.clone())
+            .start(server.clone(), SystemClock)
             .map_err(|error| Fatal::cannot_run(format!("cannot start the poll thread: {error}")))?;
         servers.push(server);
+    }
+    let discover = settings.discover.then_some(settings.interval);
+    let servers = Arc::new(ServerList::new(servers, discover, Instant::now()));
+    if settings.discover {
+        Discovery::new(settings, &gpus, &local_servers)
+            .start(Arc::clone(&servers))
+            .map_err(|error| Fatal::cannot_run(format!("cannot start a thread: {error}")))?;
     }
     log::info(
         "serving",
         &[
             ("addr", &addresses),
             ("version", &build_info::VERSION),
-            ("watching", &join(&settings.base_urls)),
+            ("watching", &watched(settings)),
         ],
     );
     let site = Arc::new(ServedSite { servers, gpus });
@@ -99,12 +108,21 @@ pub fn check(settings: &Settings) -> Result<ExitCode, Fatal> {
     let local_servers = Arc::new(LocalServers::new(settings));
     let pollers = pollers(settings, &gpus, &local_servers)?;
     gpus.wait(GPU_TIMEOUT);
-    let mut all_up = true;
+    let (mut all_up, mut given) = (true, Vec::new());
     let mut report = String::new();
     for (base, mut poller) in settings.base_urls.iter().zip(pollers) {
         let snapshot = poller.poll(&SystemClock);
         all_up &= snapshot.up == Some(true);
-        report += &report::server(base, &snapshot);
+        report += &report::server(&base.to_string(), &snapshot);
+        given.push(Arc::new(snapshot));
+    }
+    if settings.discover {
+        let (polled, others) = Discovery::new(settings, &gpus, &local_servers).check(&given);
+        report += &report::discovered(polled.len(), &others);
+        for (title, snapshot) in polled {
+            all_up &= snapshot.up == Some(true);
+            report += &report::server(&title, &snapshot);
+        }
     }
     if let Some(note) = machine::note_on_procfs(settings) {
         report += &format!("note: {note}\n");
@@ -152,6 +170,13 @@ fn pollers(
     pollers.collect()
 }
 
+/// What is watched, for the log.
+fn watched(settings: &Settings) -> String {
+    let found = settings.discover.then(|| "discovered servers".to_owned());
+    let urls = settings.base_urls.iter().map(ToString::to_string);
+    join(&urls.chain(found).collect::<Vec<_>>())
+}
+
 fn join(values: &[impl ToString]) -> String {
     let values: Vec<_> = values.iter().map(ToString::to_string).collect();
     values.join(",")
@@ -159,16 +184,19 @@ fn join(values: &[impl ToString]) -> String {
 
 /// What the web server serves.
 struct ServedSite {
-    servers: Vec<MonitoredServer>,
+    servers: Arc<ServerList>,
     gpus: Arc<Gpus>,
 }
 
 impl Site for ServedSite {
     fn metrics(&self) -> String {
         let now = Instant::now();
-        let servers = self.servers.iter().map(|server| server.snapshot(now));
-        let servers: Vec<_> = servers.collect();
-        exposition::render(&servers, &self.gpus.known(), &own_metrics::read())
+        let discovered = self.servers.discovered_count(now);
+        let own = OwnMetrics {
+            discovered_servers: discovered.map(|count| count as f64),
+            ..own_metrics::read()
+        };
+        exposition::render(&self.servers.snapshots(now), &self.gpus.known(), &own)
     }
 
     fn page(&self) -> String {
@@ -182,10 +210,10 @@ impl Site for ServedSite {
     }
 
     fn health(&self) -> Result<(), String> {
-        collector::health(&self.servers, Instant::now())
+        self.servers.health(Instant::now())
     }
 
     fn ready(&self) -> Result<(), String> {
-        collector::readiness(&self.servers)
+        self.servers.readiness()
     }
 }

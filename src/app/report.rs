@@ -5,17 +5,16 @@ use std::sync::Arc;
 use crate::bounds::escape::Escaped;
 use crate::metrics::exposition;
 use crate::readings::ModelStatus;
-use crate::settings::BaseUrl;
 use crate::snapshot::{Gpu, OwnMetrics, Snapshot};
 
 /// The most values that a report lists.
 const MOST_VALUES: usize = 200;
 
-/// The result of one poll of `base`.
-pub fn server(base: &BaseUrl, snapshot: &Snapshot) -> String {
+/// The result of one poll of a server.
+pub fn server(title: &str, snapshot: &Snapshot) -> String {
     let mut lines = Vec::new();
     let up = snapshot.up == Some(true);
-    lines.push(format!("{base}: {}", if up { "up" } else { "down" }));
+    lines.push(format!("{title}: {}", if up { "up" } else { "down" }));
     if let Some(info) = &snapshot.info {
         let version = info.version.as_deref().unwrap_or("of unknown version");
         lines.push(format!("  server: {} {version}", info.kind));
@@ -49,6 +48,13 @@ pub fn server(base: &BaseUrl, snapshot: &Snapshot) -> String {
             lines.push(format!("    {line}"));
         }
     }
+    text_of(&lines)
+}
+
+/// How many servers were discovered, and the llama-servers that are not watched.
+pub fn discovered(count: usize, others: &[String]) -> String {
+    let mut lines = vec![format!("discovered servers: {count}")];
+    lines.extend(others.iter().map(|other| format!("  {other}")));
     text_of(&lines)
 }
 
@@ -135,7 +141,7 @@ mod tests {
             temperature: Some(50.0),
             ..Gpu::default()
         };
-        let text = server(&"http://h:1".parse().unwrap(), &snapshot) + &gpus(&[gpu], &[]);
+        let text = server("http://h:1", &snapshot) + &gpus(&[gpu], &[]);
         let starts = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
         assert_eq!(starts("http://h:1: up"), 1, "{text}");
         assert_eq!(starts("  server: ") + starts("  model: "), 2, "{text}");
@@ -161,7 +167,7 @@ mod tests {
             notes: vec!["metrics are off".to_owned()],
             ..Snapshot::default()
         };
-        let report = server(&"http://h:1".parse().unwrap(), &snapshot);
+        let report = server("http://h:1", &snapshot);
         assert!(report.starts_with("http://h:1: up\n"), "{report}");
         assert!(report.contains("  model: m\\n (unknown)\n"), "{report}");
         assert!(report.contains("  note: metrics are off\n"), "{report}");

@@ -1,13 +1,17 @@
-//! The poll thread of each base URL: polls, publishes a snapshot, and logs changes.
+//! The poll thread of each server: polls, publishes a snapshot, and logs changes. Servers are given
+//! by their base URLs, or discovered.
 
 pub mod clock;
+pub mod discovery;
 mod monitored_server;
 mod poll_loop;
 mod poller;
 mod request_sources;
 mod schedule;
+mod server_list;
 mod state_log;
 mod watchdog;
 
-pub use monitored_server::{MonitoredServer, health, readiness};
+pub use monitored_server::MonitoredServer;
 pub use poller::Poller;
+pub use server_list::ServerList;

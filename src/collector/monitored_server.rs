@@ -41,40 +41,6 @@ impl MonitoredServer {
     }
 }
 
-/// Whether polls are on time at `now`: one stuck poll does not stop the others.
-///
-/// # Errors
-/// Every poll is overdue; the text names the first server.
-pub fn health(servers: &[MonitoredServer], now: Instant) -> Result<(), String> {
-    let overdue = servers.iter().map(|server| server.watchdog.overdue(now));
-    let Some(overdue) = overdue.collect::<Option<Vec<_>>>() else {
-        return Ok(());
-    };
-    match (overdue.first(), servers.first()) {
-        (Some(late), Some(first)) => Err(format!(
-            "no poll is on time: that of {} is {} s overdue",
-            first.cell.load().server,
-            late.as_secs()
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Whether every base URL has been polled.
-///
-/// # Errors
-/// The first poll of one has not ended; the text names it.
-pub fn readiness(servers: &[MonitoredServer]) -> Result<(), String> {
-    let mut snapshots = servers.iter().map(|server| server.cell.load());
-    match snapshots.find(|snapshot| snapshot.up.is_none()) {
-        Some(snapshot) => Err(format!(
-            "the first poll of {} has not ended yet",
-            snapshot.server
-        )),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,33 +89,5 @@ mod tests {
         assert_eq!((stale.up, stale.models.len()), (Some(false), 0));
         assert_eq!((stale.server.as_str(), stale.polls.total), ("a:1", 1));
         assert!(stale.info.is_none() && stale.models_disk_usage.is_none());
-    }
-
-    #[test]
-    fn one_stuck_poll_does_not_make_the_exporter_unhealthy() {
-        let now = now();
-        let server = |name, is_overdue| server(name, is_overdue, now);
-        let health = |servers: &[MonitoredServer]| health(servers, now);
-        assert_eq!(health(&[server("a:1", true), server("b:2", false)]), Ok(()));
-        assert_eq!(health(&[server("a:1", false)]), Ok(()));
-        let error = health(&[server("a:1", true), server("b:2", true)]).unwrap_err();
-        assert!(
-            error.starts_with("no poll is on time: that of a:1 is "),
-            "{error}"
-        );
-        assert_eq!(health(&[]), Ok(()), "nothing to poll");
-    }
-
-    #[test]
-    fn the_exporter_is_ready_when_every_server_was_polled() {
-        let now = now();
-        let unpolled = Snapshot {
-            server: "b:2".to_owned(),
-            ..Snapshot::default()
-        };
-        let unpolled = MonitoredServer::new(unpolled, now, HOUR, HOUR);
-        assert_eq!(readiness(&[server("a:1", false, now)]), Ok(()));
-        let error = readiness(&[server("a:1", false, now), unpolled]).unwrap_err();
-        assert_eq!(error, "the first poll of b:2 has not ended yet");
     }
 }

@@ -2,10 +2,10 @@
 
 use std::io;
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::collector::clock::{Clock, SystemClock};
+use crate::collector::clock::Clock;
 use crate::collector::monitored_server::MonitoredServer;
 use crate::collector::schedule::Schedule;
 use crate::snapshot::Snapshot;
@@ -13,20 +13,21 @@ use crate::snapshot::Snapshot;
 /// The result of a poll: its snapshot, and when to poll before the next tick, if at all.
 pub(super) type Polled = (Snapshot, Option<Instant>);
 
-/// Starts the thread that calls `poll` every `interval`. One poll takes `limit` at most.
+/// Starts the thread that calls `poll` every `interval`, until the clock ends it. One poll takes
+/// `limit` at most.
 ///
 /// # Errors
 /// The system cannot start a thread.
-pub(super) fn start(
+pub(super) fn start<C: Clock + Send + 'static>(
     server: MonitoredServer,
     interval: Duration,
     limit: Duration,
-    poll: impl FnMut(&SystemClock) -> Polled + Send + 'static,
-) -> io::Result<()> {
+    clock: C,
+    poll: impl FnMut(&C) -> Polled + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
     thread::Builder::new()
         .name("poll".to_owned())
-        .spawn(move || run(&server, interval, limit, &SystemClock, poll))
-        .map(drop)
+        .spawn(move || run(&server, interval, limit, &clock, poll))
 }
 
 fn run<C: Clock>(

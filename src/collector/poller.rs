@@ -6,6 +6,7 @@ use std::io;
 use std::iter;
 use std::mem;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::bounds::{self, BoundedDuration};
@@ -20,12 +21,13 @@ use crate::machine::Machine;
 use crate::machine::discovery::LocalServers;
 use crate::machine::gpus::Gpus;
 use crate::machine::started_servers::StartedServers;
-use crate::readings::ModelReading;
+use crate::readings::{LocalServer, ModelReading};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Model, PollFailure, Polls, Reason, Snapshot, SnapshotCell};
 use crate::upstream::advice::Advice;
 use crate::upstream::detection::DetectedServer;
 use crate::upstream::http::exchange::Exchange;
+use crate::upstream::http::peer_check::PeerCheck;
 use crate::upstream::http::request_log::FailedRequest;
 use crate::upstream::reading::Reading;
 
@@ -94,6 +96,14 @@ impl Poller {
         let mut started = StartedServers::new(&self.base, settings);
         self.upstream
             .list_local_servers(move || started.among(&servers.list(interval)));
+        self
+    }
+
+    /// Polls only the process of `server`, which listens at the base URL: each connection is
+    /// checked to reach it.
+    pub fn with_process(mut self, server: &LocalServer, check: PeerCheck) -> Poller {
+        self.machine = self.machine.with_process(server);
+        self.exchange.check_peer(check);
         self
     }
 
@@ -319,13 +329,17 @@ impl Poller {
         MonitoredServer::new(unpolled, now, self.interval, self.limit)
     }
 
-    /// Starts the thread that polls, and publishes into `server`.
+    /// Starts the thread that polls, and publishes into `server`, until `clock` ends it.
     ///
     /// # Errors
     /// The system cannot start a thread.
-    pub fn start(mut self, server: MonitoredServer) -> io::Result<()> {
+    pub fn start(
+        mut self,
+        server: MonitoredServer,
+        clock: impl Clock + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
         let (interval, limit) = (self.interval, self.limit);
-        poll_loop::start(server, interval, limit, move |clock| {
+        poll_loop::start(server, interval, limit, clock, move |clock| {
             let snapshot = self.poll(clock);
             (snapshot, self.upstream.extra_poll_at())
         })

@@ -4,18 +4,23 @@
 //! become another program later (an entrypoint script does). Linux only.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::ops::Bound::{Excluded, Unbounded};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::machine::local_address;
-use crate::machine::ollama_store::names_of_blob;
+use crate::machine::ollama_store;
 use crate::machine::process_lookup::{self, Connect};
 use crate::machine::procfs::{HeldSocket, ProcessId, Procfs};
 use crate::machine::server_arguments::ServerArguments;
-use crate::readings::LocalServer;
-use crate::settings::Settings;
+use crate::machine::server_key;
+use crate::readings::{LocalAddress, LocalServer};
+use crate::settings::{Secret, Settings};
 
+/// How long to wait for another thread that looks.
+const LONGEST_WAIT: Duration = Duration::from_millis(250);
 /// The most llama-servers that are listed.
 const MAX_SERVERS: usize = 256;
 /// The most ancestors of a process.
@@ -30,26 +35,77 @@ const SEARCHES_WITHOUT_PAUSE: u32 = 5;
 const LONGEST_PAUSE: u32 = 12;
 
 /// The llama-servers of this machine. All pollers share one list.
-pub struct LocalServers(Mutex<ProcessScan>);
+pub struct LocalServers {
+    procfs: Procfs,
+    scan: Mutex<ProcessScan>,
+    list: Mutex<Arc<[LocalServer]>>,
+}
 
 impl LocalServers {
     /// The servers in the procfs of `settings`; none yet.
     pub fn new(settings: &Settings) -> LocalServers {
         let procfs = Procfs::new(&settings.procfs);
-        LocalServers(Mutex::new(ProcessScan::new(
+        LocalServers {
+            scan: Mutex::new(ProcessScan::new(procfs.clone(), process_lookup::connect)),
             procfs,
-            process_lookup::connect,
-        )))
+            list: Mutex::default(),
+        }
     }
 
-    /// The servers, found in this call, or within the last half of `interval`.
+    /// The servers, found in this call, or within the last half of `interval`. If another thread
+    /// has been looking for long, what was found before.
     pub fn list(&self, interval: Duration) -> Arc<[LocalServer]> {
-        let mut scan = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let max_age = interval.checked_div(2).unwrap_or_default();
-        if scan.looked_at.is_none_or(|at| at.elapsed() >= max_age) {
-            scan.look();
+        let waiting_since = Instant::now();
+        loop {
+            match self.scan.try_lock() {
+                Ok(scan) => return self.list_with(scan, interval),
+                Err(TryLockError::Poisoned(scan)) => {
+                    return self.list_with(scan.into_inner(), interval);
+                }
+                // Reading a process may block.
+                Err(TryLockError::WouldBlock) if waiting_since.elapsed() > LONGEST_WAIT => {
+                    return Arc::clone(&self.list.lock().unwrap_or_else(PoisonError::into_inner));
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(5)),
+            }
         }
-        Arc::clone(&scan.list)
+    }
+
+    /// A check whether the process of `server` still has its socket open. Its argument is the process
+    /// that listens on a Unix socket, as the kernel says of a new connection.
+    pub fn peer_check(
+        &self,
+        server: &LocalServer,
+    ) -> impl Fn(Option<u32>) -> bool + Send + Sync + use<> {
+        let (procfs, id, socket) = (self.procfs.clone(), id(server), server.socket.clone());
+        let is_unix = matches!(server.address, Ok(LocalAddress::Unix { .. }));
+        move |peer| {
+            procfs.process_id(id.pid) == Some(id)
+                && socket.as_ref().is_none_or(HeldSocket::is_open)
+                && (!is_unix || peer == Some(id.pid))
+        }
+    }
+
+    /// The API key that `server` was started with, if it can be read, and if the address is certain
+    /// to be that of the same process.
+    pub fn api_key(&self, server: &LocalServer) -> Option<Secret> {
+        server.socket.as_ref()?;
+        let key = server_key::read(&self.procfs, server.pid)?;
+        (self.procfs.process_id(server.pid) == Some(id(server))).then_some(key)
+    }
+
+    fn list_with(
+        &self,
+        mut scan: MutexGuard<ProcessScan>,
+        interval: Duration,
+    ) -> Arc<[LocalServer]> {
+        let max_age = interval.checked_div(2).unwrap_or_default();
+        let list = || self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        if scan.looked_at.is_none_or(|at| at.elapsed() >= max_age) {
+            let found = scan.look();
+            *list() = found;
+        }
+        Arc::clone(&list())
     }
 }
 
@@ -63,7 +119,6 @@ struct ProcessScan {
     others: BTreeMap<u32, u8>,
     /// The last of them that was read again.
     last_read_again: u32,
-    list: Arc<[LocalServer]>,
 }
 
 impl ProcessScan {
@@ -75,11 +130,11 @@ impl ProcessScan {
             servers: BTreeMap::new(),
             others: BTreeMap::new(),
             last_read_again: 0,
-            list: Arc::default(),
         }
     }
 
-    fn look(&mut self) {
+    /// Looks at the processes; returns the llama-servers.
+    fn look(&mut self) -> Arc<[LocalServer]> {
         self.looked_at = Some(Instant::now());
         self.remove_ended();
         let pids = match cfg!(target_os = "linux") {
@@ -102,18 +157,15 @@ impl ProcessScan {
         let (procfs, connect) = (&self.procfs, self.connect);
         self.servers
             .retain(|_, server| server.look(procfs, connect));
-        self.list = self
-            .servers
-            .values()
-            .map(|known| known.server.clone())
-            .collect();
+        let servers = self.servers.values();
+        servers.map(|known| known.server.clone()).collect()
     }
 
     /// Removes the servers whose process has ended, or is another program now.
     fn remove_ended(&mut self) {
         let procfs = &self.procfs;
         self.servers
-            .retain(|pid, known| procfs.process_id(*pid) == Some(known.id()));
+            .retain(|pid, known| procfs.process_id(*pid) == Some(id(&known.server)));
     }
 
     /// The next of the other processes to read again.
@@ -142,8 +194,6 @@ impl ProcessScan {
 struct KnownServer {
     server: LocalServer,
     arguments: ServerArguments,
-    /// The socket at its address, if its descriptors can be listed.
-    socket: Option<HeldSocket>,
     /// The number of searches for its address, and that of looks until the next.
     searches: u32,
     pause: u32,
@@ -163,34 +213,26 @@ impl KnownServer {
                 pid,
                 started: stat.started,
                 address: Err(None),
+                socket: None,
                 is_https: arguments.is_https(),
                 api_prefix: arguments.api_prefix(),
                 alias: arguments.alias().map(str::to_owned),
                 model_path: arguments.model_path().map(str::to_owned),
-                stored_names: arguments
-                    .model_path()
-                    .map(|path| names_of_blob(procfs, pid, path))
-                    .unwrap_or_default(),
+                stored_names: Vec::new(),
                 mode: arguments.mode(),
                 ancestors: ancestors(procfs, stat.parent),
             },
             arguments,
-            socket: None,
             searches: 0,
             pause: 0,
         })
-    }
-
-    fn id(&self) -> ProcessId {
-        let (pid, started) = (self.server.pid, self.server.started);
-        ProcessId { pid, started }
     }
 
     /// Finds the address, unless the known one is still open. Returns false if the process is
     /// another program now.
     fn look(&mut self, procfs: &Procfs, connect: Connect) -> bool {
         if self.server.address.is_ok() {
-            if self.socket.as_ref().is_some_and(HeldSocket::is_open) {
+            if self.server.socket.as_ref().is_some_and(HeldSocket::is_open) {
                 return true;
             }
             (self.searches, self.pause) = (0, 0);
@@ -205,20 +247,35 @@ impl KnownServer {
         };
         let searches = self.searches.saturating_add(1);
         let pause = searches.saturating_sub(SEARCHES_WITHOUT_PAUSE);
-        *self = KnownServer {
-            searches,
-            pause: pause.min(LONGEST_PAUSE),
-            ..read
+        let known = mem::replace(
+            self,
+            KnownServer {
+                searches,
+                pause: pause.min(LONGEST_PAUSE),
+                ..read
+            },
+        );
+        let is_same_model = known.server.model_path == self.server.model_path;
+        self.server.stored_names = match &self.server.model_path {
+            Some(path) if searches == 1 || !is_same_model => {
+                ollama_store::names_of_blob(procfs, self.server.pid, path)
+            }
+            _ => known.server.stored_names,
         };
         match local_address::find(procfs, self.server.pid, &self.arguments, connect) {
             Ok((address, socket)) => {
                 self.server.address = Ok(address);
-                self.socket = socket;
+                self.server.socket = socket;
             }
             Err(why) => self.server.address = Err(why),
         }
         true
     }
+}
+
+fn id(server: &LocalServer) -> ProcessId {
+    let (pid, started) = (server.pid, server.started);
+    ProcessId { pid, started }
 }
 
 /// The PIDs of the process `parent`, its parent, and so on.
@@ -236,7 +293,6 @@ fn ancestors(procfs: &Procfs, parent: u32) -> Vec<u32> {
 mod tests {
     use super::*;
     use crate::machine::tests::file_tree::FileTree;
-    use crate::readings::LocalAddress;
 
     /// A procfs with the processes that a test adds.
     struct Processes(FileTree);
@@ -277,8 +333,7 @@ mod tests {
     }
 
     fn found(scan: &mut ProcessScan) -> Vec<u32> {
-        scan.look();
-        scan.list.iter().map(|server| server.pid).collect()
+        scan.look().iter().map(|server| server.pid).collect()
     }
 
     #[test]
@@ -294,8 +349,9 @@ mod tests {
             Some(77),
         );
         let mut scan = processes.scan();
-        assert_eq!(found(&mut scan), [30]);
-        let server = &scan.list[0];
+        let list = scan.look();
+        assert_eq!(list.len(), 1);
+        let server = &list[0];
         let address = "127.0.0.1:8080".parse().unwrap();
         assert_eq!(server.address, Ok(LocalAddress::Tcp(address)));
         assert_eq!(server.alias.as_deref(), Some("tiny"));

@@ -19,6 +19,9 @@ const FORBIDDEN: &str = "its socket cannot be found: run the exporter as the ser
 const OTHER_NETWORK: &str = "it is in a network namespace with no address that can be reached from \
                              here: publish its port and give that with --base-url";
 
+const OTHER_PIDS: &str = "it listens on a Unix socket in another PID namespace: run the exporter's \
+                          container with --pid=host";
+
 /// An address, and the socket that the process has open there. `None`: its descriptors cannot be
 /// listed, and command line, user and port match.
 pub type Listening = (LocalAddress, Option<HeldSocket>);
@@ -82,7 +85,10 @@ impl Search<'_> {
             return Ok((LocalAddress::Tcp(address), self.held_socket(inode)));
         }
         if let Some(found) = self.unix() {
-            return Ok(found);
+            return match self.procfs.has_own_pids() {
+                true => Ok(found),
+                false => Err(Some(OTHER_PIDS.to_owned())),
+            };
         }
         Err(match (&self.held, tcp.is_empty()) {
             (_, false) => Some(OTHER_NETWORK.to_owned()),

@@ -21,6 +21,7 @@ pub mod process_lookup;
 pub mod procfs;
 mod pseudo_files;
 pub mod server_arguments;
+mod server_key;
 mod server_process;
 pub mod sockets;
 pub mod started_servers;
@@ -36,10 +37,10 @@ use crate::machine::gpus::Gpus;
 use crate::machine::host_lookup::HostLookup;
 use crate::machine::pid_file::PidFile;
 use crate::machine::process_lookup::{Connect, LookupResult, ProcessLookup, unix_listener};
-use crate::machine::procfs::{ProcessId, Procfs};
+use crate::machine::procfs::{HeldSocket, ProcessId, Procfs};
 use crate::machine::server_process::ServerProcess;
 use crate::process::log;
-use crate::readings::ModelReading;
+use crate::readings::{LocalServer, ModelReading};
 use crate::settings::{BaseUrl, ServerAddress, Settings};
 use crate::snapshot::Model;
 
@@ -63,6 +64,8 @@ pub struct Machine {
     port: u16,
     addresses: HostLookup,
     connect: Connect,
+    /// The process of the server's only model, if it is known beforehand.
+    known: Option<(ProcessId, Option<HeldSocket>)>,
     /// The processes of this machine, if listed in this poll.
     lookup: Option<ProcessLookup>,
     /// The number of processes looked up in this poll.
@@ -121,6 +124,7 @@ impl Machine {
             port: base.port(),
             addresses: HostLookup::Idle,
             connect: process_lookup::connect,
+            known: None,
             lookup: None,
             lookups: 0,
             models: BTreeMap::new(),
@@ -132,6 +136,13 @@ impl Machine {
     /// Sets the GPUs to read.
     pub fn with_gpus(mut self, gpus: &Arc<Gpus>) -> Machine {
         self.gpus = Arc::clone(gpus);
+        self
+    }
+
+    /// Sets the process of a server that listens at the base URL.
+    pub fn with_process(mut self, server: &LocalServer) -> Machine {
+        let (pid, started) = (server.pid, server.started);
+        self.known = Some((ProcessId { pid, started }, server.socket.clone()));
         self
     }
 
@@ -283,6 +294,9 @@ impl Machine {
         if let Some(id) = process_id(reading) {
             let is_alive = self.procfs.process_id(id.pid) == Some(id);
             return Some(is_alive.then_some((id, None)).ok_or(None));
+        }
+        if let Some(known) = self.known.as_ref().filter(|_| entry.is_only_model) {
+            return Some(Ok(known.clone()));
         }
         let now = Instant::now();
         if entry.retry_at.is_some_and(|at| now < at) || self.lookups == MAX_LOOKUPS_PER_POLL {

@@ -8,7 +8,6 @@
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
@@ -73,10 +72,9 @@ pub type LookupResult = Result<(ProcessId, Option<HeldSocket>), Option<String>>;
 /// Explains why it is not known, if the user can fix it.
 pub fn unix_listener(procfs: &Procfs, path: &Path) -> Result<u32, Option<String>> {
     let stream = os::connect_unix(path, CONNECT_TIMEOUT).map_err(|_| None)?;
-    // The kernel's answer is about our PID namespace, and procfs may show another.
-    let own = fs::read_link(procfs.path("self"));
-    let shows_own = own.is_ok_and(|own| own.as_os_str() == std::process::id().to_string().as_str());
-    let pid = os::listener_pid(&stream).ok().filter(|_| shows_own);
+    let pid = os::listener_pid(&stream)
+        .ok()
+        .filter(|_| procfs.has_own_pids());
     pid.ok_or_else(|| {
         Some(format!(
             "the process that listens on {} is in another PID namespace: memory and CPU are \

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::machine::pseudo_files::{read_bytes, read_text};
 use crate::process::file;
 use crate::process::procfs_parsers::{self, ProcessStat, ProcessStatus};
+pub use crate::readings::HeldSocket;
 
 /// The most bytes of a command line or environment that are read.
 const MAX_COMMAND_LINE_BYTES: u64 = 1 << 20;
@@ -99,6 +100,16 @@ impl Procfs {
             .collect()
     }
 
+    /// An environment variable of the process, which may be a secret.
+    pub fn variable(&self, pid: u32, name: &str) -> Option<String> {
+        let path = self.process_path(pid, "environ");
+        let all = words(&read_bytes(&path, MAX_COMMAND_LINE_BYTES).ok()?);
+        let mut values = all
+            .iter()
+            .filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        values.next().map(str::to_owned)
+    }
+
     /// The environment variables `LLAMA_ARG_*`. Discards all others, which may be secrets.
     ///
     /// # Errors
@@ -121,6 +132,12 @@ impl Procfs {
             // A kernel without user namespaces.
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         }
+    }
+
+    /// Whether its PIDs are those that the kernel gives us, of our own PID namespace.
+    pub fn has_own_pids(&self) -> bool {
+        let own = fs::read_link(self.path("self"));
+        own.is_ok_and(|own| own.as_os_str() == std::process::id().to_string().as_str())
     }
 
     /// All PIDs, ascending.
@@ -200,15 +217,6 @@ impl Procfs {
         let path = below_root.map_err(io::Error::other)?.join(path);
         file::regular_file_in_root(&root, &path)
     }
-}
-
-/// A socket that a process has open.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeldSocket {
-    /// Its path in `/proc/PID/fd`.
-    pub descriptor: PathBuf,
-    /// Its inode number.
-    pub inode: u64,
 }
 
 impl HeldSocket {

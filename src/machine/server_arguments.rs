@@ -25,6 +25,8 @@ const HOST: Argument = Argument(&["--host"], "LLAMA_ARG_HOST");
 const API_PREFIX: Argument = Argument(&["--api-prefix"], "LLAMA_ARG_API_PREFIX");
 const TLS_KEY: Argument = Argument(&["--ssl-key-file"], "LLAMA_ARG_SSL_KEY_FILE");
 const TLS_CERTIFICATE: Argument = Argument(&["--ssl-cert-file"], "LLAMA_ARG_SSL_CERT_FILE");
+const API_KEY: Argument = Argument(&["--api-key"], "");
+const API_KEY_FILE: Argument = Argument(&["--api-key-file"], "LLAMA_ARG_API_KEY_FILE");
 const SLEEP_IDLE: Argument = Argument(&["--sleep-idle-seconds"], "LLAMA_ARG_SLEEP_IDLE_SECONDS");
 const UNIFIED_PER_SLOT: Argument =
     Argument(&["--kv-unified-per-slot"], "LLAMA_ARG_KV_UNIFIED_PER_SLOT");
@@ -177,6 +179,16 @@ impl ServerArguments {
         } else {
             format!("/{prefix}")
         }
+    }
+
+    /// Its API keys, separated by commas. A secret.
+    pub fn api_keys(&self) -> Option<&str> {
+        self.value(&API_KEY)
+    }
+
+    /// The file that holds its API keys, one a line.
+    pub fn api_key_file(&self) -> Option<&str> {
+        self.value(&API_KEY_FILE)
     }
 
     /// Whether it speaks `https`: it has a key and a certificate.

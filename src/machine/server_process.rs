@@ -82,6 +82,7 @@ impl ServerProcess {
             self.limits_read_at = now;
         }
         let usage = &mut model.process;
+        usage.pid = Some(pid);
         usage.memory_usage = status.resident_bytes;
         usage.total_memory = self.limits.memory_bytes;
         usage.thread_count = status.threads;

@@ -464,6 +464,7 @@ mod tests {
                 usage_ratio: some,
             },
             process: ProcessUsage {
+                pid: None,
                 memory_usage: some,
                 total_memory: some,
                 cpu_utilization: some,

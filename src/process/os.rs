@@ -207,7 +207,7 @@ pub fn connect_unix(path: &Path, time: Duration) -> io::Result<UnixStream> {
 ///
 /// # Errors
 /// `NotFound` if it is in a PID namespace that this process does not see, or `Unsupported`.
-pub fn listener_pid(stream: &UnixStream) -> io::Result<u32> {
+pub fn listener_pid(stream: &impl AsFd) -> io::Result<u32> {
     #[cfg(target_os = "linux")]
     return linux::listener_pid(stream);
     #[cfg(not(target_os = "linux"))]
@@ -397,7 +397,7 @@ mod linux {
         Ok(stream)
     }
 
-    pub fn listener_pid(stream: &UnixStream) -> io::Result<u32> {
+    pub fn listener_pid(stream: &impl AsFd) -> io::Result<u32> {
         const SOL_SOCKET: c_int = 1;
         let powerpc = cfg!(any(target_arch = "powerpc", target_arch = "powerpc64"));
         let so_peercred: c_int = if powerpc { 21 } else { 17 };
@@ -408,7 +408,7 @@ mod linux {
         // and their length live through it, and the system writes at most that many bytes.
         check(unsafe {
             getsockopt(
-                stream.as_raw_fd(),
+                stream.as_fd().as_raw_fd(),
                 SOL_SOCKET,
                 so_peercred,
                 credentials.as_mut_ptr().cast(),

@@ -30,6 +30,7 @@ pub fn read() -> OwnMetrics {
         resident_bytes: status.and_then(|status| status.resident_bytes),
         open_fds,
         max_fds: constants.max_fds,
+        discovered_servers: None,
         start_time: constants.boot_time.zip(started).map(|(at, s)| at + s),
     }
 }

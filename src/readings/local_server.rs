@@ -13,6 +13,8 @@ pub struct LocalServer {
     /// The address to connect to. The error explains why it cannot be reached, if the user can fix
     /// it; `None`: it does not listen yet.
     pub address: Result<LocalAddress, Option<String>>,
+    /// The socket at that address, if the descriptors of the process can be listed.
+    pub socket: Option<HeldSocket>,
     /// Whether it speaks `https`.
     pub is_https: bool,
     /// The prefix of its endpoints (`--api-prefix`): empty, or begins with a slash.
@@ -42,4 +44,13 @@ pub enum LocalAddress {
         /// The absolute path as the server sees it (`/srv/x.sock`).
         seen_as: String,
     },
+}
+
+/// A socket that a process has open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldSocket {
+    /// Its path in `/proc/PID/fd`.
+    pub descriptor: PathBuf,
+    /// Its inode number.
+    pub inode: u64,
 }

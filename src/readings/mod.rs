@@ -17,7 +17,7 @@ use std::time::Instant;
 pub use completion::Completion;
 pub use counters::Counters;
 pub use ended_request::{EndedRequest, EndedRequests, RequestResult};
-pub use local_server::{LocalAddress, LocalServer};
+pub use local_server::{HeldSocket, LocalAddress, LocalServer};
 pub use slots::{Slot, Slots};
 pub use stats::Stats;
 pub use status::ModelStatus;

@@ -14,6 +14,14 @@ pub struct ApiKeys {
 }
 
 impl ApiKeys {
+    /// The key of the only server.
+    pub fn only(key: Option<Secret>) -> ApiKeys {
+        ApiKeys {
+            own: Vec::new(),
+            plain: key,
+        }
+    }
+
     /// Adds the key in a file: `F`, or `URL=F` for one base URL.
     ///
     /// # Errors

@@ -29,13 +29,19 @@ pub fn parse(
     if matches!(command, Command::Help | Command::Version) {
         return Ok((command, settings));
     }
+    let mut unset = Vec::new();
     for row in TABLE {
         let given = flag_values(&mut arguments, row)?;
         for value in &given {
             apply_all(row, &mut settings, row.flag, value)?;
         }
-        if given.is_empty() {
-            apply_variable_or_default(row, &mut settings, &variable)?;
+        if given.is_empty() && !apply_variable(row, &mut settings, &variable)? {
+            unset.push(row);
+        }
+    }
+    for row in unset {
+        if !row.default.is_empty() && (row.default_applies)(&settings) {
+            apply_all(row, &mut settings, row.flag, row.default)?;
         }
     }
     if let Some(unknown) = arguments.finish().first() {
@@ -45,25 +51,22 @@ pub fn parse(
     Ok((command, settings))
 }
 
-/// Applies the first variable of `row` that is set, else its default.
-fn apply_variable_or_default(
+/// Applies the first variable of `row` that is set. Returns whether there is one.
+fn apply_variable(
     row: &Row,
     settings: &mut Settings,
     variable: impl Fn(&str) -> Option<OsString>,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     for name in row.variables {
         // An empty variable counts as unset: compose files set variables with `NAME=`.
         if let Some(value) = variable(name).filter(|value| !value.is_empty()) {
             let value = value
                 .into_string()
                 .map_err(|_| format!("{name}: is not valid UTF-8"))?;
-            return apply_all(row, settings, name, &value);
+            return apply_all(row, settings, name, &value).map(|()| true);
         }
     }
-    match row.default {
-        "" => Ok(()),
-        default => apply_all(row, settings, row.flag, default),
-    }
+    Ok(false)
 }
 
 /// The values of the flag of `row` on the command line.

@@ -33,8 +33,12 @@ pub const DEFAULT_MODEL: &str = "ai/llama3.2:1B-Q8_0";
 /// All settings. [`parse`] returns checked ones.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// The servers to watch, at least one.
+    /// The servers to watch: at least one, unless servers are discovered.
     pub base_urls: Vec<BaseUrl>,
+    /// Whether to discover the llama.cpp servers of this machine.
+    pub discover: bool,
+    /// The label `server` of the only base URL, if that is the address of a discovered server.
+    pub discovered: Option<String>,
     /// The label `model` of a server that holds one model; `None`: the server's own name for it.
     pub model: Option<String>,
     /// The address to serve at.
@@ -97,6 +101,9 @@ impl Settings {
     /// The label `server` of `base`: its host and port. If another base URL has the same, its path
     /// too; if that is the same as well, the whole URL.
     pub fn server_label(&self, base: &BaseUrl) -> String {
+        if let Some(label) = &self.discovered {
+            return label.clone();
+        }
         let is_unique = |label: fn(&BaseUrl) -> String| {
             let mut others = self.base_urls.iter().filter(|other| *other != base);
             others.all(|other| label(other) != label(base))
@@ -107,6 +114,28 @@ impl Settings {
             base.server_and_path()
         } else {
             base.as_given()
+        }
+    }
+
+    /// The settings for one discovered server at `base`, with the label `server` and its own key.
+    /// What was given for base URLs does not apply to it.
+    #[must_use]
+    pub fn of_discovered(
+        &self,
+        base: BaseUrl,
+        label: String,
+        model: Option<String>,
+        key: Option<Secret>,
+    ) -> Settings {
+        Settings {
+            base_urls: vec![base],
+            discovered: Some(label),
+            model,
+            api_keys: ApiKeys::only(key),
+            log_files: Vec::new(),
+            pid_file: None,
+            probe_interval: None,
+            ..self.clone()
         }
     }
 

@@ -16,6 +16,8 @@ pub struct Row {
     pub variables: &'static [&'static str],
     /// The default value; empty: none.
     pub default: &'static str,
+    /// Whether the default applies, once all that was given is set.
+    pub default_applies: fn(&Settings) -> bool,
     /// Its meaning: the text in `--help` and README.
     pub help: &'static str,
     /// Whether it takes several values: repeated, or separated by commas.
@@ -35,6 +37,7 @@ const ROW: Row = Row {
     argument: "",
     variables: &[],
     default: "",
+    default_applies: |_| true,
     help: "",
     repeatable: false,
     secret: false,
@@ -69,11 +72,20 @@ pub const TABLE: &[Row] = &[
         argument: "URL",
         variables: &["LLAMACPP_BASE_URL"],
         default: "http://model-runner.docker.internal/engines/llama.cpp/v1",
+        default_applies: |settings| !settings.discover,
         help: "Base URL of the server to watch: llama-server, its router, Docker Model Runner or \
                llama-swap, with or without /v1, or unix:/path/to/socket; for several, repeat it \
                or separate by commas",
         repeatable: true,
         set: |settings, text| push(&mut settings.base_urls, text.parse()),
+        ..ROW
+    },
+    Row {
+        flag: "--discover",
+        variables: &["LLAMACPP_DISCOVER"],
+        help: "Find the llama.cpp servers among the processes of this machine and watch them, beside \
+               the base URLs that are given; the default base URL is not watched then",
+        set: |settings, text| assign(&mut settings.discover, switch(text)),
         ..ROW
     },
     Row {

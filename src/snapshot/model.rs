@@ -103,6 +103,8 @@ pub struct KvCacheUsage {
 /// What the process that holds the model uses.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ProcessUsage {
+    /// Its PID, if it is a process of this machine.
+    pub pid: Option<u32>,
     /// Bytes of resident memory.
     pub memory_usage: Option<f64>,
     /// Bytes of memory that it may use.

@@ -15,6 +15,8 @@ pub struct OwnMetrics {
     pub open_fds: Option<f64>,
     /// The limit of open file descriptors.
     pub max_fds: Option<f64>,
+    /// The number of discovered servers; `None` without discovery.
+    pub discovered_servers: Option<f64>,
     /// When the process started, in seconds since 1970.
     pub start_time: Option<f64>,
 }

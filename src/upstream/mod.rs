@@ -42,15 +42,19 @@ use crate::upstream::reading::Reading;
 use crate::upstream::router::Router;
 
 /// One server of each kind at `base`, in the order of detection. The last kind matches whatever is
-/// none of the others.
+/// none of the others. A discovered server is a llama-server or its router.
 pub fn all_kinds(base: &BaseUrl, settings: &Settings) -> Vec<Box<dyn Upstream>> {
-    vec![
+    let llama_cpp: [Box<dyn Upstream>; 2] = [
+        Box::new(Router::new(base, settings)),
+        Box::new(LlamaServer::new(base, settings)),
+    ];
+    let others: [Box<dyn Upstream>; 3] = [
         Box::new(ModelRunner::new(base, settings)),
         Box::new(LlamaSwap::new(base, settings)),
         Box::new(Ollama::new(base, settings)),
-        Box::new(Router::new(base, settings)),
-        Box::new(LlamaServer::new(base, settings)),
-    ]
+    ];
+    let others = others.into_iter().filter(|_| settings.discovered.is_none());
+    others.chain(llama_cpp).collect()
 }
 
 /// A server at one base URL, with its state between two polls.

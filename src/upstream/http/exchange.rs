@@ -12,6 +12,7 @@ use crate::upstream::http::allowed_addresses::AllowedAddresses;
 use crate::upstream::http::client::Client;
 use crate::upstream::http::endpoint::Endpoint;
 use crate::upstream::http::open_requests::OpenRequests;
+use crate::upstream::http::peer_check::PeerCheck;
 use crate::upstream::http::request_error::{RequestError, RequestErrorKind};
 use crate::upstream::http::request_log::{FailedRequest, RequestLog, RequestTarget};
 use crate::upstream::http::response::HttpResponse;
@@ -138,6 +139,11 @@ impl Exchange {
             has_key: settings.api_key_of(base).is_some(),
             has_user: base.userinfo().is_some(),
         })
+    }
+
+    /// Checks each new connection before anything is sent over it.
+    pub fn check_peer(&mut self, check: PeerCheck) {
+        self.client.connection.check_peer(check);
     }
 
     /// The address of the server that responded last in this poll.

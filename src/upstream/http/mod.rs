@@ -5,6 +5,7 @@ pub mod client;
 pub mod endpoint;
 pub mod exchange;
 mod open_requests;
+pub mod peer_check;
 pub mod request_error;
 pub mod request_log;
 mod resolver;

@@ -14,6 +14,7 @@ use ureq::unversioned::transport::{
 use ureq::{Error, Timeout};
 
 use crate::process::os;
+use crate::upstream::http::peer_check::PeerCheck;
 
 /// The connection of a request that timed out. It stays open: after the late response, the next
 /// request may be sent. [`open_requests`](super::open_requests) explains why.
@@ -44,6 +45,8 @@ fn is_silent(stream: &TcpStream) -> bool {
     is_silent && stream.set_nonblocking(false).is_ok()
 }
 
+const OTHER_PEER: &str = "the process has ended, or another one listens at its address";
+
 /// The connection of the last request.
 #[derive(Clone, Debug, Default)]
 pub struct LastConnection(Arc<Mutex<LastConnectionState>>);
@@ -53,12 +56,23 @@ struct LastConnectionState {
     stream: Option<Arc<TcpStream>>,
     /// Whether every address of the server refused the connection, or its Unix socket is gone.
     is_refused: bool,
+    /// Applied to each new connection.
+    check: Option<PeerCheck>,
 }
 
 impl LastConnection {
     /// Clears the state before a new request. The connection stays open in ureq's pool.
     pub fn reset(&self) {
-        *self.state() = LastConnectionState::default();
+        let mut state = self.state();
+        *state = LastConnectionState {
+            check: state.check.take(),
+            ..LastConnectionState::default()
+        };
+    }
+
+    /// Checks each new connection before anything is sent over it.
+    pub fn check_peer(&self, check: PeerCheck) {
+        self.state().check = Some(check);
     }
 
     /// The address of the server; `None` if it has a Unix socket.
@@ -111,6 +125,12 @@ impl Connector for SocketConnector {
             Some(path) => self.connect_unix(path, *details.timeout.after)?,
             None => self.connect_tcp(details)?,
         };
+        let check = self.last.state().check.clone();
+        if let Some(PeerCheck(check)) = check
+            && !check(os::listener_pid(&stream).ok())
+        {
+            return Err(io::Error::other(OTHER_PEER).into());
+        }
         let (input, output) = (
             details.config.input_buffer_size(),
             details.config.output_buffer_size(),
