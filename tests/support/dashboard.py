@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from support import ROOT
 
-# Grafana's $__rate_interval with the default Prometheus data source: four times the scrape interval of 15 s.
-RATE_INTERVAL = "1m"
+# Variables of one value. $__rate_interval is Grafana's, with the default Prometheus data source: four times the scrape
+# interval of 15 s; $__range is the time range that is shown.
+VALUES = {"__rate_interval": "1m", "__range": "10m", "quantile": "0.95"}
 # The choice "All" of a variable.
 ALL = object()
 
@@ -15,12 +16,14 @@ ALL = object()
 @dataclass(frozen=True)
 class Query:
     panel: str
+    panel_id: int
+    description: str
     ref: str
     expr: str
     instant: bool
 
     def __str__(self):
-        return f"{self.panel} {self.ref}{' instant' if self.instant else ''}"
+        return f"{self.panel_id} {self.panel} {self.ref}"
 
 
 def load():
@@ -36,7 +39,7 @@ def panels(dashboard):
 
 def queries(dashboard):
     return [
-        Query(panel["title"], target["refId"], target["expr"], target.get("instant", False))
+        Query(panel["title"], panel["id"], panel["description"], target["refId"], target["expr"], target["instant"])
         for panel in panels(dashboard)
         for target in panel.get("targets", [])
     ]
@@ -52,8 +55,8 @@ def substitute(expr, dashboard, choices):
 
     def value(match):
         name = match[1] or match[2]
-        if name in ("__rate_interval", "__interval"):
-            return RATE_INTERVAL
+        if name in VALUES:
+            return VALUES[name]
         choice = choices[name]
         if choice is ALL:
             return variables(dashboard)[name]["allValue"]
