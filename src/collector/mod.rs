@@ -3,6 +3,8 @@
 
 pub mod clock;
 pub mod discovery;
+mod log_streams;
+mod model_sources;
 mod monitored_server;
 mod poll_loop;
 mod poller;

@@ -121,7 +121,7 @@ impl Poller {
         self.name_model(&mut reading);
         reading.keep_first_of_each();
         self.requests
-            .read_records(&mut self.upstream, &mut self.exchange);
+            .read_served(&mut self.upstream, &mut self.exchange, &mut reading);
         reading.requests.append(self.exchange.finish_poll());
         let up = reading.up;
         let mut models = self.derive(&reading, clock.now());

@@ -4,18 +4,21 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::collector::log_streams::LogStreams;
+use crate::collector::model_sources::{ModelSources, RequestsFrom};
 use crate::process::log as own_log;
 use crate::readings::{Completion, ModelReading, ModelState, ModelStatus, SlotsReading, Update};
-use crate::requests::log::{LogWriter, PolledModel, ServerLog};
+use crate::requests::log::parser::LoggedSlots;
+use crate::requests::log::{LINES_REJECTED, LogWriter, PolledModel, ServerLog};
 use crate::requests::probe::Prober;
-use crate::requests::records::Records;
+use crate::requests::records::{self, Records};
 use crate::requests::{Requests, activity};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Model, ModelRequests, Reason, Snapshot, SnapshotCell};
 use crate::upstream::completion::CompletionClient;
 use crate::upstream::detection::DetectedServer;
 use crate::upstream::http::exchange::Exchange;
-use crate::upstream::reading::Reading;
+use crate::upstream::reading::{Reading, ServedLog};
 use crate::upstream::{LogSource, ServerKind};
 
 const LOG_UNUSED: &str =
@@ -27,8 +30,18 @@ pub(super) struct RequestSources {
     log: Arc<ServerLog>,
     /// Whether the settings have a log for this server.
     has_log: bool,
-    /// Docker Model Runner's, unless the settings switch them off.
-    records: Option<Records>,
+    /// What the server itself reports of its requests, unless the settings switch that off.
+    served: Option<ServedSources>,
+}
+
+/// What a server with many models reports of their requests.
+struct ServedSources {
+    /// The logs that it serves over HTTP.
+    streams: LogStreams,
+    /// Docker Model Runner's records.
+    records: Records,
+    /// Docker Model Runner's models.
+    models: ModelSources,
 }
 
 impl RequestSources {
@@ -37,9 +50,13 @@ impl RequestSources {
         let requests = Arc::<Requests>::default();
         RequestSources {
             log: Arc::new(ServerLog::new(Arc::clone(&requests))),
+            served: (!settings.no_request_records).then(|| ServedSources {
+                streams: LogStreams::new(base, settings, &requests),
+                records: Records::default(),
+                models: ModelSources::default(),
+            }),
             requests,
             has_log: settings.log_file_of(base).is_some(),
-            records: (!settings.no_request_records).then(Records::default),
         }
     }
 
@@ -76,27 +93,59 @@ impl RequestSources {
         Ok(())
     }
 
-    /// Counts the requests that the server has records of.
-    pub fn read_records(&mut self, upstream: &mut DetectedServer, exchange: &mut Exchange) {
-        if let Some(records) = &mut self.records {
-            let requests = &self.requests;
-            upstream.read_records(exchange, &mut |response, label| {
-                records.take(response, requests, |name| Some(label(name)))
-            });
+    /// Reads what the server itself reports of its requests. Adds the tokens of models for which
+    /// nothing else reports them.
+    pub fn read_served(
+        &mut self,
+        upstream: &mut DetectedServer,
+        exchange: &mut Exchange,
+        reading: &mut Reading,
+    ) {
+        let Some(ServedSources {
+            streams,
+            records,
+            models,
+        }) = &mut self.served
+        else {
+            return;
+        };
+        // While the server is late, nothing is known about its logs.
+        if reading.up {
+            streams.update(&reading.logs);
+        }
+        let has_records = reading.kind == Some(ServerKind::ModelRunner);
+        if has_records {
+            let usable = reading.logs.iter().find(|log| streams.is_usable(log));
+            let logged = usable.and_then(ServedLog::only_model);
+            models.update(&reading.models, logged, records);
+        }
+        let requests = &self.requests;
+        upstream.read_records(exchange, &mut |response, label| {
+            let is_counted = |model: &str, mode: &str| models.counts_records(model, mode);
+            records.take(response, requests, |name| Some(label(name)), is_counted)
+        });
+        if has_records {
+            models.complete(&mut reading.models, records, &mut reading.notes);
         }
     }
 
     /// Passes the results of a poll to the sources. Adds values that only the log reports, and
     /// notes on the log.
-    pub fn polled(&self, reading: &mut Reading, models: &mut [Model], now: Instant) {
+    pub fn polled(&mut self, reading: &mut Reading, models: &mut [Model], now: Instant) {
         let polled = polled_models(reading);
         let names = polled
             .iter()
             .map(|model| (model.model, model.writer.is_some()));
         self.requests.polled(now, names);
         self.log.polled(now, &polled);
+        if let Some(served) = &mut self.served {
+            if !reading.up && !reading.is_unanswered() {
+                served.streams.update(&[]);
+            }
+            served.polled(reading, now);
+        }
         if let Some(ended) = &reading.ended_requests
-            && self.records.is_some()
+            && self.served.is_some()
         {
             let unloaded = ModelState::Reported(ModelStatus::Unloaded);
             let with_process = reading.models.iter();
@@ -105,7 +154,7 @@ impl RequestSources {
             activity::count(&self.requests, ended, names);
         }
         for model in models.iter_mut().filter(|model| model.is_loaded()) {
-            let slots = self.log.logged_slots(&model.name);
+            let slots = self.logged_slots(&model.name, reading);
             let number = |value: Option<u64>| value.map(|value| value as f64);
             let known = &mut model.facts;
             known.slots = known.slots.or(number(slots.slots));
@@ -122,6 +171,20 @@ impl RequestSources {
             reading.notes.push(LOG_UNUSED);
         }
         reading.notes.extend(self.log.notes(now));
+        let rejected = self.log_lines_rejected().unwrap_or_default();
+        if rejected.iter().any(|(_, count)| *count > 0) && !reading.notes.contains(&LINES_REJECTED)
+        {
+            reading.notes.push(LINES_REJECTED);
+        }
+    }
+
+    /// The slots of the server with this model, as far as a log says.
+    fn logged_slots(&self, model: &str, reading: &Reading) -> LoggedSlots {
+        let served = self.served.as_ref();
+        let is_of = |log: &&ServedLog| log.only_model().is_some_and(|(name, _)| name == model);
+        let served = served.zip(reading.logs.iter().find(is_of));
+        let stream = served.and_then(|(served, log)| served.streams.log(log));
+        stream.unwrap_or(&self.log).logged_slots(model)
     }
 
     /// The figures so far, by model and source.
@@ -129,10 +192,47 @@ impl RequestSources {
         self.requests.figures()
     }
 
-    /// Rejected lines of the log, by reason; `None` without a log.
+    /// Rejected lines of all logs, by reason; `None` without a log.
     pub fn log_lines_rejected(&self) -> Option<Vec<(&'static str, u64)>> {
-        self.log.lines_rejected()
+        let streams = self.served.as_ref();
+        let streams = streams.and_then(|served| served.streams.lines_rejected());
+        self.log.lines_rejected().or(streams)
     }
+}
+
+impl ServedSources {
+    /// Passes the results of a poll to the logs.
+    fn polled(&self, reading: &Reading, now: Instant) {
+        for log in &reading.logs {
+            let Some(stream) = self.streams.log(log) else {
+                continue;
+            };
+            let key = log.only_model();
+            let model = reading.models.iter().find(|model| {
+                key.is_some_and(|(name, mode)| model.name == *name && model.mode == *mode)
+            });
+            let source = model.and_then(|model| self.models.of(&model.name, model.mode.as_deref()));
+            let is_ambiguous = log.models.len() > 1 || source == Some(RequestsFrom::Records);
+            stream.set_ambiguous(is_ambiguous);
+            let polled = model.filter(|_| !is_ambiguous).and_then(polled_by_stream);
+            self.streams.polled(log, now, polled.as_slice());
+        }
+    }
+}
+
+/// The results of a poll that the log of this model, which comes over HTTP, needs.
+fn polled_by_stream(model: &ModelReading) -> Option<PolledModel<'_>> {
+    let mode = match &model.mode {
+        Some(mode) => Some(records::mode_label(mode)?),
+        None => None,
+    };
+    Some(PolledModel {
+        model: &model.name,
+        mode,
+        writer: model.is_loaded().then_some(LogWriter::Server),
+        slots: slots(model),
+        counters: &model.counters,
+    })
 }
 
 fn kind(snapshot: &Snapshot) -> Option<ServerKind> {

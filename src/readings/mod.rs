@@ -46,6 +46,16 @@ pub struct ModelReading {
 }
 
 impl ModelReading {
+    /// Whether its server is there and has loaded it, as far as the poll tells.
+    pub fn is_loaded(&self) -> bool {
+        use ModelStatus::{Idle, Running, Sleeping};
+        match self.state {
+            ModelState::Loading | ModelState::Waking | ModelState::Unknown => false,
+            ModelState::Asleep(_) | ModelState::Busy | ModelState::Ready => true,
+            ModelState::Reported(status) => matches!(status, Idle | Running | Sleeping),
+        }
+    }
+
     /// A reading with only the state.
     pub fn new(name: &str, state: ModelState) -> ModelReading {
         ModelReading {

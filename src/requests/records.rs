@@ -15,6 +15,8 @@ use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, SeqAccess, Visitor};
 
 use crate::bounds;
 use crate::bounds::json::{LimitedJson, StringLimits};
+use crate::bounds::lenient::count_32;
+use crate::readings::TokenTotals;
 use crate::requests::{
     PhaseTiming, RequestEnd, RequestSource, RequestTimings, Requests, increment, zero_completions,
 };
@@ -43,6 +45,8 @@ const SERVER_LIMIT: usize = 10;
 /// The most models, and records of each, that are read.
 const MAX_MODELS: usize = 500;
 const MAX_RECORDS: usize = 50;
+/// The most pairs of label and mode whose tokens are added up.
+const MAX_TOTALS: usize = 1000;
 /// The middle of a longer response is not read: the `usage` of an embedding is before its
 /// numbers, and the timings of a completion are at its end.
 const RESPONSE_LIMITS: StringLimits = StringLimits {
@@ -57,6 +61,8 @@ pub struct Records {
     known: BTreeMap<String, KnownRecords>,
     /// Whether records were read before: those that were there at the start are not counted.
     has_started: bool,
+    /// The tokens of the requests that were counted, by label and mode.
+    tokens: BTreeMap<(String, RequestMode), TokenTotals>,
 }
 
 /// Records of one model, and whether the request of each had ended, and so was counted.
@@ -64,8 +70,8 @@ type KnownRecords = HashMap<RecordId, bool>;
 
 impl Records {
     /// Reads one response, and counts what is new in it. `label` turns the server's name of a
-    /// model into the label `model`; a model without one is not counted. What is in the first
-    /// response is history.
+    /// model into the label `model`; a model without one is not counted, nor is one in a mode that
+    /// `is_counted` refuses. What is in the first response is history.
     ///
     /// # Errors
     /// The response is not one of `/engines/requests`. The error has the position, and no quote.
@@ -74,6 +80,7 @@ impl Records {
         response: impl Read,
         requests: &Requests,
         label: impl Fn(&str) -> Option<String>,
+        is_counted: impl Fn(&str, &'static str) -> bool,
     ) -> Result<(), String> {
         let response = BufReader::with_capacity(16 << 10, response);
         let response = LimitedJson::new(response, RESPONSE_LIMITS);
@@ -95,15 +102,23 @@ impl Records {
                 let gap = self.has_started && may_lack_some(&records, &known);
                 let first = modes.first().copied().unwrap_or_default();
                 for mode in modes.into_iter().chain([first]).collect::<BTreeSet<_>>() {
+                    if !is_counted(&label, mode.label()) {
+                        continue;
+                    }
+                    let mut tokens = TokenTotals::default();
                     // The model is there, though nothing may be new.
                     requests.count_in_mode((&label, Some(mode.label())), &SOURCE, |figures| {
                         if self.has_started {
-                            count_new(&records, mode, &known, figures);
+                            tokens = count_new(&records, mode, &known, figures);
                         }
                         if gap && mode == first {
                             increment(figures.record_gaps.get_or_insert(0));
                         }
                     });
+                    let key = (label.clone(), mode);
+                    if self.tokens.len() < MAX_TOTALS || self.tokens.contains_key(&key) {
+                        self.tokens.entry(key).or_default().add(&tokens);
+                    }
                 }
             }
             let known = records.iter().map(|record| (record.id, record.has_ended()));
@@ -115,20 +130,38 @@ impl Records {
         self.has_started = true;
         Ok(())
     }
+
+    /// The tokens of all requests of this model, in this mode, that were counted.
+    pub fn tokens(&self, label: &str, mode: Option<&str>) -> TokenTotals {
+        let mode = mode.and_then(RequestMode::of_label);
+        let key = mode.map(|mode| (label.to_owned(), mode));
+        let tokens = key.and_then(|key| self.tokens.get(&key));
+        tokens.copied().unwrap_or_default()
+    }
 }
 
-/// Counts the requests of this mode that have ended since the last response.
+/// The label of this mode, if requests can have it.
+pub fn mode_label(mode: &str) -> Option<&'static str> {
+    RequestMode::of_label(mode).map(RequestMode::label)
+}
+
+/// Counts the requests of this mode that have ended since the last response; returns their tokens.
 fn count_new(
     records: &[Record],
     mode: RequestMode,
     known: &KnownRecords,
     figures: &mut RequestFigures,
-) {
+) -> TokenTotals {
     let is_new = |record: &&Record| known.get(&record.id) != Some(&true);
     let of_mode = records.iter().filter(|record| record.mode == mode);
-    for end in of_mode.filter(is_new).filter_map(Record::end) {
-        end.count(figures);
+    let mut tokens = TokenTotals::default();
+    for record in of_mode.filter(is_new) {
+        if let Some(end) = record.end() {
+            end.count(figures);
+            tokens.add(&record.response.tokens);
+        }
     }
+    tokens
 }
 
 /// Whether requests may have ended since the last response that have no record any more.
@@ -188,6 +221,17 @@ enum RequestMode {
 }
 
 impl RequestMode {
+    const ALL: [RequestMode; 3] = [
+        RequestMode::Completion,
+        RequestMode::Embedding,
+        RequestMode::Reranking,
+    ];
+
+    fn of_label(label: &str) -> Option<RequestMode> {
+        let mut all = RequestMode::ALL.into_iter();
+        all.find(|mode| mode.label() == label)
+    }
+
     /// The label `mode`.
     fn label(self) -> &'static str {
         match self {
@@ -219,7 +263,7 @@ impl Record {
     fn end(&self) -> Option<RequestEnd> {
         // A stream has begun with status 200 by the time it fails.
         let status = (self.status_code >= 400).then_some(self.status_code);
-        let end = match (status.or(self.error.0), self.response.0) {
+        let end = match (status.or(self.error.0), self.response.end) {
             (Some(status), _) | (None, Some(RequestEnd::Failed(status))) => {
                 let is_error = (400..600).contains(&status);
                 Some(RequestEnd::Failed(if is_error {
@@ -253,10 +297,13 @@ impl From<Option<String>> for RecordError {
     }
 }
 
-/// How a request ended, by the text of its response.
+/// What the text of a response tells of its request.
 #[derive(Default, Deserialize)]
 #[serde(from = "Option<String>")]
-struct Response(Option<RequestEnd>);
+struct Response {
+    end: Option<RequestEnd>,
+    tokens: TokenTotals,
+}
 
 impl From<Option<String>> for Response {
     fn from(text: Option<String>) -> Response {
@@ -275,7 +322,10 @@ impl From<Option<String>> for Response {
                 }
             }
         };
-        Response(body.end())
+        Response {
+            tokens: body.tokens(),
+            end: body.end(),
+        }
     }
 }
 
@@ -306,6 +356,13 @@ struct BodyTimings {
     prompt_ms: f64,
     predicted_n: u64,
     predicted_ms: f64,
+    #[serde(default, deserialize_with = "count_32")]
+    cache_n: Option<f64>,
+    // Only with speculative decoding.
+    #[serde(default, deserialize_with = "count_32")]
+    draft_n: Option<f64>,
+    #[serde(default, deserialize_with = "count_32")]
+    draft_n_accepted: Option<f64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -316,6 +373,25 @@ struct Usage {
 }
 
 impl Body {
+    fn tokens(&self) -> TokenTotals {
+        // llama-server counts the tokens of a request in 32 bits.
+        let limited = |tokens: u64| f64::from(u32::try_from(tokens).unwrap_or(0));
+        let usage = self.usage.as_ref();
+        match &self.timings {
+            Some(timings) => TokenTotals {
+                prompt_tokens: limited(timings.prompt_n),
+                generated_tokens: limited(timings.predicted_n),
+                prompt_tokens_cached: timings.cache_n,
+                draft_tokens: timings.draft_n,
+                draft_tokens_accepted: timings.draft_n_accepted,
+            },
+            None => TokenTotals {
+                prompt_tokens: usage.map_or(0.0, |usage| limited(usage.prompt_tokens)),
+                ..TokenTotals::default()
+            },
+        }
+    }
+
     fn end(self) -> Option<RequestEnd> {
         if let Some(error) = self.error {
             return Some(RequestEnd::Failed(error.code.unwrap_or(UNKNOWN_ERROR)));
@@ -399,6 +475,7 @@ mod tests {
 
     struct Watch {
         records: Records,
+        is_counted: bool,
         requests: Requests,
     }
 
@@ -406,6 +483,7 @@ mod tests {
         fn new() -> Watch {
             let mut watch = Watch {
                 records: Records::default(),
+                is_counted: true,
                 requests: Requests::default(),
             };
             watch.poll(&[]);
@@ -415,9 +493,12 @@ mod tests {
         fn poll(&mut self, records: &[serde_json::Value]) -> RequestFigures {
             let answer = answer(records);
             self.records
-                .take(answer.as_slice(), &self.requests, |name| {
-                    Some(name.to_owned())
-                })
+                .take(
+                    answer.as_slice(),
+                    &self.requests,
+                    |name| Some(name.to_owned()),
+                    |_, _| self.is_counted,
+                )
                 .unwrap();
             let figures = self.requests.figures();
             (*figures[0].figures).clone()
@@ -447,6 +528,34 @@ mod tests {
         near(&figures.per_token, 15.0 * 1.3875 / 59.0);
         near(&figures.prompt_tokens, 15.0 * 7.0);
         near(&figures.generated_tokens, 15.0 * 60.0);
+    }
+
+    #[test]
+    fn records_of_a_model_that_is_not_counted_are_known_later() {
+        let mut watch = Watch::new();
+        let all: Vec<_> = (0..6).map(completion).collect();
+        assert_eq!(counted(&watch.poll(&all[..2])), (2, 0));
+        watch.is_counted = false;
+        assert_eq!(counted(&watch.poll(&all[..4])), (2, 0));
+        let tokens = watch.records.tokens("ai/m", Some("completion"));
+        assert_eq!(
+            (tokens.prompt_tokens, tokens.generated_tokens),
+            (14.0, 120.0)
+        );
+        assert_eq!(tokens.prompt_tokens_cached, Some(10.0));
+        assert_eq!(tokens.draft_tokens, None);
+        watch.is_counted = true;
+        assert_eq!(counted(&watch.poll(&all)), (4, 0));
+        let tokens = watch.records.tokens("ai/m", Some("completion"));
+        assert_eq!(tokens.generated_tokens, 240.0);
+        for unknown in [
+            ("other", Some("completion")),
+            ("ai/m", Some("x")),
+            ("ai/m", None),
+        ] {
+            let (model, mode) = unknown;
+            assert_eq!(watch.records.tokens(model, mode), TokenTotals::default());
+        }
     }
 
     #[test]
@@ -509,7 +618,7 @@ mod tests {
             let other = other.to_string();
             watch
                 .records
-                .take(other.as_bytes(), &watch.requests, name)
+                .take(other.as_bytes(), &watch.requests, name, |_, _| true)
                 .unwrap();
             assert!(watch.records.known.len() <= MAX_MODELS);
             if number == 1 {
@@ -530,7 +639,7 @@ mod tests {
             let name = |name: &str| Some(name.to_owned());
             watch
                 .records
-                .take(twice.as_bytes(), &watch.requests, name)
+                .take(twice.as_bytes(), &watch.requests, name, |_, _| true)
                 .unwrap();
             let figures = watch.requests.figures();
             assert_eq!(counted(&figures[0].figures), (1, 0));
@@ -563,6 +672,7 @@ mod tests {
     fn records_from_before_the_start_are_not_counted() {
         let mut watch = Watch {
             records: Records::default(),
+            is_counted: true,
             requests: Requests::default(),
         };
         let all: Vec<_> = (0..12).map(completion).collect();
@@ -632,12 +742,13 @@ mod tests {
             "[3]",
         ] {
             let error = Records::default()
-                .take(text.as_bytes(), &Requests::default(), |_| None)
+                .take(text.as_bytes(), &Requests::default(), |_| None, |_, _| true)
                 .unwrap_err();
             assert!(!error.contains("secret"), "{error}");
         }
         for text in ["null", "[]", "[{\"model\":\"m\",\"records\":null}]"] {
-            let taken = Records::default().take(text.as_bytes(), &Requests::default(), |_| None);
+            let requests = Requests::default();
+            let taken = Records::default().take(text.as_bytes(), &requests, |_| None, |_, _| true);
             assert_eq!(taken, Ok(()), "{text}");
         }
     }

@@ -82,7 +82,7 @@ impl CompletionClient {
         let url = format!("{}{path}", self.root);
         self.client
             .get(&url, limit, Duration::MAX)
-            .and_then(successful)
+            .and_then(HttpResponse::successful)
     }
 
     fn send(&self, router_model: Option<&str>) -> Result<Completion, RequestError> {
@@ -101,7 +101,7 @@ impl CompletionClient {
         let mut first_token = None;
         let mut timings = None;
         let mut failed = false;
-        successful(response)?.stream(|body| {
+        response.successful()?.stream(|body| {
             for line in BufReader::new(body).lines() {
                 let line = line.map_err(|error| error.to_string())?;
                 let since = sent.elapsed();
@@ -136,18 +136,6 @@ impl CompletionClient {
             generated_tokens,
             prompt_ms: timings.and_then(|timings| timings.prompt_ms),
         })
-    }
-}
-
-/// Returns a response with status 200; any other status is an error.
-fn successful(response: HttpResponse) -> Result<HttpResponse, RequestError> {
-    match response.status {
-        200 => Ok(response),
-        401 | 403 => Err(RequestError::new(
-            Reason::Unauthorized,
-            "the server requires an API key",
-        )),
-        _ => Err(response.status_error()),
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Reading {
     pub endpoints: Vec<&'static str>,
     /// The requests that have ended, if the server keeps a list of them.
     pub ended_requests: Option<EndedRequests>,
+    /// The logs that the server serves over HTTP, those that matter most first.
+    pub logs: Vec<ServedLog>,
     /// Whether it has more models than the limit.
     pub is_truncated: bool,
     /// Bytes of the server's store of models.
@@ -40,6 +42,29 @@ pub struct Reading {
     pub requests: RequestLog,
     /// Notes on missing data, for the user.
     pub notes: Vec<&'static str>,
+}
+
+/// The log of llama-servers that the server at the base URL serves over HTTP, in a response that
+/// does not end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServedLog {
+    /// Its URL.
+    pub url: String,
+    /// The models, with their modes, whose servers write it now. Its lines name no model: they are
+    /// used only if there is one.
+    pub models: Vec<(String, Option<String>)>,
+    /// Whether the response begins with all earlier lines.
+    pub repeats_lines: bool,
+}
+
+impl ServedLog {
+    /// The only model that its lines can be about.
+    pub fn only_model(&self) -> Option<&(String, Option<String>)> {
+        match self.models.as_slice() {
+            [model] => Some(model),
+            _ => None,
+        }
+    }
 }
 
 impl Reading {

@@ -19,7 +19,7 @@ use crate::upstream::llama_server::facts;
 use crate::upstream::model_limit::LimitedModels;
 use crate::upstream::reading::Reading;
 use crate::upstream::rotation::Rotation;
-use crate::upstream::server_url::ServerUrl;
+use crate::upstream::server_url::{ServerUrl, percent_encoded};
 use crate::upstream::telemetry::{METRICS, SLOTS, TelemetryReader};
 use crate::upstream::{DetectionAnswers, ServerKind, Upstream};
 
@@ -264,30 +264,4 @@ fn new_model(id: &str, entry: &ModelEntry) -> ModelReading {
         ..ProcessHints::default()
     };
     model
-}
-
-/// Percent-encodes `text` as a value in a query.
-fn percent_encoded(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_is_encoded_for_a_query() {
-        assert_eq!(
-            percent_encoded("alpha/one:Q4&x=ü"),
-            "alpha%2Fone%3AQ4%26x%3D%C3%BC"
-        );
-    }
 }

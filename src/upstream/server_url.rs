@@ -28,8 +28,39 @@ impl ServerUrl {
         }
     }
 
+    /// The URL of `path`, which may have a query.
+    pub fn of_path(&self, path: &str) -> String {
+        format!("{}{path}", self.root)
+    }
+
     /// The URL of `endpoint`.
     pub fn of(&self, endpoint: Endpoint) -> String {
         format!("{}{}{}", self.root, endpoint.path, self.query)
+    }
+}
+
+/// Percent-encodes `text` as a value in a query, or as a part of a path.
+pub fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_encoded_for_a_query() {
+        assert_eq!(
+            percent_encoded("alpha/one:Q4&x=ü"),
+            "alpha%2Fone%3AQ4%26x%3D%C3%BC"
+        );
     }
 }

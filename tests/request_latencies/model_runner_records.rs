@@ -148,8 +148,11 @@ fn counted(recording: &str) -> RequestFigures {
     let file = BufReader::new(File::open(path).unwrap());
     let (mut records, requests) = (Records::default(), Requests::default());
     let name = |_: &str| Some("m".to_owned());
-    records.take(b"[]".as_slice(), &requests, name).unwrap();
-    records.take(file, &requests, name).unwrap();
+    let all = |_: &str, _: &str| true;
+    records
+        .take(b"[]".as_slice(), &requests, name, all)
+        .unwrap();
+    records.take(file, &requests, name, all).unwrap();
     (*requests.figures()[0].figures).clone()
 }
 

@@ -58,7 +58,8 @@ const NO_REQUESTS: &str = "the server answers requests that its log does not rep
      server's log, written at the default verbosity (-lv 3)";
 const SEVERAL_SERVERS: &str = "the log has lines of several servers and is no longer counted: give --log-file the log of \
      one server";
-const LINES_REJECTED: &str =
+/// Noted while any line was rejected.
+pub const LINES_REJECTED: &str =
     "log lines were rejected: llamacpp_log_lines_rejected_total counts them by reason";
 
 /// The most requests that wait for a poll: what a busy server answers in an hour.
@@ -203,12 +204,14 @@ impl ServerLog {
         }
     }
 
-    /// Says that lines may be about several models: they are discarded until a poll finds one
-    /// model, and so are the requests that have not been counted yet.
-    pub fn set_ambiguous(&self) {
+    /// Sets whether the log is not used, because its lines may be about several models. Requests
+    /// that have not been counted by then are discarded.
+    pub fn set_ambiguous(&self, is_ambiguous: bool) {
         let mut state = self.lock();
-        state.is_ambiguous = true;
-        state.servers.clear();
+        state.is_ambiguous = is_ambiguous;
+        if is_ambiguous {
+            state.servers.clear();
+        }
     }
 
     /// Takes a line that was read at that moment. History, the lines from before the exporter
@@ -367,7 +370,6 @@ impl State {
     }
 
     fn polled(&mut self, now: Instant, models: &[PolledModel]) {
-        self.is_ambiguous &= models.is_empty();
         for polled in models {
             let port = match polled.writer {
                 Some(LogWriter::Server) => self.only_port(),

@@ -81,7 +81,7 @@ impl Client {
     /// [`Reason::Connect`](crate::snapshot::Reason::Connect) or
     /// [`Reason::Timeout`](crate::snapshot::Reason::Timeout): no response, or a late one.
     pub fn get(&self, url: &str, limit: u64, time: Duration) -> Result<HttpResponse, RequestError> {
-        let request = self.prepare(self.agent.get(url), time);
+        let request = self.prepare(self.agent.get(url), Some(time));
         HttpResponse::new(
             request.call().map_err(|error| RequestError::from(&error))?,
             limit,
@@ -91,7 +91,7 @@ impl Client {
     /// Posts `json` to `url`. Returns the response as soon as it begins. Otherwise like
     /// [`Client::get`].
     pub fn post(&self, url: &str, json: &str, limit: u64) -> Result<HttpResponse, RequestError> {
-        let request = self.prepare(self.agent.post(url), Duration::MAX);
+        let request = self.prepare(self.agent.post(url), Some(Duration::MAX));
         let request = request.content_type("application/json");
         HttpResponse::new(
             request
@@ -101,10 +101,31 @@ impl Client {
         )
     }
 
-    fn prepare<Body>(&self, request: RequestBuilder<Body>, time: Duration) -> RequestBuilder<Body> {
+    /// Gets `url`, whose response may begin late, pause for any time, and never end. Only
+    /// connecting has a time-out. [`LastConnection::end`] ends it from another thread.
+    ///
+    /// # Errors
+    /// No response, or another status than 200.
+    pub fn get_endless(&self, url: &str) -> Result<HttpResponse, RequestError> {
+        let request = self.prepare(self.agent.get(url), None);
+        self.connection.expect_silence();
+        let response = request.call().map_err(|error| RequestError::from(&error))?;
+        HttpResponse::new(response, u64::MAX)?.successful()
+    }
+
+    /// A request that ends within `time` and the client's time-out, or never.
+    fn prepare<Body>(
+        &self,
+        request: RequestBuilder<Body>,
+        time: Option<Duration>,
+    ) -> RequestBuilder<Body> {
         self.connection.reset();
-        let timeout = Some(time.min(self.timeout));
-        let request = request.config().timeout_global(timeout).build();
+        let request = request
+            .config()
+            .timeout_global(time.map(|time| time.min(self.timeout)))
+            .timeout_resolve(Some(self.timeout))
+            .timeout_connect(Some(self.timeout))
+            .build();
         let with_header =
             |request: RequestBuilder<Body>, (name, value)| request.header(name, value);
         self.credentials

@@ -12,4 +12,4 @@ mod resolver;
 pub mod response;
 #[cfg(feature = "tls")]
 mod tls;
-mod transport;
+pub mod transport;

@@ -49,6 +49,21 @@ impl HttpResponse {
         })
     }
 
+    /// The same response if its status is 200.
+    ///
+    /// # Errors
+    /// It has another status.
+    pub fn successful(self) -> Result<HttpResponse, RequestError> {
+        match self.status {
+            200 => Ok(self),
+            401 | 403 => Err(RequestError::new(
+                Reason::Unauthorized,
+                "the server requires an API key",
+            )),
+            _ => Err(self.status_error()),
+        }
+    }
+
     /// A header's value, if it is printable.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()

@@ -58,6 +58,11 @@ struct LastConnectionState {
     is_refused: bool,
     /// Applied to each new connection.
     check: Option<PeerCheck>,
+    /// Whether the response may pause for any time: then only the connection shows that the server
+    /// is lost.
+    may_be_silent: bool,
+    /// Whether no request may be sent any more.
+    is_ended: bool,
 }
 
 impl LastConnection {
@@ -66,6 +71,7 @@ impl LastConnection {
         let mut state = self.state();
         *state = LastConnectionState {
             check: state.check.take(),
+            is_ended: state.is_ended,
             ..LastConnectionState::default()
         };
     }
@@ -73,6 +79,19 @@ impl LastConnection {
     /// Checks each new connection before anything is sent over it.
     pub fn check_peer(&self, check: PeerCheck) {
         self.state().check = Some(check);
+    }
+
+    /// Makes the connection of the next request fail within about a minute if the server disappears
+    /// without closing it.
+    pub fn expect_silence(&self) {
+        self.state().may_be_silent = true;
+    }
+
+    /// Closes the connection, and fails all later requests. Another thread that is waiting for a
+    /// response returns at once, or, while it connects, within its time-out.
+    pub fn end(&self) {
+        self.state().is_ended = true;
+        self.close();
     }
 
     /// The address of the server; `None` if it has a Unix socket.
@@ -84,6 +103,16 @@ impl LastConnection {
     /// Returns the connection of a request that timed out after it was sent.
     pub fn take_pending(&self) -> Option<PendingConnection> {
         self.state().stream.take().map(PendingConnection::new)
+    }
+
+    /// Whether [`LastConnection::end`] was called.
+    pub fn is_ended(&self) -> bool {
+        self.state().is_ended
+    }
+
+    /// Whether the last request was sent, and its connection was not closed here.
+    pub fn is_open(&self) -> bool {
+        self.state().stream.is_some()
     }
 
     /// Whether every address of the server refused the connection, or its Unix socket is gone.
@@ -161,6 +190,10 @@ impl SocketConnector {
             match TcpStream::connect_timeout(address, share) {
                 Ok(stream) => {
                     stream.set_nodelay(true)?;
+                    if self.last.state().may_be_silent {
+                        // If the system does not support this, the connection stays open.
+                        let _ = os::detect_lost_peer(&stream);
+                    }
                     return Ok(stream);
                 }
                 Err(error) => {
@@ -231,7 +264,12 @@ impl Transport for SocketTransport {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        self.last.state().stream = Some(Arc::clone(&self.stream));
+        let mut last = self.last.state();
+        if last.is_ended {
+            return Err(Error::ConnectionFailed);
+        }
+        last.stream = Some(Arc::clone(&self.stream));
+        drop(last);
         self.stream.set_write_timeout(Some(time_left(timeout)?))?;
         let output = &self.buffers.output()[..amount];
         let written = (&*self.stream).write_all(output);

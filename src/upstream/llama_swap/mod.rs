@@ -4,6 +4,9 @@
 //! llama-swap to a model do both. So a ready model is read at its own address, if that is
 //! reachable. Otherwise only its state is exported, and the tokens of ended requests. The list of
 //! ended requests also has their durations and errors, whatever counts the tokens.
+//!
+//! `/logs/stream/MODEL` is the log of a model's server, over all loads. Reading it loads nothing and
+//! keeps nothing loaded (`internal/server/log.go`).
 
 mod activity;
 mod instance;
@@ -25,9 +28,9 @@ use crate::upstream::http::exchange::{Exchange, RequestOutcome};
 use crate::upstream::llama_swap::activity::{Activity, ActivityPage};
 use crate::upstream::llama_swap::instance::{ModelInstance, TokenSource};
 use crate::upstream::model_limit::{LimitedModels, MOST_MODELS};
-use crate::upstream::reading::Reading;
+use crate::upstream::reading::{Reading, ServedLog};
 use crate::upstream::rotation::Rotation;
-use crate::upstream::server_url::ServerUrl;
+use crate::upstream::server_url::{ServerUrl, percent_encoded};
 use crate::upstream::telemetry::{METRICS, SLOTS};
 use crate::upstream::version::read_version;
 use crate::upstream::{DetectionAnswers, ServerKind, Upstream};
@@ -35,6 +38,10 @@ use crate::upstream::{DetectionAnswers, ServerKind, Upstream};
 const RUNNING: Endpoint = Endpoint::new("/running", 4 << 20);
 const MODELS: Endpoint = Endpoint::new("/v1/models", 16 << 20);
 const VERSION: Endpoint = Endpoint::new("/api/version", 64 << 10);
+/// The path of a model's log, before its name.
+const LOG: &str = "/logs/stream/";
+/// Names that mean another log there than that of a model.
+const OTHER_LOGS: [&str; 2] = ["proxy", "upstream"];
 
 /// The endpoints of the activity, newest first, with the query for the largest page and the key of
 /// the list. Versions before v243 send an array of all kept requests.
@@ -274,6 +281,28 @@ impl LlamaSwap {
         reading.notes.dedup();
     }
 
+    /// The logs of these models, those that have a process first.
+    fn logs(
+        &self,
+        processes: &BTreeMap<String, RunningProcess>,
+        names: &BTreeSet<String>,
+    ) -> Vec<ServedLog> {
+        if self.settings.no_request_records {
+            return Vec::new();
+        }
+        let others = names.iter().filter(|name| !processes.contains_key(*name));
+        let names = processes.keys().chain(others);
+        let names = names.filter(|name| !OTHER_LOGS.contains(&name.as_str()));
+        let logs = names.map(|name| ServedLog {
+            url: self
+                .url
+                .of_path(&format!("{LOG}{}?no-history", percent_encoded(name))),
+            models: vec![(name.clone(), None)],
+            repeats_lines: false,
+        });
+        logs.collect()
+    }
+
     fn read_activity(&mut self, exchange: &mut Exchange) -> Option<ActivityPage> {
         while let Some((endpoint, query, key)) = ACTIVITY.get(self.missing_activities) {
             let url = self.url.with_query((*query).to_owned()).of(*endpoint);
@@ -338,6 +367,7 @@ impl Upstream for LlamaSwap {
         let names = self.read_names(exchange, &processes, reading);
         let polled = self.poll_ready(&processes, reach, exchange.deadline(), reading);
         self.read_ended_requests(exchange, &names, reading);
+        reading.logs = self.logs(&processes, &names);
         for name in names.difference(&polled) {
             let unloaded = ModelState::Reported(ModelStatus::Unloaded);
             let state = processes

@@ -28,7 +28,7 @@ use crate::upstream::http::request_error::RequestError;
 use crate::upstream::http::response::HttpResponse;
 use crate::upstream::model_limit::LimitedModels;
 use crate::upstream::model_runner::store::Store;
-use crate::upstream::reading::Reading;
+use crate::upstream::reading::{Reading, ServedLog};
 use crate::upstream::server_url::ServerUrl;
 use crate::upstream::telemetry::INVALID_LINES;
 use crate::upstream::version::read_version;
@@ -39,6 +39,10 @@ const METRICS: Endpoint = Endpoint::new("/metrics", 16 << 20);
 /// The last ten requests of each model, with their responses; never held as a whole.
 const REQUESTS: Endpoint = Endpoint::new("/engines/requests", 32 << 20);
 const VERSION: Endpoint = Endpoint::new("/version", 64 << 10);
+
+/// The log of Model Runner and its engines, from its beginning on, in standalone mode (from April
+/// 2026).
+const LOG: &str = "/logs?follow=true";
 
 /// The backend whose runners are llama-servers.
 const LLAMA_CPP: &str = "llama.cpp";
@@ -73,6 +77,8 @@ pub struct ModelRunner {
     metrics_missing: Option<NotServed>,
     /// Whether the last `/metrics` was not an exposition.
     has_unrecognized_metrics: bool,
+    /// Whether the log is followed: since a llama-server was found that is not read itself.
+    follows_log: bool,
     /// Whether lines of the last `/metrics` could not be parsed.
     has_invalid_lines: bool,
     /// Whether the last `/metrics` had several samples for one runner.
@@ -136,6 +142,7 @@ impl ModelRunner {
             modes: ModesByModel::default(),
             metrics_missing: None,
             has_unrecognized_metrics: false,
+            follows_log: false,
             has_invalid_lines: false,
             has_ambiguous_samples: false,
         }
@@ -254,6 +261,24 @@ impl ModelRunner {
         (models.into_values().collect(), is_left_out)
     }
 
+    /// The log, if it tells of the runners what nothing else does. It stays open while nothing runs:
+    /// so it has the first requests of the next model.
+    fn log(&mut self, runners: &[Runner]) -> Option<ServedLog> {
+        let models = runners.iter().filter(|runner| runner.is_llama_cpp());
+        let models: Vec<_> = models
+            .filter_map(|runner| {
+                let label = self.store.label(runner.model_name.as_deref()?);
+                Some((label, Some(runner.mode().to_owned())))
+            })
+            .collect();
+        self.follows_log |= !models.is_empty();
+        (self.reads_records && self.follows_log).then(|| ServedLog {
+            url: self.url.of_path(LOG),
+            models,
+            repeats_lines: true,
+        })
+    }
+
     /// Remembers the modes that models run in, so that the series of a mode go on when it is
     /// unloaded.
     fn remember_modes(&mut self, running: &[ModelReading]) {
@@ -334,6 +359,7 @@ impl Upstream for ModelRunner {
             self.store = Store::default();
             self.metrics_missing = None;
             self.has_unrecognized_metrics = false;
+            self.follows_log = false;
             self.has_invalid_lines = false;
             self.has_ambiguous_samples = false;
             self.version = read_version(exchange, &self.url, VERSION);
@@ -378,6 +404,7 @@ impl Upstream for ModelRunner {
         let is_truncated;
         (reading.models, is_truncated) = models.finish();
         reading.is_truncated = is_truncated || self.store.is_truncated;
+        reading.logs.extend(self.log(&runners));
         self.note_metrics(is_left_out, &mut reading.notes);
     }
 

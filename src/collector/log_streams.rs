@@ -1,0 +1,263 @@
+//! The logs that a server serves over HTTP: one thread and one connection for each.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use crate::process::log as own_log;
+use crate::requests::Requests;
+use crate::requests::log::http_stream::{LogBeginning, NewLines};
+use crate::requests::log::{PolledModel, ServerLog};
+use crate::settings::{BaseUrl, Settings};
+use crate::snapshot::Reason;
+use crate::upstream::http::allowed_addresses::AllowedAddresses;
+use crate::upstream::http::client::Client;
+use crate::upstream::http::request_error::{RequestError, RequestErrorKind};
+use crate::upstream::http::transport::LastConnection;
+use crate::upstream::reading::ServedLog;
+
+/// The most streams of one server.
+const MAX_STREAMS: usize = 64;
+/// Bytes of the stack of a thread that reads a stream.
+const STACK_BYTES: usize = 256 << 10;
+/// The first and the longest pause before a stream is opened again.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A request without an answer for so long is not refused.
+const REFUSAL_TIME: Duration = Duration::from_secs(2);
+/// The pause after an answer that the log is not served.
+const NOT_SERVED_PAUSE: Duration = Duration::from_secs(3600);
+
+/// The streams of one server, by URL.
+pub(super) struct LogStreams {
+    base: BaseUrl,
+    settings: Settings,
+    requests: Arc<Requests>,
+    streams: BTreeMap<String, LogStream>,
+    /// Rejected lines of streams that have ended, by reason.
+    rejected: BTreeMap<&'static str, u64>,
+}
+
+/// One stream. Dropping it ends its connection and its thread.
+struct LogStream {
+    log: Arc<ServerLog>,
+    connection: LastConnection,
+    state: Arc<Mutex<StreamState>>,
+    thread: Thread,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StreamState {
+    /// The request is being sent since then. llama-swap answers it with the first line of the log.
+    Opening(Instant),
+    /// The response has begun.
+    Open,
+    /// The connection has failed or ended.
+    Closed,
+    /// The server does not serve this log, or not so that it can be followed.
+    Unusable,
+}
+
+impl LogStreams {
+    /// No streams yet. Their requests are counted in `requests`.
+    pub fn new(base: &BaseUrl, settings: &Settings, requests: &Arc<Requests>) -> LogStreams {
+        LogStreams {
+            base: base.clone(),
+            settings: settings.clone(),
+            requests: Arc::clone(requests),
+            streams: BTreeMap::new(),
+            rejected: BTreeMap::new(),
+        }
+    }
+
+    /// Opens the streams of these logs, and ends those of others.
+    pub fn update(&mut self, logs: &[ServedLog]) {
+        let logs = logs.get(..MAX_STREAMS).unwrap_or(logs);
+        let is_served = |url: &str| logs.iter().any(|log| log.url == url);
+        self.streams.retain(|url, stream| {
+            let is_served = is_served(url);
+            if !is_served {
+                add_counts(&mut self.rejected, &stream.log);
+            }
+            is_served
+        });
+        for log in logs {
+            if !self.streams.contains_key(&log.url) {
+                match self.open(log) {
+                    Ok(stream) => drop(self.streams.insert(log.url.clone(), stream)),
+                    Err(error) => own_log::warn(
+                        "cannot read a log over HTTP",
+                        &[("url", &log.url), ("reason", &error)],
+                    ),
+                }
+            }
+        }
+    }
+
+    /// Whether the server serves this log, as far as is known.
+    pub fn is_usable(&self, log: &ServedLog) -> bool {
+        let stream = self.streams.get(&log.url);
+        stream.is_some_and(|stream| *state(&stream.state) != StreamState::Unusable)
+    }
+
+    /// The log that is read from there.
+    pub fn log(&self, log: &ServedLog) -> Option<&ServerLog> {
+        Some(&self.streams.get(&log.url)?.log)
+    }
+
+    /// Passes the results of a poll of its model to a log.
+    pub fn polled(&self, log: &ServedLog, now: Instant, models: &[PolledModel]) {
+        if let Some(stream) = self.streams.get(&log.url) {
+            let is_open = match *state(&stream.state) {
+                StreamState::Opening(since) => {
+                    stream.connection.is_open()
+                        && now.saturating_duration_since(since) > REFUSAL_TIME
+                }
+                StreamState::Open => true,
+                StreamState::Closed | StreamState::Unusable => false,
+            };
+            if is_open {
+                stream.log.found();
+            }
+            stream.log.polled(now, models);
+        }
+    }
+
+    /// Rejected lines of all streams, by reason; `None` if no log was open.
+    pub fn lines_rejected(&self) -> Option<Vec<(&'static str, u64)>> {
+        let mut rejected = self.rejected.clone();
+        for stream in self.streams.values() {
+            add_counts(&mut rejected, &stream.log);
+        }
+        (!rejected.is_empty()).then(|| rejected.into_iter().collect())
+    }
+
+    fn open(&self, log: &ServedLog) -> Result<LogStream, String> {
+        let client = Client::new(AllowedAddresses::Any, &self.base, &self.settings)?;
+        let stream = LogReader {
+            url: log.url.clone(),
+            log: Arc::new(ServerLog::new(Arc::clone(&self.requests))),
+            state: Arc::new(Mutex::new(StreamState::Opening(Instant::now()))),
+            new: NewLines::new(if log.repeats_lines {
+                LogBeginning::Everything
+            } else {
+                LogBeginning::Now
+            }),
+            client,
+        };
+        stream.start().map_err(|error| error.to_string())
+    }
+}
+
+impl Drop for LogStream {
+    fn drop(&mut self) {
+        self.connection.end();
+        self.thread.unpark();
+    }
+}
+
+/// What the thread of a stream has.
+struct LogReader {
+    url: String,
+    client: Client,
+    log: Arc<ServerLog>,
+    state: Arc<Mutex<StreamState>>,
+    new: NewLines,
+}
+
+impl LogReader {
+    fn start(mut self) -> io::Result<LogStream> {
+        let (log, state) = (Arc::clone(&self.log), Arc::clone(&self.state));
+        let connection = self.client.connection.clone();
+        let thread = thread::Builder::new()
+            .name("log stream".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || self.run())?;
+        Ok(LogStream {
+            log,
+            connection,
+            state,
+            thread: thread.thread().clone(),
+        })
+    }
+
+    fn run(&mut self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let opened = Instant::now();
+            let end = self.read_once();
+            if self.client.connection.is_ended() {
+                return;
+            }
+            let next = match &end {
+                Err(error) if is_not_served(error) => StreamState::Unusable,
+                _ => StreamState::Closed,
+            };
+            let reason = end.map_or_else(|error| error.to_string(), |()| "it has ended".to_owned());
+            own_log::debug(
+                "a log over HTTP",
+                &[("url", &self.url), ("closed", &reason)],
+            );
+            if opened.elapsed() > LONGEST_PAUSE {
+                pause = FIRST_PAUSE;
+            }
+            self.set(next);
+            // Dropping the stream ends the pause.
+            thread::park_timeout(match next {
+                StreamState::Unusable => NOT_SERVED_PAUSE,
+                _ => pause,
+            });
+            if self.client.connection.is_ended() {
+                return;
+            }
+            pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+            if next != StreamState::Unusable {
+                self.set(StreamState::Opening(Instant::now()));
+            }
+        }
+    }
+
+    /// Reads the log over one connection.
+    fn read_once(&mut self) -> Result<(), RequestError> {
+        let response = self.client.get_endless(&self.url)?;
+        let unusable = |error| RequestError::new(Reason::TooLarge, format!("{error:?}"));
+        self.new
+            .connected(response.header("Date"))
+            .map_err(unusable)?;
+        self.log.connected(self.new.may_lack_lines());
+        self.set(StreamState::Open);
+        own_log::debug("a log over HTTP", &[("url", &self.url), ("opened", &true)]);
+        let (log, new) = (&self.log, &mut self.new);
+        let mut end = Ok(());
+        response.stream(|body| {
+            end = log.read(body, new);
+            Ok(())
+        })?;
+        end.map_err(unusable)
+    }
+
+    fn set(&self, next: StreamState) {
+        *state(&self.state) = next;
+    }
+}
+
+fn state(state: &Mutex<StreamState>) -> MutexGuard<'_, StreamState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether an error is the server's answer that there is no such log, or the log cannot be used.
+fn is_not_served(error: &RequestError) -> bool {
+    matches!(
+        error.reason,
+        Reason::TooLarge | Reason::Status | Reason::Parse
+    ) && error.kind == RequestErrorKind::Other
+}
+
+fn add_counts(counts: &mut BTreeMap<&'static str, u64>, log: &ServerLog) {
+    for (reason, count) in log.lines_rejected().into_iter().flatten() {
+        let sum = counts.entry(reason).or_default();
+        *sum = sum.saturating_add(count);
+    }
+}

@@ -1,0 +1,119 @@
+//! Which source reports the requests of each model of Docker Model Runner: its log or its records.
+//! Both report the same requests, so one is chosen for each model when it is loaded.
+//!
+//! The log is better: it has all requests, and tokens while they are generated. But its lines name
+//! no model. Once a second llama-server runs, the records take over, until the model is unloaded.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::readings::{ModelReading, ModelState, ModelStatus, TokenTotals, Update};
+use crate::requests::records::Records;
+
+const LOG_USED: &str = "a model's own server cannot be reached: its requests and tokens are read from Docker Model \
+     Runner's log (GET /logs), the tokens of a running request every 3 s";
+const RECORDS_USED: &str = "a model's own server cannot be reached: its requests and tokens are read from Docker Model \
+     Runner's records, the tokens at the end of each request, and its tokens_per_second is not \
+     known; with one llama.cpp model loaded at a time, Docker Model Runner's log (GET /logs, from \
+     April 2026) is used instead";
+
+/// Where the requests of a model are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RequestsFrom {
+    Log,
+    Records,
+}
+
+/// The label `model` and the mode.
+type Key = (String, Option<String>);
+
+/// The sources of all models that are loaded.
+#[derive(Debug, Default)]
+pub(super) struct ModelSources(BTreeMap<Key, ModelSource>);
+
+#[derive(Debug)]
+struct ModelSource {
+    from: RequestsFrom,
+    /// Whether the records have taken over at this poll: they have requests that the log has
+    /// reported as well.
+    has_changed: bool,
+    /// Whether its counters were read since it was loaded.
+    has_counters: bool,
+    /// The tokens of its records when they became its source.
+    before: TokenTotals,
+}
+
+impl ModelSources {
+    /// Takes the models that a poll has found, and the one whose requests the log reports, if there
+    /// is such a log.
+    pub fn update(&mut self, models: &[ModelReading], logged: Option<&Key>, records: &Records) {
+        let unloaded = ModelState::Reported(ModelStatus::Unloaded);
+        let loaded = models.iter().filter(|model| model.state != unloaded);
+        let loaded: BTreeMap<Key, &ModelReading> =
+            loaded.map(|model| (key(model), model)).collect();
+        self.0.retain(|key, _| loaded.contains_key(key));
+        for (key, model) in loaded {
+            let is_logged = logged == Some(&key);
+            let new = |from, has_changed, has_counters| ModelSource {
+                from,
+                has_changed,
+                has_counters,
+                before: records.tokens(&key.0, key.1.as_deref()),
+            };
+            let from = if is_logged {
+                RequestsFrom::Log
+            } else {
+                RequestsFrom::Records
+            };
+            let source = self.0.entry(key.clone());
+            let source = source.or_insert_with(|| new(from, false, false));
+            source.has_changed = false;
+            if source.from == RequestsFrom::Log && !is_logged {
+                *source = new(RequestsFrom::Records, true, source.has_counters);
+            }
+            source.has_counters |= matches!(model.counters, Update::New(_));
+        }
+    }
+
+    /// Where the requests of this model are read; `None` if it is not loaded.
+    pub fn of(&self, model: &str, mode: Option<&str>) -> Option<RequestsFrom> {
+        Some(self.get(model, mode)?.from)
+    }
+
+    /// Whether the requests in the records of this model are to be counted.
+    pub fn counts_records(&self, model: &str, mode: &str) -> bool {
+        self.get(model, Some(mode))
+            .is_none_or(|source| source.from == RequestsFrom::Records && !source.has_changed)
+    }
+
+    /// Adds the tokens in the records to the models whose tokens nothing else reports, and notes on
+    /// where requests are read.
+    pub fn complete(
+        &self,
+        models: &mut [ModelReading],
+        records: &Records,
+        notes: &mut Vec<&'static str>,
+    ) {
+        let mut used = BTreeSet::new();
+        for model in models {
+            let Some(source) = self.get(&model.name, model.mode.as_deref()) else {
+                continue;
+            };
+            if source.from == RequestsFrom::Log {
+                used.insert(LOG_USED);
+            } else if !source.has_counters {
+                used.insert(RECORDS_USED);
+                let tokens = records.tokens(&model.name, model.mode.as_deref());
+                model.token_totals = Some(tokens.without(&source.before));
+            }
+        }
+        notes.extend(used);
+    }
+
+    fn get(&self, model: &str, mode: Option<&str>) -> Option<&ModelSource> {
+        self.0.get(&(model.to_owned(), mode.map(str::to_owned)))
+    }
+}
+
+fn key(model: &ModelReading) -> Key {
+    (model.name.clone(), model.mode.clone())
+}
