@@ -219,6 +219,7 @@ impl KnownServer {
                 alias: arguments.alias().map(str::to_owned),
                 model_path: arguments.model_path().map(str::to_owned),
                 stored_names: Vec::new(),
+                sleep_idle: arguments.sleep_idle(),
                 mode: arguments.mode(),
                 ancestors: ancestors(procfs, stat.parent),
             },

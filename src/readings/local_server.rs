@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::bounds::BoundedDuration;
+
 /// A process of this machine that runs llama-server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalServer {
@@ -26,6 +28,8 @@ pub struct LocalServer {
     /// The names of that file in the store of the program that started the server (Ollama), the
     /// shortest first.
     pub stored_names: Vec<String>,
+    /// How long it is idle before it sleeps (`--sleep-idle-seconds`).
+    pub sleep_idle: Option<BoundedDuration>,
     /// The mode, as Docker Model Runner names it (`completion`, `embedding`, `reranking`).
     pub mode: &'static str,
     /// The PIDs of its parent, of the parent's parent, and so on.

@@ -1,6 +1,7 @@
 //! A model's own llama-server, which the server at the base URL has started, polled at its own
 //! address.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::readings::{LocalAddress, LocalServer, ModelReading, ModelState};
@@ -9,6 +10,7 @@ use crate::upstream::api::Props;
 use crate::upstream::endpoints::{PROPS, read_props};
 use crate::upstream::http::allowed_addresses::AllowedAddresses;
 use crate::upstream::http::exchange::{Exchange, RequestOutcome};
+use crate::upstream::http::peer_check::PeerCheck;
 use crate::upstream::llama_server::LlamaServer;
 use crate::upstream::reading::Reading;
 use crate::upstream::server_url::ServerUrl;
@@ -67,7 +69,17 @@ impl ChildServer {
             LocalAddress::Tcp(address) => format!("{scheme}://{address}{prefix}").parse().ok()?,
             LocalAddress::Unix { path, .. } => BaseUrl::of_socket(path.clone(), prefix),
         };
-        ChildServer::new(name, &base, AllowedAddresses::Any, settings)
+        let mut child = ChildServer::new(name, &base, AllowedAddresses::Any, settings)?;
+        if base.socket().is_some() {
+            // The path leads through files of that process, which may be links to another socket.
+            let pid = process.pid;
+            let is_it = move |listener| listener == Some(pid);
+            child.exchange.check_peer(PeerCheck(Arc::new(is_it)));
+        }
+        if let Some(timeout) = process.sleep_idle {
+            child.server.set_idle_timeout(timeout);
+        }
+        Some(child)
     }
 
     /// Whether it was identified as a llama-server.

@@ -1,10 +1,12 @@
 //! Docker Model Runner.
 //!
 //! None of its GET requests loads a model or keeps one loaded. `/engines/ps` reports the states of
-//! the models, `/models` their facts. Its `/metrics` passes on that of the llama-servers, but only
-//! for models that were loaded by ID (as of v1.2.6).
+//! the models, `/models` their facts. Live values come from the llama-servers of the models, where
+//! their processes can be seen. Else from its `/metrics`, which passes on that of the llama-servers,
+//! but only for models that were loaded by ID (as of v1.2.6).
 
 mod model_names;
+mod runner_servers;
 mod store;
 
 use std::collections::btree_map::Entry;
@@ -16,21 +18,24 @@ use serde::de::IgnoredAny;
 
 use crate::bounds::lenient::{flag, text};
 use crate::readings::{
-    Counters, CountersReading, ModelReading, ModelState, ModelStatus, ProcessHints, Update,
+    Counters, CountersReading, LocalServer, ModelReading, ModelState, ModelStatus, ProcessHints,
+    Update,
 };
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
 use crate::upstream::api::counters_by_model::CountersByModel;
-use crate::upstream::endpoints::HEALTH;
+use crate::upstream::endpoints::{HEALTH, PROPS};
 use crate::upstream::http::endpoint::Endpoint;
 use crate::upstream::http::exchange::{Exchange, NotServed, RequestOutcome};
 use crate::upstream::http::request_error::RequestError;
 use crate::upstream::http::response::HttpResponse;
+use crate::upstream::identification;
 use crate::upstream::model_limit::LimitedModels;
+use crate::upstream::model_runner::runner_servers::{RunnerKey, RunnerServers, key};
 use crate::upstream::model_runner::store::Store;
 use crate::upstream::reading::{Reading, ServedLog};
 use crate::upstream::server_url::ServerUrl;
-use crate::upstream::telemetry::INVALID_LINES;
+use crate::upstream::telemetry::{INVALID_LINES, SLOTS};
 use crate::upstream::version::read_version;
 use crate::upstream::{DetectionAnswers, RecordsReader, ServerKind, Upstream};
 
@@ -54,7 +59,7 @@ const LEFT_OUT_OF_METRICS: &str = "its /metrics leaves out models that were load
      load a model by its ID (sha256:…) to get its token counters";
 
 /// The counters of each runner, by the label of its model and its mode.
-type CountersByRunner = BTreeMap<(String, String), Counters>;
+type CountersByRunner = BTreeMap<RunnerKey, Counters>;
 
 /// The mode of a runner that says none, and of a model that has not run yet: Docker Model Runner
 /// runs a model for completions unless a request asks for something else.
@@ -73,6 +78,7 @@ pub struct ModelRunner {
     reads_records: bool,
     version: Option<String>,
     store: Store,
+    servers: RunnerServers,
     modes: ModesByModel,
     metrics_missing: Option<NotServed>,
     /// Whether the last `/metrics` was not an exposition.
@@ -139,6 +145,7 @@ impl ModelRunner {
             reads_records: !settings.no_request_records,
             version: None,
             store: Store::default(),
+            servers: RunnerServers::new(settings),
             modes: ModesByModel::default(),
             metrics_missing: None,
             has_unrecognized_metrics: false,
@@ -221,44 +228,66 @@ impl ModelRunner {
         }
     }
 
-    /// The models of the runners, each model and mode once, and whether `metrics` lacks one of
-    /// them.
-    fn running_models(
-        &self,
-        runners: &[Runner],
-        metrics: &Update<(Instant, CountersByRunner)>,
-    ) -> (Vec<ModelReading>, bool) {
-        let mut is_left_out = false;
+    /// The models of the runners, each model and mode once.
+    fn running_models(&self, runners: &[Runner]) -> Vec<ModelReading> {
         let mut models: BTreeMap<_, ModelReading> = BTreeMap::new();
         for runner in runners {
             let Some(name) = &runner.model_name else {
                 continue;
             };
-            let mut model = self.running_model(runner, name);
-            let key = (model.name.clone(), runner.mode().to_owned());
-            model.counters = match metrics {
-                _ if !runner.is_llama_cpp() => Update::Absent,
-                Update::New((at, by_runner)) => match by_runner.get(&key) {
+            let model = self.running_model(runner, name);
+            // Of two spellings of one model in one mode, the busy runner is exported.
+            let idle = ModelState::Reported(ModelStatus::Idle);
+            let key = key(&model);
+            if models.get(&key).is_none_or(|shown| shown.state == idle) {
+                models.insert(key, model);
+            }
+        }
+        models.into_values().collect()
+    }
+
+    /// Reads the models that have loaded from their own llama-servers, as far as those can be
+    /// reached, and the others from `/metrics`, unless a response is late already. Returns whether
+    /// `/metrics` lacks one of them.
+    fn read_counters(
+        &mut self,
+        models: &mut [ModelReading],
+        is_late: bool,
+        exchange: &mut Exchange,
+        reading: &mut Reading,
+    ) -> bool {
+        let mut loaded: Vec<_> = models.iter_mut().filter(|model| is_loaded(model)).collect();
+        self.servers.poll(&mut loaded, exchange.deadline(), reading);
+        let mut others: Vec<_> = models
+            .iter_mut()
+            .filter(|model| is_llama_cpp(model) && !self.servers.reads(&key(model)))
+            .collect();
+        if others.is_empty() && self.servers.reads_any() {
+            return false;
+        }
+        let metrics = match is_late {
+            true => Update::Stale,
+            false => self.read_metrics(exchange),
+        };
+        let mut is_left_out = false;
+        for model in &mut others {
+            model.counters = match &metrics {
+                Update::New((at, by_runner)) => match by_runner.get(&key(model)) {
                     Some(counters) => Update::New(CountersReading {
                         at: *at,
                         process: None,
                         counters: counters.clone(),
                     }),
                     None => {
-                        is_left_out |= runner.status() != ModelStatus::Loading;
+                        is_left_out |= is_loaded(model);
                         Update::Absent
                     }
                 },
                 Update::Unchanged | Update::Stale => Update::Stale,
                 Update::Absent => Update::Absent,
             };
-            // Of two spellings of one model in one mode, the busy runner is exported.
-            let idle = ModelState::Reported(ModelStatus::Idle);
-            if models.get(&key).is_none_or(|shown| shown.state == idle) {
-                models.insert(key, model);
-            }
         }
-        (models.into_values().collect(), is_left_out)
+        is_left_out
     }
 
     /// The log, if it tells of the runners what nothing else does. It stays open while nothing runs:
@@ -337,6 +366,16 @@ impl ModelRunner {
     }
 }
 
+/// Whether llama.cpp runs the model.
+fn is_llama_cpp(model: &ModelReading) -> bool {
+    model.facts.backend.as_deref() == Some(LLAMA_CPP)
+}
+
+/// Whether llama.cpp has loaded the model.
+fn is_loaded(model: &ModelReading) -> bool {
+    is_llama_cpp(model) && model.state != ModelState::Reported(ModelStatus::Loading)
+}
+
 impl Upstream for ModelRunner {
     fn kind(&self) -> ServerKind {
         ServerKind::ModelRunner
@@ -349,10 +388,26 @@ impl Upstream for ModelRunner {
     fn endpoints(&self) -> Vec<Endpoint> {
         let mut endpoints = vec![VERSION, METRICS];
         endpoints.extend(store::ENDPOINTS);
+        if self.servers.reads_any() {
+            endpoints.extend([PROPS, identification::MODELS, SLOTS]);
+        }
         endpoints.extend(self.reads_records.then_some(REQUESTS));
         endpoints
     }
 
+    fn wants_local_servers(&self) -> bool {
+        true
+    }
+
+    fn set_local_servers(&mut self, servers: &[LocalServer]) {
+        self.servers.set_local(servers);
+    }
+
+    fn extra_poll_at(&self) -> Option<Instant> {
+        self.servers.extra_poll_at()
+    }
+
+    /// Keeps the llama-servers, so that counters continue after a reconnect.
     fn detect(&mut self, exchange: &mut Exchange, _: &mut DetectionAnswers) -> RequestOutcome<()> {
         let ps = exchange.get_optional(PS, &self.url.of(PS), runners);
         if let RequestOutcome::Ok(_) = ps {
@@ -379,11 +434,8 @@ impl Upstream for ModelRunner {
         let names: Vec<&str> = names.collect();
         let timed_out =
             self.store.is_outdated(&names) && self.store.read(exchange, &self.url, &names);
-        let metrics = if timed_out {
-            Update::Stale
-        } else {
-            self.read_metrics(exchange)
-        };
+        let mut running = self.running_models(&runners);
+        let is_left_out = self.read_counters(&mut running, timed_out, exchange, reading);
         if runners.is_empty()
             && self.has_unrecognized_metrics
             && self.answers_a_list_to_anything(exchange)
@@ -392,7 +444,6 @@ impl Upstream for ModelRunner {
         }
         reading.set_up(ServerKind::ModelRunner, self.version.clone());
         reading.disk_usage = self.store.disk_usage;
-        let (running, is_left_out) = self.running_models(&runners, &metrics);
         self.remember_modes(&running);
         let mut models = LimitedModels::default();
         for model in self.unloaded_models(&running) {

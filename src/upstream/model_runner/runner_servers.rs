@@ -1,0 +1,187 @@
+//! The llama-servers of Docker Model Runner's models, found among the processes of this machine by
+//! the digest in the path of their model file, and polled at their own Unix sockets.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use crate::readings::{LocalServer, ModelFacts, ModelReading, ModelState, Update};
+use crate::settings::Settings;
+use crate::upstream::child_server::{ChildPollError, ChildServer};
+use crate::upstream::reading::Reading;
+use crate::upstream::rotation::Rotation;
+
+const BY_SOCKET: &str =
+    "live values of its models come from their own llama-servers, at their Unix sockets";
+const NOT_SEEN: &str = "the llama-server of a model is not among the processes that can be seen from here: it has its \
+     live tokens, slots and KV cache; run the exporter on Model Runner's machine, in a container with \
+     --pid=host --user 0 --cap-add SYS_PTRACE";
+const NOT_ALLOWED: &str = "the Unix socket of a model's llama-server may not be opened: it has the model's live tokens, \
+     slots and KV cache; run the exporter as Model Runner's user or as root with CAP_SYS_PTRACE, in a \
+     container with --pid=host --user 0 --cap-add SYS_PTRACE";
+const AMBIGUOUS: &str = "several processes run the same model in the same mode: none of them is read, as the right one is \
+     unknown";
+
+/// A model's label and mode.
+pub type RunnerKey = (String, String);
+
+/// The llama-servers of the models that run.
+pub struct RunnerServers {
+    settings: Settings,
+    /// The llama-servers of this machine that Model Runner may have started.
+    local: Vec<LocalServer>,
+    known: BTreeMap<RunnerKey, RunnerServer>,
+    rotation: Rotation,
+}
+
+/// The llama-server of one model.
+struct RunnerServer {
+    process: LocalServer,
+    /// `None`: it cannot be polled.
+    server: Option<Box<ChildServer>>,
+}
+
+impl RunnerServers {
+    /// None yet.
+    pub fn new(settings: &Settings) -> RunnerServers {
+        RunnerServers {
+            settings: settings.clone(),
+            local: Vec::new(),
+            known: BTreeMap::new(),
+            rotation: Rotation::new(settings),
+        }
+    }
+
+    /// Sets the llama-servers of this machine that Model Runner may have started.
+    pub fn set_local(&mut self, servers: &[LocalServer]) {
+        self.local = servers.to_vec();
+    }
+
+    /// Whether the model of this runner is read from its own llama-server.
+    pub fn reads(&self, key: &RunnerKey) -> bool {
+        let server = self.known.get(key).and_then(|known| known.server.as_ref());
+        server.is_some_and(|server| server.is_identified())
+    }
+
+    /// Whether any model is.
+    pub fn reads_any(&self) -> bool {
+        self.known.keys().any(|key| self.reads(key))
+    }
+
+    /// When to poll before the next regular poll, if at all.
+    pub fn extra_poll_at(&self) -> Option<Instant> {
+        let servers = self
+            .known
+            .values()
+            .filter_map(|known| known.server.as_ref());
+        servers.filter_map(|server| server.extra_poll_at()).min()
+    }
+
+    /// Finds the llama-servers of `models`, which have loaded, polls them until `deadline`, and adds
+    /// to each model what its own server reports.
+    pub fn poll(
+        &mut self,
+        models: &mut [&mut ModelReading],
+        deadline: Instant,
+        reading: &mut Reading,
+    ) {
+        let keys: Vec<RunnerKey> = models.iter().map(|model| key(model)).collect();
+        self.known.retain(|known, _| keys.contains(known));
+        self.rotation
+            .begin(models, |model| &model.name, Instant::now(), deadline);
+        for model in models {
+            let key = key(model);
+            let process = match self.process_of(model) {
+                Ok(process) => process.clone(),
+                Err(note) => {
+                    self.known.remove(&key);
+                    reading.notes.push(note);
+                    continue;
+                }
+            };
+            model.process.pid = Some((process.pid, process.started));
+            let is_same = |known: &RunnerServer| known.process == process;
+            if !self.known.get(&key).is_some_and(is_same) {
+                let server = ChildServer::of_process(&model.name, &process, &self.settings);
+                let server = server.map(Box::new);
+                self.known
+                    .insert(key.clone(), RunnerServer { process, server });
+            }
+            if let Some(known) = self.known.get_mut(&key) {
+                let may_poll = self.rotation.may_poll(&model.name, Instant::now());
+                let note = known.poll(model, may_poll, deadline, reading);
+                reading.notes.extend(note);
+            }
+        }
+        reading.notes.extend(self.reads_any().then_some(BY_SOCKET));
+    }
+
+    /// The only process that runs the model's file in its mode.
+    fn process_of(&self, model: &ModelReading) -> Result<&LocalServer, &'static str> {
+        let digest = model.process.file_part.as_deref().ok_or(NOT_SEEN)?;
+        let runs = |server: &&LocalServer| {
+            let path = server.model_path.as_deref().unwrap_or_default();
+            path.split('/').any(|part| part == digest) && model.mode.as_deref() == Some(server.mode)
+        };
+        let mut found = self.local.iter().filter(runs);
+        match (found.next(), found.next()) {
+            (Some(only), None) => Ok(only),
+            (None, _) => Err(NOT_SEEN),
+            _ => Err(AMBIGUOUS),
+        }
+    }
+}
+
+impl RunnerServer {
+    /// Polls it, and adds what it reports to `model`; returns why it cannot be polled.
+    fn poll(
+        &mut self,
+        model: &mut ModelReading,
+        may_poll: bool,
+        deadline: Instant,
+        reading: &mut Reading,
+    ) -> Option<&'static str> {
+        let Some(server) = &mut self.server else {
+            // Without an error to show, it does not listen yet.
+            return matches!(self.process.address, Err(Some(_))).then_some(NOT_ALLOWED);
+        };
+        model.counters = Update::Stale;
+        if !may_poll {
+            return None;
+        }
+        match server.poll(&model.name, deadline, reading) {
+            Ok(read) => add(read, model),
+            Err(ChildPollError::Now(ModelState::Unknown)) => {}
+            Err(ChildPollError::Now(state)) => model.state = state,
+            Err(ChildPollError::Unreachable | ChildPollError::OtherEngine) => {
+                model.counters = Update::Absent;
+                self.server = None;
+                return Some(NOT_ALLOWED);
+            }
+        }
+        None
+    }
+}
+
+/// Adds what the model's own server reports. Names and the description stay as Model Runner gives
+/// them, also while the server cannot be reached.
+fn add(read: ModelReading, model: &mut ModelReading) {
+    let facts = &read.facts;
+    model.state = read.state;
+    model.facts = ModelFacts {
+        slots: facts.slots,
+        max_context_size: facts.max_context_size.or(model.facts.max_context_size),
+        training_context: facts.training_context.or(model.facts.training_context),
+        size: facts.size.or(model.facts.size),
+        parameters: facts.parameters.or(model.facts.parameters),
+        path: facts.path.clone(),
+        ..model.facts.clone()
+    };
+    model.counters = read.counters;
+    model.slots = read.slots;
+    model.stats = read.stats;
+}
+
+/// The key of a model that runs.
+pub fn key(model: &ModelReading) -> RunnerKey {
+    (model.name.clone(), model.mode.clone().unwrap_or_default())
+}
