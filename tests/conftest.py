@@ -22,6 +22,9 @@ def pytest_collection_modifyitems(items):
         return FIRST.index(name) if name in FIRST else len(FIRST) + (name in LAST)
 
     items.sort(key=position)
+    for item in items:
+        # With --dist loadgroup, one process runs all tests of a folder: they share its fixtures.
+        item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -133,6 +133,10 @@ const MOST_BEFORE_CANCELLATION: f64 = 8.0;
 
 /// Removes from a slot the counts that are its previous task's; `before` is the slot at the last
 /// reading, without such counts and as it was shown.
+///
+/// The slots alone do not tell the counts of a cancelled task from those of a next task whose prompt
+/// is as long and which has generated about as many tokens. The latter is then counted one reading
+/// late, and its prompt twice until the counter of the server passes that.
 fn ignore_counts_of_previous_task(slot: &mut Slot, before: Option<(&Slot, &Slot)>) {
     let generated = slot.generated_tokens();
     if generated == 0.0 {

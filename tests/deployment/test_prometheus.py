@@ -1,21 +1,18 @@
 """A real Prometheus with prometheus.yml and the rules scrapes an exporter of a real llama.cpp server under load, with
 its log and probes: every query of dashboard.json returns data, and every rule is healthy."""
 
-import json
-import math
 import re
 import shutil
 import subprocess
 import threading
 import time
-from urllib.parse import urlencode
 
 import pytest
 
-from support import PROMETHEUS, ROOT, dashboard
+from support import ROOT, dashboard
 from support.exporter import Exporter
-from support.http_client import free_port, request, responds
-from support.process import ChildProcess
+from support.http_client import free_port, responds
+from support.prometheus import Prometheus
 from support.wait import wait_for
 
 DASHBOARD = dashboard.load()
@@ -35,42 +32,24 @@ MISSING = (
 )
 
 
-class Prometheus(ChildProcess):
+class StartingPrometheus(Prometheus):
+    """Its queries return data once it has scraped for a while."""
+
     def __init__(self, folder, config, port):
-        super().__init__(folder / "log")
-        self.port = port
-        self.spawn(
-            [PROMETHEUS, f"--config.file={config}", f"--storage.tsdb.path={folder}"]
-            + [f"--web.listen-address=127.0.0.1:{port}"]
-        )
-        wait_for(lambda: responds(port, "/-/ready"), lambda: f"Prometheus to be ready:\n{self.log}", timeout=20)
+        super().__init__(folder, config, port)
         self.startup_ends_at = time.monotonic() + STARTUP_SECONDS
 
-    def get(self, path, **parameters):
-        status, text = request(self.port, f"{path}?{urlencode(parameters)}")
-        assert status == 200, text
-        return json.loads(text)["data"]
-
-    def query(self, expr, instant=True):
+    def panel(self, expr, instant):
         """The series that a panel gets, each with its finite values."""
-        now = time.time()
         if instant:
-            data = self.get("/api/v1/query", query=expr, time=now)
-        else:
-            data = self.get("/api/v1/query_range", query=expr, start=now - 600, end=now, step=5)
-        series = []
-        for one in data["result"]:
-            points = [one["value"]] if "value" in one else one["values"]
-            values = [float(value) for _, value in points]
-            if finite := [value for value in values if math.isfinite(value)]:
-                series.append((one["metric"], finite))
-        return series
+            return [(labels, [value]) for labels, value in self.query(expr)]
+        return self.query_range(expr, seconds=600)
 
     def wait_for(self, expr, instant=True, condition=lambda series: series):
         """The series, once `condition` is true of them."""
         timeout = max(self.startup_ends_at - time.monotonic(), 5)
-        matching = lambda: condition(series := self.query(expr, instant)) and series  # noqa: E731
-        return wait_for(matching, lambda: f"{expr}: {self.query(expr, instant)}", timeout, interval=1)
+        matching = lambda: condition(series := self.panel(expr, instant)) and series  # noqa: E731
+        return wait_for(matching, lambda: f"{expr}: {self.panel(expr, instant)}", timeout, interval=1)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +114,7 @@ def busy_exporter(request, ports, new_llama_server, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prometheus(request, config, ports, busy_exporter, tmp_path_factory):
-    prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), config, ports[1])
+    prometheus = StartingPrometheus(tmp_path_factory.mktemp("prometheus"), config, ports[1])
     request.addfinalizer(prometheus.stop)
     return prometheus
 

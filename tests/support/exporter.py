@@ -86,6 +86,10 @@ class Exporter(ChildProcess):
     def poll_count(self):
         return int(self.value("exporter_polls_total") or 0)
 
+    def poll_counts(self):
+        """The number of polls of each of several servers so far."""
+        return {sample.labels["server"]: sample.value for sample in self.exposition().find("exporter_polls_total")}
+
     def _record(self):
         ended_after = time.monotonic()
         last = 0

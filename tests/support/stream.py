@@ -21,6 +21,10 @@ class Stream:
         self.arrivals = []
         self._generated_at = []
         self.timings = None
+        # Whether the answer ended because the context was full.
+        self.truncated = False
+        # Of the response, once there is one.
+        self.status = None
         self.error = None
         self.ended_at = None
         self._disconnect_after = disconnect_after
@@ -42,6 +46,7 @@ class Stream:
         try:
             self._connection.request("POST", "/completion", self._request, self._headers)
             answer = self._connection.getresponse()
+            self.status = answer.status
             assert answer.status == 200, f"{answer.status}: {answer.read().decode()}"
             for line in answer:
                 now = time.monotonic()
@@ -50,6 +55,7 @@ class Stream:
                 chunk = json.loads(line.removeprefix(b"data: "))
                 with self._changed:
                     self.timings = chunk.get("timings", self.timings)
+                    self.truncated = chunk.get("truncated", self.truncated)
                     for _ in chunk["tokens"]:
                         self._generated_at.append(self.timings["predicted_ms"] / 1000)
                         self.arrivals.append(now)

@@ -62,6 +62,8 @@ pub enum LogEvent {
     Refused(u16),
     /// The server ends: it cancels the tasks that are left.
     ShuttingDown,
+    /// The server falls asleep: it cancels a read of `/metrics` that waits.
+    FallingAsleep,
 }
 
 /// One task on one slot.
@@ -269,6 +271,8 @@ fn server_event(message: &str) -> Option<LogEvent> {
         ))
     } else if message.contains("cleaning up before exit") {
         Some(LogEvent::ShuttingDown)
+    } else if message.starts_with("server is entering sleeping state") {
+        Some(LogEvent::FallingAsleep)
     } else if message.starts_with("loading model") {
         Some(LogEvent::Loading)
     } else if message.starts_with("all slots are idle") {

@@ -72,8 +72,9 @@ pub struct Tracker {
     /// Requests whose timings are known, until the release of their slot says whether they are
     /// truncated.
     unreleased: Vec<(SlotTask, LoggedRequest)>,
-    /// Whether the server ends: then it is the server that cancels tasks, not their clients.
-    is_shutting_down: bool,
+    /// Whether the server ends or falls asleep: then it is the server that cancels tasks, not their
+    /// clients.
+    cancels_tasks: bool,
 }
 
 /// Whether the lines have llama-server's own time and level.
@@ -252,7 +253,7 @@ impl Tracker {
         match event {
             LogEvent::Launched { task, is_child } => {
                 self.has_begun = true;
-                self.is_shutting_down = false;
+                self.cancels_tasks = false;
                 self.tasks.remove(&task.slot);
                 self.track(task)?.launch = Some(Launch {
                     read,
@@ -305,7 +306,7 @@ impl Tracker {
             }
             LogEvent::Cancelled(id) => {
                 let end = self.end(id, RequestEnd::Cancelled, read);
-                return end.filter(|_| !self.is_shutting_down);
+                return end.filter(|_| !self.cancels_tasks);
             }
             LogEvent::Failed(id, status) => {
                 return self.end(id, RequestEnd::Failed(status), read);
@@ -317,7 +318,7 @@ impl Tracker {
                     read,
                 });
             }
-            LogEvent::ShuttingDown => self.is_shutting_down = true,
+            LogEvent::ShuttingDown | LogEvent::FallingAsleep => self.cancels_tasks = true,
             LogEvent::Loading | LogEvent::Idle | LogEvent::Slots(_) | LogEvent::Total(..) => {}
         }
         None
@@ -572,6 +573,19 @@ slot launch_slot_: id  0 | task 5 | processing task, is_child = 0
 srv          stop: cancel task, id_task = 5
 ";
         assert_eq!(ends(&format!("{log}{next}")), [RequestEnd::Cancelled]);
+    }
+
+    #[test]
+    fn a_server_that_falls_asleep_cancels_no_request() {
+        let log = "\
+0.02.483.338 I que    start_loop: entering sleeping state
+0.02.483.462 I srv  handle_sleep: server is entering sleeping state
+0.03.629.980 W srv          stop: cancel task, id_task = 815
+0.06.828.421 I srv  handle_sleep: server is exiting sleeping state
+0.07.893.193 I slot launch_slot_: id  1 | task 817 | processing task, is_child = 0
+0.08.100.000 W srv          stop: cancel task, id_task = 817
+";
+        assert_eq!(ends(log), [RequestEnd::Cancelled]);
     }
 
     #[test]
