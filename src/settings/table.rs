@@ -73,9 +73,9 @@ pub const TABLE: &[Row] = &[
         variables: &["LLAMACPP_BASE_URL"],
         default: "http://model-runner.docker.internal/engines/llama.cpp/v1",
         default_applies: |settings| !settings.discover,
-        help: "Base URL of the server to watch: llama-server, its router, Docker Model Runner or \
-               llama-swap, with or without /v1, or unix:/path/to/socket; for several, repeat it \
-               or separate by commas",
+        help: "Base URL of the server to watch: llama-server, its router, Docker Model Runner, \
+               llama-swap or Ollama, with or without /v1, or unix:/path/to/socket; for several, \
+               repeat it or separate by commas",
         repeatable: true,
         set: |settings, text| push(&mut settings.base_urls, text.parse()),
         ..ROW

@@ -43,6 +43,7 @@ KINDS = {
     "router": router(),
     "model-runner": recorded("model-runner", "by-id-running"),
     "llama-swap": recorded("llama-swap", "none"),
+    "ollama": recorded("ollama", "none-loaded"),
 }
 
 
@@ -65,7 +66,10 @@ def test_the_kind_changes_behind_one_address(replay, start_exporter):
     server = replay(KINDS["llama-server"])
     exporter = start_exporter(server.url, interval="200ms")
     last = exporter.wait_for(lambda poll: poll.server_kind == "llama-server" and poll.model_statuses)
-    for name in ("model-runner", "router", "llama-swap", "llama-server", "llama-swap", "model-runner", "llama-server"):
+    for name in (
+        "model-runner", "router", "llama-swap", "ollama", "llama-server", "llama-swap", "ollama", "model-runner",
+        "llama-server",
+    ):  # fmt: skip
         before = set(last.model_statuses)
         server.close()
         down = exporter.wait_for(lambda poll: poll.number > last.number and poll.value("up") == 0)  # noqa: B023

@@ -1,0 +1,225 @@
+"""Ollama, from recordings, with real llama-servers as the processes of its models."""
+
+import hashlib
+import json
+import os
+import sys
+
+import pytest
+
+from support import MODEL, MODEL_PARAMETERS, ROOT
+from support.exporter import run_check
+from support.http_client import free_port, responds
+from support.llama_server import LlamaServerProgram
+from support.process import ChildProcess
+from support.replay import recorded
+from support.wait import wait_for
+
+KIND = "ollama"
+GEMMA, TINY = "gemma3:270m", "tiny:latest"
+IDLE, RUNNING, UNLOADED = "idle", "running", "unloaded"
+WEIGHTS = "application/vnd.ollama.image.model"
+
+# What a poll of Ollama itself requests. Others may load a model.
+HARMLESS = {"/", "/health", "/api/ps", "/api/tags", "/api/version", "/engines/ps", "/running"}
+
+
+class Store:
+    """A store of Ollama's, below a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def add(self, name, content):
+        """Adds a model; returns the path of its blob. The content only makes the digest: each blob is the real model."""
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        blob = self.folder / "blobs" / f"sha256-{digest}"
+        blob.parent.mkdir(exist_ok=True)
+        if not blob.exists():
+            os.symlink(MODEL, blob)
+        model, tag = name.split(":")
+        manifest = self.folder / "manifests" / "registry.ollama.ai" / "library" / model / tag
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        layer = {"mediaType": WEIGHTS, "digest": f"sha256:{digest}", "size": 1}
+        manifest.write_text(json.dumps({"schemaVersion": 2, "layers": [layer]}))
+        return blob
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path)
+
+
+class OllamaChild(LlamaServerProgram):
+    """A llama-server with the arguments that Ollama gives it, but for the log file; without an alias."""
+
+    def __init__(self, log_path, blob, metrics, uid=None):
+        environment = {"LLAMA_ARG_ENDPOINT_METRICS": "1"} if metrics else {}
+        super().__init__(log_path, model=blob, uid=uid, environment=environment)
+        own = self.command.index("--alias")
+        self.command[own:] = [
+            "--port", self.port, "--host", "127.0.0.1", "--no-webui", "--offline", "-c", 4096, "-np", 1,
+            "--log-verbosity", 4, "--no-log-prefix", "--no-log-timestamps", "--flash-attn", "auto", "-b", 512,
+            "-ub", 512, "--context-shift", "--keep", 4, "-t", 1, "--no-warmup", "--fit", "off",
+        ]  # fmt: skip
+
+
+@pytest.fixture
+def start_child(start, log_path):
+    """Starts the llama-server of a model: a child of the process that replays Ollama."""
+    return lambda blob, metrics=True: start(OllamaChild(log_path("child"), blob, metrics))
+
+
+@pytest.mark.parametrize(
+    "state, expected",
+    {
+        "none-loaded": {GEMMA: UNLOADED, TINY: UNLOADED},
+        "one-loaded": {GEMMA: IDLE, TINY: UNLOADED},
+        "two-loaded": {GEMMA: IDLE, TINY: IDLE},
+    }.items(),
+)
+def test_states_and_facts_without_the_processes(state, expected, replay, start_exporter):
+    server = replay(recorded(KIND, state))
+    exporter = start_exporter(server.url, interval="200ms")
+    poll = exporter.wait_for(lambda poll: poll.value("up") == 1)
+    later = exporter.wait_for_polls(3, since=poll)
+    assert later.model_statuses == expected
+    assert later.server_kind == KIND
+    assert later.labels("server_info")["version"] == "0.0.0"
+    assert later.value("model_parameters", model=TINY) == 268100000
+    assert later.value("model_size_bytes", model=TINY) == 253113388
+    assert later.value("model_training_context_tokens", model=GEMMA) == 32768
+    loaded = expected[GEMMA] == IDLE
+    assert later.value("max_context_size_tokens", model=GEMMA) == (4096 if loaded else None)
+    assert later.value("model_info", model=GEMMA, quantization="Q4_K_M", architecture="gemma3") == 1
+    assert not later.families(GEMMA) & {"generated_tokens_total", "slots", "memory_usage_bytes"}
+    assert later.errors() == 0
+    # Nothing that could load a model or keep it loaded.
+    assert server.methods == {"GET"}
+    assert server.paths <= HARMLESS | {"/props"}
+    # For each request Ollama reads all of its manifests.
+    assert server.count("/api/tags") == 1
+
+
+def test_a_server_that_imitates_ollama_is_none(replay, start_exporter):
+    responses = recorded(KIND, "one-loaded")
+    server = replay({path: answer for path, answer in responses.items() if path != "/"})
+    exporter = start_exporter(server.url, interval="200ms")
+    poll = exporter.wait_for(lambda poll: poll.number >= 3)
+    assert poll.value("up") == 0
+
+
+@pytest.mark.parametrize("metrics", [True, False])
+def test_a_model_is_read_from_its_own_server(metrics, store, replay, start_child, start_exporter):
+    blob = store.add(GEMMA, "gemma")
+    store.add(TINY, "tiny")
+    server = replay(recorded(KIND, "none-loaded"))
+    exporter = start_exporter(server.url, interval="500ms")
+    exporter.wait_for(lambda poll: poll.model_statuses == {GEMMA: UNLOADED, TINY: UNLOADED})
+
+    child = start_child(blob, metrics)
+    # While it loads, Ollama does not list it.
+    exporter.wait_for(lambda poll: poll.model_status(GEMMA) in (IDLE, "loading"))
+    server.responses = recorded(KIND, "one-loaded")
+    idle = exporter.wait_for(lambda poll: poll.model_status(GEMMA) == IDLE and poll.value("slots", model=GEMMA) == 1)
+    assert idle.model_statuses == {GEMMA: IDLE, TINY: UNLOADED}
+    assert idle.value("model_parameters", model=GEMMA) == MODEL_PARAMETERS
+    assert idle.value("max_context_size_tokens", model=GEMMA) == 4096
+    assert idle.value("memory_usage_bytes", model=GEMMA) > 0
+    assert idle.value("kv_cache_limit_bytes", model=GEMMA) > 0
+    # As Ollama spells it, as while the model is unloaded.
+    assert idle.value("model_info", model=GEMMA, quantization="Q4_K_M", architecture="gemma3") == 1
+
+    stream = child.stream(child.tokens_for(seconds=3)).wait()
+    done = exporter.poll_started_after(stream.ended_at)
+    during = [poll for poll in exporter.between(idle, done) if stream.streaming_during(poll, poll)]
+    assert during
+    for poll in during:
+        assert poll.model_status(GEMMA) == RUNNING
+        assert poll.value("slots_busy", model=GEMMA) == 1
+    assert any(poll.value("tokens_per_second", model=GEMMA) for poll in during)
+    if metrics:
+        assert done.value("generated_tokens_total", model=GEMMA) == child.counter("tokens_predicted_total")
+    else:
+        assert "LLAMA_ARG_ENDPOINT_METRICS=1" in exporter.log
+        assert "start llama-server with --metrics" not in exporter.log
+
+    child.kill()
+    server.responses = recorded(KIND, "none-loaded")
+    gone = exporter.wait_for(lambda poll: poll.number > done.number and poll.model_status(GEMMA) == UNLOADED)
+    assert not gone.families(GEMMA) & {"slots", "memory_usage_bytes", "tokens_per_second"}
+    # The path of the blob is a name of no model.
+    assert set(gone.model_statuses) == {GEMMA, TINY}
+
+
+def test_two_models_at_once(store, replay, start_child, start_exporter):
+    gemma, tiny = (start_child(store.add(name, name)) for name in (GEMMA, TINY))
+    exporter = start_exporter(replay(recorded(KIND, "two-loaded")).url, interval="500ms")
+    tiny.stream(16).wait()
+    stream = gemma.stream(40).wait()
+    done = exporter.poll_started_after(stream.ended_at)
+    assert done.model_statuses == {GEMMA: IDLE, TINY: IDLE}
+    assert done.value("generated_tokens_total", model=GEMMA) == 40
+    assert done.value("generated_tokens_total", model=TINY) == 16
+
+
+def test_the_names_of_one_blob_are_not_mixed_up(store, replay, start_child, start_exporter):
+    """`ollama cp` gives a model another name; only the loaded one has a server."""
+    blob = store.add(GEMMA, "same")
+    assert store.add(TINY, "same") == blob
+    start_child(blob)
+    exporter = start_exporter(replay(recorded(KIND, "one-loaded")).url, interval="200ms")
+    poll = exporter.wait_for(lambda poll: poll.value("slots", model=GEMMA) == 1)
+    assert poll.model_statuses == {GEMMA: IDLE, TINY: UNLOADED}
+    assert poll.value("slots", model=TINY) is None
+
+
+def test_without_its_store_only_one_model_is_certain(store, replay, start_child, start_exporter):
+    blobs = [store.add(name, name) for name in (GEMMA, TINY)]
+    os.rename(store.folder / "manifests", store.folder / "elsewhere")
+    start_child(blobs[0])
+    server = replay(recorded(KIND, "one-loaded"))
+    exporter = start_exporter(server.url, interval="200ms")
+    exporter.wait_for(lambda poll: poll.value("slots", model=GEMMA) == 1)
+    start_child(blobs[1])
+    server.responses = recorded(KIND, "two-loaded")
+    both = exporter.wait_for(lambda poll: poll.model_statuses == {GEMMA: IDLE, TINY: IDLE})
+    later = exporter.wait_for_polls(2, since=both)
+    assert later.value("slots", model=GEMMA) is None and later.value("slots", model=TINY) is None
+
+
+class SeparateOllama(ChildProcess):
+    """Ollama from recordings, in a process of its own, which has started no llama-server."""
+
+    def __init__(self, log_path, state):
+        super().__init__(log_path)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        code = (
+            "import threading; from support.replay import ReplayServer, recorded\n"
+            f"ReplayServer(recorded({KIND!r}, {state!r}), {self.port}); threading.Event().wait()"
+        )
+        self.spawn([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT / "tests")})
+        wait_for(lambda: responds(self.port, "/api/ps"), "Ollama to answer")
+
+
+def test_the_servers_of_another_ollama_are_not_used(store, log_path, start_child, start_exporter, request):
+    """Another Ollama on this machine may hold a model of the same name."""
+    start_child(store.add(GEMMA, "gemma"))
+    ollama = SeparateOllama(log_path("ollama"), "one-loaded")
+    request.addfinalizer(ollama.kill)
+    exporter = start_exporter(ollama.url, interval="200ms")
+    first = exporter.wait_for(lambda poll: poll.model_status(GEMMA) == IDLE)
+    later = exporter.wait_for_polls(5, since=first)
+    assert later.model_statuses == {GEMMA: IDLE, TINY: UNLOADED}
+    assert not later.families(GEMMA) & {"slots", "memory_usage_bytes", "generated_tokens_total"}
+
+
+def test_check_says_what_is_missing(store, replay, start_child):
+    server = replay(recorded(KIND, "one-loaded"))
+    missing = run_check(server.url)
+    assert "the llama-server of a model was not found" in missing.stdout
+    start_child(store.add(GEMMA, "gemma"), metrics=False)
+    report = run_check(server.url)
+    assert "set LLAMA_ARG_ENDPOINT_METRICS=1 in the environment of Ollama" in report.stdout
+    assert "was not found" not in report.stdout
