@@ -43,6 +43,8 @@ pub enum Delivery {
     Lost,
     /// The body is followed by a gigabyte of the letter a.
     Flood,
+    /// The body is followed by what later answers add to it. It ends when an answer does not.
+    Growing,
 }
 
 impl Answer {
@@ -126,6 +128,16 @@ impl Answer {
     pub fn dripping(self, pause: Duration) -> Self {
         Answer {
             delivery: Delivery::Dripping(pause),
+            ..self
+        }
+    }
+
+    /// A body without end: what later answers of the script add to it follows. The connection is
+    /// closed when an answer does not begin like the one before.
+    pub fn growing(self) -> Self {
+        Answer {
+            framing: Framing::Close,
+            delivery: Delivery::Growing,
             ..self
         }
     }

@@ -411,6 +411,23 @@ impl Connection {
                 return Ok(After::Close);
             }
             Delivery::Flood => return self.flood(&answer, index),
+            Delivery::Growing => {
+                stream.write_all(&answer.head())?;
+                let mut sent = 0;
+                while let Delivery::Growing = answer.delivery {
+                    stream.write_all(&answer.body[sent..])?;
+                    sent = answer.body.len();
+                    if self.hold(path, version, None) == HoldEnd::Disconnected {
+                        return Ok(self.disconnected(index));
+                    }
+                    let last = answer;
+                    (answer, version) = self.shared.answer(path);
+                    if !answer.body.starts_with(&last.body) {
+                        break;
+                    }
+                }
+                return Ok(After::Close);
+            }
             // In one write, so that no client can be blamed for reading it in parts.
             _ => stream.write_all(&answer.bytes())?,
         }
