@@ -9,12 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::readings::{ModelReading, ModelState, ModelStatus, TokenTotals, Update};
 use crate::requests::records::Records;
 
-const LOG_USED: &str = "a model's own server cannot be reached: its requests and tokens are read from Docker Model \
-     Runner's log (GET /logs), the tokens of a running request every 3 s";
-const RECORDS_USED: &str = "a model's own server cannot be reached: its requests and tokens are read from Docker Model \
-     Runner's records, the tokens at the end of each request, and its tokens_per_second is not \
-     known; with one llama.cpp model loaded at a time, Docker Model Runner's log (GET /logs, from \
-     April 2026) is used instead";
+const LOG_USED: &str = "tokens and requests of a model are read from Docker Model Runner's log (GET /logs): the tokens \
+     of a running request every 3 s";
+const RECORDS_USED: &str = "tokens and requests of a model are read from Docker Model Runner's records: the tokens at the \
+     end of each request; tokens_per_second is not known. With one llama.cpp model loaded at a \
+     time, the log of Docker Model Runner (GET /logs, from April 2026) is used instead";
 
 /// Where the requests of a model are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,9 +97,12 @@ impl ModelSources {
             let Some(source) = self.get(&model.name, model.mode.as_deref()) else {
                 continue;
             };
+            if source.has_counters {
+                continue;
+            }
             if source.from == RequestsFrom::Log {
                 used.insert(LOG_USED);
-            } else if !source.has_counters {
+            } else {
                 used.insert(RECORDS_USED);
                 let tokens = records.tokens(&model.name, model.mode.as_deref());
                 model.token_totals = Some(tokens.without(&source.before));

@@ -55,8 +55,8 @@ const LLAMA_CPP: &str = "llama.cpp";
 const METRICS_SWITCHED_OFF: &str = "its /metrics is switched off: start Docker Model Runner without DISABLE_METRICS=1 to get token \
      counters";
 const AMBIGUOUS_SAMPLES: &str = "its /metrics has several samples for one model and mode: none is used, as the right one is unknown";
-const LEFT_OUT_OF_METRICS: &str = "its /metrics leaves out models that were loaded by name: only their state and size are exported; \
-     load a model by its ID (sha256:…) to get its token counters";
+const LEFT_OUT_OF_METRICS: &str = "its /metrics leaves out models that were loaded by name: load a model by its ID (sha256:…) to get \
+     its counters from there";
 
 /// The counters of each runner, by the label of its model and its mode.
 type CountersByRunner = BTreeMap<RunnerKey, Counters>;
@@ -294,16 +294,17 @@ impl ModelRunner {
     /// so it has the first requests of the next model.
     fn log(&mut self, runners: &[Runner]) -> Option<ServedLog> {
         let models = runners.iter().filter(|runner| runner.is_llama_cpp());
-        let models: Vec<_> = models
+        let models: Vec<RunnerKey> = models
             .filter_map(|runner| {
                 let label = self.store.label(runner.model_name.as_deref()?);
-                Some((label, Some(runner.mode().to_owned())))
+                Some((label, runner.mode().to_owned()))
             })
             .collect();
-        self.follows_log |= !models.is_empty();
+        self.follows_log |= models.iter().any(|model| !self.servers.reads(model));
+        let models = models.into_iter().map(|(label, mode)| (label, Some(mode)));
         (self.reads_records && self.follows_log).then(|| ServedLog {
             url: self.url.of_path(LOG),
-            models,
+            models: models.collect(),
             repeats_lines: true,
         })
     }
