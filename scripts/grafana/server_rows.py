@@ -175,7 +175,7 @@ MODEL_LINK = [
 MODELS = [
     state_timeline(
         "State",
-        "State of each model. White: the server does not answer, or the exporter is not scraped.",
+        "State of each model. A gap: the server does not answer, or the exporter is not scraped.",
         STATE,
         NAME,
         value_mapping(STATES),
