@@ -1,6 +1,7 @@
 """deploy/systemd in a real systemd: the machine's own, booted in a container that sees /usr and nothing
 that it could change (systemd-nspawn --volatile=yes)."""
 
+import contextlib
 import json
 import os
 import platform
@@ -19,6 +20,8 @@ from support.wait import wait_for
 
 UNITS = ROOT / "deploy" / "systemd"
 UNIT = "llamacpp-exporter.service"
+# The same unit again, with discover.conf in place of the settings.
+DISCOVERING = "llamacpp-discovering.service"
 KEY = "sk-systemd-test"
 # Where the container has what it needs of this checkout.
 FOLDER = Path("/srv")
@@ -38,7 +41,7 @@ class Machine(ChildProcess):
 
     def __init__(self, nspawn, folder, binds):
         super().__init__(folder / "console")
-        options = [f"--bind-ro={source}:{target}" for source, target in binds.items()]
+        options = [f"--bind-ro={source}:{target}" for source, target in binds]
         self.spawn(
             [nspawn, "--directory=/", "--volatile=yes", "--register=no", "--keep-unit", "--quiet", "--console=pipe"]
             + [f"--machine=exporter-{os.getpid()}", "--tmpfs=/usr/local/bin", *options, "--boot"]
@@ -90,19 +93,17 @@ class Machine(ChildProcess):
 
     def outer_pid(self, pid):
         """The PID on this machine of a process that has another one in the container."""
-        for status in Path("/proc").glob("[0-9]*/status"):
-            try:
-                pids = re.search(r"^NSpid:\s+(.*)$", status.read_text(), re.MULTILINE)[1].split()
-            except OSError:
-                continue
-            if len(pids) == 2 and pids[1] == pid:
-                return int(pids[0])
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                inside = os.readlink(process / "ns" / "pid") == os.readlink(f"/proc/{self.leader}/ns/pid")
+                if inside and proc_status(process.name)["NSpid"].split()[-1] == pid:
+                    return int(process.name)
         raise AssertionError(f"no process {pid}:\n{self.journal_text()}")
 
 
 @pytest.fixture(scope="module")
 def ports():
-    return {"exporter": free_port(), "server": free_port()}
+    return {name: free_port() for name in ("exporter", "discovering", "server")}
 
 
 @pytest.fixture(scope="module")
@@ -124,22 +125,26 @@ def machine(debian, ports, tmp_path_factory):
         f"cat {FOLDER}/nvidia-smi/query-$name.csv; exec sleep infinity\n"
     )
     (folder / "nvidia-smi").chmod(0o755)
-    machine = Machine(
-        nspawn,
-        folder,
-        {
-            BINARY.resolve(): "/usr/local/bin/llamacpp-exporter",
-            folder / "nvidia-smi": "/usr/local/bin/nvidia-smi",
-            UNITS / UNIT: f"/etc/systemd/system/{UNIT}",
-            UNITS / f"{UNIT}.d" / "api-key.conf": f"/etc/systemd/system/{UNIT}.d/api-key.conf",
-            folder / "watchdog.conf": f"/etc/systemd/system/{UNIT}.d/watchdog.conf",
-            folder / "default": "/etc/default/llamacpp-exporter",
-            folder / "key": "/etc/llamacpp-exporter/api-key",
-            "/etc/hosts": "/etc/hosts",
-            LLAMA_CPP.resolve(): FOLDER / "llama.cpp",
-            smi: FOLDER / "nvidia-smi",
-        },
+    (folder / "discovering.conf").write_text(
+        f"[Service]\nEnvironmentFile=\nEnvironment=LLAMACPP_EXPORTER_ADDR=:{ports['discovering']}\n"
     )
+    system = Path("/etc/systemd/system")
+    binds = [
+        (BINARY.resolve(), "/usr/local/bin/llamacpp-exporter"),
+        (folder / "nvidia-smi", "/usr/local/bin/nvidia-smi"),
+        (UNITS / UNIT, system / UNIT),
+        (UNITS / f"{UNIT}.d" / "api-key.conf", system / f"{UNIT}.d" / "api-key.conf"),
+        (folder / "watchdog.conf", system / f"{UNIT}.d" / "watchdog.conf"),
+        (folder / "default", "/etc/default/llamacpp-exporter"),
+        (folder / "key", "/etc/llamacpp-exporter/api-key"),
+        (UNITS / UNIT, system / DISCOVERING),
+        (UNITS / f"{UNIT}.d" / "discover.conf", system / f"{DISCOVERING}.d" / "discover.conf"),
+        (folder / "discovering.conf", system / f"{DISCOVERING}.d" / "more.conf"),
+        ("/etc/hosts", "/etc/hosts"),
+        (LLAMA_CPP.resolve(), FOLDER / "llama.cpp"),
+        (smi, FOLDER / "nvidia-smi"),
+    ]
+    machine = Machine(nspawn, folder, binds)
     yield machine
     machine.kill()
 
@@ -158,11 +163,11 @@ def started(machine, ports):
     return machine
 
 
-def families(ports):
-    return set(re.findall(r"^(llamacpp_\w+)", request(ports["exporter"], "/metrics")[1], re.MULTILINE))
+def families(port):
+    return set(re.findall(r"^(llamacpp_\w+)", request(port, "/metrics")[1], re.MULTILINE))
 
 
-@pytest.mark.parametrize("drop_in", [None, "api-key.conf"])
+@pytest.mark.parametrize("drop_in", [None, "api-key.conf", "discover.conf"])
 def test_the_exposure_is_low(drop_in, tmp_path):
     unit = tmp_path / UNIT
     text = (UNITS / UNIT).read_text()
@@ -186,13 +191,22 @@ def test_it_runs_without_privileges(started):
 
 
 def test_it_polls_with_the_key(started, ports):
-    wait_for(lambda: "llamacpp_slots" in families(ports), lambda: f"the slots:\n{started.journal_text()}")
+    wait_for(lambda: "llamacpp_slots" in families(ports["exporter"]), lambda: f"the slots:\n{started.journal_text()}")
 
 
 def test_it_sees_processes_of_others_and_runs_nvidia_smi(started, ports):
     wanted = {"llamacpp_memory_usage_bytes", "llamacpp_process_cpu_seconds_total", "llamacpp_gpu_info"}
-    missing = lambda: wanted - families(ports)  # noqa: E731
+    missing = lambda: wanted - families(ports["exporter"])  # noqa: E731
     wait_for(lambda: not missing(), lambda: f"{missing()}:\n{started.journal_text()}")
+
+
+def test_with_the_drop_in_it_discovers_servers_of_others(started, ports):
+    """With their keys, and with the size of the KV cache, which their environment and model file tell."""
+    started.systemctl("start", DISCOVERING)
+    wanted = {"llamacpp_slots", "llamacpp_memory_usage_bytes", "llamacpp_kv_cache_limit_bytes"}
+    missing = lambda: wanted - families(ports["discovering"])  # noqa: E731
+    wait_for(lambda: not missing(), lambda: f"{missing()}:\n{started.journal_text()}")
+    started.systemctl("stop", DISCOVERING)
 
 
 def test_the_journal_has_priorities(started):
