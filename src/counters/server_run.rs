@@ -96,12 +96,18 @@ impl ServerRun {
             Update::New(read) => Some(&read.counters),
             _ => self.counters.as_ref(),
         };
-        let keeps_counts = !counters.is_some_and(counts_prompts_by_batch);
+        let resets_counts = counters.is_some_and(counts_prompts_by_batch);
+        let counted_prompts = counters.and_then(|counters| counters.prompt_tokens);
         let tracker = &mut self.slot_tracker;
         let (at, deltas) = match (&reading.slots, reading.state, idle_at) {
             (Update::New(read), ..) => {
                 self.slots.clone_from(&read.slots);
-                (read.at, tracker.update(read.at, &read.slots, keeps_counts))
+                let deltas = if resets_counts {
+                    tracker.update(read.at, &read.slots)
+                } else {
+                    tracker.update_with_kept_counts(read.at, &read.slots, counted_prompts)
+                };
+                (read.at, deltas)
             }
             (Update::Stale, ..) => return SlotUpdate::Late,
             _ if before.is_none() => return SlotUpdate::Absent,

@@ -10,7 +10,8 @@
 //!
 //! Before b10566 a slot that has got its next task shows the counts of the one before: `n_decoded`
 //! and `has_next_token` until the prompt is done, the others until it is begun. Where batches take
-//! long, most polls find a slot so. These counts are ignored.
+//! long, most polls find a slot so. These counts are ignored. If the task before was cancelled,
+//! they look like counts of the next one, unless the server has not counted the next one's prompt.
 //!
 //! A slot that shows another task than before may have had more in between. Each call of
 //! `llama_decode()` gives every slot past its prompt one token, so while one slot generated all
@@ -21,6 +22,7 @@ use std::time::Instant;
 
 use crate::counters::live_counter::TokenDelta;
 use crate::readings::Slot;
+use crate::readings::counters::rounding_step;
 
 /// What came between two readings.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,6 +53,7 @@ pub struct SlotTracker {
     last: Option<(Instant, BTreeMap<u64, Slot>)>,
     /// The same as the server showed them.
     last_shown: BTreeMap<u64, Slot>,
+    counted_prompts: CountedPrompts,
     any_ended: bool,
     had_any_ended: bool,
 }
@@ -67,18 +70,33 @@ impl SlotTracker {
         self.had_any_ended
     }
 
-    /// Takes the slots as they were read. `keeps_counts`: they may show the counts of their
-    /// previous tasks.
-    pub fn update(&mut self, at: Instant, slots: &[Slot], keeps_counts: bool) -> SlotDeltas {
-        let slots = slots.iter().enumerate();
-        let shown: BTreeMap<u64, Slot> = slots
-            .map(|(index, slot)| (slot_id(index, slot), *slot))
-            .collect();
+    /// Takes the slots as they were read.
+    pub fn update(&mut self, at: Instant, slots: &[Slot]) -> SlotDeltas {
+        self.compare(at, by_id(slots))
+    }
+
+    /// Takes slots that may show the counts of their previous tasks. `counted_prompts` is the
+    /// server's counter of prompt tokens, read right before.
+    pub fn update_with_kept_counts(
+        &mut self,
+        at: Instant,
+        slots: &[Slot],
+        counted_prompts: Option<f64>,
+    ) -> SlotDeltas {
+        self.counted_prompts.begin_reading(counted_prompts);
+        let shown = by_id(slots);
+        let last = self.last.as_ref().map(|(_, slots)| slots);
+        let before = |id| last?.get(id).zip(self.last_shown.get(id));
         let mut now = shown.clone();
-        for (id, slot) in now.iter_mut().filter(|_| keeps_counts) {
-            let before = self.last.as_ref().and_then(|(_, slots)| slots.get(id));
-            let before = before.zip(self.last_shown.get(id));
-            ignore_counts_of_previous_task(slot, before);
+        // What the certain ones have computed, the counter has not grown by for the others.
+        let (certain, others): (Vec<_>, Vec<_>) = now
+            .iter_mut()
+            .map(|(id, slot)| (slot, before(id)))
+            .partition(|(slot, before)| !is_ambiguous(slot, *before));
+        for (slot, before) in certain.into_iter().chain(others) {
+            ignore_counts_of_previous_task(slot, before, &self.counted_prompts);
+            self.counted_prompts
+                .take_slot(before.map(|(then, _)| then), slot);
         }
         self.last_shown = shown;
         self.compare(at, now)
@@ -128,58 +146,144 @@ impl SlotTracker {
     }
 }
 
-/// The most tokens that a cancelled task is taken to have got since the reading before.
+/// By how much the server's counter of prompt tokens has grown since the slots were read before.
+#[derive(Debug, Default)]
+struct CountedPrompts {
+    printed: Option<f64>,
+    /// The growth without the prompts that the slots show to be done; `None` if unknown.
+    unexplained: Option<f64>,
+    /// The largest error of the growth.
+    error: f64,
+    /// Prompts that the slots show to be done in this reading.
+    done: f64,
+}
+
+impl CountedPrompts {
+    fn begin_reading(&mut self, printed: Option<f64>) {
+        let then = std::mem::replace(&mut self.printed, printed);
+        // A prompt that was done after the counter was read is counted in this one.
+        let uncounted = self
+            .unexplained
+            .map_or(0.0, |rest| (-rest).clamp(0.0, self.done));
+        let growth = printed.zip(then).map(|(now, then)| now - then);
+        self.unexplained = growth.map(|growth| growth - uncounted);
+        self.error = printed.map_or(0.0, rounding_step);
+        self.done = 0.0;
+    }
+
+    /// Takes one slot, without counts of its previous task.
+    fn take_slot(&mut self, then: Option<&Slot>, now: &Slot) {
+        let is_new = then.is_some_and(|then| then.id_task != now.id_task || is_at_prompt(then));
+        if is_new && now.generated_tokens() > 0.0 {
+            let done = now.n_prompt_tokens_processed.unwrap_or(0.0);
+            self.done += done;
+            self.unexplained = self.unexplained.map(|growth| growth - done);
+        }
+    }
+
+    /// Whether the prompt of this slot's task has been counted; `None` if it cannot be told.
+    fn have(&self, slot: &Slot) -> Option<bool> {
+        let most = self.unexplained? + self.error;
+        match slot.n_prompt_tokens_processed {
+            Some(prompt) if prompt > 2.0 * self.error => Some(most >= prompt),
+            // Every prompt has a token that is computed.
+            None if most < 1.0 => Some(false),
+            _ => None,
+        }
+    }
+}
+
+/// The most tokens that a cancelled task is taken to have got since the reading before, if the
+/// counter of prompt tokens does not tell its counts from those of the next task.
 const MOST_BEFORE_CANCELLATION: f64 = 8.0;
 
-/// Removes from a slot the counts that are its previous task's; `before` is the slot at the last
-/// reading, without such counts and as it was shown.
-///
-/// The slots alone do not tell the counts of a cancelled task from those of a next task whose prompt
-/// is as long and which has generated about as many tokens. The latter is then counted one reading
-/// late, and its prompt twice until the counter of the server passes that.
-fn ignore_counts_of_previous_task(slot: &mut Slot, before: Option<(&Slot, &Slot)>) {
-    let generated = slot.generated_tokens();
-    if generated == 0.0 {
-        return;
-    }
-    // A slot that generates holds the tokens, but the last.
+/// A slot at the last reading: without counts of its previous task, and as it was shown.
+type Before<'a> = Option<(&'a Slot, &'a Slot)>;
+
+fn has_same_prompt(slot: &Slot, other: &Slot) -> bool {
+    slot.n_prompt_tokens_processed == other.n_prompt_tokens_processed
+        && slot.n_prompt_tokens_cache == other.n_prompt_tokens_cache
+}
+
+/// Whether a slot that generates would hold more tokens: all but the last.
+fn lacks_tokens(slot: &Slot) -> bool {
     let after_prompt = slot.tokens_after_prompt();
-    let lacks_tokens = after_prompt.is_some_and(|tokens| tokens < generated - 1.0);
-    let same_task = before.filter(|(then, _)| then.id_task == slot.id_task && then.is_busy());
-    if same_task.is_some_and(|(then, _)| then.generated_tokens() > 0.0) {
-        return;
-    }
-    let is_unchanged = same_task.is_some_and(|(_, shown)| {
-        shown.generated_tokens() == generated && shown.is_complete() == slot.is_complete()
-    });
-    if !slot.is_busy() {
-        // It was cancelled at its prompt.
-        if lacks_tokens || is_unchanged {
-            slot.set_next_token(0.0, true);
-        }
-        return;
-    }
-    let same_prompt = |shown: &Slot| {
-        shown.n_prompt_tokens_processed == slot.n_prompt_tokens_processed
-            && shown.n_prompt_tokens_cache == slot.n_prompt_tokens_cache
-    };
-    // The previous task was cancelled before the last reading, or soon after it.
-    let is_cancelled_one = before.is_some_and(|(_, shown)| {
-        let more = generated - shown.generated_tokens();
-        let is_likely = if shown.is_busy() {
-            after_prompt.is_some() && (0.0..=MOST_BEFORE_CANCELLATION).contains(&more)
+    after_prompt.is_some_and(|tokens| tokens < slot.generated_tokens() - 1.0)
+}
+
+/// Whether its task was at its prompt at the last reading, and the slot shows as many generated
+/// tokens as then.
+fn is_unchanged(slot: &Slot, before: Before) -> bool {
+    before.is_some_and(|(then, shown)| {
+        then.id_task == slot.id_task
+            && is_at_prompt(then)
+            && shown.generated_tokens() == slot.generated_tokens()
+            && shown.is_complete() == slot.is_complete()
+    })
+}
+
+/// Whether its task is a new one, and the counts can be those of the task at the last reading, if
+/// that was cancelled.
+fn may_be_of_cancelled_task(slot: &Slot, before: Before) -> bool {
+    before.is_some_and(|(_, shown)| {
+        let more = slot.generated_tokens() - shown.generated_tokens();
+        let can_be = if shown.is_busy() {
+            more >= 0.0
         } else {
             more == 0.0 && shown.is_complete() == slot.is_complete()
         };
-        shown.id_task != slot.id_task && same_prompt(shown) && is_likely
-    });
-    if !(slot.is_complete() || lacks_tokens || is_unchanged || is_cancelled_one) {
+        shown.id_task != slot.id_task && can_be && has_same_prompt(slot, shown)
+    })
+}
+
+/// Whether only the counter of prompt tokens tells whose counts a slot shows.
+fn is_ambiguous(slot: &Slot, before: Before) -> bool {
+    let is_told = slot.is_busy() && slot.is_complete() || lacks_tokens(slot);
+    !is_told && (is_unchanged(slot, before) || may_be_of_cancelled_task(slot, before))
+}
+
+/// Whether the generated tokens that a slot shows are its previous task's.
+fn shows_previous_task(slot: &Slot, before: Before, counted_prompts: &CountedPrompts) -> bool {
+    if !is_ambiguous(slot, before) {
+        return slot.is_busy() && slot.is_complete() || lacks_tokens(slot);
+    }
+    if let Some(is_counted) = counted_prompts.have(slot) {
+        return !is_counted;
+    }
+    let Some((_, shown)) = before else {
+        return false;
+    };
+    let has_tokens = slot.tokens_after_prompt().is_some();
+    let more = slot.generated_tokens() - shown.generated_tokens();
+    if is_unchanged(slot, before) {
+        !has_tokens || slot.generated_tokens() == 1.0 || has_same_prompt(slot, shown)
+    } else if shown.is_busy() {
+        slot.is_busy() && has_tokens && more <= MOST_BEFORE_CANCELLATION
+    } else {
+        slot.is_busy()
+    }
+}
+
+/// Removes from a slot the counts that are its previous task's.
+fn ignore_counts_of_previous_task(
+    slot: &mut Slot,
+    before: Before,
+    counted_prompts: &CountedPrompts,
+) {
+    let generates_on = |(then, _): (&Slot, &Slot)| {
+        then.id_task == slot.id_task && then.is_busy() && then.generated_tokens() > 0.0
+    };
+    if slot.generated_tokens() == 0.0
+        || before.is_some_and(generates_on)
+        || !shows_previous_task(slot, before, counted_prompts)
+    {
         return;
     }
-    let is_begun = lacks_tokens
+    let is_begun = lacks_tokens(slot)
         || before.is_some_and(|(then, shown)| {
-            let was_begun = same_task.is_some() && then.n_prompt_tokens_processed != Some(0.0);
-            was_begun || is_unchanged && !same_prompt(shown)
+            let same_task = then.id_task == slot.id_task && then.is_busy();
+            let was_begun = same_task && then.n_prompt_tokens_processed != Some(0.0);
+            was_begun || is_unchanged(slot, before) && !has_same_prompt(slot, shown)
         });
     slot.set_next_token(0.0, true);
     if !is_begun {
@@ -332,6 +436,13 @@ fn decode_calls(slots: &[(Slot, Slot)]) -> TokenDelta {
     }
 }
 
+fn by_id(slots: &[Slot]) -> BTreeMap<u64, Slot> {
+    let slots = slots.iter().enumerate();
+    slots
+        .map(|(index, slot)| (slot_id(index, slot), *slot))
+        .collect()
+}
+
 fn slot_id(index: usize, slot: &Slot) -> u64 {
     slot.id.map_or(index as u64, |id| id as u64)
 }
@@ -418,7 +529,7 @@ mod tests {
         let mut tracker = SlotTracker::default();
         let mut generated_tokens = 0.0;
         for (index, (shown, (generated, computed))) in readings.iter().enumerate() {
-            let deltas = tracker.update(Instant::now(), &[slot(shown)], true);
+            let deltas = tracker.update_with_kept_counts(Instant::now(), &[slot(shown)], None);
             let in_flight = (
                 deltas.generated_tokens.in_flight,
                 deltas.prompt_tokens.in_flight,
@@ -439,7 +550,7 @@ mod tests {
         ];
         let mut tracker = SlotTracker::default();
         for (shown, computed) in readings {
-            let deltas = tracker.update(Instant::now(), &[slot(&shown)], true);
+            let deltas = tracker.update_with_kept_counts(Instant::now(), &[slot(&shown)], None);
             assert_eq!(deltas.prompt_tokens.in_flight, computed);
             assert_eq!(deltas.generated_tokens.in_flight, 0.0);
         }
