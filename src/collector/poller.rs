@@ -123,6 +123,7 @@ impl Poller {
         self.requests
             .read_served(&mut self.upstream, &mut self.exchange, &mut reading);
         reading.requests.append(self.exchange.finish_poll());
+        self.requests.add_logged_tasks(&mut reading);
         let up = reading.up;
         let mut models = self.derive(&reading, clock.now());
         let note_on_processes = self.read_machine(&reading, &mut models, deadline, clock);

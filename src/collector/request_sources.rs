@@ -129,6 +129,17 @@ impl RequestSources {
         }
     }
 
+    /// Adds what the log said of the tasks of each model since the last poll.
+    pub fn add_logged_tasks(&self, reading: &mut Reading) {
+        let logged: Vec<_> = polled_models(reading)
+            .iter()
+            .map(|model| self.log.take_tasks(model))
+            .collect();
+        for (model, logged) in reading.models.iter_mut().zip(logged) {
+            model.logged_tasks = logged;
+        }
+    }
+
     /// Passes the results of a poll to the sources. Adds values that only the log reports, and
     /// notes on the log.
     pub fn polled(&mut self, reading: &mut Reading, models: &mut [Model], now: Instant) {

@@ -10,13 +10,14 @@ mod optimal_batch;
 mod rates;
 mod server_run;
 mod slot_tracker;
+mod task_counter;
 
 use std::time::Instant;
 
 use crate::counters::server_run::{ServerRun, SlotUpdate};
 use crate::counters::slot_tracker::{active_tokens, context_tokens};
 use crate::readings::{
-    CountersReading, ModelReading, ModelState, ModelStatus, TokenTotals, Update,
+    CountersReading, LoggedTasks, ModelReading, ModelState, ModelStatus, TokenTotals, Update,
 };
 use crate::snapshot::Model;
 use crate::snapshot::histogram::{Histogram, PER_TOKEN_SECONDS};
@@ -79,7 +80,12 @@ impl ModelTracker {
             }
             Update::Absent => {
                 self.run.add_slots(&slots);
-                if let (SlotUpdate::Read(deltas, seconds), Update::New(_)) =
+                if reading.lacks_metrics
+                    && let Some(logged) = &reading.logged_tasks
+                    && self.run.counters.is_none()
+                {
+                    self.take_logged_tasks(&mut model, logged, reading);
+                } else if let (SlotUpdate::Read(deltas, seconds), Update::New(_)) =
                     (&slots, &reading.slots)
                 {
                     // Requests that began and ended between two polls are missing.
@@ -130,6 +136,22 @@ impl ModelTracker {
             model.rates.batch_size = run.batches.size;
         }
         self.take_live_counts(model);
+    }
+
+    fn take_logged_tasks(&mut self, model: &mut Model, logged: &LoggedTasks, read: &ModelReading) {
+        let run = &mut self.run;
+        let slots = match &read.slots {
+            Update::New(slots) => Some((slots.at, run.slot_tracker.slots())),
+            _ => None,
+        };
+        let tasks = &mut run.tasks;
+        tasks.update(logged, slots.as_ref().map(|(_, slots)| slots.as_slice()));
+        model.live.generated_tokens = Some(tasks.tokens().generated);
+        model.live.prompt_tokens = Some(tasks.tokens().prompt);
+        if let Some(rates) = slots.and_then(|(at, _)| tasks.rates(at)) {
+            model.rates.tokens_per_second = Some(rates.generated);
+            model.rates.prompt_tokens_per_second = Some(rates.prompt);
+        }
     }
 
     fn take_live_counts(&self, model: &mut Model) {

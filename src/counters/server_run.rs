@@ -5,6 +5,7 @@ use crate::counters::in_flight::InFlightEstimator;
 use crate::counters::live_counter::{LiveCounter, TokenDelta};
 use crate::counters::rates::{CountRange, History, Point};
 use crate::counters::slot_tracker::{SlotDeltas, SlotTracker};
+use crate::counters::task_counter::TaskCounter;
 use crate::readings::counters::rounding_step;
 use crate::readings::{Counters, CountersReading, ModelReading, ModelState, Slot, Update};
 use crate::snapshot::LiveCounts;
@@ -21,7 +22,9 @@ pub struct ServerRun {
     previous: Option<Counters>,
     /// `/slots` at the last reading.
     pub slots: Vec<Slot>,
-    slot_tracker: SlotTracker,
+    pub slot_tracker: SlotTracker,
+    /// The tokens of its tasks, where its `/metrics` is off.
+    pub tasks: TaskCounter,
     generated_tokens: LiveCounter,
     prompt_tokens: LiveCounter,
     decode_calls: LiveCounter,
@@ -52,6 +55,7 @@ impl Default for ServerRun {
             previous: None,
             slots: Vec::new(),
             slot_tracker: SlotTracker::default(),
+            tasks: TaskCounter::default(),
             generated_tokens: LiveCounter::default(),
             prompt_tokens: LiveCounter::of_all(),
             decode_calls: LiveCounter::of_all(),

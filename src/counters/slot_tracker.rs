@@ -54,6 +54,8 @@ pub struct SlotTracker {
     /// The same as the server showed them.
     last_shown: BTreeMap<u64, Slot>,
     counted_prompts: CountedPrompts,
+    /// Whether a slot was seen without the counts of its task, which had ended: from b10566 on.
+    resets_counts: bool,
     any_ended: bool,
     had_any_ended: bool,
 }
@@ -62,6 +64,12 @@ impl SlotTracker {
     /// When they were read last since the server's start.
     pub fn read_at(&self) -> Option<Instant> {
         self.last.as_ref().map(|(at, _)| *at)
+    }
+
+    /// The slots at the last reading, without counts of their previous tasks.
+    pub fn slots(&self) -> Vec<Slot> {
+        let slots = self.last.iter().flat_map(|(_, slots)| slots.values());
+        slots.copied().collect()
     }
 
     /// Whether any task had ended at the reading before the last: the server has counted it by
@@ -83,8 +91,15 @@ impl SlotTracker {
         slots: &[Slot],
         counted_prompts: Option<f64>,
     ) -> SlotDeltas {
-        self.counted_prompts.begin_reading(counted_prompts);
         let shown = by_id(slots);
+        self.resets_counts |= shown.iter().any(|(id, slot)| {
+            let last = self.last_shown.get(id);
+            last.is_some_and(|last| is_reset(last, slot))
+        });
+        if self.resets_counts {
+            return self.compare(at, shown);
+        }
+        self.counted_prompts.begin_reading(counted_prompts);
         let last = self.last.as_ref().map(|(_, slots)| slots);
         let before = |id| last?.get(id).zip(self.last_shown.get(id));
         let mut now = shown.clone();
@@ -191,6 +206,15 @@ impl CountedPrompts {
             _ => None,
         }
     }
+}
+
+/// Whether a slot has no counts any more of the task that it had at the last reading.
+fn is_reset(last: &Slot, now: &Slot) -> bool {
+    let is_over = last.id_task != now.id_task || !now.is_busy();
+    is_over
+        && last.generated_tokens() > 0.0
+        && now.generated_tokens() == 0.0
+        && now.n_prompt_tokens_processed == Some(0.0)
 }
 
 /// The most tokens that a cancelled task is taken to have got since the reading before, if the

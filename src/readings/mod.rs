@@ -6,6 +6,7 @@ mod completion;
 pub mod counters;
 mod ended_request;
 mod local_server;
+mod logged_tasks;
 pub mod slots;
 pub mod stats;
 mod status;
@@ -18,6 +19,7 @@ pub use completion::Completion;
 pub use counters::Counters;
 pub use ended_request::{EndedRequest, EndedRequests, RequestResult};
 pub use local_server::{HeldSocket, LocalAddress, LocalServer};
+pub use logged_tasks::{EndedTask, LoggedTasks, RunningTask, TaskTokens};
 pub use slots::{Slot, Slots};
 pub use stats::Stats;
 pub use status::ModelStatus;
@@ -39,6 +41,10 @@ pub struct ModelReading {
     pub counters: Update<CountersReading>,
     /// `/slots`.
     pub slots: Update<SlotsReading>,
+    /// Whether its server was started without `/metrics`.
+    pub lacks_metrics: bool,
+    /// What its server's log said since the last poll, if that is followed.
+    pub logged_tasks: Option<LoggedTasks>,
     /// The tokens of single requests, added up, if nothing else reports the model's tokens.
     pub token_totals: Option<TokenTotals>,
     /// `/stats`, if it is served.

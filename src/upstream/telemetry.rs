@@ -79,6 +79,7 @@ impl TelemetryReader {
         }
         model.counters = stale(self.metrics_not_served);
         model.slots = stale(self.slots_not_served);
+        model.lacks_metrics = self.lacks_metrics();
     }
 
     /// Reads into `model` what may be read now; `names` are the server's possible names for it.
@@ -102,6 +103,7 @@ impl TelemetryReader {
         };
         let slots = self.read_slots(exchange, url, matches!(counters, Update::New(_)));
         model.counters = counters;
+        model.lacks_metrics = self.lacks_metrics();
         let timed_out = slots.is_none();
         model.slots = slots.unwrap_or(Update::Stale);
         timed_out

@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::readings::{CountersReading, Update};
+use crate::readings::{CountersReading, LoggedTasks, Update};
 use crate::requests::log::envelope::Envelope;
 use crate::requests::log::parser::{LogEvent, LogLine, LoggedSlots, parse};
 use crate::requests::log::server::{LoggedServer, WaitingRequest};
@@ -241,6 +241,18 @@ impl ServerLog {
         }
     }
 
+    /// What the log said of the tasks of a polled model since it was asked last; `None` without a
+    /// log of that model alone.
+    pub fn take_tasks(&self, polled: &PolledModel) -> Option<LoggedTasks> {
+        let mut state = self.lock();
+        if !state.is_found || state.is_ambiguous || state.origin.is_several {
+            return None;
+        }
+        let port = state.port(polled)?;
+        let server = state.servers.get_mut(&port);
+        Some(server.map(LoggedServer::take_tasks).unwrap_or_default())
+    }
+
     /// The slots of the server with this model, as far as the log says.
     pub fn logged_slots(&self, model: &str) -> LoggedSlots {
         let state = self.lock();
@@ -346,6 +358,7 @@ impl State {
         let Some(server) = self.servers.get_mut(&port) else {
             return;
         };
+        server.task_ended(&request);
         match &server.model {
             Some(model) if server.has_no_counters => {
                 self.requests
@@ -371,10 +384,8 @@ impl State {
 
     fn polled(&mut self, now: Instant, models: &[PolledModel]) {
         for polled in models {
-            let port = match polled.writer {
-                Some(LogWriter::Server) => self.only_port(),
-                Some(LogWriter::RouterChild(port)) => Some(port),
-                None => continue,
+            let Some(port) = self.port(polled) else {
+                continue;
             };
             // Its figures start at zero.
             let labels = (polled.model, polled.mode);
@@ -420,6 +431,14 @@ impl State {
             self.unreported_since.get_or_insert(now);
         } else {
             self.unreported_since = None;
+        }
+    }
+
+    /// Under which port the lines about a model come; `None` if no log has them.
+    fn port(&self, polled: &PolledModel) -> Option<Option<u16>> {
+        match polled.writer? {
+            LogWriter::Server => Some(self.only_port()),
+            LogWriter::RouterChild(port) => Some(Some(port)),
         }
     }
 

@@ -311,6 +311,7 @@ mod tests {
 
     fn claim_of(end: RequestEnd) -> Claim {
         let request = LoggedRequest {
+            task: None,
             end,
             launched: None,
             read: Instant::now(),

@@ -2,13 +2,15 @@
 //! confirm them.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::readings::{CountersReading, Update};
+use crate::readings::{CountersReading, EndedTask, LoggedTasks, TaskTokens, Update};
+use crate::requests::RequestEnd;
 use crate::requests::log::plausibility::{Claim, CounterBudget};
 use crate::requests::log::tracker::{LoggedRequest, Tracker};
-use crate::requests::log::{LogWriter, PolledModel, Rejection, UNKNOWN_MODEL_TIMEOUT};
+use crate::requests::log::{LogWriter, MAX_WAITING, PolledModel, Rejection, UNKNOWN_MODEL_TIMEOUT};
 
 /// How long a request waits for a poll that reads the counters again.
 const COUNTERS_TIMEOUT: Duration = Duration::from_secs(30);
@@ -34,6 +36,8 @@ pub struct LoggedServer {
     pub starts: u64,
     /// Ended requests that wait for a poll.
     pub waiting: VecDeque<WaitingRequest>,
+    /// Tasks that have ended since the last poll.
+    ended_tasks: Vec<EndedTask>,
     /// When its last line was read.
     pub last_line: Option<Instant>,
 }
@@ -78,6 +82,36 @@ impl LoggedServer {
         }
         self.slots = polled.slots;
         self.has_no_counters = *polled.counters == Update::Absent && !self.budget.is_known();
+    }
+
+    /// Takes that a request has ended.
+    pub fn task_ended(&mut self, request: &LoggedRequest) {
+        if let Some(id) = request.task
+            && self.ended_tasks.len() < MAX_WAITING
+        {
+            let tokens = match request.end {
+                RequestEnd::Completed { timings, .. } => {
+                    Some((timings.prompt.tokens, timings.generation.tokens))
+                }
+                RequestEnd::PromptOnly(tokens) => Some((tokens, 0)),
+                RequestEnd::Cancelled | RequestEnd::Failed(_) => None,
+            };
+            self.ended_tasks.push(EndedTask {
+                starts: self.starts,
+                id,
+                tokens: tokens.map(|(prompt, generated)| TaskTokens { prompt, generated }),
+                is_child: matches!(request.end, RequestEnd::Completed { timings, .. } if timings.is_child),
+            });
+        }
+    }
+
+    /// What its log said of its tasks since this was called last.
+    pub fn take_tasks(&mut self) -> LoggedTasks {
+        LoggedTasks {
+            starts: self.starts,
+            ended: mem::take(&mut self.ended_tasks),
+            running: self.tracker.running().collect(),
+        }
     }
 
     /// Takes that it was started again: it may hold another model now, with other slots.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::time::{Duration, Instant};
 
+use crate::readings::RunningTask;
 use crate::requests::log::Rejection;
 use crate::requests::log::clock::LogClock;
 use crate::requests::log::parser::{LogEvent, LogLine, LoggedSlots, SlotTask};
@@ -27,6 +28,8 @@ const MAX_UNTIMED: u32 = 32;
 /// A request that has ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LoggedRequest {
+    /// The ID of its task; `None` if it never became one.
+    pub task: Option<u64>,
     /// How it ended.
     pub end: RequestEnd,
     /// When its launch was read; `None` where that may have been before the log was followed.
@@ -313,6 +316,7 @@ impl Tracker {
             }
             LogEvent::Refused(status) => {
                 return Some(LoggedRequest {
+                    task: None,
                     end: RequestEnd::Failed(status),
                     launched: Some(read),
                     read,
@@ -383,21 +387,21 @@ impl Tracker {
     /// The request of a task that ends, unless it has ended before.
     fn end(&mut self, id: u64, end: RequestEnd, read: Instant) -> Option<LoggedRequest> {
         self.mark_ended(id).then_some(LoggedRequest {
+            task: Some(id),
             end,
             launched: Some(read),
             read,
         })
     }
 
-    /// The tasks that have not ended: the ID of each, and how many tokens it has generated, as far
-    /// as the log has told.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "read by the counter of the log")
-    )]
-    pub fn running(&self) -> impl Iterator<Item = (u64, u64)> {
-        let tasks = self.tasks.values().map(|of| (of.task.id, of.generated));
-        tasks.filter(|(id, _)| !self.ended.contains(id))
+    /// The tasks that have not ended.
+    pub fn running(&self) -> impl Iterator<Item = RunningTask> {
+        let tasks = self.tasks.values().map(|of| RunningTask {
+            id: of.task.id,
+            generated_tokens: of.generated,
+            is_child: of.launch.is_some_and(|launch| launch.is_child),
+        });
+        tasks.filter(|task| !self.ended.contains(&task.id))
     }
 
     /// Whether a task had not ended yet.
@@ -780,7 +784,10 @@ srv          stop: cancel task, id_task = 1
                 let line = parse(line).unwrap();
                 let event = line.event.unwrap();
                 tracker.take(&line, event, Instant::now(), Some(2)).unwrap();
-                tracker.running().collect::<Vec<_>>()
+                let running = tracker.running();
+                running
+                    .map(|task| (task.id, task.generated_tokens))
+                    .collect::<Vec<_>>()
             })
             .collect();
         assert_eq!(running[1], [(1, 0), (2, 0)]);
