@@ -105,10 +105,12 @@ impl TaskCounter {
                     && slot.generated_tokens() >= task.tokens.generated.max(1.0)
             })
         };
-        let over = self.tasks.extract_if(.., |id, task| !goes_on(id, task));
-        for (_, task) in over {
-            self.settled.add(&task);
-        }
+        let settled = &mut self.settled;
+        self.tasks.retain(|id, task| {
+            let stays = goes_on(id, task);
+            settled.add_if(!stays, task);
+            stays
+        });
     }
 
     fn take_slots(&mut self, slots: &[Slot]) {
@@ -131,15 +133,14 @@ impl TaskCounter {
     /// Forgets tasks beyond [`MAX_TASKS`], the oldest first.
     fn forget(&mut self, slots: &[Slot]) {
         let mut excess = self.tasks.len().saturating_sub(MAX_TASKS);
-        let oldest = self.tasks.extract_if(.., |id, _| {
+        let settled = &mut self.settled;
+        self.tasks.retain(|id, task| {
             let is_shown = slots.iter().any(|slot| task_id(slot) == Some(*id));
             let is_over = excess > 0 && !is_shown;
             excess = excess.saturating_sub(usize::from(is_over));
-            is_over
+            settled.add_if(is_over, task);
+            !is_over
         });
-        for (_, task) in oldest {
-            self.settled.add(&task);
-        }
     }
 }
 
@@ -159,9 +160,11 @@ impl Task {
 }
 
 impl Tokens {
-    fn add(&mut self, task: &Task) {
-        self.prompt += task.prompt();
-        self.generated += task.tokens.generated;
+    fn add_if(&mut self, condition: bool, task: &Task) {
+        if condition {
+            self.prompt += task.prompt();
+            self.generated += task.tokens.generated;
+        }
     }
 }
 
