@@ -5,11 +5,30 @@ import http.client
 import json
 import random
 import socket
+from pathlib import Path
+
+
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path, timeout):
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def connect(port, timeout):
+    """A connection to a port of this machine, or to a Unix socket by its path."""
+    if isinstance(port, Path):
+        return UnixConnection(port, timeout)
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
 
 
 def request(port, path, body=None, headers=None, timeout=60):
     """Status and text of a GET, or of a POST of `body` as JSON. Every failure is an OSError."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    connection = connect(port, timeout)
     try:
         if body is None:
             connection.request("GET", path, headers=headers or {})

@@ -107,18 +107,24 @@ class XllamacppServer(Server):
 
 
 class LlamaServerProgram(Server):
-    """The llama-server program of b10068, with arguments as its users give them."""
+    """The llama-server program of b10068, with arguments as its users give them. With `socket` it listens
+    on that Unix socket, by a path relative to its working directory, and on no port."""
 
     # Its libraries lie beside it.
     environment = os.environ | {"LD_LIBRARY_PATH": str(LLAMA_SERVER.parent)}
 
-    def __init__(self, log_path, *arguments, model=MODEL, uid=None, environment=None):
+    def __init__(self, log_path, *arguments, model=MODEL, uid=None, environment=None, socket=None, cwd=None):
         self.require()
         super().__init__(log_path)
         self.environment = self.environment | (environment or {})
-        self.cwd = self.log_path.parent
+        self.cwd = cwd or self.log_path.parent
+        listen = ["--port", self.port]
+        if socket:
+            self.port = self.cwd / socket
+            self.url = f"unix:{self.port}"
+            listen = ["--host", socket]
         self.command = as_user(uid, [
-            LLAMA_SERVER, "-m", model, "--alias", MODEL_NAME, "--port", self.port,
+            LLAMA_SERVER, "-m", model, "--alias", MODEL_NAME, *listen,
             "-ngl", 0, "-t", 1, "--no-warmup", "--fit", "off", "--metrics", *arguments,
         ])  # fmt: skip
 

@@ -7,6 +7,7 @@ import math
 import threading
 import time
 
+from support.http_client import connect
 
 class Stream:
     """A streamed generation. Each token arrives by itself and has two timestamps.
@@ -29,7 +30,7 @@ class Stream:
         self.ended_at = None
         self._disconnect_after = disconnect_after
         self._changed = threading.Condition()
-        self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
+        self._connection = connect(server.port, timeout=300)
         # Deterministic and without an end-of-text token. Plain words, because the server sends each of
         # their tokens at once; half of a multi-byte character would wait for the rest.
         self._request = json.dumps({

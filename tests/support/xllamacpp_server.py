@@ -17,7 +17,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
     parser.add_argument("--alias", default="")
-    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--host", default="127.0.0.1", help="from b11434: several, separated by commas")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--parallel", type=int, default=2, help="slots")
     parser.add_argument("--ctx-size", type=int, default=4096, help="tokens, all slots together")
@@ -40,7 +40,7 @@ def main():
         old = isinstance(params.model_alias, str)
         params.model_alias = arguments.alias if old else {arguments.alias}
     if hasattr(params, "hostnames"):
-        params.hostnames = [arguments.host]
+        params.hostnames = arguments.host.split(",")
     else:
         params.hostname = arguments.host
     params.port = arguments.port

@@ -238,7 +238,8 @@ fn socket_error(error: &io::Error) -> String {
              in .sock, or correct --base-url; a container needs the socket's folder as a volume"
         }
         io::ErrorKind::ConnectionRefused => {
-            "nothing listens on the socket: start its server again; it replaces the socket"
+            "nothing listens on the socket: start its server again; llama-server cannot replace a \
+             socket that a killed server has left, so remove it first"
         }
         io::ErrorKind::PermissionDenied => {
             "no permission to connect to the socket: run the exporter as the server's user or \

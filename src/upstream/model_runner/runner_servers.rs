@@ -13,8 +13,8 @@ use crate::upstream::rotation::Rotation;
 const BY_SOCKET: &str =
     "live values of its models come from their own llama-servers, at their Unix sockets";
 const NOT_SEEN: &str = "the llama-server of a model is not among the processes that can be seen from here: it has its \
-     live tokens, slots and KV cache; run the exporter on Model Runner's machine, in a container with \
-     --pid=host --user 0 --cap-add SYS_PTRACE";
+     live tokens, slots and KV cache; run the exporter on Model Runner's machine, as Model Runner's user \
+     or as root with CAP_SYS_PTRACE, in a container with --pid=host --user 0 --cap-add SYS_PTRACE";
 const NOT_ALLOWED: &str = "the Unix socket of a model's llama-server may not be opened: it has the model's live tokens, \
      slots and KV cache; run the exporter as Model Runner's user or as root with CAP_SYS_PTRACE, in a \
      container with --pid=host --user 0 --cap-add SYS_PTRACE";
