@@ -70,9 +70,11 @@ struct GivenServer {
 
 /// Decides about `server`, one of `all`. `given` are the servers at base URLs.
 fn decide(server: &LocalServer, all: &[LocalServer], given: &[GivenServer]) -> Decision {
+    let label = label(server);
     let is_shown_by = |given: &&GivenServer| {
         let is_below = |pid: u32| server.ancestors.contains(&pid);
         given.listener == Some(server.pid)
+            || given.label == label
             || given.shown.contains(&server.pid)
             || (given.has_children || given.is_unpolled) && given.listener.is_some_and(is_below)
     };
@@ -83,7 +85,7 @@ fn decide(server: &LocalServer, all: &[LocalServer], given: &[GivenServer]) -> D
     let is_parent =
         |other: &&LocalServer| other.address.is_ok() && server.ancestors.contains(&other.pid);
     if let Some(router) = all.iter().find(is_parent) {
-        return Decision::ShownAs(label(router));
+        return Decision::ShownAs(self::label(router));
     }
     match &server.address {
         Ok(_) => Decision::Poll,

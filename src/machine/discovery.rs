@@ -1,9 +1,9 @@
 //! Finds the llama-servers among the processes of this machine, by their names.
 //!
-//! A look reads the command line of new processes only, and of a few older ones: a process may
+//! A look reads the command line of new processes, and of a few older ones: a process may
 //! become another program later (an entrypoint script does). Linux only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -25,10 +25,13 @@ const LONGEST_WAIT: Duration = Duration::from_millis(250);
 const MAX_SERVERS: usize = 256;
 /// The most ancestors of a process.
 const MAX_ANCESTORS: usize = 32;
-/// The number of looks at a new process: between `fork` and `exec` it has the name of its parent.
-const LOOKS_AT_NEW: u8 = 3;
+/// How often a new process is read: between `fork` and `exec` it has the name of its parent.
+const READS_OF_NEW: u8 = 3;
 /// The number of other processes that each look reads again.
-const READ_AGAIN: usize = 50;
+const READ_AGAIN: usize = 16;
+/// The most shells that each look reads again: the entrypoint of a container is one until it
+/// becomes the server by `exec`.
+const MAX_SHELLS: usize = 64;
 /// The number of searches for the address of a server that follow each other. Then pauses begin,
 /// up to this many looks long.
 const SEARCHES_WITHOUT_PAUSE: u32 = 5;
@@ -115,10 +118,17 @@ struct ProcessScan {
     connect: Connect,
     looked_at: Option<Instant>,
     servers: BTreeMap<u32, KnownServer>,
-    /// The other processes, each with the number of looks at it.
-    others: BTreeMap<u32, u8>,
-    /// The last of them that was read again.
+    others: BTreeMap<u32, OtherProcess>,
+    /// The last of the others that was read again.
     last_read_again: u32,
+}
+
+/// A process that was no llama-server when it was read last.
+#[derive(Clone, Copy, Default)]
+struct OtherProcess {
+    /// How often it was read.
+    reads: u8,
+    is_shell: bool,
 }
 
 impl ProcessScan {
@@ -142,18 +152,23 @@ impl ProcessScan {
             false => Vec::new(),
         };
         let read_again = self.read_again();
-        let mut others = BTreeMap::new();
+        let known = mem::take(&mut self.others);
         for pid in pids {
             if self.servers.contains_key(&pid) {
                 continue;
             }
-            let looks = self.others.get(&pid).copied().unwrap_or(0);
-            let is_due = looks < LOOKS_AT_NEW || read_again.contains(&pid);
-            if !(is_due && self.add_server(pid)) {
-                others.insert(pid, looks.saturating_add(1));
+            let mut other = known.get(&pid).copied().unwrap_or_default();
+            if other.reads < READS_OF_NEW || read_again.contains(&pid) {
+                let program = self.procfs.program(pid);
+                if self.add_server(pid, &program) {
+                    continue;
+                }
+                let name = program.first().map_or("", String::as_str);
+                other.reads = other.reads.saturating_add(1);
+                other.is_shell = name.ends_with("sh");
             }
+            self.others.insert(pid, other);
         }
-        self.others = others;
         let (procfs, connect) = (&self.procfs, self.connect);
         self.servers
             .retain(|_, server| server.look(procfs, connect));
@@ -168,19 +183,20 @@ impl ProcessScan {
             .retain(|pid, known| procfs.process_id(*pid) == Some(id(&known.server)));
     }
 
-    /// The next of the other processes to read again.
-    fn read_again(&mut self) -> Vec<u32> {
-        let after = self
-            .others
-            .range((Excluded(self.last_read_again), Unbounded));
-        let next: Vec<u32> = after.map(|(pid, _)| *pid).take(READ_AGAIN).collect();
+    /// The other processes to read again: the next ones in turn, and shells.
+    fn read_again(&mut self) -> BTreeSet<u32> {
+        let after = (Excluded(self.last_read_again), Unbounded);
+        let next = self.others.range(after).map(|(pid, _)| *pid);
+        let next: Vec<u32> = next.take(READ_AGAIN).collect();
         self.last_read_again = next.last().copied().unwrap_or(0);
-        next
+        let shells = self.others.iter().filter(|(_, other)| other.is_shell);
+        let shells = shells.map(|(pid, _)| *pid).take(MAX_SHELLS);
+        next.into_iter().chain(shells).collect()
     }
 
-    /// Adds the process if it is a llama-server.
-    fn add_server(&mut self, pid: u32) -> bool {
-        let program = ServerArguments::new(&self.procfs.program(pid), &[]);
+    /// Adds the process, whose command line begins with `program`, if it is a llama-server.
+    fn add_server(&mut self, pid: u32, program: &[String]) -> bool {
+        let program = ServerArguments::new(program, &[]);
         if !program.is_llama_server() || self.servers.len() >= MAX_SERVERS {
             return false;
         }
@@ -368,16 +384,25 @@ mod tests {
     fn a_process_that_becomes_a_server_is_found_at_any_age() {
         let processes = Processes::new();
         for pid in 1..200 {
-            processes.add(pid, 0, "/bin/sh entrypoint", None);
+            processes.add(pid, 0, "/bin/program", None);
         }
         let mut scan = processes.scan();
-        for _ in 0..=LOOKS_AT_NEW {
+        for _ in 0..=READS_OF_NEW {
             assert!(found(&mut scan).is_empty());
         }
         processes.add(150, 0, "/app/llama-server", None);
         let all = 200_usize.div_ceil(READ_AGAIN);
         let looks: Vec<bool> = (0..=all).map(|_| !found(&mut scan).is_empty()).collect();
         assert!(looks.contains(&true), "{looks:?}");
+        // A shell is read at each look.
+        processes.add(20, 0, "/bin/sh /entrypoint.sh", None);
+        let mut scan = processes.scan();
+        for _ in 0..=READS_OF_NEW {
+            assert_eq!(found(&mut scan), [150]);
+        }
+        processes.add(20, 0, "/app/llama-server", None);
+        assert_eq!(found(&mut scan), [20, 150]);
+        processes.add(20, 0, "/bin/true", None);
         // And one that becomes another program is not a server any more.
         processes.add(150, 0, "/bin/true", None);
         assert!(found(&mut scan).is_empty());

@@ -7,12 +7,16 @@ use std::path::Path;
 /// The most bytes of a file that has one value or a small table.
 const MAX_TEXT_BYTES: u64 = 64 << 10;
 
+/// Few of these files are longer.
+const USUAL_BYTES: usize = 2048;
+
 /// Reads the first `limit` bytes of a file.
 ///
 /// # Errors
 /// The file cannot be read.
 pub fn read_bytes(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    // Most are short. Such a file has no size, so that reading would begin with a few bytes.
+    let mut bytes = Vec::with_capacity(USUAL_BYTES);
     File::open(path)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

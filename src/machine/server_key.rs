@@ -1,7 +1,9 @@
 //! Reads the API key that a llama-server was started with: from its arguments, the file that they
 //! name, or its environment.
 
+use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::machine::procfs::Procfs;
@@ -24,12 +26,19 @@ pub fn read(procfs: &Procfs, pid: u32) -> Option<Secret> {
             return Some(key);
         }
     }
-    let file = procfs
-        .open_as_seen_by(pid, Path::new(arguments.api_key_file()?))
-        .ok()?;
+    let file = procfs.open_as_seen_by(pid, Path::new(arguments.api_key_file()?));
+    let file = file.ok().filter(|file| is_of_its_user(procfs, pid, file))?;
     let mut text = String::new();
     file.take(MAX_FILE_BYTES).read_to_string(&mut text).ok()?;
     text.lines().find_map(|line| Secret::new(line).ok())
+}
+
+/// Whether the file belongs to the user who runs the process. Any user may name a process
+/// `llama-server`, and give it the path of a file that only we may read.
+fn is_of_its_user(procfs: &Procfs, pid: u32, file: &File) -> bool {
+    let owner = file.metadata().ok().map(|file| file.uid());
+    let user = procfs.status(pid).filter(|user| user.uid == user.real_uid);
+    owner.is_some() && user.is_some_and(|user| user.uid == owner)
 }
 
 #[cfg(test)]
@@ -41,6 +50,8 @@ mod tests {
     fn a_key_is_read_from_arguments_environment_or_a_file() {
         let tree = FileTree::new(&[("app/keys", "\nfrom-file\nother\n")]);
         tree.link("7/root", tree.path("app"));
+        let own = std::fs::metadata(tree.path("app/keys")).unwrap().uid();
+        tree.write("7/status", format!("Uid:\t{own}\t{own}\t{own}\t{own}\n"));
         let key = |line: &str, environment: &str| {
             tree.write("7/cmdline", line.replace(' ', "\0") + "\0");
             tree.write("7/environ", environment.replace(' ', "\0") + "\0");
@@ -68,6 +79,16 @@ mod tests {
                 key(line, environment).as_deref(),
                 expected,
                 "{line} {environment}"
+            );
+        }
+        // Neither another user's process nor a set-user-ID program gets a file of this user read.
+        let other = own + 1;
+        for uids in [format!("{other}\t{other}"), format!("{other}\t{own}")] {
+            tree.write("7/status", format!("Uid:\t{uids}\t{own}\t{own}\n"));
+            assert_eq!(
+                key("llama-server --api-key-file /keys", none),
+                None,
+                "{uids}"
             );
         }
     }

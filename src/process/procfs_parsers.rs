@@ -50,6 +50,8 @@ pub struct ProcessStatus {
     pub threads: Option<f64>,
     /// The effective user ID.
     pub uid: Option<u32>,
+    /// The real user ID: that of the user who started a set-user-ID program.
+    pub real_uid: Option<u32>,
     /// The CPUs that it may run on, as ranges.
     pub cpus: Option<Vec<(u32, u32)>>,
 }
@@ -57,11 +59,19 @@ pub struct ProcessStatus {
 impl ProcessStatus {
     /// Parses the file.
     pub fn parse(text: &str) -> ProcessStatus {
+        // Real, effective, saved, file system.
+        let uid = |index| {
+            field(text, "Uid")?
+                .split_whitespace()
+                .nth(index)?
+                .parse()
+                .ok()
+        };
         ProcessStatus {
             resident_bytes: bytes_field(text, "VmRSS"),
             threads: field(text, "Threads").and_then(|count| count.parse().ok()),
-            // Real, effective, saved, file system.
-            uid: field(text, "Uid").and_then(|ids| ids.split_whitespace().nth(1)?.parse().ok()),
+            uid: uid(1),
+            real_uid: uid(0),
             cpus: field(text, "Cpus_allowed_list").and_then(cpu_ranges),
         }
     }
@@ -108,6 +118,7 @@ mod tests {
         let status = ProcessStatus::parse(text);
         assert_eq!(status.resident_bytes, Some(2097152.0));
         assert_eq!((status.threads, status.uid), (Some(9.0), Some(1000)));
+        assert_eq!(status.real_uid, Some(0));
         assert_eq!(status.cpus, Some(vec![(0, 1), (5, 5)]));
         // A kernel thread has no memory of its own.
         assert_eq!(ProcessStatus::parse("Name:\tx\n").resident_bytes, None);

@@ -127,8 +127,12 @@ pub struct Exporter {
 
 impl Exporter {
     pub fn with_url(base_url: &str) -> Builder {
+        Self::with_args(&["--base-url", base_url])
+    }
+
+    pub fn with_args(arguments: &[&str]) -> Builder {
         let mut command = program();
-        command.args(["--base-url", base_url]);
+        command.args(arguments);
         Builder {
             command,
             interval: "50ms".into(),
@@ -282,10 +286,26 @@ impl Exporter {
             * 1024
     }
 
+    /// The number of its descriptors.
+    pub fn descriptors(&self) -> usize {
+        let folder = format!("/proc/{}/fd", self.pid());
+        std::fs::read_dir(folder).unwrap().count()
+    }
+
     /// The number of its threads.
     pub fn threads(&self) -> usize {
         let folder = format!("/proc/{}/task", self.pid());
         std::fs::read_dir(folder).unwrap().count()
+    }
+
+    /// The number of its threads with this name.
+    pub fn threads_named(&self, name: &str) -> usize {
+        let folder = format!("/proc/{}/task", self.pid());
+        let threads = std::fs::read_dir(folder).unwrap().flatten();
+        let names = threads.map(|thread| std::fs::read_to_string(thread.path().join("comm")));
+        names
+            .filter(|found| found.as_ref().is_ok_and(|found| found.trim() == name))
+            .count()
     }
 
     pub fn is_alive(&mut self) -> bool {

@@ -111,6 +111,8 @@ pub struct Exchange {
     deadline: Instant,
     /// Whether the poll had no time left for a request.
     is_out_of_time: bool,
+    /// Whether the server was discovered, so that its key is its own.
+    is_discovered: bool,
     /// Whether an API key is sent.
     has_key: bool,
     /// Whether a user and password are sent.
@@ -136,6 +138,7 @@ impl Exchange {
             model: None,
             deadline: Instant::now(),
             is_out_of_time: false,
+            is_discovered: settings.discovered.is_some(),
             has_key: settings.api_key_of(base).is_some(),
             has_user: base.userinfo().is_some(),
         })
@@ -381,6 +384,13 @@ impl Exchange {
                 "the server rejects the API key, or does not receive it: as --base-url has a user, \
                  the key is sent in X-Api-Key, which llama-server reads only if the proxy removes \
                  Authorization"
+            }
+            (false, _, false) if self.is_discovered => {
+                "the server requires an API key, which cannot be read: run the exporter as the \
+                 server's user or as root with CAP_SYS_PTRACE, or give the server with --base-url"
+            }
+            (false, false, true) if self.is_discovered => {
+                "the server rejects the API key that it was started with"
             }
             (false, false, true) => {
                 "the server rejects the API key: check LLAMACPP_API_KEY_FILE or LLAMACPP_API_KEY"
