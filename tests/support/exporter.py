@@ -37,7 +37,7 @@ def http_get(port, path):
 
 
 class Exporter(ChildProcess):
-    """An exporter of one base URL, or of several separated by commas.
+    """An exporter of one base URL, of several separated by commas, or of none.
 
     `polls` holds the exposition after each poll, unless `record_polls` is off. With `port` 0 the system
     chooses a port, and the exporter serves when this returns.
@@ -53,7 +53,8 @@ class Exporter(ChildProcess):
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._pause = parse_duration(interval) / SCRAPES_PER_POLL
-        command = [binary, "--base-url", base_url, "--addr", f"{host}:{port}", "--interval", interval, *options]
+        command = [binary, "--addr", f"{host}:{port}", "--interval", interval, *options]
+        command += ["--base-url", base_url] if base_url else []
         self.spawn(command, env=clean_environment(**(environment or {})))
         self.port = port or wait_for(self._logged_port, lambda: f"the exporter to serve:\n{self.log}", interval=0.01)
         self.url = f"http://127.0.0.1:{self.port}"
