@@ -119,6 +119,7 @@ impl Poller {
         self.upstream.poll(&mut self.exchange, &mut reading);
         self.machine.begin_poll();
         self.name_model(&mut reading);
+        self.requests.find_log_writers(&mut reading, clock.now());
         reading.keep_first_of_each();
         self.requests
             .read_served(&mut self.upstream, &mut self.exchange, &mut reading);

@@ -9,7 +9,7 @@ use crate::collector::model_sources::{ModelSources, RequestsFrom};
 use crate::process::log as own_log;
 use crate::readings::{Completion, ModelReading, ModelState, ModelStatus, SlotsReading, Update};
 use crate::requests::log::parser::LoggedSlots;
-use crate::requests::log::{LINES_REJECTED, LogWriter, PolledModel, ServerLog};
+use crate::requests::log::{LINES_REJECTED, LogWriter, PolledModel, ServerLog, WritersFound};
 use crate::requests::probe::Prober;
 use crate::requests::records::{self, Records};
 use crate::requests::{Requests, activity};
@@ -21,8 +21,10 @@ use crate::upstream::http::exchange::Exchange;
 use crate::upstream::reading::{Reading, ServedLog};
 use crate::upstream::{LogSource, ServerKind};
 
-const LOG_UNUSED: &str =
-    "--log-file has no effect here: only the logs of llama-server and its router are understood";
+const LOG_UNUSED: &str = "--log-file has no effect here: only the logs of llama-server, its router and Ollama are understood";
+
+const LOG_AMBIGUOUS: &str = "the log is not used now: its lines do not say which of the loaded models they are about, or the \
+     llama-server of the loaded model was not found";
 
 /// The sources of request latencies of one server.
 pub(super) struct RequestSources {
@@ -127,6 +129,17 @@ impl RequestSources {
         if has_records {
             models.complete(&mut reading.models, records, &mut reading.notes);
         }
+    }
+
+    /// Says whose lines are in the log, if they do not say so themselves.
+    pub fn find_log_writers(&self, reading: &mut Reading, now: Instant) {
+        if !self.has_log || !reading.up || log_source(reading) != Some(LogSource::AnyModel) {
+            return;
+        }
+        let found = writers_found(reading);
+        let is_unused = found == WritersFound::Several;
+        reading.notes.extend(is_unused.then_some(LOG_AMBIGUOUS));
+        self.log.set_writers(found, now);
     }
 
     /// Adds what the log said of the tasks of each model since the last poll.
@@ -273,7 +286,9 @@ fn send_probe(
 
 /// The results of a poll that the log needs, by model.
 fn polled_models(reading: &Reading) -> Vec<PolledModel<'_>> {
-    let source = reading.kind.and_then(ServerKind::log_source);
+    let source = log_source(reading).filter(|source| {
+        *source != LogSource::AnyModel || matches!(writers_found(reading), WritersFound::One(_))
+    });
     let polled = reading.models.iter().map(|model| PolledModel {
         model: &model.name,
         mode: None,
@@ -293,11 +308,35 @@ fn slots(model: &ModelReading) -> Option<u64> {
     reported.max(listed).filter(|slots| *slots > 0)
 }
 
+fn log_source(reading: &Reading) -> Option<LogSource> {
+    reading.kind.and_then(ServerKind::log_source)
+}
+
+/// The servers of models that may write into the log of the program that started them.
+fn writers_found(reading: &Reading) -> WritersFound {
+    let unloaded = ModelState::Reported(ModelStatus::Unloaded);
+    let mut models = reading.models.iter();
+    let mut next = || models.find(|model| model.state != unloaded);
+    match (next(), next()) {
+        (None, _) => WritersFound::None,
+        (Some(_), Some(_)) => WritersFound::Several,
+        (Some(model), None) => match (model.process.pid, model.state) {
+            (None, _) => WritersFound::Several,
+            (_, ModelState::Loading) => WritersFound::Loading,
+            (Some(process), _) => WritersFound::One(process),
+        },
+    }
+}
+
 /// Which process writes the log lines about this model.
 fn log_writer(source: Option<LogSource>, model: &ModelReading) -> Option<LogWriter> {
+    let unloaded = ModelState::Reported(ModelStatus::Unloaded);
     match source? {
+        LogSource::AnyModel if model.state == unloaded => None,
         // While it loads, its name may still be that of the model before.
-        LogSource::OneModel if !matches!(model.state, ModelState::Loading | ModelState::Waking) => {
+        LogSource::OneModel | LogSource::AnyModel
+            if !matches!(model.state, ModelState::Loading | ModelState::Waking) =>
+        {
             Some(LogWriter::Server)
         }
         // A model that is not loaded has the port of its last child, or 0: by now that may be

@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use crate::counters::server_run::{ServerRun, SlotUpdate};
 use crate::counters::slot_tracker::{active_tokens, context_tokens};
+use crate::counters::task_counter::TaskCounter;
 use crate::readings::{
     CountersReading, LoggedTasks, ModelReading, ModelState, ModelStatus, TokenTotals, Update,
 };
@@ -80,6 +81,10 @@ impl ModelTracker {
             }
             Update::Absent => {
                 self.run.add_slots(&slots);
+                if reading.state == ModelState::Ready && reading.logged_tasks.is_none() {
+                    // What ends while its log is not used is missing: the counter starts again.
+                    self.run.tasks = TaskCounter::default();
+                }
                 if reading.lacks_metrics
                     && let Some(logged) = &reading.logged_tasks
                     && self.run.counters.is_none()

@@ -137,6 +137,8 @@ pub enum ServerKind {
 pub enum LogSource {
     /// All lines are about the server's one model.
     OneModel,
+    /// Lines are about any of the loaded models, without a sign which: usable while there is one.
+    AnyModel,
     /// Lines begin with the port of the model's child process.
     ChildPorts,
 }
@@ -183,7 +185,8 @@ impl ServerKind {
         match self {
             ServerKind::LlamaServer => Some(LogSource::OneModel),
             ServerKind::Router => Some(LogSource::ChildPorts),
-            ServerKind::ModelRunner | ServerKind::LlamaSwap | ServerKind::Ollama => None,
+            ServerKind::Ollama => Some(LogSource::AnyModel),
+            ServerKind::ModelRunner | ServerKind::LlamaSwap => None,
         }
     }
 }

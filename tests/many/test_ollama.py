@@ -67,7 +67,11 @@ class OllamaChild(LlamaServerProgram):
 @pytest.fixture
 def start_child(start, log_path):
     """Starts the llama-server of a model: a child of the process that replays Ollama."""
-    return lambda blob, metrics=True: start(OllamaChild(log_path("child"), blob, metrics))
+
+    def start_child(blob, metrics=True, log=None):
+        return start(OllamaChild(log or log_path("child"), blob, metrics))
+
+    return start_child
 
 
 @pytest.mark.parametrize(
@@ -213,6 +217,76 @@ def test_the_servers_of_another_ollama_are_not_used(store, log_path, start_child
     later = exporter.wait_for_polls(5, since=first)
     assert later.model_statuses == {GEMMA: IDLE, TINY: UNLOADED}
     assert not later.families(GEMMA) & {"slots", "memory_usage_bytes", "generated_tokens_total"}
+
+
+def test_ollamas_log_is_used_while_one_model_is_loaded(store, tmp_path, replay, start_child, start_exporter):
+    """The servers of all models write into one log, without a sign which of them wrote a line."""
+    blobs = [store.add(name, name) for name in (GEMMA, TINY)]
+    log = tmp_path / "ollama.log"
+    log.write_text('time=2026-11-26T20:13:25.072Z level=INFO source=routes.go:2008 msg="Listening on 127.0.0.1:11434"\n')
+    server = replay(recorded(KIND, "none-loaded"))
+    exporter = start_exporter(server.url, "--log-file", log, interval="200ms")
+    exporter.wait_for(lambda poll: poll.model_statuses == {GEMMA: UNLOADED, TINY: UNLOADED})
+
+    def logged(poll, model):
+        return poll.value("request_duration_seconds_count", model=model, source="log") or 0
+
+    gemma = start_child(blobs[0], log=log)
+    server.responses = recorded(KIND, "one-loaded")
+    for number in (1, 2):
+        gemma.stream(5).wait()
+        exporter.wait_for(lambda poll: logged(poll, GEMMA) == number)  # noqa: B023
+
+    tiny = start_child(blobs[1], log=log)
+    server.responses = recorded(KIND, "two-loaded")
+    both = exporter.wait_for(lambda poll: poll.model_statuses == {GEMMA: IDLE, TINY: IDLE})
+    exporter.wait_for_polls(2, since=both)
+    for child in (gemma, tiny):
+        child.stream(5).wait()
+    assert "the log is not used now" in exporter.log
+    tiny.kill()
+    server.responses = recorded(KIND, "one-loaded")
+    one = exporter.wait_for(lambda poll: poll.number > both.number and poll.model_status(TINY) == UNLOADED)
+    later = exporter.wait_for_polls(2, since=one)
+    assert (logged(later, GEMMA), logged(later, TINY)) == (2, 0)
+    # Its log is used again.
+    exporter.wait_for(lambda poll: poll.ended_after > one.ended_before + 2)
+    gemma.stream(5).wait()
+    exporter.wait_for(lambda poll: logged(poll, GEMMA) == 3)
+
+
+def test_the_log_counts_tokens_where_metrics_is_off(store, tmp_path, replay, start_child, start_exporter):
+    blobs = [store.add(name, name) for name in (GEMMA, TINY)]
+    log = tmp_path / "ollama.log"
+    log.touch()
+    server = replay(recorded(KIND, "none-loaded"))
+    exporter = start_exporter(server.url, "--log-file", log, interval="300ms")
+    exporter.wait_for(lambda poll: poll.value("up") == 1)
+    gemma = start_child(blobs[0], metrics=False, log=log)
+    server.responses = recorded(KIND, "one-loaded")
+    idle = exporter.wait_for(lambda poll: poll.value("generated_tokens_total", model=GEMMA) == 0)
+    stream = gemma.stream(gemma.tokens_for(seconds=2)).wait()
+    done = exporter.poll_started_after(exporter.poll_started_after(stream.ended_at).ended_before)
+    # `tokens_for` has generated 24.
+    assert done.value("generated_tokens_total", model=GEMMA) == 24 + stream.tokens
+    values = [poll.value("generated_tokens_total", model=GEMMA) for poll in exporter.between(idle, done)]
+    assert values == sorted(values) and len(set(values)) > 3
+
+    # While the log may be about another model, nothing counts. Then the counter starts again.
+    tiny = start_child(blobs[1], metrics=False, log=log)
+    server.responses = recorded(KIND, "two-loaded")
+    both = exporter.wait_for(lambda poll: poll.model_statuses == {GEMMA: IDLE, TINY: IDLE})
+    later = exporter.wait_for_polls(2, since=both)
+    assert later.value("generated_tokens_total", model=GEMMA) is None
+    gemma.stream(5).wait()
+    tiny.kill()
+    server.responses = recorded(KIND, "one-loaded")
+    again = exporter.wait_for(
+        lambda poll: poll.number > later.number and poll.value("generated_tokens_total", model=GEMMA) is not None
+    )
+    assert again.value("generated_tokens_total", model=GEMMA) == 0
+    gemma.stream(7).wait()
+    exporter.wait_for(lambda poll: poll.number > again.number and poll.value("generated_tokens_total", model=GEMMA) == 7)
 
 
 def test_check_says_what_is_missing(store, replay, start_child):

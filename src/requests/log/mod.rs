@@ -75,6 +75,9 @@ const UNKNOWN_MODEL_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a log may report nothing before a note says so.
 const SILENCE: Duration = Duration::from_secs(5);
 
+/// How much later than it was written a line may be read.
+const LINES_DELAY: Duration = Duration::from_secs(1);
+
 /// Which process writes the lines about a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogWriter {
@@ -82,6 +85,19 @@ pub enum LogWriter {
     Server,
     /// The child of a router that listens on this port.
     RouterChild(u16),
+}
+
+/// The servers that a poll has found of those that may write into one log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WritersFound {
+    /// None.
+    None,
+    /// One that is loading its model.
+    Loading,
+    /// One, whose process has this PID and start time.
+    One((u32, u64)),
+    /// Several, or some that cannot be told apart.
+    Several,
 }
 
 /// What a poll found of a model, as far as its log is concerned.
@@ -139,6 +155,12 @@ struct State {
     rejected: [u64; 6],
     /// Whether its lines may be about several models.
     is_ambiguous: bool,
+    /// How often a line has said that a server loads its model.
+    loads: u64,
+    /// The one server that the last poll found, and how many loads the log had reported by then.
+    last_writer: Option<((u32, u64), u64)>,
+    /// When a poll last found several.
+    several_at: Option<Instant>,
     /// When the first line came.
     first_line: Option<Instant>,
     is_understood: bool,
@@ -159,6 +181,9 @@ impl ServerLog {
             servers: BTreeMap::new(),
             rejected: [0; 6],
             is_ambiguous: false,
+            loads: 0,
+            last_writer: None,
+            several_at: None,
             first_line: None,
             is_understood: false,
             reports_requests: false,
@@ -214,6 +239,34 @@ impl ServerLog {
         }
     }
 
+    /// Sets which servers a poll has found, where one program starts and stops them and their lines
+    /// in its log do not say which they are of: while there is one, they are its.
+    pub fn set_writers(&self, found: WritersFound, now: Instant) {
+        let is_ambiguous = {
+            let mut state = self.lock();
+            let loads = state.loads;
+            let before = state.last_writer.take();
+            let mut has_another_loaded = false;
+            match found {
+                WritersFound::None => {}
+                WritersFound::Loading => state.last_writer = before,
+                WritersFound::Several => state.several_at = Some(now),
+                WritersFound::One(process) => {
+                    state.last_writer = Some((process, loads));
+                    // It may have ended by now.
+                    has_another_loaded = before.is_some_and(|(known, known_loads)| {
+                        let own = u64::from(known != process);
+                        loads.saturating_sub(known_loads) > own
+                    });
+                }
+            }
+            // Lines are read a moment after they were written.
+            let is_late = |at: Instant| now.saturating_duration_since(at) < LINES_DELAY;
+            has_another_loaded || state.several_at.is_some_and(is_late)
+        };
+        self.set_ambiguous(is_ambiguous);
+    }
+
     /// Takes a line that was read at that moment. History, the lines from before the exporter
     /// followed the log, counts no request.
     pub fn line(&self, line: &[u8], read: Instant, is_history: bool) {
@@ -236,7 +289,7 @@ impl ServerLog {
     /// Takes the results of a poll, and counts the requests that waited for it.
     pub fn polled(&self, now: Instant, models: &[PolledModel]) {
         let mut state = self.lock();
-        if state.is_found {
+        if state.is_found && !state.is_ambiguous {
             state.polled(now, models);
         }
     }
@@ -309,6 +362,7 @@ impl State {
             return;
         };
         let is_loading = event == LogEvent::Loading;
+        self.loads = self.loads.saturating_add(u64::from(is_loading));
         if !(self.origin.accepts(origin, is_loading) && self.accepts_port(line.port)) {
             return self.reject(Rejection::Source, is_history);
         }

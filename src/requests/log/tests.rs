@@ -427,3 +427,75 @@ fn a_log_without_requests_of_a_busy_server_gets_a_note() {
     watched.counters(20.0, "a", [21.0, 60.0, 3.0]);
     assert!(watched.log.notes(watched.at(30.0)).is_empty());
 }
+
+impl Watched {
+    /// A poll of a program that starts and stops servers finds these; `model` is the only one
+    /// loaded.
+    fn found(&self, seconds: f64, model: &str, found: WritersFound) {
+        self.log.set_writers(found, self.at(seconds));
+        match found {
+            WritersFound::One(_) => self.polled(seconds, model, SERVER, Update::Absent),
+            _ => self.poll(self.at(seconds), &[]),
+        }
+    }
+
+    fn count_of(&self, model: &str) -> u64 {
+        let counts = self.counts();
+        let found = counts.iter().find(|(name, _)| name == model);
+        found.map_or(0, |(_, count)| *count)
+    }
+}
+
+const A: WritersFound = WritersFound::One((7, 100));
+const B: WritersFound = WritersFound::One((8, 200));
+
+#[test]
+fn the_first_requests_of_a_model_wait_for_the_poll_that_finds_its_server() {
+    let watched = Watched::new();
+    watched.found(1.0, "", WritersFound::None);
+    watched.lines(2.0, &[LOADING]);
+    watched.found(3.0, "", WritersFound::Loading);
+    watched.lines(4.0, &request(0));
+    watched.found(5.0, "a", A);
+    watched.lines(6.0, &request(1));
+    assert_eq!(watched.count_of("a"), 2);
+    // Another model takes its place between two polls.
+    watched.lines(7.0, &[LOADING]);
+    watched.lines(8.0, &request(0));
+    watched.found(9.0, "b", B);
+    assert_eq!((watched.count_of("a"), watched.count_of("b")), (2, 1));
+}
+
+#[test]
+fn the_lines_of_several_models_are_of_none() {
+    let watched = Watched::new();
+    watched.lines(1.0, &[LOADING]);
+    watched.found(2.0, "a", A);
+    watched.lines(3.0, &[LOADING]);
+    watched.lines(4.0, &request(0));
+    watched.found(5.0, "", WritersFound::Several);
+    watched.lines(6.0, &request(1));
+    watched.found(6.5, "", WritersFound::Several);
+    // The other one has ended, but its last lines are read only now.
+    watched.found(7.0, "a", A);
+    watched.lines(7.1, &request(2));
+    watched.found(7.6, "a", A);
+    assert_eq!(watched.count_of("a"), 0);
+    watched.lines(8.0, &request(2));
+    assert_eq!(watched.count_of("a"), 1);
+}
+
+#[test]
+fn a_model_that_came_and_went_between_two_polls_is_not_taken_for_another() {
+    let watched = Watched::new();
+    watched.lines(1.0, &[LOADING]);
+    watched.found(2.0, "a", A);
+    watched.lines(3.0, &[LOADING]);
+    watched.lines(4.0, &request(0));
+    watched.found(5.0, "a", A);
+    watched.found(6.0, "a", A);
+    assert_eq!(watched.count_of("a"), 0);
+    watched.lines(7.0, &request(3));
+    assert_eq!(watched.count_of("a"), 1);
+    assert!(watched.rejected().is_empty(), "{:?}", watched.rejected());
+}
