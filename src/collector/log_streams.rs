@@ -136,9 +136,13 @@ impl LogStreams {
 
     fn open(&self, log: &ServedLog) -> Result<LogStream, String> {
         let client = Client::new(AllowedAddresses::Any, &self.base, &self.settings)?;
+        let mut server_log = ServerLog::new(Arc::clone(&self.requests));
+        if log.lacks_errors {
+            server_log = server_log.without_errors();
+        }
         let stream = LogReader {
             url: log.url.clone(),
-            log: Arc::new(ServerLog::new(Arc::clone(&self.requests))),
+            log: Arc::new(server_log),
             state: Arc::new(Mutex::new(StreamState::Opening(Instant::now()))),
             new: NewLines::new(if log.repeats_lines {
                 LogBeginning::Everything

@@ -175,7 +175,11 @@ impl RequestSources {
             let with_process = reading.models.iter();
             let with_process = with_process.filter(|model| model.state != unloaded);
             let names = with_process.map(|model| model.name.as_str());
-            activity::count(&self.requests, ended, names);
+            let is_logged = |model: &str| {
+                let log = self.stream_of(model, reading);
+                log.is_some_and(ServerLog::reports_requests)
+            };
+            activity::count(&self.requests, ended, names, is_logged);
         }
         for model in models.iter_mut().filter(|model| model.is_loaded()) {
             let slots = self.logged_slots(&model.name, reading);
@@ -204,11 +208,15 @@ impl RequestSources {
 
     /// The slots of the server with this model, as far as a log says.
     fn logged_slots(&self, model: &str, reading: &Reading) -> LoggedSlots {
-        let served = self.served.as_ref();
+        let log = self.stream_of(model, reading);
+        log.unwrap_or(&self.log).logged_slots(model)
+    }
+
+    /// The log over HTTP of this model alone.
+    fn stream_of(&self, model: &str, reading: &Reading) -> Option<&ServerLog> {
         let is_of = |log: &&ServedLog| log.only_model().is_some_and(|(name, _)| name == model);
-        let served = served.zip(reading.logs.iter().find(is_of));
-        let stream = served.and_then(|(served, log)| served.streams.log(log));
-        stream.unwrap_or(&self.log).logged_slots(model)
+        let log = reading.logs.iter().find(is_of)?;
+        self.served.as_ref()?.streams.log(log)
     }
 
     /// The figures so far, by model and source.

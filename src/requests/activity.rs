@@ -1,5 +1,8 @@
 //! Figures of the requests that llama-swap lists in its activity. How they are read is not known
 //! here.
+//!
+//! Where a model's log is followed as well, each request is counted once: answers by the log,
+//! failures by the activity, which has those of llama-swap itself, too.
 
 use crate::readings::{EndedRequest, EndedRequests, RequestResult};
 use crate::requests::records::USUAL_ERRORS;
@@ -16,12 +19,13 @@ pub static SOURCE: RequestSource = RequestSource {
     },
 };
 
-/// Counts the requests that have ended since the last poll. The figures of `models`, those that
-/// have a process, start at zero.
+/// Counts the requests that have ended since the last poll, but not the answers of models whose log
+/// reports them. The figures of `models`, those that have a process, start at zero.
 pub fn count<'a>(
     requests: &Requests,
     ended: &EndedRequests,
     models: impl IntoIterator<Item = &'a str>,
+    is_logged: impl Fn(&str) -> bool,
 ) {
     let start = |figures: &mut RequestFigures| {
         if ended.has_failures {
@@ -39,7 +43,10 @@ pub fn count<'a>(
             }
         });
     }
-    for request in &ended.requests {
+    let is_counted = |request: &&EndedRequest| {
+        matches!(request.result, RequestResult::Failed(_)) || !is_logged(&request.model)
+    };
+    for request in ended.requests.iter().filter(is_counted) {
         requests.count(&request.model, &SOURCE, |figures| {
             start(figures);
             count_one(request, figures);
@@ -85,7 +92,7 @@ mod tests {
     fn the_figures_of_a_model_with_a_process_start_at_zero() {
         let requests = Requests::default();
         let mut ended = EndedRequests::default();
-        count(&requests, &ended, ["m"]);
+        count(&requests, &ended, ["m"], |_| false);
         let (model, figures) = figures_of(&requests).remove(0);
         assert_eq!(model, "m");
         assert_eq!(figures, (SOURCE.zero)());
@@ -93,7 +100,7 @@ mod tests {
         assert!(figures.errors.is_empty(), "failures are not listed");
 
         ended.has_failures = true;
-        count(&requests, &ended, ["m"]);
+        count(&requests, &ended, ["m"], |_| true);
         let (_, figures) = figures_of(&requests).remove(0);
         assert_eq!(figures.outcomes.get(&Outcome::Error), Some(&0));
         assert_eq!(
@@ -121,7 +128,7 @@ mod tests {
             has_gap: true,
             has_failures: true,
         };
-        count(&requests, &ended, ["other"]);
+        count(&requests, &ended, ["other"], |_| false);
         let all = figures_of(&requests);
         let (_, figures) = &all[0];
         assert_eq!(
@@ -134,5 +141,12 @@ mod tests {
         assert_eq!(figures.generated_tokens.as_ref().unwrap().count(), 0);
         let gaps: Vec<_> = all.iter().map(|(_, of)| of.record_gaps).collect();
         assert_eq!(gaps, [Some(0), Some(1)], "of the models with a process");
+
+        // The log reports the answers.
+        count(&requests, &ended, [], |model| model == "m");
+        let (_, figures) = &figures_of(&requests)[0];
+        let outcomes = [(Outcome::Ok, 2), (Outcome::Error, 2)].into();
+        assert_eq!(figures.outcomes, outcomes);
+        assert_eq!(figures.duration.as_ref().unwrap().count(), 1);
     }
 }

@@ -55,6 +55,8 @@ pub struct ServedLog {
     pub models: Vec<(String, Option<String>)>,
     /// Whether the response begins with all earlier lines.
     pub repeats_lines: bool,
+    /// Whether requests that failed are reported by the server itself: it answers some of them.
+    pub lacks_errors: bool,
 }
 
 impl ServedLog {

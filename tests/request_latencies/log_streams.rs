@@ -168,6 +168,49 @@ fn the_log_of_each_model_of_llama_swap_is_counted() {
 }
 
 #[test]
+fn a_request_of_llama_swap_is_counted_by_the_log_or_the_activity() {
+    let server = swap(&["a"], &[]);
+    let exporter = Exporter::watching(&server).start();
+    exporter.until("it is polled", |scrape| {
+        counted(scrape, "a", "activity") == Some(0.0)
+    });
+    let mut listed = Vec::new();
+    let mut list = |status: u16| {
+        let id = listed.len() + 1;
+        listed.push(
+            json!({"id": id, "timestamp": format!("2026-08-22T10:00:{id:02}Z"), "model": "a",
+            "resp_status_code": status, "duration_ms": 130,
+            "tokens": {"cache_tokens": 0, "input_tokens": 7, "output_tokens": 20}}),
+        );
+        server.answer_json("/api/metrics/activity", json!({"data": listed}));
+    };
+    // Until the log is seen to report requests, the activity counts them.
+    list(200);
+    until_counted(&exporter, "a", "activity", 1.0);
+    let mut log = Log::of_swap(&server, "a");
+    let exporter = Exporter::watching(&server).start();
+    wait_until("the log is open", || server.count(&log.path) > 1);
+    log.write(&request(1, 20));
+    until_counted(&exporter, "a", "log", 1.0);
+    log.write(&request(2, 20));
+    log.write(&["srv    send_error: task id = 3, error: a failure".to_owned()]);
+    list(200);
+    list(200);
+    list(500);
+    let outcome = |scrape: &Scrape, source: &str, outcome: &str| {
+        let labels = [("model", "a"), ("source", source), ("outcome", outcome)];
+        scrape.get("llamacpp_requests_total", &labels)
+    };
+    let scrape = exporter.until("the failure is counted", |scrape| {
+        outcome(scrape, "activity", "error") == Some(1.0)
+            && outcome(scrape, "log", "ok") == Some(2.0)
+    });
+    assert_eq!(outcome(&scrape, "log", "error"), Some(0.0));
+    assert_eq!(outcome(&scrape, "activity", "ok"), Some(0.0));
+    assert_eq!(counted(&scrape, "a", "activity"), Some(0.0));
+}
+
+#[test]
 fn the_log_of_a_model_that_is_gone_is_closed() {
     let server = swap(&[], &["a", "b"]);
     let logs = ["a", "b"].map(|name| Log::of_swap(&server, name));

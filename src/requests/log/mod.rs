@@ -166,6 +166,8 @@ struct State {
     is_understood: bool,
     /// Whether any line has reported the end of a request.
     reports_requests: bool,
+    /// Whether errors are not counted.
+    leaves_out_errors: bool,
     /// Since when the counters grow while no line reports a request.
     unreported_since: Option<Instant>,
 }
@@ -187,6 +189,7 @@ impl ServerLog {
             first_line: None,
             is_understood: false,
             reports_requests: false,
+            leaves_out_errors: false,
             unreported_since: None,
         }))
     }
@@ -306,6 +309,17 @@ impl ServerLog {
         Some(server.map(LoggedServer::take_tasks).unwrap_or_default())
     }
 
+    /// Does not count errors: another source does.
+    pub fn without_errors(self) -> ServerLog {
+        self.lock().leaves_out_errors = true;
+        self
+    }
+
+    /// Whether any line has reported the end of a request.
+    pub fn reports_requests(&self) -> bool {
+        self.lock().reports_requests
+    }
+
     /// The slots of the server with this model, as far as the log says.
     pub fn logged_slots(&self, model: &str) -> LoggedSlots {
         let state = self.lock();
@@ -406,6 +420,9 @@ impl State {
             return;
         }
         self.reports_requests = true;
+        if request.is_error() && self.leaves_out_errors {
+            return;
+        }
         let waiting = self.servers.values().map(|server| server.waiting.len());
         let is_full = waiting.fold(0, usize::saturating_add) >= MAX_WAITING;
         let is_routers = port.is_none() && self.servers.keys().any(Option::is_some);

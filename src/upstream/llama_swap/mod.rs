@@ -299,6 +299,7 @@ impl LlamaSwap {
                 .of_path(&format!("{LOG}{}?no-history", percent_encoded(name))),
             models: vec![(name.clone(), None)],
             repeats_lines: false,
+            lacks_errors: true,
         });
         logs.collect()
     }

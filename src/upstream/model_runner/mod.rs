@@ -306,6 +306,7 @@ impl ModelRunner {
             url: self.url.of_path(LOG),
             models: models.collect(),
             repeats_lines: true,
+            lacks_errors: false,
         })
     }
 
