@@ -10,10 +10,13 @@ use crate::readings::{ModelReading, ModelState, ModelStatus, TokenTotals, Update
 use crate::requests::records::Records;
 
 const LOG_USED: &str = "tokens and requests of a model are read from Docker Model Runner's log (GET /logs): the tokens \
-     of a running request every 3 s";
+     of a running request every 3 s; tokens_per_second is not known";
 const RECORDS_USED: &str = "tokens and requests of a model are read from Docker Model Runner's records: the tokens at the \
      end of each request; tokens_per_second is not known. With one llama.cpp model loaded at a \
      time, the log of Docker Model Runner (GET /logs, from April 2026) is used instead";
+
+/// The backend of models that a llama-server runs.
+const LLAMA_CPP: &str = "llama.cpp";
 
 /// Where the requests of a model are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +28,7 @@ pub(super) enum RequestsFrom {
 /// The label `model` and the mode.
 type Key = (String, Option<String>);
 
-/// The sources of all models that are loaded.
+/// The sources of all models that a llama-server has loaded.
 #[derive(Debug, Default)]
 pub(super) struct ModelSources(BTreeMap<Key, ModelSource>);
 
@@ -46,7 +49,10 @@ impl ModelSources {
     /// is such a log.
     pub fn update(&mut self, models: &[ModelReading], logged: Option<&Key>, records: &Records) {
         let unloaded = ModelState::Reported(ModelStatus::Unloaded);
-        let loaded = models.iter().filter(|model| model.state != unloaded);
+        let is_llama_cpp = |model: &&ModelReading| {
+            model.facts.backend.as_deref() == Some(LLAMA_CPP) && model.state != unloaded
+        };
+        let loaded = models.iter().filter(is_llama_cpp);
         let loaded: BTreeMap<Key, &ModelReading> =
             loaded.map(|model| (key(model), model)).collect();
         self.0.retain(|key, _| loaded.contains_key(key));
@@ -73,7 +79,7 @@ impl ModelSources {
         }
     }
 
-    /// Where the requests of this model are read; `None` if it is not loaded.
+    /// Where the requests of this model are read; `None` if no llama-server has loaded it.
     pub fn of(&self, model: &str, mode: Option<&str>) -> Option<RequestsFrom> {
         Some(self.get(model, mode)?.from)
     }
@@ -82,6 +88,12 @@ impl ModelSources {
     pub fn counts_records(&self, model: &str, mode: &str) -> bool {
         self.get(model, Some(mode))
             .is_none_or(|source| source.from == RequestsFrom::Records && !source.has_changed)
+    }
+
+    /// Whether the tokens of this model are counted by its log.
+    pub fn counts_by_log(&self, model: &str, mode: Option<&str>) -> bool {
+        self.get(model, mode)
+            .is_some_and(|source| source.from == RequestsFrom::Log && !source.has_counters)
     }
 
     /// Adds the tokens in the records to the models whose tokens nothing else reports, and notes on

@@ -151,6 +151,9 @@ impl RequestSources {
         for (model, logged) in reading.models.iter_mut().zip(logged) {
             model.logged_tasks = logged;
         }
+        if let Some(served) = &self.served {
+            served.add_logged_tasks(reading);
+        }
     }
 
     /// Passes the results of a poll to the sources. Adds values that only the log reports, and
@@ -233,6 +236,25 @@ impl RequestSources {
 }
 
 impl ServedSources {
+    /// Adds what the log says of the tasks of the model whose tokens it counts.
+    fn add_logged_tasks(&self, reading: &mut Reading) {
+        for model in &mut reading.models {
+            if !self
+                .models
+                .counts_by_log(&model.name, model.mode.as_deref())
+            {
+                continue;
+            }
+            let log = reading.logs.iter().find_map(|log| self.streams.log(log));
+            let polled = polled_by_stream(model);
+            let logged = log
+                .zip(polled)
+                .and_then(|(log, polled)| log.take_tasks(&polled));
+            model.lacks_metrics = true;
+            model.logged_tasks = logged;
+        }
+    }
+
     /// Passes the results of a poll to the logs.
     fn polled(&self, reading: &Reading, now: Instant) {
         for log in &reading.logs {

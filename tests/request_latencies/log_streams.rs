@@ -315,8 +315,28 @@ fn requests_of_docker_model_runner_are_counted_by_its_log_or_its_records() {
     run(&server, &[A]);
     wait_until("the log is open", || server.count("/logs") == 1);
     assert_eq!(server.requests_to("/logs")[0].query, "follow=true");
-    log.write(&request(1, 20));
-    until_counted(&exporter, A, "log", 1.0);
+    let generated =
+        |scrape: &Scrape, model| scrape.get("llamacpp_generated_tokens_total", &[("model", model)]);
+    log.write(&request(1, 20)[..1]);
+    for tokens in [5, 15] {
+        let progress = "slot print_timing: id  0 | task 1 | n_gen = ";
+        log.write(&[format!(
+            "{progress}{tokens:>6}, tg =  15.74 t/s, tg_3s =  15.90 t/s"
+        )]);
+        exporter.until("tokens count while they stream", |scrape| {
+            generated(scrape, A) == Some(f64::from(tokens))
+        });
+    }
+    log.write(&request(1, 20)[1..]);
+    let scrape = until_counted(&exporter, A, "log", 1.0);
+    assert_eq!(
+        scrape.get("llamacpp_tokens_per_second", &[("model", A)]),
+        None
+    );
+    exporter.until("all of its tokens count once", |scrape| {
+        generated(scrape, A) == Some(20.0)
+            && scrape.get("llamacpp_prompt_tokens_total", &[("model", A)]) == Some(7.0)
+    });
     // The same request in the records.
     records(&server, &[(A, 1)]);
     let polls = exporter.scrape().polls();
@@ -344,8 +364,6 @@ fn requests_of_docker_model_runner_are_counted_by_its_log_or_its_records() {
     assert_eq!(counted(&scrape, A, "log"), Some(2.0));
     let scrape = until_counted(&exporter, B, "records", 1.0);
     assert_eq!(counted(&scrape, B, "log"), None);
-    let generated =
-        |scrape: &Scrape, model| scrape.get("llamacpp_generated_tokens_total", &[("model", model)]);
     assert_eq!(
         generated(&scrape, A),
         Some(20.0),
