@@ -1,6 +1,7 @@
 """A real Prometheus with prometheus.yml and the rules scrapes an exporter of a real llama.cpp server under load, with
 its log and probes: every query of dashboard.json returns data, and every rule is healthy."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,9 +10,10 @@ import time
 
 import pytest
 
-from support import ROOT, dashboard
+from support import MODEL, RECORDINGS, ROOT, dashboard
 from support.exporter import Exporter
 from support.http_client import free_port, responds
+from support.llama_server import XllamacppServer
 from support.prometheus import Prometheus
 from support.wait import wait_for
 
@@ -20,10 +22,10 @@ QUERIES = dashboard.queries(DASHBOARD)
 # Seconds from Prometheus's start after which every query must return data: enough for two scrapes and
 # for a poll interval with load throughout.
 STARTUP_SECONDS = 300
+# Its counters of drafts are the newest.
+BUILD = 11549
 # What this server has not: a panel that needs it is empty here.
 MISSING = (
-    "Needs a GPU on the exporter's machine that its driver reports on.",
-    "Needs speculative decoding.",
     "Needs Docker Model Runner.",
     "Needs Docker Model Runner's records or llama-swap.",
     "Needs --discover.",
@@ -77,10 +79,36 @@ def installed():
 
 
 @pytest.fixture(scope="module")
-def busy_exporter(request, ports, new_llama_server, tmp_path_factory):
+def drafting_server(tmp_path_factory):
+    """A llama.cpp server with speculative decoding that has not been started yet."""
+    subprocess.run([ROOT / "scripts" / "setup", str(BUILD)], check=True)
+    server = XllamacppServer(BUILD, tmp_path_factory.mktemp("llama") / "log", "--draft-model", MODEL)
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def nvidia_smi(tmp_path_factory):
+    """An nvidia-smi that replays what a real one printed. The process in the file `pid` beside it uses the GPU."""
+    recorded = RECORDINGS / "nvidia" / "h200-580.159.04"
+    program = tmp_path_factory.mktemp("bin") / "nvidia-smi"
+    pid = program.with_name("pid")
+    pid.write_text("")
+    # 535 is the recorded process.
+    processes = f"s/^535,/$(cat {pid}),/"
+    program.write_text(
+        f"#!/bin/sh\nwhile :; do case $1 in --query-gpu=*) cat {recorded}/query-gpu-busy.csv ;; "
+        f'*) sed "{processes}" {recorded}/query-compute-apps.csv ;; esac; sleep 1; done\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
+@pytest.fixture(scope="module")
+def busy_exporter(request, ports, drafting_server, nvidia_smi, tmp_path_factory):
     """An exporter whose server has requests of four clients until the tests of this file are over."""
     stop = threading.Event()
-    server = new_llama_server
+    server = drafting_server
 
     def send_requests(number):
         while not stop.is_set():
@@ -93,11 +121,15 @@ def busy_exporter(request, ports, new_llama_server, tmp_path_factory):
 
     # Before its server, so that some of its polls fail.
     log_path = tmp_path_factory.mktemp("exporter") / "log"
-    options = ["--log-file", server.log_path, "--probe-interval", "2s"]
-    exporter = Exporter(server.url, log_path, *options, host="", port=ports[0], record_polls=False)
+    options = ["--log-file", server.log_path, "--probe-interval", "10s"]
+    environment = {"PATH": f"{nvidia_smi.parent}:{os.environ['PATH']}"}
+    exporter = Exporter(
+        server.url, log_path, *options, host="", port=ports[0], record_polls=False, environment=environment
+    )
     request.addfinalizer(exporter.stop)
     wait_for(lambda: responds(exporter.port, "/readyz"), lambda: f"the exporter to be ready:\n{exporter.log}")
     server.start().wait_until_loaded()
+    nvidia_smi.with_name("pid").write_text(str(server.pid))
     request.addfinalizer(stop.set)
 
     def start_client(number):
@@ -106,7 +138,7 @@ def busy_exporter(request, ports, new_llama_server, tmp_path_factory):
     # One busy slot, then two: llamacpp_optimal_batch_size compares them.
     start_client(0)
     running = {"status": "running"}
-    wait_for(lambda: (exporter.value("status_seconds_total", **running) or 0) > 15, "a while of work on one slot")
+    wait_for(lambda: (exporter.value("status_seconds_total", **running) or 0) > 30, "a while of work on one slot")
     for number in (1, 2, 3):
         start_client(number)
     return exporter
