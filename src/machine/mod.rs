@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 pub mod discovery;
+mod docker_proxy;
 pub mod drm;
 mod energy;
 pub mod gpus;

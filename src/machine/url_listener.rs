@@ -1,8 +1,11 @@
 //! Finds the process that listens at a base URL, of whatever program it is.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io;
+use std::net::IpAddr;
 
+use crate::machine::docker_proxy::ForwardedPort;
 use crate::machine::host_lookup::HostLookup;
 use crate::machine::procfs::{HeldSocket, ProcessId, Procfs};
 use crate::machine::server_arguments::ServerArguments;
@@ -75,7 +78,7 @@ impl UrlListener {
             true => Vec::new(),
             false => own.listening().tcp(self.port, &here),
         };
-        self.found = new.iter().find_map(|pid| {
+        let direct = new.iter().find_map(|pid| {
             if !here.is_empty() {
                 return self.holder(*pid, &sockets_here);
             }
@@ -91,8 +94,39 @@ impl UrlListener {
             };
             self.holder(*pid, &sockets)
         });
+        self.found = direct.or_else(|| self.in_container(&new, &addresses));
         self.others.extend(new);
         self.found.as_ref().map(|(process, _)| process.pid)
+    }
+
+    /// The one of `pids` that listens in the container to which Docker forwards the base URL.
+    fn in_container(
+        &self,
+        pids: &[u32],
+        addresses: &[IpAddr],
+    ) -> Option<(ProcessId, Option<HeldSocket>)> {
+        let own = fs::read_link(self.procfs.path("self/ns/net")).ok();
+        let leads_here = |proxy: u32, forwarded: &ForwardedPort| {
+            let of_proxy = fs::read_link(self.procfs.process_path(proxy, "ns/net")).ok();
+            let is_own = own.is_some() && own == of_proxy;
+            let namespace = NetworkNamespace::new(self.procfs.process_path(proxy, "net"), is_own);
+            addresses.iter().any(|address| {
+                forwarded.accepts(*address, self.port) && namespace.has_address(*address)
+            })
+        };
+        let mut all = self.procfs.pids().into_iter();
+        all.find_map(|proxy| {
+            let forwarded = ForwardedPort::of(&self.procfs, proxy)?;
+            if !leads_here(proxy, &forwarded) {
+                return None;
+            }
+            pids.iter().find_map(|pid| {
+                let namespace = NetworkNamespace::new(self.procfs.process_path(*pid, "net"), false);
+                let is_there = namespace.has_address(forwarded.ip);
+                let listening = is_there.then(|| namespace.listening())?;
+                self.holder(*pid, &listening.tcp(forwarded.port, &[forwarded.ip]))
+            })
+        })
     }
 
     /// The process `pid`, if it has one of `sockets` open.
@@ -126,5 +160,53 @@ impl UrlListener {
             true => arguments.may_listen_on(self.port),
             false => PARENTS.contains(&program),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+    use crate::machine::tests::file_tree::FileTree;
+
+    #[test]
+    #[cfg(all(target_os = "linux", target_endian = "little"))]
+    fn the_process_in_a_container_is_found_behind_docker_proxy() {
+        let listen = |address: &str, inode: u32| {
+            format!("0: {address}:3092 00000000:0000 0A 0:0 0:0 0 0 0 {inode} 1 0 100 0 0 10 0\n")
+        };
+        let tree = FileTree::new(&[
+            ("net/tcp", &listen("0100007F", 70)),
+            ("7/net/tcp", &listen("0100007F", 70)),
+            ("7/status", "Uid:\t0\t0\t0\t0\n"),
+            ("9/stat", &format!("9 (x) S 1 {}7", "0 ".repeat(17))),
+            ("9/net/tcp", &listen("00000000", 90)),
+            ("9/net/fib_trie", "|-- 172.17.0.2\n /32 host LOCAL\n"),
+        ]);
+        tree.link("self/ns/net", "net:[1]");
+        tree.link("7/ns/net", "net:[1]");
+        tree.link("9/fd/3", "socket:[90]");
+        let forward = |ip: &str| {
+            let line = format!(
+                "docker-proxy -proto tcp -host-ip 127.0.0.1 -host-port 12434 -container-ip {ip} \
+                 -container-port 12434"
+            );
+            tree.write("7/cmdline", line.replace(' ', "\0") + "\0");
+        };
+        let arguments = ["--base-url", "http://127.0.0.1:12434"].map(OsString::from);
+        let (_, mut settings) = crate::settings::parse(arguments.to_vec(), |_| None).unwrap();
+        settings.procfs = tree.path("");
+        let found = || {
+            let mut listener = UrlListener::new(&settings.base_urls[0], &settings);
+            listener.among(&BTreeSet::from([1, 9]))
+        };
+        forward("172.17.0.2");
+        assert_eq!(found(), Some(9));
+        forward("172.17.0.3");
+        assert_eq!(found(), None, "another container");
+        forward("172.17.0.2");
+        tree.write("7/status", "Uid:\t1000\t1000\t1000\t1000\n");
+        assert_eq!(found(), None, "not Docker's");
     }
 }
