@@ -224,7 +224,7 @@ pub const TABLE: &[Row] = &[
     Row {
         flag: "--no-request-records",
         variables: &["LLAMACPP_NO_REQUEST_RECORDS"],
-        help: "Do not count requests from Docker Model Runner's records or llama-swap's activity",
+        help: "Do not count requests from what Docker Model Runner and llama-swap serve: logs, records, activity",
         set: |settings, text| assign(&mut settings.no_request_records, switch(text)),
         ..ROW
     },

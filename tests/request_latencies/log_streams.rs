@@ -386,6 +386,60 @@ fn requests_of_docker_model_runner_are_counted_by_its_log_or_its_records() {
     until_counted(&exporter, B, "log", 1.0);
 }
 
+/// The sums of durations and generated tokens, as clients added up the timings in their answers.
+fn assert_sums(scrape: &Scrape, model: &str, seconds: f64, tokens: f64) {
+    let labels = [("model", model), ("source", "log")];
+    let sum = |name: &str| scrape.get(name, &labels).unwrap();
+    let duration = sum("llamacpp_request_duration_seconds_sum");
+    assert!((duration - seconds).abs() < 1e-4, "{duration} of {seconds}");
+    assert_eq!(sum("llamacpp_request_generated_tokens_sum"), tokens);
+}
+
+#[test]
+fn recorded_streams_tell_what_clients_saw() {
+    let recording = |name: &str| {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recordings/");
+        let text = std::fs::read_to_string(format!("{folder}{name}")).unwrap();
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let server = swap(&[], &["a"]);
+    let mut log = Log::of_swap(&server, "a");
+    let exporter = Exporter::watching(&server).start();
+    wait_until("the log is open", || server.count(&log.path) == 1);
+    log.write(&recording("llama-swap/log-stream.txt"));
+    serve_models(&server, &["a"], &[]);
+    assert_sums(
+        &until_counted(&exporter, "a", "log", 3.0),
+        "a",
+        8.590211,
+        26.0,
+    );
+
+    let server = runner(&[A]);
+    let mut log = Log::of_runner(&server);
+    log.wrapped = None;
+    let exporter = Exporter::watching(&server).start();
+    wait_until("the log is open", || server.count("/logs") == 1);
+    exporter.after_polls(2);
+    let lines = recording("model-runner/log.txt");
+    let is_last = |line: &String| line.contains("n_decoded =    118");
+    let running = lines.iter().position(is_last).unwrap() + 1;
+    log.write(&lines[..running]);
+    let generated =
+        |scrape: &Scrape| scrape.get("llamacpp_generated_tokens_total", &[("model", A)]);
+    exporter.until("the second request streams", |scrape| {
+        generated(scrape) == Some(3.0 + 118.0)
+    });
+    log.write(&lines[running..]);
+    assert_sums(
+        &until_counted(&exporter, A, "log", 2.0),
+        A,
+        176.673905,
+        123.0,
+    );
+    exporter.until("all is counted", |scrape| generated(scrape) == Some(123.0));
+}
+
 #[test]
 fn without_a_log_the_records_of_docker_model_runner_tell_its_tokens() {
     for (missing, why) in [
