@@ -50,6 +50,8 @@ pub struct Poller {
     /// The models that the last poll with an answer found, without their values.
     known: Vec<Model>,
     machine: Machine,
+    /// The process of a discovered server: its PID, and whether it listens.
+    process: Option<(u32, PeerCheck)>,
     requests: RequestSources,
     polls: Polls,
     state_log: StateLog,
@@ -72,6 +74,7 @@ impl Poller {
             models: BTreeMap::new(),
             known: Vec::new(),
             machine: Machine::new(base, settings),
+            process: None,
             requests: RequestSources::new(base, settings),
             polls: Polls::default(),
             server: settings.server_label(base),
@@ -103,7 +106,8 @@ impl Poller {
     /// checked to reach it.
     pub fn with_process(mut self, server: &LocalServer, check: PeerCheck) -> Poller {
         self.machine = self.machine.with_process(server);
-        self.exchange.check_peer(check);
+        self.exchange.check_peer(check.clone());
+        self.process = Some((server.pid, check));
         self
     }
 
@@ -164,9 +168,17 @@ impl Poller {
                 .chain(note_on_processes.clone())
                 .collect(),
         };
-        self.state_log
-            .log_changes(&reading, &snapshot, advice, note_on_processes);
+        if up || !self.has_ended() {
+            self.state_log
+                .log_changes(&reading, &snapshot, advice, note_on_processes);
+        }
         snapshot
+    }
+
+    /// Whether the process of a discovered server has ended, which discovery logs.
+    fn has_ended(&self) -> bool {
+        let process = self.process.as_ref();
+        process.is_some_and(|(pid, PeerCheck(check))| !check(Some(*pid)))
     }
 
     /// Names the model that its server has not named since it was started, by the arguments of the

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::machine::local_address;
+use crate::machine::model_runner_store;
 use crate::machine::ollama_store;
 use crate::machine::process_lookup::{self, Connect};
 use crate::machine::procfs::{HeldSocket, ProcessId, Procfs};
@@ -248,8 +249,8 @@ impl KnownServer {
     /// Finds the address, unless the known one is still open. Returns false if the process is
     /// another program now.
     fn look(&mut self, procfs: &Procfs, connect: Connect) -> bool {
-        if self.server.address.is_ok() {
-            if self.server.socket.as_ref().is_some_and(HeldSocket::is_open) {
+        if let Some(socket) = &self.server.socket {
+            if socket.is_open() {
                 return true;
             }
             (self.searches, self.pause) = (0, 0);
@@ -275,7 +276,7 @@ impl KnownServer {
         let is_same_model = known.server.model_path == self.server.model_path;
         self.server.stored_names = match &self.server.model_path {
             Some(path) if searches == 1 || !is_same_model => {
-                ollama_store::names_of_blob(procfs, self.server.pid, path)
+                stored_names(procfs, self.server.pid, path)
             }
             _ => known.server.stored_names,
         };
@@ -293,6 +294,13 @@ impl KnownServer {
 fn id(server: &LocalServer) -> ProcessId {
     let (pid, started) = (server.pid, server.started);
     ProcessId { pid, started }
+}
+
+/// The names of the model file `path` in the store of the program that started the process `pid`.
+fn stored_names(procfs: &Procfs, pid: u32, path: &str) -> Vec<String> {
+    let mut names = ollama_store::names_of_blob(procfs, pid, path);
+    names.extend(model_runner_store::tags_of_bundle(procfs, pid, path));
+    names
 }
 
 /// The PIDs of the process `parent`, its parent, and so on.

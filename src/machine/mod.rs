@@ -15,6 +15,7 @@ mod host_lookup;
 mod kv_cache_metrics;
 mod local_address;
 mod model_file;
+mod model_runner_store;
 pub mod nvidia;
 pub mod ollama_store;
 mod pid_file;

@@ -1,6 +1,7 @@
 //! A llama.cpp server process of this machine, as `/proc` describes it: plain data.
 
-use std::net::SocketAddr;
+// `core` has the address, without the sockets: this module does no I/O.
+use core::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::bounds::BoundedDuration;
@@ -25,8 +26,8 @@ pub struct LocalServer {
     pub alias: Option<String>,
     /// The model file, as the process sees the path.
     pub model_path: Option<String>,
-    /// The names of that file in the store of the program that started the server (Ollama), the
-    /// shortest first.
+    /// The names of that file in the store of the program that started the server: Ollama's, the
+    /// shortest first, or the tags of Docker Model Runner.
     pub stored_names: Vec<String>,
     /// How long it is idle before it sleeps (`--sleep-idle-seconds`).
     pub sleep_idle: Option<BoundedDuration>,

@@ -183,7 +183,7 @@ def _key_file(processes):
 def test_servers_that_start_and_end_leave_no_series_thread_or_descriptor(discover, processes, servers):
     exporter = discover()
     wait_for(lambda: exporter.value("discovered_servers") == 0, lambda: exporter.log)
-    descriptors = open_files(exporter)
+    descriptors = min(open_files(exporter) for _ in range(50))
     labels = {server.label: server.alias for server in servers}
     waits = {"appear": [], "disappear": []}
 
@@ -224,9 +224,10 @@ def test_servers_that_start_and_end_leave_no_series_thread_or_descriptor(discove
     print({what: f"{len(times)} times, {max(times):.1f} s at most" for what, times in waits.items() if times})
     assert exporter.value("discovered_servers") == 0
     wait_for(lambda: not threads_named(exporter.pid, "poll"), "the poll threads to end")
-    wait_for(lambda: open_files(exporter) == descriptors, lambda: f"{descriptors} files: {open_files(exporter)}")
+    wait_for(lambda: open_files(exporter) <= descriptors, lambda: f"{descriptors} files: {open_files(exporter)}")
 
 
 def open_files(exporter):
-    """The number of open files and sockets, without those of web clients."""
+    """The number of open files and sockets, some moments after the last scrape."""
+    time.sleep(0.02)
     return len(os.listdir(f"/proc/{exporter.pid}/fd"))
