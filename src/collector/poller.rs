@@ -14,7 +14,7 @@ use crate::collector::clock::Clock;
 use crate::collector::monitored_server::MonitoredServer;
 use crate::collector::request_sources::RequestSources;
 use crate::collector::state_log::{LEFT_OUT, StateLog};
-use crate::collector::{poll_loop, schedule};
+use crate::collector::{llama_server_families, poll_loop, schedule};
 use crate::counters::ModelTracker;
 use crate::counters::integrals::Integrator;
 use crate::machine::Machine;
@@ -55,6 +55,8 @@ pub struct Poller {
     requests: RequestSources,
     polls: Polls,
     state_log: StateLog,
+    /// Whether llama-server's own families are exported.
+    exports_llama_server: bool,
     /// How long the server is idle before it sleeps, by the command line of its process.
     idle_timeout: Option<BoundedDuration>,
 }
@@ -79,6 +81,7 @@ impl Poller {
             polls: Polls::default(),
             server: settings.server_label(base),
             state_log: StateLog::new(settings.server_label(base)),
+            exports_llama_server: settings.llama_server_metrics,
             idle_timeout: None,
         })
     }
@@ -135,6 +138,11 @@ impl Poller {
         let answered = if up { models.as_mut_slice() } else { &mut [] };
         self.requests.polled(&mut reading, answered, clock.now());
         self.known = models.iter().map(Model::without_values).collect();
+        if self.exports_llama_server {
+            for model in &mut models {
+                model.llama_server = llama_server_families::of_model(model);
+            }
+        }
         for note in models.iter().flat_map(|model| &model.notes) {
             if !reading.notes.contains(note) {
                 reading.notes.push(note);

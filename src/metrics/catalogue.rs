@@ -90,7 +90,7 @@ pub trait SeriesSink {
 }
 
 /// A label's name and value.
-pub type Label<'a> = (&'static str, &'a str);
+pub type Label<'a> = (&'a str, &'a str);
 
 /// The exporter, at one scrape.
 pub struct Exporter {

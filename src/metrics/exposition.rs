@@ -1,12 +1,13 @@
 //! Writes the snapshots as a scrape in the Prometheus text format: every family of the catalogue
 //! that has a series, with the labels of its scope, up to a size limit.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::bounds;
 use crate::metrics::catalogue::{Exporter, FAMILIES, Family, Label, Scope, SeriesSink};
 use crate::metrics::text_format::{push_header, push_number, push_series};
+use crate::readings::counters::FamilyType;
 use crate::snapshot::histogram::Histogram;
 use crate::snapshot::{Gpu, OwnMetrics, Snapshot};
 
@@ -33,7 +34,13 @@ const GROWTH: usize = 1 << 20;
 pub fn render(servers: &[Arc<Snapshot>], gpus: &[Gpu], own: &OwnMetrics) -> String {
     let mut scrape = Scrape::default();
     let gpus = first_of_each(gpus);
+    let mut has_llama_server = false;
     for family in FAMILIES {
+        // They come before the count of series that are left out.
+        if matches!(family.scope, Scope::Exporter(_)) && !has_llama_server {
+            has_llama_server = true;
+            write_llama_server_families(&mut scrape, servers);
+        }
         let mut writer = FamilyWriter {
             scrape: &mut scrape,
             family,
@@ -65,6 +72,44 @@ pub fn render(servers: &[Arc<Snapshot>], gpus: &[Gpu], own: &OwnMetrics) -> Stri
         }
     }
     scrape.text
+}
+
+/// Writes llama-servers' own families, sorted by name, with the labels of their models.
+fn write_llama_server_families(scrape: &mut Scrape, servers: &[Arc<Snapshot>]) {
+    let mut families = BTreeMap::<&str, Vec<_>>::new();
+    for server in servers {
+        for model in &server.models {
+            for family in &model.llama_server {
+                let of_name = families.entry(&family.name).or_default();
+                of_name.push((server.server.as_str(), model, family));
+            }
+        }
+    }
+    for (name, of_name) in families {
+        let mut has_header = false;
+        for (server, model, family) in of_name {
+            let mode = model.mode.as_deref().map(|mode| ("mode", mode));
+            let own = [("server", server), ("model", &model.name)];
+            for sample in &family.samples {
+                if !scrape.has_room(true) {
+                    continue;
+                }
+                if !has_header {
+                    has_header = true;
+                    let family_type = family.family_type.map_or("untyped", FamilyType::name);
+                    push_header(&mut scrape.text, name, &family.help, family_type);
+                }
+                let labels = sample.labels.iter();
+                let labels: Vec<(&str, &str)> = labels
+                    .map(|(name, of)| (name.as_str(), of.as_str()))
+                    .collect();
+                let common = [&own, mode.as_slice(), &labels];
+                let value = |text: &mut String| text.push_str(&sample.value);
+                push_series(&mut scrape.text, [name, ""], &common, &[], value);
+            }
+        }
+        scrape.is_full |= scrape.exceeds((RESERVED_BYTES, RESERVED_SERIES));
+    }
 }
 
 /// The first GPU of each index.
@@ -123,6 +168,20 @@ impl Scrape {
         self.text.len() > MAX_BYTES.saturating_sub(bytes)
             || self.series > MAX_SERIES.saturating_sub(series)
     }
+
+    /// Whether there is room for one more series, which counts, or else is left out.
+    fn has_room(&mut self, is_about_model: bool) -> bool {
+        if (self.is_full && is_about_model) || self.exceeds((0, 0)) {
+            self.dropped = self.dropped.saturating_add(1);
+            return false;
+        }
+        self.series = self.series.saturating_add(1);
+        let text = &mut self.text;
+        if text.len() > GROWTH && text.capacity().saturating_sub(text.len()) < LONGEST_SERIES {
+            text.reserve_exact(GROWTH);
+        }
+        true
+    }
 }
 
 /// Writes the series of one family.
@@ -175,22 +234,17 @@ struct Sink<'a> {
 
 impl Sink<'_> {
     fn write(&mut self, suffix: &str, labels: &[Label], value: f64) {
-        let scrape = &mut *self.scrape;
-        if (scrape.is_full && self.is_about_model) || scrape.exceeds((0, 0)) {
-            scrape.dropped = scrape.dropped.saturating_add(1);
+        if !self.scrape.has_room(self.is_about_model) {
             return;
         }
-        scrape.series = scrape.series.saturating_add(1);
-        let text = &mut scrape.text;
-        if text.len() > GROWTH && text.capacity().saturating_sub(text.len()) < LONGEST_SERIES {
-            text.reserve_exact(GROWTH);
-        }
+        let text = &mut self.scrape.text;
+        let Family { name, help, .. } = self.family;
         if !*self.has_header {
             *self.has_header = true;
-            push_header(text, self.family);
+            push_header(text, name, help, self.family.metric_type.name());
         }
-        let name = [self.family.name, suffix];
-        push_series(text, name, self.labels, labels, value);
+        let value = |text: &mut String| push_number(text, value);
+        push_series(text, [name, suffix], self.labels, labels, value);
     }
 }
 
@@ -217,7 +271,8 @@ impl SeriesSink for Sink<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::readings::{Counters, ModelFacts, ModelStatus, Stats};
+    use crate::readings::llama_server_family::SampleText;
+    use crate::readings::{Counters, LlamaServerFamily, ModelFacts, ModelStatus, Stats};
     use crate::snapshot::histogram::{
         DURATION_SECONDS, FIRST_TOKEN_SECONDS, PER_TOKEN_SECONDS, TOKENS,
     };
@@ -246,6 +301,33 @@ mod tests {
             models: vec![model],
             ..Snapshot::default()
         })
+    }
+
+    #[test]
+    fn a_llama_servers_own_families_have_one_header_and_their_text() {
+        let of_model = |name: &str, value: &str| Model {
+            name: name.to_owned(),
+            llama_server: vec![LlamaServerFamily {
+                name: "llamacpp:a_total".to_owned(),
+                help: "An \\ a.".to_owned(),
+                family_type: Some(FamilyType::Counter),
+                samples: vec![SampleText {
+                    labels: vec![("position".to_owned(), "0".to_owned())],
+                    value: value.to_owned(),
+                }],
+            }],
+            ..Model::default()
+        };
+        let servers = [
+            snapshot("h:1", of_model("m", "1.23457e+06")),
+            snapshot("h:2", of_model("\"", "NaN")),
+        ];
+        let text = render(&servers, &[], &OwnMetrics::default());
+        let expected = "# HELP llamacpp:a_total An \\\\ a.\n# TYPE llamacpp:a_total counter\n\
+            llamacpp:a_total{model=\"m\",position=\"0\",server=\"h:1\"} 1.23457e+06\n\
+            llamacpp:a_total{model=\"\\\"\",position=\"0\",server=\"h:2\"} NaN\n";
+        assert!(text.contains(expected), "{text}");
+        assert_eq!(text.matches("llamacpp:a_total counter").count(), 1);
     }
 
     #[test]

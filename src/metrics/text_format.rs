@@ -3,21 +3,27 @@
 use std::fmt::Write as _;
 
 use crate::bounds;
-use crate::metrics::catalogue::{Family, Label};
+use crate::metrics::catalogue::Label;
 
-/// Appends the HELP and TYPE lines of `family`.
-pub fn push_header(text: &mut String, family: &Family) {
-    let Family { name, help, .. } = family;
-    for part in ["# HELP ", name, " "] {
-        text.push_str(part);
+/// Appends the HELP and TYPE lines of a family; no HELP line if that is empty.
+pub fn push_header(text: &mut String, name: &str, help: &str, metric_type: &str) {
+    if !help.is_empty() {
+        push_help(text, name, help);
     }
-    push_escaped(text, help, &['\\', '\n']);
-    for part in ["\n# TYPE ", name, " ", family.metric_type.name(), "\n"] {
+    for part in ["# TYPE ", name, " ", metric_type, "\n"] {
         text.push_str(part);
     }
 }
 
-/// Appends one series: the parts of its name, its labels, sorted by name, and its value.
+fn push_help(text: &mut String, name: &str, help: &str) {
+    for part in ["# HELP ", name, " "] {
+        text.push_str(part);
+    }
+    push_escaped(text, help, &['\\', '\n']);
+    text.push('\n');
+}
+
+/// Appends one series: the parts of its name, its labels, sorted by name, and what `value` appends.
 ///
 /// No two labels have the same name. This runs for every series of a scrape, and allocates
 /// nothing: in musl that is slow.
@@ -26,7 +32,7 @@ pub fn push_series(
     name: [&str; 2],
     common: &[&[Label]],
     own: &[Label],
-    value: f64,
+    value: impl FnOnce(&mut String),
 ) {
     name.iter().for_each(|part| text.push_str(part));
     let labels = || common.iter().copied().chain([own]).flatten();
@@ -43,7 +49,7 @@ pub fn push_series(
         text.push('}');
     }
     text.push(' ');
-    push_number(text, value);
+    value(text);
     text.push('\n');
 }
 

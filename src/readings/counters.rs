@@ -5,8 +5,10 @@
 //! default: from a million on, a counter is rounded.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::bounds::lenient::{is_count, is_measure, is_ratio};
+use crate::readings::LlamaServerFamily;
 
 /// The family of draft tokens accepted, by the label `position`; only with speculative decoding.
 pub const ACCEPTED_BY_POSITION: &str = "spec_decode_num_accepted_tokens_per_pos_total";
@@ -35,6 +37,16 @@ pub enum FamilyType {
     Gauge,
 }
 
+impl FamilyType {
+    /// Its name in the Prometheus text format.
+    pub fn name(self) -> &'static str {
+        match self {
+            FamilyType::Counter => "counter",
+            FamilyType::Gauge => "gauge",
+        }
+    }
+}
+
 macro_rules! families {
     ($($(#[$doc:meta])* $name:literal $family_type:ident $is_valid:ident $field:ident)*) => {
         /// The values of llama-server's `/metrics`; `None` is unknown.
@@ -43,6 +55,8 @@ macro_rules! families {
             $($(#[$doc])* pub $field: Option<f64>,)*
             /// Draft tokens accepted, by their position in the draft, from 0.
             pub draft_tokens_accepted_by_position: BTreeMap<u16, f64>,
+            /// All families as text, sorted by name.
+            pub families: Arc<[LlamaServerFamily]>,
         }
 
         impl Counters {
@@ -98,6 +112,8 @@ impl Counters {
                 *(family.field)(&mut counters) = None;
             }
         }
+        let is_counter = |of: &&LlamaServerFamily| of.family_type == Some(FamilyType::Counter);
+        counters.families = self.families.iter().filter(is_counter).cloned().collect();
         counters
     }
 

@@ -5,6 +5,7 @@
 mod completion;
 pub mod counters;
 mod ended_request;
+pub mod llama_server_family;
 mod local_server;
 mod logged_tasks;
 pub mod slots;
@@ -18,6 +19,7 @@ use std::time::Instant;
 pub use completion::Completion;
 pub use counters::Counters;
 pub use ended_request::{EndedRequest, EndedRequests, RequestResult};
+pub use llama_server_family::LlamaServerFamily;
 pub use local_server::{HeldSocket, LocalAddress, LocalServer};
 pub use logged_tasks::{EndedTask, LoggedTasks, RunningTask, TaskTokens};
 pub use slots::{Slot, Slots};

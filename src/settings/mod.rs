@@ -61,6 +61,8 @@ pub struct Settings {
     pub procfs: PathBuf,
     /// The path of the machine's `/sys`.
     pub sysfs: PathBuf,
+    /// Exports llama-server's own families, too.
+    pub llama_server_metrics: bool,
     /// Disables reading of GPUs.
     pub no_gpu: bool,
     /// Logs of llama-server, at most one for each base URL.

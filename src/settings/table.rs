@@ -205,6 +205,14 @@ pub const TABLE: &[Row] = &[
         ..ROW
     },
     Row {
+        flag: "--llama-server-metrics",
+        variables: &["LLAMACPP_LLAMA_SERVER_METRICS"],
+        help: "Also export llama-server's own metrics under their own names (llamacpp:*), with the \
+               labels server and model, and llamacpp:kv_cache_usage_ratio",
+        set: |settings, text| assign(&mut settings.llama_server_metrics, switch(text)),
+        ..ROW
+    },
+    Row {
         flag: "--no-gpu",
         variables: &["LLAMACPP_NO_GPU"],
         help: "Read no GPUs: do not run nvidia-smi, and ignore AMD's and Intel's GPUs",

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::bounds;
-use crate::readings::{Counters, ModelFacts, ModelStatus, Stats};
+use crate::readings::{Counters, LlamaServerFamily, ModelFacts, ModelStatus, Stats};
 use crate::snapshot::GpuMemory;
 use crate::snapshot::histogram::Histogram;
 
@@ -21,6 +21,8 @@ pub struct Model {
     pub facts: ModelFacts,
     /// llama-server's `/metrics`. Between two reads, counters keep their values; gauges do not.
     pub counters: Counters,
+    /// llama-server's own families as they were read last, if they are exported.
+    pub llama_server: Vec<LlamaServerFamily>,
     /// Counters that include the requests in flight.
     pub live: LiveCounts,
     /// Rates over the last interval.

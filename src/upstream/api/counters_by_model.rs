@@ -5,12 +5,10 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 use crate::bounds;
-use crate::readings::Counters;
-use crate::readings::counters::{ACCEPTED_BY_POSITION, CounterFamily};
-use crate::upstream::api::exposition_reader::{self, Sample};
-
-/// The prefix of llama.cpp's own families.
-const PREFIX: &str = "llamacpp:";
+use crate::readings::counters::{ACCEPTED_BY_POSITION, CounterFamily, FamilyType};
+use crate::readings::llama_server_family::{PREFIX, SampleText};
+use crate::readings::{Counters, LlamaServerFamily};
+use crate::upstream::api::exposition_reader::{self, Line, Sample};
 
 /// The labels that name the model of a sample, with Docker Model Runner and with proxies. The
 /// first that is present counts.
@@ -18,12 +16,26 @@ const MODEL_LABELS: [&str; 3] = ["model", "model_name", "model_id"];
 
 /// The most models whose samples are read.
 const MOST_MODELS: usize = 1000;
+/// The most families of a model that are kept as text, and samples of a family. llama-server has 15
+/// families, one of them with several samples.
+const MOST_FAMILIES: usize = 64;
+const MOST_SAMPLES: usize = 64;
+/// The most bytes of text that are kept of all models.
+const MOST_TEXT: usize = 256 << 10;
+/// The longest text of a value: a number of six digits has 12 bytes.
+const LONGEST_VALUE: usize = 32;
 
 /// The used samples of one `/metrics`, by model.
 #[derive(Clone, Debug, Default)]
 pub struct CountersByModel {
     /// By the model's label, `None` without one, and the label `mode`.
     models: BTreeMap<ModelLabels, ModelSamples>,
+    /// The families of each model as text, without their HELP and TYPE.
+    families: BTreeMap<ModelLabels, BTreeMap<String, Vec<SampleText>>>,
+    /// HELP and TYPE of each family.
+    headers: BTreeMap<String, Header>,
+    /// Bytes of text that may still be kept.
+    text_left: TextBudget,
     /// Whether any of llama.cpp's families is present.
     has_llama_cpp: bool,
     /// Lines that were skipped because they are not samples.
@@ -31,6 +43,30 @@ pub struct CountersByModel {
 }
 
 type ModelLabels = (Option<String>, Option<String>);
+
+#[derive(Clone, Debug, Default)]
+struct Header {
+    help: String,
+    family_type: Option<FamilyType>,
+}
+
+#[derive(Clone, Debug)]
+struct TextBudget(usize);
+
+impl Default for TextBudget {
+    fn default() -> TextBudget {
+        TextBudget(MOST_TEXT)
+    }
+}
+
+impl TextBudget {
+    /// Whether so many bytes may be kept: then they count.
+    fn take(&mut self, bytes: usize) -> bool {
+        let left = self.0.checked_sub(bytes);
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
+    }
+}
 
 /// The samples of one model.
 #[derive(Clone, Debug, Default)]
@@ -52,15 +88,22 @@ impl CountersByModel {
         is_wanted: impl Fn(&Sample) -> bool,
     ) -> Result<CountersByModel, String> {
         let mut read = CountersByModel::default();
-        read.skipped_lines = exposition_reader::read(text, |sample| {
+        read.skipped_lines = exposition_reader::read(text, |line| {
+            let sample = &match line {
+                Line::Sample(sample) => sample,
+                Line::Comment(comment) => return read.take_header(comment),
+            };
             let Some(name) = sample.name.strip_prefix(PREFIX) else {
                 return;
             };
             read.has_llama_cpp = true;
             let mut families = Counters::FAMILIES.iter();
             let family = families.find(|family| family.name == name);
+            if !is_wanted(sample) {
+                return;
+            }
+            read.keep_text(sample);
             if (family.is_some() || name == ACCEPTED_BY_POSITION)
-                && is_wanted(sample)
                 && let Some(model) = read.model(sample)
             {
                 match family {
@@ -72,13 +115,94 @@ impl CountersByModel {
         Ok(read)
     }
 
+    /// Takes a line ` HELP name text` or ` TYPE name type`.
+    fn take_header(&mut self, comment: &str) {
+        let mut words = comment.trim_start().splitn(3, ' ');
+        let (Some(keyword), Some(name), Some(rest)) = (words.next(), words.next(), words.next())
+        else {
+            return;
+        };
+        let is_known = self.headers.contains_key(name);
+        if !name.starts_with(PREFIX)
+            || name.len() > bounds::MAX_TEXT_BYTES
+            || (!is_known && self.headers.len() >= MOST_FAMILIES)
+        {
+            return;
+        }
+        let header = self.headers.entry(name.to_owned()).or_default();
+        match (keyword, rest.trim()) {
+            ("HELP", help) => bounds::cut(&unescaped(help)).clone_into(&mut header.help),
+            ("TYPE", "counter") => header.family_type = Some(FamilyType::Counter),
+            ("TYPE", "gauge") => header.family_type = Some(FamilyType::Gauge),
+            _ => {}
+        }
+    }
+
+    /// Keeps a sample as text.
+    fn keep_text(&mut self, sample: &Sample) {
+        let is_name = |name: &str| {
+            let mut chars = name.chars();
+            chars
+                .next()
+                .is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+                && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
+        };
+        let own = sample.labels.iter().filter(|(name, value)| {
+            !MODEL_LABELS.contains(name) && !["mode", "server"].contains(name) && !value.is_empty()
+        });
+        let mut labels: Vec<_> = own
+            .map(|(name, value)| ((*name).to_owned(), bounds::cut(value).to_owned()))
+            .collect();
+        labels.sort();
+        labels.dedup_by(|a, b| a.0 == b.0);
+        let bytes = labels
+            .iter()
+            .map(|(name, value)| name.len().saturating_add(value.len()))
+            .fold(sample.text.len(), usize::saturating_add);
+        if sample.text.len() > LONGEST_VALUE
+            || sample.name.len() > bounds::MAX_TEXT_BYTES
+            || !labels.iter().all(|(name, _)| is_name(name))
+        {
+            return;
+        }
+        let families = self.families.entry(model_labels(sample)).or_default();
+        if families.len() >= MOST_FAMILIES && !families.contains_key(sample.name) {
+            return;
+        }
+        let samples = families.entry(sample.name.to_owned()).or_default();
+        if samples.len() < MOST_SAMPLES
+            && samples.iter().all(|other| other.labels != labels)
+            && self.text_left.take(bytes.saturating_add(sample.name.len()))
+        {
+            samples.push(SampleText {
+                labels,
+                value: sample.text.to_owned(),
+            });
+        }
+    }
+
+    /// The counters of one model, with all of its families as text.
+    fn remove(&mut self, key: &ModelLabels) -> Result<Counters, String> {
+        let samples = self.models.remove(key).unwrap_or_default();
+        let mut counters = samples.counters()?;
+        let families = self.families.remove(key).unwrap_or_default();
+        let families = families.into_iter().map(|(name, mut samples)| {
+            let header = self.headers.get(&name).cloned().unwrap_or_default();
+            samples.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
+            LlamaServerFamily {
+                name,
+                help: header.help,
+                family_type: header.family_type,
+                samples,
+            }
+        });
+        counters.families = families.collect();
+        Ok(counters)
+    }
+
     /// The model that `sample` is about; `None` if there are too many.
     fn model(&mut self, sample: &Sample) -> Option<&mut ModelSamples> {
-        // In Prometheus' data model an empty label is no label.
-        let label = |name| sample.label(name).filter(|value| !value.is_empty());
-        let cut = |value: Option<&str>| Some(bounds::cut(value?).to_owned());
-        let model = MODEL_LABELS.into_iter().find_map(label);
-        let key = (cut(model), cut(label("mode")));
+        let key = model_labels(sample);
         let has_room = self.models.len() < MOST_MODELS || self.models.contains_key(&key);
         has_room.then(|| self.models.entry(key).or_default())
     }
@@ -108,14 +232,43 @@ impl CountersByModel {
                 ));
             }
         };
-        self.models.remove(key).unwrap_or_default().counters()
+        let key = key.clone();
+        self.remove(&key)
     }
 
     /// The counters of each model and mode that has a label; `None` if its samples are ambiguous.
-    pub fn by_label(self) -> impl Iterator<Item = (String, Option<String>, Option<Counters>)> {
-        let models = self.models.into_iter();
-        models.filter_map(|((model, mode), samples)| Some((model?, mode, samples.counters().ok())))
+    pub fn by_label(mut self) -> impl Iterator<Item = (String, Option<String>, Option<Counters>)> {
+        let keys: Vec<_> = self.models.keys().cloned().collect();
+        keys.into_iter().filter_map(move |key| {
+            let counters = self.remove(&key).ok();
+            Some((key.0?, key.1, counters))
+        })
     }
+}
+
+/// The labels of the model that `sample` is about.
+fn model_labels(sample: &Sample) -> ModelLabels {
+    // In Prometheus' data model an empty label is no label.
+    let label = |name| sample.label(name).filter(|value| !value.is_empty());
+    let cut = |value: Option<&str>| Some(bounds::cut(value?).to_owned());
+    let model = MODEL_LABELS.into_iter().find_map(label);
+    (cut(model), cut(label("mode")))
+}
+
+/// The text of a HELP line, in which a newline is `\\n` and a backslash is doubled.
+fn unescaped(text: &str) -> String {
+    let mut chars = text.chars();
+    let mut unescaped = String::new();
+    while let Some(c) = chars.next() {
+        unescaped.push(match c {
+            '\\' => match chars.next() {
+                Some('n') => '\n',
+                other => other.unwrap_or('\\'),
+            },
+            c => c,
+        });
+    }
+    unescaped
 }
 
 impl ModelSamples {
@@ -151,7 +304,7 @@ mod tests {
 
     #[test]
     fn impossible_values_are_unknown() {
-        let counters = of_server(
+        let mut counters = of_server(
             "llamacpp:n_decode_total NaN\nllamacpp:prompt_tokens_total -1\n\
              llamacpp:n_tokens_max 0.5\nllamacpp:tokens_predicted_total 5\n",
             &[],
@@ -161,7 +314,50 @@ mod tests {
             generated_tokens: Some(5.0),
             ..Counters::default()
         };
+        counters.families = expected.families.clone();
         assert_eq!(counters, expected);
+    }
+
+    #[test]
+    fn every_family_is_kept_as_text() {
+        let text = "# HELP llamacpp:a_total A \\\\ of\\ntwo\n# TYPE llamacpp:a_total counter\n\
+                    llamacpp:a_total{model=\"m\",server=\"x\",position=\"1\"} 1.23457e+06\n\
+                    llamacpp:a_total{position=\"0\",model=\"m\"} 7\n\
+                    llamacpp:a_total{position=\"0\",model=\"m\"} 8\n\
+                    llamacpp:b{model=\"m\",9=\"x\"} 1\nother:c{model=\"m\"} 2\n\
+                    llamacpp:n_decode_total{model=\"m\"} 3\n";
+        let counters = of_server(text, &["m"]).unwrap();
+        let names = counters.families.iter().map(|family| &family.name);
+        assert!(names.eq(["llamacpp:a_total", "llamacpp:n_decode_total"]));
+        let family = &counters.families[0];
+        assert_eq!(family.help, "A \\ of\ntwo");
+        assert_eq!(family.family_type, Some(FamilyType::Counter));
+        let samples = family.samples.iter();
+        let samples: Vec<_> = samples
+            .map(|sample| (sample.labels[0].1.as_str(), sample.value.as_str()))
+            .collect();
+        assert_eq!(samples, [("0", "7"), ("1", "1.23457e+06")]);
+        // Between two reads, only counters are known.
+        assert_eq!(counters.without_gauges().families.len(), 1);
+    }
+
+    #[test]
+    fn the_text_that_is_kept_is_limited() {
+        let mut text = String::new();
+        for model in 0..200 {
+            for family in 0..100 {
+                text += &format!(
+                    "llamacpp:f{family}{{model=\"m{model}\",a=\"{}\"}} 1\n",
+                    "x".repeat(400)
+                );
+            }
+        }
+        let read = CountersByModel::read(text.as_bytes(), |_| true).unwrap();
+        let families = || read.families.values();
+        assert!(families().all(|families| families.len() <= MOST_FAMILIES));
+        let labels = families().flat_map(BTreeMap::values).flatten();
+        let bytes: usize = labels.map(|sample| sample.labels[0].1.len()).sum();
+        assert!(bytes <= MOST_TEXT, "{bytes}");
     }
 
     #[test]

@@ -18,6 +18,17 @@ pub struct Sample<'a> {
     pub labels: Vec<(&'a str, String)>,
     /// The value, which may be NaN or infinite.
     pub value: f64,
+    /// The value's text.
+    pub text: &'a str,
+}
+
+/// A line of an upstream's exposition.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Line<'a> {
+    /// A sample.
+    Sample(Sample<'a>),
+    /// What follows the `#` of a comment, such as HELP or TYPE.
+    Comment(&'a str),
 }
 
 impl Sample<'_> {
@@ -28,25 +39,25 @@ impl Sample<'_> {
     }
 }
 
-/// Passes each sample of `text` to `on_sample`. Returns how many lines were skipped because they
-/// are not valid samples.
+/// Passes each line of `text` to `on_line`. Returns how many lines were skipped because they are
+/// not valid samples.
 ///
 /// # Errors
 /// No line is a sample, the text is cut short, or it cannot be read.
-pub fn read(text: impl Read, on_sample: impl FnMut(&Sample)) -> Result<u64, String> {
+pub fn read(text: impl Read, on_line: impl FnMut(Line)) -> Result<u64, String> {
     let mut text = BufReader::with_capacity(16 << 10, text);
     if first_byte(&mut text).map_err(|error| error.to_string())? != Some(b'"') {
-        return read_lines(text, on_sample);
+        return read_lines(text, on_line);
     }
     // Builds 7010 to 7100 send the whole text as one JSON string.
     let mut unquoted: String = serde_json::from_reader(text.take(MAX_QUOTED_BYTES))
         .map_err(|_| "begins with a quotation mark, but is not a JSON string".to_owned())?;
     // The text is complete, so its last line is complete too.
     unquoted.push('\n');
-    read_lines(unquoted.as_bytes(), on_sample)
+    read_lines(unquoted.as_bytes(), on_line)
 }
 
-fn read_lines(mut text: impl BufRead, mut on_sample: impl FnMut(&Sample)) -> Result<u64, String> {
+fn read_lines(mut text: impl BufRead, mut on_line: impl FnMut(Line)) -> Result<u64, String> {
     let mut line = Vec::new();
     let (mut samples, mut skipped) = (0_u64, 0_u64);
     loop {
@@ -71,11 +82,11 @@ fn read_lines(mut text: impl BufRead, mut on_sample: impl FnMut(&Sample)) -> Res
         let line =
             std::str::from_utf8(&line).map(|line| line.trim_start_matches('\u{feff}').trim());
         match line {
-            Ok(line) if line.is_empty() || line.starts_with('#') => {}
-            line => match line.ok().and_then(sample) {
-                Some(sample) => {
-                    samples = samples.saturating_add(1);
-                    on_sample(&sample);
+            Ok("") => {}
+            line => match line.ok().and_then(parse) {
+                Some(line) => {
+                    samples = samples.saturating_add(u64::from(matches!(line, Line::Sample(_))));
+                    on_line(line);
                 }
                 None => skipped = skipped.saturating_add(1),
             },
@@ -98,6 +109,13 @@ fn first_byte(text: &mut impl BufRead) -> io::Result<Option<u8>> {
     Ok(None)
 }
 
+fn parse(line: &str) -> Option<Line<'_>> {
+    match line.strip_prefix('#') {
+        Some(comment) => Some(Line::Comment(comment)),
+        None => sample(line).map(Line::Sample),
+    }
+}
+
 fn sample(line: &str) -> Option<Sample<'_>> {
     let end = line.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'))?;
     let (name, mut rest) = line.split_at(end);
@@ -111,7 +129,8 @@ fn sample(line: &str) -> Option<Sample<'_>> {
     // In OpenMetrics, an exemplar may follow: ` # {trace_id="…"} 0.5`.
     let rest = rest.split_once(" #").map_or(rest, |(before, _)| before);
     let mut words = rest.split_ascii_whitespace();
-    let value = words.next()?.parse().ok()?;
+    let text = words.next()?;
+    let value = text.parse().ok()?;
     // Only a timestamp may follow: in milliseconds, or in seconds in OpenMetrics.
     if let Some(timestamp) = words.next() {
         timestamp.parse::<f64>().ok()?;
@@ -120,6 +139,7 @@ fn sample(line: &str) -> Option<Sample<'_>> {
         name,
         labels,
         value,
+        text,
     })
 }
 
@@ -161,7 +181,10 @@ mod tests {
 
     fn samples(text: &str) -> Result<(Vec<OwnedSample>, u64), String> {
         let mut samples = Vec::new();
-        let skipped = read(text.as_bytes(), |sample| {
+        let skipped = read(text.as_bytes(), |line| {
+            let Line::Sample(sample) = line else {
+                return;
+            };
             let labels = sample.labels.iter();
             let labels = labels.map(|(name, value)| ((*name).to_owned(), value.clone()));
             samples.push((sample.name.to_owned(), labels.collect(), sample.value));
