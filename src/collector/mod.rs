@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod discovery;
+mod last_levels;
 mod llama_server_families;
 mod log_streams;
 mod model_sources;

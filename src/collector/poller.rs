@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::bounds::{self, BoundedDuration};
 use crate::collector::clock::Clock;
+use crate::collector::last_levels::LastLevels;
 use crate::collector::monitored_server::MonitoredServer;
 use crate::collector::request_sources::RequestSources;
 use crate::collector::state_log::{LEFT_OUT, StateLog};
@@ -55,6 +56,7 @@ pub struct Poller {
     requests: RequestSources,
     polls: Polls,
     state_log: StateLog,
+    levels: LastLevels,
     /// Whether llama-server's own families are exported.
     exports_llama_server: bool,
     /// How long the server is idle before it sleeps, by the command line of its process.
@@ -81,6 +83,7 @@ impl Poller {
             polls: Polls::default(),
             server: settings.server_label(base),
             state_log: StateLog::new(settings.server_label(base)),
+            levels: LastLevels::default(),
             exports_llama_server: settings.llama_server_metrics,
             idle_timeout: None,
         })
@@ -138,6 +141,9 @@ impl Poller {
         let answered = if up { models.as_mut_slice() } else { &mut [] };
         self.requests.polled(&mut reading, answered, clock.now());
         self.known = models.iter().map(Model::without_values).collect();
+        if up {
+            self.keep_levels(&reading, &mut models);
+        }
         if self.exports_llama_server {
             for model in &mut models {
                 model.llama_server = llama_server_families::of_model(model);
@@ -266,6 +272,18 @@ impl Poller {
             .collect();
         models.sort_unstable_by(|a, b| (&a.name, &a.mode).cmp(&(&b.name, &b.mode)));
         models
+    }
+
+    /// Fills in the levels that are known without having been read.
+    fn keep_levels(&mut self, reading: &Reading, models: &mut [Model]) {
+        self.levels.keep_only(models);
+        for model in models {
+            let mut of_poll = reading.models.iter();
+            let read = of_poll.find(|read| read.name == model.name && read.mode == model.mode);
+            if let Some(read) = read {
+                self.levels.fill(model, read.state);
+            }
+        }
     }
 
     /// Adds the readings of the GPUs and of each model's process and file. Returns a note on the

@@ -478,9 +478,11 @@ pub fn active_tokens(slots: &[Slot]) -> Option<f64> {
     is_known.then(|| busy.filter_map(|slot| slot.n_prompt_tokens).sum())
 }
 
-/// Tokens in each slot by its id; empty if no slot reports them (before b9294).
+/// Tokens in each slot by its id; empty if no slot reports them (before b9294). Slots that have had
+/// no task yet hold none in any build.
 pub fn context_tokens(slots: &[Slot]) -> Vec<(u64, f64)> {
-    if slots.iter().all(|slot| slot.n_prompt_tokens.is_none()) {
+    let is_new = |slot: &Slot| slot.id_task.is_none() && !slot.is_busy();
+    if slots.iter().all(|slot| slot.n_prompt_tokens.is_none()) && !slots.iter().all(is_new) {
         return Vec::new();
     }
     // A slot that never had a task reports none and holds none.

@@ -27,7 +27,7 @@ pub const INVALID_LINES: &str =
 
 /// The note if `/metrics` is switched off.
 pub const METRICS_SWITCHED_OFF: &str = "/metrics is switched off: start llama-server with --metrics to get token counters, \
-     decode calls and waiting requests";
+     decode calls and waiting requests; with --log-file, tokens are counted by the log";
 
 /// The response header that identifies the server's process.
 const PROCESS_HEADER: &str = "Process-Start-Time-Unix";
@@ -245,8 +245,8 @@ impl TelemetryReader {
                 Some("without both, the model's status and its tokens per second are unknown")
             }
             (true, false) => Some(
-                "without /metrics, tokens per second come from /slots: requests that begin and end \
-                 between two polls are missed",
+                "without /metrics, tokens per second come from /slots: without --log-file, requests \
+                 that begin and end between two polls are missed",
             ),
             (false, true) => Some(
                 "without /slots, tokens in flight are computed from the decode calls, and are off \
