@@ -250,8 +250,10 @@ fn the_number_of_logs_that_are_read_is_limited() {
     let names: Vec<String> = (0..100).map(|number| format!("m{number:03}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let server = swap(&names[99..], &names[..99]);
+    // Each begins with a line that does not end.
     for name in &names {
-        Log::of_swap(&server, name);
+        let line = Answer::new(200, "text/plain", "x".repeat(1 << 20));
+        server.answer(&format!("{SWAP_LOG}{name}"), line.growing());
     }
     let exporter = Exporter::watching(&server).start();
     let opened = || {
@@ -262,6 +264,8 @@ fn the_number_of_logs_that_are_read_is_limited() {
     exporter.after_polls(5);
     assert_eq!(opened(), 64);
     assert_eq!(server.count(&format!("{SWAP_LOG}m099")), 1, "it is loaded");
+    let memory = exporter.peak_memory() >> 20;
+    assert!(memory < 32, "{memory} MiB");
 }
 
 /// Docker Model Runner with these llama.cpp runners.

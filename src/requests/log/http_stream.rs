@@ -6,6 +6,9 @@ use std::time::Instant;
 use crate::requests::log::ServerLog;
 use crate::requests::log::lines::LineSplitter;
 
+/// The most bytes of a line that are kept. llama-server's own lines about requests have 200, and
+/// Docker Model Runner adds 100.
+const MAX_LINE_BYTES: usize = 16 << 10;
 /// The most bytes of repeated lines that are skipped at one connection.
 const MAX_REPEATED: u64 = 256 << 20;
 
@@ -102,7 +105,7 @@ impl ServerLog {
     /// # Errors
     /// The log cannot be followed.
     pub fn read(&self, body: &mut dyn BufRead, new: &mut NewLines) -> Result<(), LogStreamError> {
-        let mut lines = LineSplitter::default();
+        let mut lines = LineSplitter::with_limit(MAX_LINE_BYTES);
         loop {
             let bytes = match body.fill_buf() {
                 Ok(bytes) => bytes,

@@ -6,17 +6,34 @@
 pub const MAX_LINE_BYTES: usize = 128 << 10;
 
 /// Cuts bytes into lines.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LineSplitter {
+    /// The most bytes of a line that are kept.
+    max: usize,
     /// The line that has begun.
     begun: Vec<u8>,
     /// Whether its beginning was not read: then the line is left out.
     is_cut: bool,
 }
 
+impl Default for LineSplitter {
+    fn default() -> LineSplitter {
+        LineSplitter::with_limit(MAX_LINE_BYTES)
+    }
+}
+
 impl LineSplitter {
+    /// Keeps at most `max` bytes of a line.
+    pub fn with_limit(max: usize) -> LineSplitter {
+        LineSplitter {
+            max,
+            begun: Vec::new(),
+            is_cut: false,
+        }
+    }
+
     /// Takes the next bytes, and calls `each` with every line that ends in them, without its end
-    /// and cut to [`MAX_LINE_BYTES`].
+    /// and cut to the limit.
     pub fn take(&mut self, mut bytes: &[u8], mut each: impl FnMut(&[u8])) {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
             let (line, rest) = bytes.split_at(end);
@@ -26,10 +43,10 @@ impl LineSplitter {
                 continue;
             }
             if self.begun.is_empty() {
-                each(trimmed(line));
+                each(trimmed(line, self.max));
             } else {
                 self.push(line);
-                each(trimmed(&self.begun));
+                each(trimmed(&self.begun, self.max));
                 self.begun.clear();
             }
         }
@@ -38,7 +55,7 @@ impl LineSplitter {
 
     /// Discards the line that has begun.
     pub fn clear(&mut self) {
-        *self = LineSplitter::default();
+        *self = LineSplitter::with_limit(self.max);
     }
 
     /// Leaves out the rest of the line that has begun.
@@ -51,7 +68,7 @@ impl LineSplitter {
             true => without_hole(bytes),
             false => bytes,
         };
-        let room = MAX_LINE_BYTES.saturating_sub(self.begun.len());
+        let room = self.max.saturating_sub(self.begun.len());
         self.begun
             .extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
@@ -64,10 +81,10 @@ fn without_hole(bytes: &[u8]) -> &[u8] {
     &bytes[hole..]
 }
 
-fn trimmed(line: &[u8]) -> &[u8] {
+fn trimmed(line: &[u8], max: usize) -> &[u8] {
     let line = without_hole(line);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
-    &line[..line.len().min(MAX_LINE_BYTES)]
+    &line[..line.len().min(max)]
 }
 
 #[cfg(test)]
