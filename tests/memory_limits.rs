@@ -32,6 +32,7 @@ enum Kind {
     Router,
     ModelRunner,
     LlamaSwap,
+    Ollama,
     Stats,
 }
 
@@ -101,8 +102,16 @@ fn activity() -> Value {
         "tokens": {"cache_tokens": 1, "input_tokens": 1, "output_tokens": 1}}]})
 }
 
+/// `/api/ps` has `context_length` beside `details`, `/api/tags` in them.
+fn ollama_models() -> Value {
+    json!({"models": [{"name": "m:latest", "model": "m:latest", "size": 1, "digest": "d",
+        "details": {"family": "gemma3", "families": ["gemma3"], "parameter_size": "1M",
+            "quantization_level": "Q4_0", "context_length": 8},
+        "expires_at": "2026-11-26T20:19:14Z", "size_vram": 0, "context_length": 8}]})
+}
+
 fn documents() -> Vec<Document> {
-    use Kind::{LlamaServer, LlamaSwap, ModelRunner, Router, Stats};
+    use Kind::{LlamaServer, LlamaSwap, ModelRunner, Ollama, Router, Stats};
     let documents = [
         (
             LlamaServer,
@@ -130,6 +139,9 @@ fn documents() -> Vec<Document> {
         (LlamaSwap, "/v1/models", 16 * MIB, swap_models()),
         (LlamaSwap, "/api/metrics/activity", 8 * MIB, activity()),
         (LlamaSwap, "/api/version", 64 * KIB, json!({"version": "v"})),
+        (Ollama, "/api/ps", 4 * MIB, ollama_models()),
+        (Ollama, "/api/tags", 16 * MIB, ollama_models()),
+        (Ollama, "/api/version", 64 * KIB, json!({"version": "v"})),
     ];
     let document = |(kind, path, limit, value)| Document {
         kind,
@@ -173,6 +185,12 @@ fn server(kind: Kind) -> Server {
             answer("/running", running());
             answer("/v1/models", swap_models());
             answer("/api/metrics/activity", activity());
+            answer("/api/version", json!({"version": "v"}));
+        }
+        Kind::Ollama => {
+            server.answer("/", Answer::new(200, "text/plain", "Ollama is running"));
+            answer("/api/ps", ollama_models());
+            answer("/api/tags", ollama_models());
             answer("/api/version", json!({"version": "v"}));
         }
     }

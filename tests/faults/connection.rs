@@ -30,16 +30,16 @@ fn counted_endpoints(scrape: &Scrape) -> BTreeSet<String> {
 
 #[test]
 fn the_errors_of_every_endpoint_that_will_be_requested_count_from_zero() {
-    // The detection of the kind after a reconnect requests /engines/ps and /running as well.
+    // The detection of the kind after a reconnect requests /engines/ps, /running and /api/ps as well.
     let swap = "/health /engines/ps /running /api/version /v1/models /api/metrics/activity";
     let cases = [
         (
             server(),
-            "/health /engines/ps /running /props /v1/models /metrics /slots",
+            "/health /engines/ps /running /api/ps /props /v1/models /metrics /slots",
         ),
         (
             Server::recorded_router("models-unloaded.json"),
-            "/health /engines/ps /running /props /models /metrics /slots",
+            "/health /engines/ps /running /api/ps /props /models /metrics /slots",
         ),
         (
             Server::recorded_kind("model-runner", "unloaded"),
@@ -47,6 +47,10 @@ fn the_errors_of_every_endpoint_that_will_be_requested_count_from_zero() {
              /engines/requests",
         ),
         (Server::recorded_kind("llama-swap", "none"), swap),
+        (
+            Server::recorded_kind("ollama", "none-loaded"),
+            "/health /engines/ps /running /api/ps /api/version /api/tags",
+        ),
     ];
     for (server, endpoints) in cases {
         let exporter = Exporter::watching(&server).start();

@@ -83,7 +83,8 @@ def test_the_kind_changes_behind_one_address(replay, start_exporter):
 
 
 @pytest.mark.parametrize(
-    "name, slow", [("model-runner", "/engines/ps"), ("llama-swap", "/running"), ("router", "/props")]
+    "name, slow",
+    [("model-runner", "/engines/ps"), ("llama-swap", "/running"), ("ollama", "/api/ps"), ("router", "/props")],
 )
 def test_a_server_that_first_times_out_is_detected_later(name, slow, replay, start_exporter):
     """It is not taken for another kind, neither meanwhile nor afterwards."""
@@ -93,7 +94,7 @@ def test_a_server_that_first_times_out_is_detected_later(name, slow, replay, sta
     exporter.wait_for(lambda poll: poll.errors(endpoint=slow, reason="timeout") == 1)
     server.responses = responses
     last = exporter.wait_for(lambda poll: poll.server_kind == name)
-    assert set(last.model_statuses) & {LOADED, "alpha", "docker.io/ai/gemma3:270M-Q4_K_M"}
+    assert set(last.model_statuses) & {LOADED, "alpha", "gemma3:270m", "docker.io/ai/gemma3:270M-Q4_K_M"}
     before = [poll for poll in exporter.polls if poll.number < last.number]
     if name != "router":
         assert {poll.value("up") for poll in before} == {0}
