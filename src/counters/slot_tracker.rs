@@ -303,7 +303,12 @@ fn ignore_counts_of_previous_task(
     {
         return;
     }
-    let is_begun = lacks_tokens(slot)
+    // It may lack tokens before that, too: the server puts a prompt into it that was cached elsewhere.
+    let is_previous_prompt = before.is_some_and(|(then, shown)| {
+        let was_ignored = then.n_prompt_tokens_processed == Some(0.0);
+        has_same_prompt(slot, shown) && (shown.id_task != slot.id_task || was_ignored)
+    });
+    let is_begun = lacks_tokens(slot) && !is_previous_prompt
         || before.is_some_and(|(then, shown)| {
             let same_task = then.id_task == slot.id_task && then.is_busy();
             let was_begun = same_task && then.n_prompt_tokens_processed != Some(0.0);
@@ -564,6 +569,22 @@ mod tests {
             generated_tokens += deltas.generated_tokens.ended;
         }
         assert_eq!(generated_tokens, 19.0 + 8.0);
+    }
+
+    #[test]
+    fn a_prompt_is_not_counted_for_a_next_one_that_is_cached() {
+        let readings = [
+            (shown(1, true, [303, 334, 32], true), 0.0),
+            // The next task has the slot, with two cached tokens, and its prompt is not begun.
+            (shown(2, true, [303, 2, 32], false), 0.0),
+            (shown(2, true, [303, 2, 32], false), 0.0),
+            (shown(2, true, [2, 2, 32], false), 2.0),
+        ];
+        let mut tracker = SlotTracker::default();
+        for (shown, computed) in readings {
+            let deltas = tracker.update_with_kept_counts(Instant::now(), &[slot(&shown)], None);
+            assert_eq!(deltas.prompt_tokens.in_flight, computed);
+        }
     }
 
     #[test]
