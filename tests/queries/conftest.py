@@ -40,6 +40,7 @@ def run_load(folder):
                 since = time.time()
                 for observer in observers:
                     observer.wait_for_scrape(since)
+                return since
 
             load.start()
             record = load.run(wait_for_scrapes)
