@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::machine::local_address;
+use crate::machine::local_address::{self, OwnSockets};
 use crate::machine::model_runner_store;
 use crate::machine::ollama_store;
 use crate::machine::process_lookup::{self, Connect};
@@ -171,8 +171,9 @@ impl ProcessScan {
             self.others.insert(pid, other);
         }
         let (procfs, connect) = (&self.procfs, self.connect);
+        let own_sockets = OwnSockets::default();
         self.servers
-            .retain(|_, server| server.look(procfs, connect));
+            .retain(|_, server| server.look(procfs, connect, &own_sockets));
         let servers = self.servers.values();
         servers.map(|known| known.server.clone()).collect()
     }
@@ -248,7 +249,7 @@ impl KnownServer {
 
     /// Finds the address, unless the known one is still open. Returns false if the process is
     /// another program now.
-    fn look(&mut self, procfs: &Procfs, connect: Connect) -> bool {
+    fn look(&mut self, procfs: &Procfs, connect: Connect, own: &OwnSockets) -> bool {
         if let Some(socket) = &self.server.socket {
             if socket.is_open() {
                 return true;
@@ -280,7 +281,7 @@ impl KnownServer {
             }
             _ => known.server.stored_names,
         };
-        match local_address::find(procfs, self.server.pid, &self.arguments, connect) {
+        match local_address::find(procfs, self.server.pid, &self.arguments, connect, own) {
             Ok((address, socket)) => {
                 self.server.address = Ok(address);
                 self.server.socket = socket;

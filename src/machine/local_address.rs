@@ -1,6 +1,8 @@
 //! Finds the address that a llama-server of this machine listens on, as this process can connect
 //! to it.
 
+use std::cell::OnceCell;
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -26,6 +28,24 @@ const OTHER_PIDS: &str = "it listens on a Unix socket in another PID namespace: 
 /// listed, and command line, user and port match.
 pub type Listening = (LocalAddress, Option<HeldSocket>);
 
+/// The listening sockets of our own network namespace, read once for all processes there: the table
+/// may have tens of thousands of connections.
+#[derive(Default)]
+pub struct OwnSockets(OnceCell<ListeningSockets>);
+
+impl OwnSockets {
+    fn get(&self, procfs: &Procfs) -> &ListeningSockets {
+        self.0
+            .get_or_init(|| NetworkNamespace::new(procfs.path("net"), true).listening())
+    }
+}
+
+/// Whether the process `pid` is in our own network namespace; `None` if we may not know.
+fn is_here(procfs: &Procfs, pid: u32) -> Option<bool> {
+    let namespace = fs::read_link(procfs.process_path(pid, "ns/net")).ok()?;
+    Some(namespace == fs::read_link("/proc/self/ns/net").ok()?)
+}
+
 /// The address of the process `pid`, which `arguments` started. The error explains why it cannot be
 /// reached, if the user can fix it.
 pub fn find(
@@ -33,9 +53,17 @@ pub fn find(
     pid: u32,
     arguments: &ServerArguments,
     connect: Connect,
+    own_sockets: &OwnSockets,
 ) -> Result<Listening, Option<String>> {
     let namespace = NetworkNamespace::new(procfs.process_path(pid, "net"), false);
-    let listening = namespace.listening();
+    let is_here = is_here(procfs, pid);
+    let of_process;
+    let listening = if is_here == Some(true) {
+        own_sockets.get(procfs)
+    } else {
+        of_process = namespace.listening();
+        &of_process
+    };
     let held = match procfs.sockets(pid, &listening.inodes().collect()) {
         Ok(held) => Some(held),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
@@ -50,7 +78,10 @@ pub fn find(
         listening,
         held,
     };
-    search.run()
+    search.run(|inode| {
+        let is_own = || own_sockets.get(procfs).inodes().any(|own| own == inode);
+        is_here.unwrap_or_else(is_own)
+    })
 }
 
 /// What is known of a process while its address is looked for.
@@ -61,18 +92,16 @@ struct Search<'a> {
     connect: Connect,
     namespace: NetworkNamespace,
     /// All listening sockets of its network namespace.
-    listening: ListeningSockets,
+    listening: &'a ListeningSockets,
     /// Those that it has open; `None` if its descriptors cannot be listed.
     held: Option<Vec<HeldSocket>>,
 }
 
 impl Search<'_> {
-    fn run(&self) -> Result<Listening, Option<String>> {
+    /// `is_here` is whether a socket is in our own network namespace.
+    fn run(&self, is_here: impl Fn(u64) -> bool) -> Result<Listening, Option<String>> {
         let tcp: Vec<_> = self.tcp().collect();
-        let own = NetworkNamespace::new(self.procfs.path("net"), true);
-        let is_here = tcp
-            .first()
-            .is_none_or(|(_, socket)| own.has_socket(socket.inode));
+        let is_here = tcp.first().is_none_or(|(_, socket)| is_here(socket.inode));
         let address = match is_here {
             // Loopback addresses before others, and IPv4 before IPv6.
             true => tcp
@@ -138,7 +167,7 @@ impl Search<'_> {
                 let held = held.iter().find(|held| held.inode == socket.inode)?;
                 Some((Path::new(bound), held))
             })?;
-        let working_directory = || std::fs::read_link(self.procfs.process_path(self.pid, "cwd"));
+        let working_directory = || fs::read_link(self.procfs.process_path(self.pid, "cwd"));
         let (path, seen_as) = match bound.strip_prefix("/") {
             Ok(below) => (self.path_below("root", below), bound.to_owned()),
             Err(_) => (
