@@ -143,8 +143,11 @@ impl UrlListener {
             Ok(held) => Some((self.procfs.process_id(pid)?, Some(held.into_iter().next()?))),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 let uid = self.procfs.status(pid)?.uid?;
-                let is_same_user = sockets.iter().any(|socket| socket.uid == Some(uid));
-                let is_holder = is_same_user && self.may_listen(pid);
+                let namespace = NetworkNamespace::new(self.procfs.process_path(pid, "net"), false);
+                let may_hold = |socket: &ListeningSocket| {
+                    socket.uid == Some(uid) && namespace.has_socket(socket.inode)
+                };
+                let is_holder = sockets.iter().any(may_hold) && self.may_listen(pid);
                 Some((self.procfs.process_id(pid).filter(|_| is_holder)?, None))
             }
             Err(_) => None,
