@@ -1,12 +1,14 @@
 """A server that does not answer in time: its process is still read, and its counters go on afterwards."""
 
 import contextlib
+import itertools
 import signal
 import socket
 import time
 
 import pytest
 
+from support.llama_server import XllamacppServer
 from support.process import cpu_seconds, proc_status, resident_bytes
 
 INTERVAL = 0.5
@@ -115,3 +117,36 @@ def test_a_stopped_server_that_is_killed_leaves_nothing(start_server, overloaded
     for poll in [gone, *exporter.between(gone, exporter.wait_for_polls(3, since=gone))]:
         assert (poll.value("up"), poll.model_series) == (0, set())
     assert exporter.log.count("memory and CPU of the server's process are no longer read") == 1
+
+
+def test_the_log_and_the_integrals_go_on(build, one_core, start, start_exporter, tmp_path):
+    """What the log has counted stays while the server does not answer, and nothing is integrated meanwhile."""
+    log = tmp_path / "server.log"
+    server = start(XllamacppServer(build, log))
+    options = ("--no-gpu", "--timeout", f"{TIMEOUT}s", "--log-file", log)
+    exporter = start_exporter(server.url, *options, interval=f"{INTERVAL}s")
+    logged = lambda poll: poll.value("request_duration_seconds_count", source="log")  # noqa: E731
+    integrated = lambda poll: {  # noqa: E731
+        status: poll.value("status_seconds_total", status=status) for status in ("idle", "running")
+    }
+    exporter.wait_for_status("idle")
+    server.stream(20).wait()
+    before = exporter.wait_for(lambda poll: logged(poll) == 1 and poll.status == "idle")
+
+    server.signal(signal.SIGSTOP)
+    down = exporter.wait_for(lambda poll: poll.number > before.number and poll.value("up") == 0)
+    last_down = exporter.wait_for_polls(6, since=down)
+    assert [logged(poll) for poll in [down, *exporter.between(down, last_down)]] == [1] * 7
+    server.signal(signal.SIGCONT)
+    resumed = exporter.wait_for(lambda poll: poll.number > last_down.number and poll.status == "idle")
+    stream = server.stream(server.tokens_for(seconds=2)).wait()
+    done = exporter.wait_for(lambda poll: poll.ended_before > stream.ended_at and logged(poll) == 3)
+
+    grown = {status: seconds - integrated(before)[status] for status, seconds in integrated(done).items()}
+    stopped = last_down.ended_after - down.ended_before
+    assert sum(grown.values()) <= done.ended_before - before.ended_after - stopped + INTERVAL
+    busy = stream.ended_at - stream.sent_at
+    assert grown["running"] >= busy - 3 * INTERVAL
+    assert done.value("requests_processing_seconds_total") >= busy - 3 * INTERVAL
+    for earlier, later in itertools.pairwise((before, resumed, done)):
+        assert all(integrated(earlier)[status] <= integrated(later)[status] for status in grown)
