@@ -20,6 +20,8 @@ use crate::upstream::reading::ServedLog;
 
 /// The most streams of one server.
 const MAX_STREAMS: usize = 64;
+/// The most streams that are opened at one poll: so many more connections and buffers at a time.
+const MAX_OPENED: usize = 16;
 /// Bytes of the stack of a thread that reads a stream.
 const STACK_BYTES: usize = 256 << 10;
 /// The first and the longest pause before a stream is opened again.
@@ -27,7 +29,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A request without an answer for so long is not refused.
 const REFUSAL_TIME: Duration = Duration::from_secs(2);
-/// The pause after an answer that the log is not served.
+/// How long a log is left alone after an answer that it is not served.
 const NOT_SERVED_PAUSE: Duration = Duration::from_secs(3600);
 
 /// The streams of one server, by URL.
@@ -56,8 +58,9 @@ enum StreamState {
     Open,
     /// The connection has failed or ended.
     Closed,
-    /// The server does not serve this log, or not so that it can be followed.
-    Unusable,
+    /// The server does not serve this log, or not so that it can be followed. The thread has ended
+    /// at that time.
+    Unusable(Instant),
 }
 
 impl LogStreams {
@@ -83,15 +86,18 @@ impl LogStreams {
             }
             is_served
         });
-        for log in logs {
-            if !self.streams.contains_key(&log.url) {
-                match self.open(log) {
-                    Ok(stream) => drop(self.streams.insert(log.url.clone(), stream)),
-                    Err(error) => own_log::warn(
-                        "cannot read a log over HTTP",
-                        &[("url", &log.url), ("reason", &error)],
-                    ),
-                }
+        let is_new = |log: &&ServedLog| {
+            let stream = self.streams.get(&log.url);
+            stream.is_none_or(LogStream::may_be_opened_again)
+        };
+        let new: Vec<_> = logs.iter().filter(is_new).take(MAX_OPENED).collect();
+        for log in new {
+            match self.open(log) {
+                Ok(stream) => drop(self.streams.insert(log.url.clone(), stream)),
+                Err(error) => own_log::warn(
+                    "cannot read a log over HTTP",
+                    &[("url", &log.url), ("reason", &error)],
+                ),
             }
         }
     }
@@ -99,7 +105,7 @@ impl LogStreams {
     /// Whether the server serves this log, as far as is known.
     pub fn is_usable(&self, log: &ServedLog) -> bool {
         let stream = self.streams.get(&log.url);
-        stream.is_some_and(|stream| *state(&stream.state) != StreamState::Unusable)
+        stream.is_some_and(|stream| !matches!(*state(&stream.state), StreamState::Unusable(_)))
     }
 
     /// The log that is read from there.
@@ -116,7 +122,7 @@ impl LogStreams {
                         && now.saturating_duration_since(since) > REFUSAL_TIME
                 }
                 StreamState::Open => true,
-                StreamState::Closed | StreamState::Unusable => false,
+                StreamState::Closed | StreamState::Unusable(_) => false,
             };
             if is_open {
                 stream.log.found();
@@ -152,6 +158,12 @@ impl LogStreams {
             client,
         };
         stream.start().map_err(|error| error.to_string())
+    }
+}
+
+impl LogStream {
+    fn may_be_opened_again(&self) -> bool {
+        matches!(*state(&self.state), StreamState::Unusable(since) if since.elapsed() > NOT_SERVED_PAUSE)
     }
 }
 
@@ -195,31 +207,27 @@ impl LogReader {
             if self.client.connection.is_ended() {
                 return;
             }
-            let next = match &end {
-                Err(error) if is_not_served(error) => StreamState::Unusable,
-                _ => StreamState::Closed,
-            };
+            self.client.connection.close();
+            let is_unusable = end.as_ref().is_err_and(is_not_served);
             let reason = end.map_or_else(|error| error.to_string(), |()| "it has ended".to_owned());
             own_log::debug(
                 "a log over HTTP",
                 &[("url", &self.url), ("closed", &reason)],
             );
+            if is_unusable {
+                return self.set(StreamState::Unusable(Instant::now()));
+            }
             if opened.elapsed() > LONGEST_PAUSE {
                 pause = FIRST_PAUSE;
             }
-            self.set(next);
+            self.set(StreamState::Closed);
             // Dropping the stream ends the pause.
-            thread::park_timeout(match next {
-                StreamState::Unusable => NOT_SERVED_PAUSE,
-                _ => pause,
-            });
+            thread::park_timeout(pause);
             if self.client.connection.is_ended() {
                 return;
             }
             pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
-            if next != StreamState::Unusable {
-                self.set(StreamState::Opening(Instant::now()));
-            }
+            self.set(StreamState::Opening(Instant::now()));
         }
     }
 
