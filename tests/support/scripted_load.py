@@ -11,6 +11,7 @@ All times are Unix times in seconds.
 
 import contextlib
 import itertools
+import re
 import signal
 import subprocess
 import threading
@@ -87,6 +88,9 @@ class Record:
     requests: list = field(default_factory=list)
     # Start and end, by name.
     phases: dict = field(default_factory=dict)
+    # Tasks of `program` that were cancelled before they had a slot, by its log. No client of the load does that;
+    # another exporter of this machine that ends during its poll does, as this build answers polls between batches.
+    cancelled_polls: int = 0
     # Of phases in which nothing changes: when a poll had seen them. Each Prometheus has scraped after that.
     seen: dict = field(default_factory=dict)
     # Of `single`: pairs of time, and CPU seconds or resident bytes.
@@ -290,6 +294,7 @@ class ScriptedLoad:
                 ended.set()
             sampler.result()
         self.record.counters = {name: self.single.counter(name) for name in COUNTERS}
+        self.record.cancelled_polls = sum(map(cancelled_polls, self.program.log.split("loading model")))
         self.record.slots = self.program.get_json("/slots")
         return self.record
 
@@ -371,6 +376,12 @@ class ScriptedLoad:
             self.send(server, 10, model=ALPHA)
         with self.phase("load beta"):
             self.send(server, 10, model=BETA)
+
+
+def cancelled_polls(log):
+    """The number of tasks that were cancelled before they had a slot, by the log of one run of a server."""
+    launched = re.findall(r"launch_slot_: id +\d+ \| task (\d+) ", log)
+    return len(set(re.findall(r"cancel task, id_task = (\d+)", log)) - set(launched))
 
 
 def wait_for_all(futures):
