@@ -191,7 +191,8 @@ impl RequestSources {
             known.slots = known.slots.or(number(slots.slots));
             known.max_context_size = known.max_context_size.or(number(slots.slot_context));
             let context_tokens = &model.slots.context_tokens;
-            if model.kv_cache_usage_ratio().is_none() && !context_tokens.is_empty() {
+            let is_usage_known = !context_tokens.is_empty() || model.slots.are_unused;
+            if model.kv_cache_usage_ratio().is_none() && is_usage_known {
                 let used: f64 = context_tokens.iter().map(|(_, tokens)| tokens).sum();
                 let cells = number(slots.kv_cells());
                 model.kv_cache.usage_ratio = cells.map(|cells| (used / cells).min(1.0));

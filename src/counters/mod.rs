@@ -15,7 +15,7 @@ mod task_counter;
 use std::time::Instant;
 
 use crate::counters::server_run::{ServerRun, SlotUpdate};
-use crate::counters::slot_tracker::{active_tokens, context_tokens};
+use crate::counters::slot_tracker::{active_tokens, are_unused, context_tokens};
 use crate::counters::task_counter::TaskCounter;
 use crate::readings::{
     CountersReading, LoggedTasks, ModelReading, ModelState, ModelStatus, TokenTotals, Update,
@@ -186,6 +186,7 @@ impl ModelTracker {
         model.facts.slots = model.facts.slots.or(count);
         model.facts.max_context_size = model.facts.max_context_size.or(largest);
         model.slots.context_tokens = context_tokens(slots);
+        model.slots.are_unused = are_unused(slots);
         // Slots that were not read again are idle.
         let is_read = matches!(reading.slots, Update::New(_));
         model.slots.active_tokens = active_tokens(slots).map(|n| if is_read { n } else { 0.0 });
@@ -195,6 +196,7 @@ impl ModelTracker {
     fn take_sleep(&mut self, model: &mut Model, at: Instant) {
         self.run.history.idle_until(at);
         model.slots.context_tokens.clear();
+        model.slots.are_unused = false;
         model.slots.busy = Some(0.0);
         model.slots.active_tokens = active_tokens(&self.run.slots).map(|_| 0.0);
         model.counters.requests_processing = Some(0.0);

@@ -329,7 +329,7 @@ impl Server {
             Build::From10566 => text + "llamacpp:prompt_tokens_cached_total 0\n",
             _ => text,
         };
-        let read = CountersByModel::read(text.as_bytes(), |_| true);
+        let read = CountersByModel::read(text.as_bytes(), false, |_| true);
         read.unwrap().of_server(&[]).unwrap()
     }
 

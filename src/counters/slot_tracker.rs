@@ -483,11 +483,16 @@ pub fn active_tokens(slots: &[Slot]) -> Option<f64> {
     is_known.then(|| busy.filter_map(|slot| slot.n_prompt_tokens).sum())
 }
 
-/// Tokens in each slot by its id; empty if no slot reports them (before b9294). Slots that have had
-/// no task yet hold none in any build.
+/// Whether no slot has had a task yet: then none holds tokens, although none reports any.
+pub fn are_unused(slots: &[Slot]) -> bool {
+    let is_unused = |slot: &Slot| slot.id_task.is_none() && !slot.is_busy();
+    !slots.is_empty() && slots.iter().all(is_unused)
+}
+
+/// Tokens in each slot by its id; empty if no slot reports them: before b9294, and before the first
+/// task.
 pub fn context_tokens(slots: &[Slot]) -> Vec<(u64, f64)> {
-    let is_new = |slot: &Slot| slot.id_task.is_none() && !slot.is_busy();
-    if slots.iter().all(|slot| slot.n_prompt_tokens.is_none()) && !slots.iter().all(is_new) {
+    if slots.iter().all(|slot| slot.n_prompt_tokens.is_none()) {
         return Vec::new();
     }
     // A slot that never had a task reports none and holds none.

@@ -54,7 +54,7 @@ pub fn fill(
     let slot_tokens: Vec<u64> = slot_tokens
         .filter_map(|(_, tokens)| integer(*tokens))
         .collect();
-    let is_usage_known = !slot_tokens.is_empty();
+    let is_usage_known = !slot_tokens.is_empty() || model.slots.are_unused;
     let trained_context = header.and_then(kv_cache::trained_context);
     let layout = CellLayout::new(options.as_ref(), slots, trained_context);
     if let Some(layout) = layout.filter(|_| is_usage_known) {

@@ -536,6 +536,7 @@ mod tests {
                 optimal_batch_size: some,
             },
             slots: SlotUsage {
+                are_unused: false,
                 busy: some,
                 context_tokens: (0..4).map(|slot| (slot, 1e6)).collect(),
                 active_tokens: some,
@@ -663,6 +664,7 @@ mod tests {
             mode: mode.map(str::to_owned),
             status: Some(ModelStatus::Idle),
             slots: SlotUsage {
+                are_unused: false,
                 context_tokens: vec![(3, 1.0), (3, 2.0)],
                 ..SlotUsage::default()
             },

@@ -85,6 +85,8 @@ pub struct Integrals {
 pub struct SlotUsage {
     /// Slots that process a request.
     pub busy: Option<f64>,
+    /// Whether no slot has had a task yet.
+    pub are_unused: bool,
     /// Tokens in each slot, by the slot's id.
     pub context_tokens: Vec<(u64, f64)>,
     /// Tokens in the slots that process a request.

@@ -80,7 +80,10 @@ impl LlamaServer {
         LlamaServer {
             url: ServerUrl::new(base.root()),
             stats_candidates,
-            telemetry: TelemetryReader::new(IdleGuard::new(settings.sleep_idle)),
+            telemetry: TelemetryReader::new(
+                IdleGuard::new(settings.sleep_idle),
+                settings.llama_server_metrics,
+            ),
             sleep_idle: settings.sleep_idle,
             session: Session::default(),
             given_name: settings.model.clone(),
@@ -417,7 +420,7 @@ impl Upstream for LlamaServer {
     fn replaced(&mut self) {
         self.disconnect();
         self.own_name = None;
-        self.telemetry = TelemetryReader::new(IdleGuard::new(self.sleep_idle));
+        self.telemetry.idle_guard = IdleGuard::new(self.sleep_idle);
     }
 }
 

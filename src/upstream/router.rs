@@ -32,6 +32,8 @@ pub struct Router {
     version: Option<String>,
     /// How long a model is idle before it sleeps, if set by the user.
     sleep_idle: Option<BoundedDuration>,
+    /// Whether the families of `/metrics` are kept as text.
+    keeps_text: bool,
     children: BTreeMap<String, RouterChild>,
     rotation: Rotation,
 }
@@ -86,6 +88,7 @@ impl Router {
             url: ServerUrl::new(base.root()),
             version: None,
             sleep_idle: settings.sleep_idle,
+            keeps_text: settings.llama_server_metrics,
             children: BTreeMap::new(),
             rotation: Rotation::new(settings),
         }
@@ -150,7 +153,7 @@ impl Router {
             let timeout = status.sleep_idle().or(self.sleep_idle);
             RouterChild {
                 url: self.url.with_query(query),
-                telemetry: TelemetryReader::new(IdleGuard::new(timeout)),
+                telemetry: TelemetryReader::new(IdleGuard::new(timeout), self.keeps_text),
                 props: None,
             }
         });

@@ -37,6 +37,8 @@ const PROCESS_HEADER: &str = "Process-Start-Time-Unix";
 pub struct TelemetryReader {
     /// Decides when they may be read.
     pub idle_guard: IdleGuard,
+    /// Whether the families of `/metrics` are kept as text, too.
+    keeps_text: bool,
     metrics_not_served: Option<NotServed>,
     slots_not_served: Option<NotServed>,
     /// Whether lines of the last `/metrics` could not be parsed.
@@ -44,10 +46,11 @@ pub struct TelemetryReader {
 }
 
 impl TelemetryReader {
-    /// Nothing is known yet.
-    pub fn new(idle_guard: IdleGuard) -> TelemetryReader {
+    /// Nothing is known yet. With `keeps_text`, the families of `/metrics` are kept as text, too.
+    pub fn new(idle_guard: IdleGuard, keeps_text: bool) -> TelemetryReader {
         TelemetryReader {
             idle_guard,
+            keeps_text,
             metrics_not_served: None,
             slots_not_served: None,
             has_invalid_lines: false,
@@ -132,7 +135,7 @@ impl TelemetryReader {
             let process = process.map(|process| bounds::cut(process).to_owned());
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             answer.stream(|body| {
-                let read = CountersByModel::read(body, |_| true)?;
+                let read = CountersByModel::read(body, self.keeps_text, |_| true)?;
                 let has_invalid_lines = read.skipped_lines > 0;
                 let counters = CountersReading {
                     process,
@@ -322,7 +325,7 @@ mod tests {
             let (_, settings) = crate::settings::parse(arguments, |_| None).unwrap();
             let mut exchange = Exchange::new(&settings.base_urls[0], &settings).unwrap();
             let url = ServerUrl::new(root);
-            let mut reader = TelemetryReader::new(IdleGuard::new(None));
+            let mut reader = TelemetryReader::new(IdleGuard::new(None), false);
             let mut read = |exchange: &mut Exchange| {
                 exchange.begin_poll(bounds::deadline(Instant::now(), HOUR));
                 let mut model = ModelReading::default();

@@ -34,8 +34,8 @@ pub struct CountersByModel {
     families: BTreeMap<ModelLabels, BTreeMap<String, Vec<SampleText>>>,
     /// HELP and TYPE of each family.
     headers: BTreeMap<String, Header>,
-    /// Bytes of text that may still be kept.
-    text_left: TextBudget,
+    /// Bytes of text that are kept.
+    text_bytes: usize,
     /// Whether any of llama.cpp's families is present.
     has_llama_cpp: bool,
     /// Lines that were skipped because they are not samples.
@@ -50,24 +50,6 @@ struct Header {
     family_type: Option<FamilyType>,
 }
 
-#[derive(Clone, Debug)]
-struct TextBudget(usize);
-
-impl Default for TextBudget {
-    fn default() -> TextBudget {
-        TextBudget(MOST_TEXT)
-    }
-}
-
-impl TextBudget {
-    /// Whether so many bytes may be kept: then they count.
-    fn take(&mut self, bytes: usize) -> bool {
-        let left = self.0.checked_sub(bytes);
-        self.0 = left.unwrap_or(self.0);
-        left.is_some()
-    }
-}
-
 /// The samples of one model.
 #[derive(Clone, Debug, Default)]
 struct ModelSamples {
@@ -79,19 +61,22 @@ struct ModelSamples {
 }
 
 impl CountersByModel {
-    /// Reads an exposition: the samples of llama.cpp for which `is_wanted` is true.
+    /// Reads an exposition: the samples of llama.cpp for which `is_wanted` is true. With
+    /// `keeps_text`, all of their families are kept as text, too.
     ///
     /// # Errors
     /// The text is not an exposition, is cut short, or could not be read.
     pub fn read(
         text: impl Read,
+        keeps_text: bool,
         is_wanted: impl Fn(&Sample) -> bool,
     ) -> Result<CountersByModel, String> {
         let mut read = CountersByModel::default();
         read.skipped_lines = exposition_reader::read(text, |line| {
             let sample = &match line {
                 Line::Sample(sample) => sample,
-                Line::Comment(comment) => return read.take_header(comment),
+                Line::Comment(comment) if keeps_text => return read.take_header(comment),
+                Line::Comment(_) => return,
             };
             let Some(name) = sample.name.strip_prefix(PREFIX) else {
                 return;
@@ -102,7 +87,9 @@ impl CountersByModel {
             if !is_wanted(sample) {
                 return;
             }
-            read.keep_text(sample);
+            if keeps_text {
+                read.keep_text(sample);
+            }
             if (family.is_some() || name == ACCEPTED_BY_POSITION)
                 && let Some(model) = read.model(sample)
             {
@@ -170,10 +157,13 @@ impl CountersByModel {
             return;
         }
         let samples = families.entry(sample.name.to_owned()).or_default();
+        let bytes = bytes.saturating_add(sample.name.len());
+        let bytes = self.text_bytes.saturating_add(bytes);
         if samples.len() < MOST_SAMPLES
             && samples.iter().all(|other| other.labels != labels)
-            && self.text_left.take(bytes.saturating_add(sample.name.len()))
+            && bytes <= MOST_TEXT
         {
+            self.text_bytes = bytes;
             samples.push(SampleText {
                 labels,
                 value: sample.text.to_owned(),
@@ -352,7 +342,7 @@ mod tests {
                 );
             }
         }
-        let read = CountersByModel::read(text.as_bytes(), |_| true).unwrap();
+        let read = CountersByModel::read(text.as_bytes(), true, |_| true).unwrap();
         let families = || read.families.values();
         assert!(families().all(|families| families.len() <= MOST_FAMILIES));
         let labels = families().flat_map(BTreeMap::values).flatten();
@@ -394,7 +384,7 @@ mod tests {
     }
 
     fn of_server(text: &str, names: &[&str]) -> Result<Counters, String> {
-        CountersByModel::read(text.as_bytes(), |_| true)?.of_server(names)
+        CountersByModel::read(text.as_bytes(), true, |_| true)?.of_server(names)
     }
 
     /// One sample of the tokens generated, with these labels.

@@ -24,6 +24,7 @@ use crate::readings::{
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Reason;
 use crate::upstream::api::counters_by_model::CountersByModel;
+use crate::upstream::api::exposition_reader::Sample;
 use crate::upstream::endpoints::{HEALTH, PROPS};
 use crate::upstream::http::endpoint::Endpoint;
 use crate::upstream::http::exchange::{Exchange, NotServed, RequestOutcome};
@@ -76,6 +77,8 @@ pub struct ModelRunner {
     url: ServerUrl,
     /// Whether the records of the last requests are read.
     reads_records: bool,
+    /// Whether the families of `/metrics` are kept as text.
+    keeps_text: bool,
     version: Option<String>,
     store: Store,
     servers: RunnerServers,
@@ -143,6 +146,7 @@ impl ModelRunner {
         ModelRunner {
             url: ServerUrl::new(base.before_engines()),
             reads_records: !settings.no_request_records,
+            keeps_text: settings.llama_server_metrics,
             version: None,
             store: Store::default(),
             servers: RunnerServers::new(settings),
@@ -171,7 +175,8 @@ impl ModelRunner {
         }
         let metrics = exchange.get(METRICS, &self.url.of(METRICS), |answer| {
             answer.stream(|body| {
-                CountersByModel::read(body, |sample| sample.label("backend") == Some(LLAMA_CPP))
+                let is_llama_cpp = |sample: &Sample| sample.label("backend") == Some(LLAMA_CPP);
+                CountersByModel::read(body, self.keeps_text, is_llama_cpp)
             })
         });
         if metrics.timed_out() {
