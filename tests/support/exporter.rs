@@ -271,6 +271,13 @@ impl Exporter {
         self.status_bytes("VmHWM:")
     }
 
+    /// [`peak_memory`](Exporter::peak_memory) without the pages of its program and libraries: those
+    /// of a debug build are several times those of a release.
+    pub fn peak_data_memory(&self) -> u64 {
+        self.peak_memory()
+            .saturating_sub(self.status_bytes("RssFile:"))
+    }
+
     fn status_bytes(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let value = status
