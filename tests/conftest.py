@@ -16,6 +16,8 @@ FIRST = ("test_sleep.py", "test_router.py", "test_log.py", "test_probe.py", "tes
 LAST = ("test_observer_cost.py",)
 
 
+# First: pytest-xdist's own hook reads the marks.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     def position(item):
         name = item.path.name
