@@ -68,6 +68,14 @@ class Machine(ChildProcess):
         names = {int(child): Path(f"/proc/{child}/comm").read_text().strip() for child in children}
         return next((child for child, name in names.items() if name == "systemd"), None)
 
+    def kill(self):
+        """Ends the container: with its PID 1, all of its processes end. They would survive systemd-nspawn."""
+        with contextlib.suppress(OSError):
+            leader = self.leader or self.find_leader()
+            if leader:
+                os.kill(leader, signal.SIGKILL)
+        super().kill()
+
     def run(self, *command):
         enter = ["nsenter", f"--target={self.leader}", "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--root"]
         return subprocess.run([*enter, *command], capture_output=True, text=True, timeout=TIMEOUT)
