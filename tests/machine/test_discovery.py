@@ -19,8 +19,10 @@ from support.wait import wait_for
 
 # Two minutes with DISCOVERY_SECONDS=120.
 SECONDS = float(os.environ.get("DISCOVERY_SECONDS", "12"))
-NAMESPACE = "llamacpp-discovery"
-OUTSIDE, INSIDE = "10.231.73.1", "10.231.73.2"
+# Several processes of pytest-xdist may run these tests at once.
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+NAMESPACE, LINK = f"llamacpp-discovery-{WORKER}", f"lcx{WORKER}"
+OUTSIDE, INSIDE = f"10.231.{73 + WORKER}.1", f"10.231.{73 + WORKER}.2"
 
 
 class SomeProcesses:
@@ -94,9 +96,9 @@ def namespace():
 
     ip("netns", "del", NAMESPACE, check=False)
     ip("netns", "add", NAMESPACE)
-    ip("link", "add", "lcx0", "type", "veth", "peer", "name", "eth0", "netns", NAMESPACE)
-    ip("addr", "add", f"{OUTSIDE}/24", "dev", "lcx0")
-    ip("link", "set", "lcx0", "up")
+    ip("link", "add", LINK, "type", "veth", "peer", "name", "eth0", "netns", NAMESPACE)
+    ip("addr", "add", f"{OUTSIDE}/24", "dev", LINK)
+    ip("link", "set", LINK, "up")
     ip("-n", NAMESPACE, "addr", "add", f"{INSIDE}/24", "dev", "eth0")
     for device in ("lo", "eth0"):
         ip("-n", NAMESPACE, "link", "set", device, "up")
