@@ -170,8 +170,9 @@ fn each_server_is_watched_with_its_own_key_while_its_process_runs() {
     wait_until("its threads have ended", || {
         exporter.threads_named("poll") == 0
     });
+    // The connection of a scrape may have been open when they were counted.
     wait_until("its connections are closed", || {
-        exporter.descriptors() == descriptors
+        exporter.descriptors() <= descriptors
     });
     assert_eq!(exporter.get("/healthz").status, 200);
     for key in ["first-key", "second-key", "given-key"] {
@@ -343,8 +344,9 @@ fn servers_that_come_and_go_leave_nothing_behind() {
     wait_until("its threads have ended", || {
         exporter.threads_named("poll") == 0
     });
+    // The connection of a scrape may have been open when they were counted.
     wait_until("its connections are closed", || {
-        exporter.descriptors() == descriptors
+        exporter.descriptors() <= descriptors
     });
 }
 
