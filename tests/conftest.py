@@ -16,17 +16,12 @@ FIRST = ("test_sleep.py", "test_router.py", "test_log.py", "test_probe.py", "tes
 LAST = ("test_observer_cost.py",)
 
 
-# First: pytest-xdist's own hook reads the marks.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     def position(item):
         name = item.path.name
         return FIRST.index(name) if name in FIRST else len(FIRST) + (name in LAST)
 
     items.sort(key=position)
-    for item in items:
-        # With --dist loadgroup, one process runs all tests of a folder: they share its fixtures.
-        item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
 
 
 def pytest_terminal_summary(terminalreporter):
