@@ -4,12 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::readings::{ModelState, ModelStatus};
+use crate::readings::{ModelKey, ModelState, ModelStatus};
 use crate::snapshot::Model;
 
 /// The levels of each model at the last poll, by name and mode.
 #[derive(Debug, Default)]
-pub struct LastLevels(BTreeMap<(String, Option<String>), Levels>);
+pub struct LastLevels(BTreeMap<ModelKey, Levels>);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Levels {
@@ -21,16 +21,15 @@ struct Levels {
 impl LastLevels {
     /// Forgets the models that are not in `models`.
     pub fn keep_only(&mut self, models: &[Model]) {
-        let is_there = |(name, mode): &(String, Option<String>)| {
-            models.iter().any(|of| of.name == *name && of.mode == *mode)
-        };
+        let is_there =
+            |(name, mode): &ModelKey| models.iter().any(|of| of.name == *name && of.mode == *mode);
         self.0.retain(|key, _| is_there(key));
     }
 
     /// Fills in the levels that this poll has not read, where they were read before and are known
     /// to be the same, or the server answers late.
     pub fn fill(&mut self, model: &mut Model, state: ModelState) {
-        let last = self.0.entry((model.name.clone(), model.mode.clone()));
+        let last = self.0.entry(model.key());
         let last = last.or_default();
         let counters = &mut model.counters;
         let ratio = &mut model.kv_cache.usage_ratio;

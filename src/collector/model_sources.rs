@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::readings::{ModelReading, ModelState, ModelStatus, TokenTotals, Update};
+use crate::readings::{ModelKey, ModelReading, ModelState, ModelStatus, TokenTotals, Update};
 use crate::requests::records::Records;
 
 const LOG_USED: &str = "tokens and requests of a model are read from Docker Model Runner's log (GET /logs): the tokens \
@@ -25,12 +25,9 @@ pub(super) enum RequestsFrom {
     Records,
 }
 
-/// The label `model` and the mode.
-type Key = (String, Option<String>);
-
 /// The sources of all models that a llama-server has loaded.
 #[derive(Debug, Default)]
-pub(super) struct ModelSources(BTreeMap<Key, ModelSource>);
+pub(super) struct ModelSources(BTreeMap<ModelKey, ModelSource>);
 
 #[derive(Debug)]
 struct ModelSource {
@@ -47,14 +44,19 @@ struct ModelSource {
 impl ModelSources {
     /// Takes the models that a poll has found, and the one whose requests the log reports, if there
     /// is such a log.
-    pub fn update(&mut self, models: &[ModelReading], logged: Option<&Key>, records: &Records) {
+    pub fn update(
+        &mut self,
+        models: &[ModelReading],
+        logged: Option<&ModelKey>,
+        records: &Records,
+    ) {
         let unloaded = ModelState::Reported(ModelStatus::Unloaded);
         let is_llama_cpp = |model: &&ModelReading| {
             model.facts.backend.as_deref() == Some(LLAMA_CPP) && model.state != unloaded
         };
         let loaded = models.iter().filter(is_llama_cpp);
-        let loaded: BTreeMap<Key, &ModelReading> =
-            loaded.map(|model| (key(model), model)).collect();
+        let loaded: BTreeMap<ModelKey, &ModelReading> =
+            loaded.map(|model| (model.key(), model)).collect();
         self.0.retain(|key, _| loaded.contains_key(key));
         for (key, model) in loaded {
             let is_logged = logged == Some(&key);
@@ -126,8 +128,4 @@ impl ModelSources {
     fn get(&self, model: &str, mode: Option<&str>) -> Option<&ModelSource> {
         self.0.get(&(model.to_owned(), mode.map(str::to_owned)))
     }
-}
-
-fn key(model: &ModelReading) -> Key {
-    (model.name.clone(), model.mode.clone())
 }

@@ -22,7 +22,7 @@ use crate::machine::Machine;
 use crate::machine::discovery::LocalServers;
 use crate::machine::gpus::Gpus;
 use crate::machine::started_servers::StartedServers;
-use crate::readings::{LocalServer, ModelReading};
+use crate::readings::{LocalServer, ModelKey, ModelReading};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Model, PollFailure, Polls, Reason, Snapshot, SnapshotCell};
 use crate::upstream::advice::Advice;
@@ -47,7 +47,7 @@ pub struct Poller {
     exchange: Exchange,
     upstream: DetectedServer,
     /// The tracker and the integrator of each model, by name and mode.
-    models: BTreeMap<(String, Option<String>), (ModelTracker, Integrator)>,
+    models: BTreeMap<ModelKey, (ModelTracker, Integrator)>,
     /// The models that the last poll with an answer found, without their values.
     known: Vec<Model>,
     machine: Machine,
@@ -257,13 +257,13 @@ impl Poller {
             }
             return Vec::new();
         }
-        let present: BTreeSet<_> = reading.models.iter().map(key).collect();
+        let present: BTreeSet<_> = reading.models.iter().map(ModelReading::key).collect();
         self.models.retain(|known, _| present.contains(known));
         let mut models: Vec<_> = reading
             .models
             .iter()
             .map(|read| {
-                let (tracker, integrator) = self.models.entry(key(read)).or_default();
+                let (tracker, integrator) = self.models.entry(read.key()).or_default();
                 let mut model = tracker.update(read);
                 let has_restarted = tracker.has_restarted();
                 model.integrals = integrator.update(now, read, &model, has_restarted);
@@ -330,10 +330,10 @@ impl Poller {
         let read: BTreeMap<_, _> = reading
             .models
             .iter()
-            .map(|read| (key(read), read))
+            .map(|read| (read.key(), read))
             .collect();
         for model in models.iter_mut().filter(|model| model.is_loaded()) {
-            let Some(read) = read.get(&(model.name.clone(), model.mode.clone())) else {
+            let Some(read) = read.get(&model.key()) else {
                 continue;
             };
             if !read.process.is_findable() {
@@ -384,11 +384,6 @@ impl Poller {
             (snapshot, self.upstream.extra_poll_at())
         })
     }
-}
-
-/// Identifies a model within its base URL: its name and mode.
-fn key(model: &ModelReading) -> (String, Option<String>) {
-    (model.name.clone(), model.mode.clone())
 }
 
 /// What is known of a server that does not answer, for people; these are its processes.

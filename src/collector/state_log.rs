@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::mem;
 
 use crate::process::log;
-use crate::readings::ModelStatus;
+use crate::readings::{ModelKey, ModelStatus};
 use crate::snapshot::{Reason, ServerInfo, Snapshot};
 use crate::upstream::advice::Advice;
 use crate::upstream::http::request_log::{FailedRequest, RequestTarget};
@@ -24,7 +24,7 @@ pub(super) struct StateLog {
     /// Whether the model had no name at the last poll.
     was_unnamed: bool,
     /// The status of each model, by name and mode.
-    statuses: BTreeMap<(String, Option<String>), ModelStatus>,
+    statuses: BTreeMap<ModelKey, ModelStatus>,
     failing: BTreeMap<RequestTarget, Reason>,
     notes: Vec<&'static str>,
     /// The last poll's note on the processes of a server that does not answer.
@@ -95,7 +95,7 @@ impl StateLog {
         let shown: Vec<_> = snapshot
             .models
             .iter()
-            .filter_map(|model| Some(((model.name.clone(), model.mode.clone()), model.status?)))
+            .filter_map(|model| Some((model.key(), model.status?)))
             .collect();
         for (key, status) in &shown {
             // A model whose name was not known until it had loaded.

@@ -42,7 +42,7 @@ use crate::machine::process_lookup::{Connect, LookupResult, ProcessLookup, unix_
 use crate::machine::procfs::{HeldSocket, ProcessId, Procfs};
 use crate::machine::server_process::ServerProcess;
 use crate::process::log;
-use crate::readings::{LocalServer, ModelReading};
+use crate::readings::{LocalServer, ModelKey, ModelReading};
 use crate::settings::{BaseUrl, ServerAddress, Settings};
 use crate::snapshot::Model;
 
@@ -76,13 +76,6 @@ pub struct Machine {
     /// The process of a model that its server has not named yet.
     unnamed: Option<ModelProcess>,
     logged_notes: BTreeSet<String>,
-}
-
-/// A model's name and mode.
-type ModelKey = (String, Option<String>);
-
-fn key(model: &Model) -> ModelKey {
-    (model.name.clone(), model.mode.clone())
 }
 
 /// The process of a model, or the time of the next lookup.
@@ -158,7 +151,7 @@ impl Machine {
     /// Sets the values of `model` that this machine knows. Call it once per poll for each loaded
     /// model.
     pub fn fill(&mut self, model: &mut Model, reading: &ModelReading) {
-        let key = key(model);
+        let key = model.key();
         // Removed, so that `models` holds only the processes of other models.
         let mut entry = self.models.remove(&key).unwrap_or_default();
         entry.is_only_model = is_only_model(reading);
@@ -176,7 +169,7 @@ impl Machine {
     /// Sets the values of the known process of `model`, whose server does not answer. Returns its
     /// PID; `None`, and sets nothing, if no process is known or the known one no longer serves.
     pub fn fill_known(&mut self, model: &mut Model) -> Option<u32> {
-        let entry = self.models.get_mut(&key(model))?;
+        let entry = self.models.get_mut(&model.key())?;
         let process = entry.process.as_mut()?;
         let pid_file = self.pid_file.as_ref().filter(|_| entry.is_only_model);
         if !process.still_serves(&self.procfs) || !allows(pid_file, process.id) {
@@ -218,13 +211,13 @@ impl Machine {
 
     /// How long the model's server is idle before it unloads the model, as its arguments say.
     pub fn sleep_idle(&self, model: &Model) -> Option<BoundedDuration> {
-        let process = self.models.get(&key(model))?.process.as_ref()?;
+        let process = self.models.get(&model.key())?.process.as_ref()?;
         process.arguments.sleep_idle()
     }
 
     /// Removes the processes of all other models: they are unloaded, or the server is down.
     pub fn keep_only(&mut self, models: &[Model]) {
-        let present: BTreeSet<ModelKey> = models.iter().map(key).collect();
+        let present: BTreeSet<ModelKey> = models.iter().map(Model::key).collect();
         self.models.retain(|known, _| present.contains(known));
         if models.is_empty() && self.unnamed.is_none() {
             self.addresses = HostLookup::Idle;

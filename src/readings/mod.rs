@@ -26,6 +26,9 @@ pub use slots::{Slot, Slots};
 pub use stats::Stats;
 pub use status::ModelStatus;
 
+/// Identifies a model within its server: its name and mode.
+pub type ModelKey = (String, Option<String>);
+
 /// The readings of one model at one poll.
 #[derive(Debug, Default)]
 pub struct ModelReading {
@@ -54,6 +57,11 @@ pub struct ModelReading {
 }
 
 impl ModelReading {
+    /// Its name and mode.
+    pub fn key(&self) -> ModelKey {
+        (self.name.clone(), self.mode.clone())
+    }
+
     /// Whether its server is there and has loaded it, as far as the poll tells.
     pub fn is_loaded(&self) -> bool {
         use ModelStatus::{Idle, Running, Sleeping};

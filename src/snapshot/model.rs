@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::bounds;
-use crate::readings::{Counters, LlamaServerFamily, ModelFacts, ModelStatus, Stats};
+use crate::readings::{Counters, LlamaServerFamily, ModelFacts, ModelKey, ModelStatus, Stats};
 use crate::snapshot::GpuMemory;
 use crate::snapshot::histogram::Histogram;
 
@@ -126,6 +126,11 @@ pub struct ProcessUsage {
 }
 
 impl Model {
+    /// Its name and mode.
+    pub fn key(&self) -> ModelKey {
+        (self.name.clone(), self.mode.clone())
+    }
+
     /// The same model, with the labels of its series and no value.
     #[must_use]
     pub fn without_values(&self) -> Model {

@@ -119,7 +119,6 @@ impl Reading {
     /// Keeps the first of each model and mode: a server may list one twice.
     pub fn keep_first_of_each(&mut self) {
         let mut seen = BTreeSet::new();
-        self.models
-            .retain(|model| seen.insert((model.name.clone(), model.mode.clone())));
+        self.models.retain(|model| seen.insert(model.key()));
     }
 }
