@@ -9,6 +9,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddrV4;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -88,14 +89,15 @@ impl Processes {
 /// The inode number of the socket that the server listens on.
 fn inode(server: &Server) -> String {
     let table = fs::read_to_string("/proc/self/net/tcp").unwrap();
-    let port = format!(":{:04X}", server.port());
+    // Each server has an address of its own, so two may have the same port.
+    let address: SocketAddrV4 = server.authority().parse().unwrap();
+    let ip = u32::from_ne_bytes(address.ip().octets());
+    let local = format!("{ip:08X}:{:04X}", address.port());
     let mut rows = table
         .lines()
         .map(|row| row.split_whitespace().collect::<Vec<_>>());
     // Local address, remote address, state; 0A is listening.
-    let row = rows
-        .find(|row| row[1].ends_with(&port) && row[3] == "0A")
-        .unwrap();
+    let row = rows.find(|row| row[1] == local && row[3] == "0A").unwrap();
     row[9].to_owned()
 }
 
