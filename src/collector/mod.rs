@@ -13,6 +13,7 @@ mod poller;
 mod request_sources;
 mod schedule;
 mod server_list;
+mod source_table;
 mod state_log;
 mod watchdog;
 

@@ -14,6 +14,7 @@ use crate::collector::clock::Clock;
 use crate::collector::last_levels::LastLevels;
 use crate::collector::monitored_server::MonitoredServer;
 use crate::collector::request_sources::RequestSources;
+use crate::collector::source_table::SourceTable;
 use crate::collector::state_log::{LEFT_OUT, StateLog};
 use crate::collector::{llama_server_families, poll_loop, schedule};
 use crate::counters::ModelTracker;
@@ -24,17 +25,15 @@ use crate::machine::gpus::Gpus;
 use crate::machine::started_servers::StartedServers;
 use crate::readings::{LocalServer, ModelKey, ModelReading};
 use crate::settings::{BaseUrl, Settings};
-use crate::snapshot::{Model, PollFailure, Polls, Reason, Snapshot, SnapshotCell};
+use crate::snapshot::{
+    Absence, Model, PollFailure, Polls, Reason, Snapshot, SnapshotCell, SourceKind,
+};
 use crate::upstream::advice::Advice;
 use crate::upstream::detection::DetectedServer;
 use crate::upstream::http::exchange::Exchange;
 use crate::upstream::http::peer_check::PeerCheck;
 use crate::upstream::http::request_log::FailedRequest;
 use crate::upstream::reading::Reading;
-
-/// Noted while the name of a server's model is not known.
-const UNNAMED: &str = "the server has not named its model yet: the model's series begin when it \
-                       has; if the model is loading, that is when it has loaded";
 
 /// Polls one base URL.
 pub struct Poller {
@@ -57,6 +56,7 @@ pub struct Poller {
     polls: Polls,
     state_log: StateLog,
     levels: LastLevels,
+    sources: SourceTable,
     /// Whether llama-server's own families are exported.
     exports_llama_server: bool,
     /// How long the server is idle before it sleeps, by the command line of its process.
@@ -84,6 +84,9 @@ impl Poller {
             server: settings.server_label(base),
             state_log: StateLog::new(settings.server_label(base)),
             levels: LastLevels::default(),
+            sources: SourceTable::new(
+                settings.api_key_of(base).is_some() || base.userinfo().is_some(),
+            ),
             exports_llama_server: settings.llama_server_metrics,
             idle_timeout: None,
         })
@@ -150,6 +153,7 @@ impl Poller {
             }
         }
         for note in models.iter().flat_map(|model| &model.notes) {
+            let note = &note.note();
             if !reading.notes.contains(note) {
                 reading.notes.push(note);
             }
@@ -181,6 +185,10 @@ impl Poller {
                 .chain(advice.as_ref().map(|advice| advice.text.clone()))
                 .chain(note_on_processes.clone())
                 .collect(),
+            down: advice
+                .as_ref()
+                .map(|advice| self.sources.down(&reading, advice)),
+            sources: self.sources.update(&reading, Vec::new()),
         };
         if up || !self.has_ended() {
             self.state_log
@@ -206,9 +214,10 @@ impl Poller {
         }
         let is_named = |model: &mut ModelReading| !model.name.is_empty();
         reading.models.extend(reading.unnamed.take_if(is_named));
-        reading
-            .notes
-            .extend(reading.unnamed.as_ref().map(|_| UNNAMED));
+        if reading.unnamed.is_some() {
+            reading.lacks(SourceKind::ModelServer, None, Absence::ModelUnnamed);
+            reading.notes.push(Absence::ModelUnnamed.note());
+        }
     }
 
     /// Counts failures. Each endpoint that is requested of this kind of server has a counter from 0
@@ -224,7 +233,7 @@ impl Poller {
             .requests
             .answered
             .iter()
-            .map(|target| target.endpoint);
+            .map(|answered| answered.target.endpoint);
         let of_kind = reading.endpoints.iter().copied();
         // The first request of each detection.
         let first = iter::once("/health");

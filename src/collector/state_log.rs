@@ -8,7 +8,7 @@ use crate::process::log;
 use crate::readings::{ModelKey, ModelStatus};
 use crate::snapshot::{Reason, ServerInfo, Snapshot};
 use crate::upstream::advice::Advice;
-use crate::upstream::http::request_log::{FailedRequest, RequestTarget};
+use crate::upstream::http::request_log::{AnsweredRequest, FailedRequest, RequestTarget};
 use crate::upstream::reading::Reading;
 
 /// Logged and noted if a server has more models than are exported.
@@ -131,7 +131,7 @@ impl StateLog {
                 log_target(log::warn, "a request failed", target, &pairs);
             }
         }
-        for target in &reading.requests.answered {
+        for AnsweredRequest { target, .. } in &reading.requests.answered {
             if self.failing.remove(target).is_some() {
                 log_target(
                     log::info,

@@ -20,12 +20,8 @@ use crate::counters::task_counter::TaskCounter;
 use crate::readings::{
     CountersReading, LoggedTasks, ModelReading, ModelState, ModelStatus, TokenTotals, Update,
 };
-use crate::snapshot::Model;
 use crate::snapshot::histogram::{Histogram, PER_TOKEN_SECONDS};
-
-const PROMPTS_UNCOUNTED: &str = "/metrics does not count the prompt tokens of completed requests: \
-     before b10566 llama-server does not count those of embeddings and reranking. They are not \
-     exported; --log-file provides them";
+use crate::snapshot::{Absence, Model};
 
 /// What is remembered of one model between two readings.
 #[derive(Debug)]
@@ -164,7 +160,7 @@ impl ModelTracker {
         if self.run.prompts_uncounted {
             model.live.prompt_tokens = None;
             model.counters.prompt_seconds = None;
-            model.notes.push(PROMPTS_UNCOUNTED);
+            model.notes.push(Absence::PromptsUncounted);
         }
     }
 

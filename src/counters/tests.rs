@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::{ModelTracker, PROMPTS_UNCOUNTED};
+use super::ModelTracker;
 use crate::readings::{
     Counters, CountersReading, ModelReading, ModelState, Slots, SlotsReading, Update,
 };
-use crate::snapshot::Model;
+use crate::snapshot::{Absence, Model};
 
 fn reading(second: u64, counters: Counters, slots: Option<&str>) -> ModelReading {
     // The same start for all readings of a test.
@@ -58,7 +58,7 @@ fn prompt_tokens_are_absent_if_the_server_does_not_count_them() {
     assert_eq!(before.live.prompt_tokens, Some(0.0));
     let after = state.update(&reading(1, calls(6.0, 0.0), None));
     assert!(!exports_prompts(&after), "{after:?}");
-    assert_eq!(after.notes, [PROMPTS_UNCOUNTED]);
+    assert_eq!(after.notes, [Absence::PromptsUncounted]);
     assert_eq!(after.live.decode_calls, Some(6.0));
     // Nor while the next one is running.
     let busy = state.update(&reading(2, calls(7.0, 1.0), None));

@@ -2,4 +2,6 @@
 
 pub mod catalogue;
 pub mod exposition;
+pub mod need;
+pub mod overview;
 mod text_format;

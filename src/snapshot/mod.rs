@@ -3,6 +3,7 @@
 //!
 //! A value that is unknown, or not fresh, is `None`, and is not exported.
 
+mod absence;
 mod cell;
 mod gpu;
 pub mod histogram;
@@ -10,15 +11,18 @@ mod model;
 mod own_metrics;
 mod requests;
 mod server;
+mod source;
 
 use std::collections::BTreeSet;
 
+pub use absence::Absence;
 pub use cell::SnapshotCell;
 pub use gpu::{Gpu, GpuMemory};
 pub use model::{Integrals, KvCacheUsage, LiveCounts, Model, ProcessUsage, Rates, SlotUsage};
 pub use own_metrics::OwnMetrics;
 pub use requests::{ModelRequests, Outcome, RequestFigures};
 pub use server::{PollFailure, Polls, Reason, ServerInfo};
+pub use source::{MOST_SOURCES, Missing, Source, SourceKind, SourceState};
 
 use crate::bounds;
 
@@ -47,6 +51,10 @@ pub struct Snapshot {
     pub failures: Vec<PollFailure>,
     /// Which values are missing and why, for the user.
     pub notes: Vec<String>,
+    /// Why it is down; `None` while it is up, and before the first poll has ended.
+    pub down: Option<Missing>,
+    /// Where its values come from, at most [`MOST_SOURCES`].
+    pub sources: Vec<Source>,
 }
 
 impl Snapshot {
@@ -58,6 +66,8 @@ impl Snapshot {
             up: Some(false),
             requests: self.requests.clone(),
             polls: self.polls.clone(),
+            down: Some(Absence::PollOverdue.into()),
+            sources: self.sources.clone(),
             ..Snapshot::default()
         }
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::bounds;
 use crate::readings::{Counters, LlamaServerFamily, ModelFacts, ModelKey, ModelStatus, Stats};
-use crate::snapshot::GpuMemory;
 use crate::snapshot::histogram::Histogram;
+use crate::snapshot::{Absence, GpuMemory};
 
 /// What is known of one model.
 #[derive(Clone, Debug, Default)]
@@ -37,8 +37,8 @@ pub struct Model {
     pub process: ProcessUsage,
     /// `/stats`: used for values that are known from nothing else.
     pub stats: Stats,
-    /// Notes on missing values, for the user.
-    pub notes: Vec<&'static str>,
+    /// Why values are missing that its server could report.
+    pub notes: Vec<Absence>,
 }
 
 /// Counters of the server that include the requests in flight.

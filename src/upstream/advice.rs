@@ -123,6 +123,7 @@ mod tests {
         let failed = |error| FailedRequest {
             target: target.clone(),
             error,
+            duration: None,
             is_pending: false,
         };
         let mut reading = Reading::default();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::readings::slots::MOST_SLOTS;
 use crate::readings::{EndedRequests, ModelReading, Update};
-use crate::snapshot::{Reason, ServerInfo};
+use crate::snapshot::{Absence, Reason, ServerInfo, Source, SourceKind};
 use crate::upstream::ServerKind;
 use crate::upstream::http::request_error::RequestError;
 use crate::upstream::http::request_log::{FailedRequest, RequestLog, RequestTarget};
@@ -42,6 +42,8 @@ pub struct Reading {
     pub requests: RequestLog,
     /// Notes on missing data, for the user.
     pub notes: Vec<&'static str>,
+    /// The sources that were not read although they may be there, and why.
+    pub unread: Vec<Source>,
 }
 
 /// The log of llama-servers that the server at the base URL serves over HTTP, in a response that
@@ -110,10 +112,16 @@ impl Reading {
             self.requests.failures.push(FailedRequest {
                 target,
                 error,
+                duration: None,
                 is_pending: false,
             });
         }
         self.models.push(model);
+    }
+
+    /// Adds that a source, of one of several models, was not read.
+    pub fn lacks(&mut self, kind: SourceKind, model: Option<&str>, why: Absence) {
+        self.unread.push(Source::missing(kind, why).of_model(model));
     }
 
     /// Keeps the first of each model and mode: a server may list one twice.

@@ -3,18 +3,20 @@
 
 use std::mem;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::process::log;
 use crate::settings::{BaseUrl, Settings};
-use crate::snapshot::Reason;
+use crate::snapshot::{Absence, Reason};
 use crate::upstream::http::allowed_addresses::AllowedAddresses;
 use crate::upstream::http::client::Client;
 use crate::upstream::http::endpoint::Endpoint;
 use crate::upstream::http::open_requests::OpenRequests;
 use crate::upstream::http::peer_check::PeerCheck;
 use crate::upstream::http::request_error::{RequestError, RequestErrorKind};
-use crate::upstream::http::request_log::{FailedRequest, RequestLog, RequestTarget};
+use crate::upstream::http::request_log::{
+    AnsweredRequest, FailedRequest, RequestLog, RequestTarget,
+};
 use crate::upstream::http::response::HttpResponse;
 
 /// The outcome of a request.
@@ -83,6 +85,21 @@ impl<T> RequestOutcome<T> {
             self,
             RequestOutcome::Failed(Reason::Connect | Reason::Timeout)
         )
+    }
+
+    /// Why the endpoint has no document, if that is no failure.
+    fn absence(&self, endpoint: Endpoint) -> Option<Absence> {
+        match (self, endpoint.path) {
+            (RequestOutcome::NotLoaded, _) => Some(Absence::ModelLoading),
+            (RequestOutcome::NotServed(NotServed::Disabled), "/metrics") => {
+                Some(Absence::MetricsOff)
+            }
+            (RequestOutcome::NotServed(NotServed::Disabled), "/slots") => Some(Absence::SlotsOff),
+            (RequestOutcome::NotServed(_), "/metrics") => Some(Absence::MetricsNotServed),
+            (RequestOutcome::NotServed(_), "/slots") => Some(Absence::SlotsNotServed),
+            (RequestOutcome::NotServed(_), _) => Some(Absence::NotServed),
+            _ => None,
+        }
     }
 
     fn label(&self) -> &'static str {
@@ -247,14 +264,20 @@ impl Exchange {
             if !self.is_out_of_time {
                 self.is_out_of_time = true;
                 let why = "not sent: the poll has no time left";
-                self.add_failure(endpoint, RequestError::new(Reason::Timeout, why), false);
+                let error = RequestError::new(Reason::Timeout, why);
+                self.add_failure(endpoint, error, None, false);
             }
             return RequestOutcome::Failed(Reason::Timeout);
         }
         let response = self.client.get(url, endpoint.limit, time_left);
         let outcome = match response.and_then(|response| self.classify(endpoint, response, parse)) {
             Ok(outcome) => {
-                self.log.answered.push(self.target(endpoint));
+                self.log.answered.push(AnsweredRequest {
+                    target: self.target(endpoint),
+                    sent_at,
+                    duration: sent_at.elapsed(),
+                    absence: outcome.absence(endpoint),
+                });
                 let is_loading = matches!(outcome, RequestOutcome::NotLoaded);
                 if is_loading || matches!(outcome, RequestOutcome::Ok(_)) {
                     let now = Instant::now();
@@ -274,7 +297,8 @@ impl Exchange {
                     // The server that left requests open is gone.
                     self.open.clear();
                 }
-                self.add_failure(endpoint, error, self.is_pending(url));
+                let duration = Some(sent_at.elapsed());
+                self.add_failure(endpoint, error, duration, self.is_pending(url));
                 match kind {
                     RequestErrorKind::BadGateway => RequestOutcome::BadGateway,
                     RequestErrorKind::Unrecognized => RequestOutcome::Unrecognized,
@@ -317,11 +341,18 @@ impl Exchange {
         }
     }
 
-    fn add_failure(&mut self, endpoint: Endpoint, error: RequestError, is_pending: bool) {
+    fn add_failure(
+        &mut self,
+        endpoint: Endpoint,
+        error: RequestError,
+        duration: Option<Duration>,
+        is_pending: bool,
+    ) {
         let target = self.target(endpoint);
         self.log.failures.push(FailedRequest {
             target,
             error,
+            duration,
             is_pending,
         });
     }

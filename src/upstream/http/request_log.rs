@@ -1,5 +1,8 @@
 //! The outcomes of one poll's requests.
 
+use std::time::{Duration, Instant};
+
+use crate::snapshot::Absence;
 use crate::upstream::http::request_error::RequestError;
 
 /// The target of a request.
@@ -11,6 +14,19 @@ pub struct RequestTarget {
     pub model: Option<String>,
 }
 
+/// A request that got a response.
+#[derive(Clone, Debug)]
+pub struct AnsweredRequest {
+    /// Its target.
+    pub target: RequestTarget,
+    /// When it was sent.
+    pub sent_at: Instant,
+    /// How long it took.
+    pub duration: Duration,
+    /// Why the response has no document; not a failure.
+    pub absence: Option<Absence>,
+}
+
 /// A request that failed.
 #[derive(Clone, Debug)]
 pub struct FailedRequest {
@@ -18,6 +34,8 @@ pub struct FailedRequest {
     pub target: RequestTarget,
     /// Why it failed.
     pub error: RequestError,
+    /// How long it took; `None` if it was not sent.
+    pub duration: Option<Duration>,
     /// Whether it was sent, and the response is still pending.
     pub is_pending: bool,
 }
@@ -27,8 +45,8 @@ pub struct FailedRequest {
 pub struct RequestLog {
     /// Requests that failed.
     pub failures: Vec<FailedRequest>,
-    /// Targets of requests that got a response, including those that are not served.
-    pub answered: Vec<RequestTarget>,
+    /// Requests that got a response, including those for what is not served.
+    pub answered: Vec<AnsweredRequest>,
     /// Whether an answer was not there in time, be it to a request of an earlier poll.
     pub timed_out: bool,
 }

@@ -1,0 +1,342 @@
+//! Which metrics are there, and of the others why not and what to do: for the status page and
+//! `--check`. Computed when someone asks, never at a scrape.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::metrics::catalogue::{Exporter, FAMILIES, Family, Label, Scope, SeriesSink};
+use crate::metrics::need::{self, Context};
+use crate::readings::ModelKey;
+use crate::snapshot::histogram::Histogram;
+use crate::snapshot::{Gpu, Missing, Model, OwnMetrics, Snapshot, Source};
+
+/// All metrics of the catalogue, and what each of them is about.
+#[derive(Debug, Default)]
+pub struct Overview {
+    /// What metrics are about.
+    pub subjects: Vec<Subject>,
+    /// The metrics, in the catalogue's order.
+    pub families: Vec<FamilyState>,
+}
+
+/// What a series can be about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A model of a server: the label `server`, the model's name and mode.
+    Model(String, ModelKey),
+    /// A server: the label `server`.
+    Server(String),
+    /// This machine, with its GPUs and the exporter.
+    Machine,
+}
+
+/// One metric.
+#[derive(Debug)]
+pub struct FamilyState {
+    /// Its row in the catalogue.
+    pub family: &'static Family,
+    /// How many series it has.
+    pub series: usize,
+    /// The subjects that have none of them, by the reason.
+    pub absent: Vec<AbsentIn>,
+}
+
+/// A reason that a metric is absent, and where.
+#[derive(Debug)]
+pub struct AbsentIn {
+    /// The reason.
+    pub missing: Missing,
+    /// The subjects, as indexes of [`Overview::subjects`].
+    pub subjects: Vec<usize>,
+}
+
+/// What to do, and what that is good for.
+#[derive(Debug)]
+pub struct Remedy<'a> {
+    /// What to do.
+    pub text: &'a str,
+    /// Whether people can do it; else there is nothing to do.
+    pub is_fixable: bool,
+    /// The reasons that it is for.
+    pub reasons: BTreeSet<&'a Missing>,
+    /// The metrics that are absent for these reasons.
+    pub families: Vec<&'static Family>,
+    /// Where they are absent, as indexes of [`Overview::subjects`].
+    pub subjects: BTreeSet<usize>,
+}
+
+/// Looks at every metric of the catalogue for each subject. `machine` are the sources of this
+/// machine.
+pub fn overview(
+    servers: &[Arc<Snapshot>],
+    gpus: &[Gpu],
+    machine: &[Source],
+    own: &OwnMetrics,
+) -> Overview {
+    let exporter = Exporter {
+        own: own.clone(),
+        series_dropped: 0,
+    };
+    let mut overview = Overview::default();
+    let mut of_subject = Vec::new();
+    for server in servers {
+        of_subject.extend(subjects_of(server));
+    }
+    of_subject.push((Subject::Machine, None, None));
+    let contexts: Vec<_> = of_subject
+        .iter()
+        .map(|(_, server, model)| Context {
+            server: *server,
+            model: *model,
+            machine,
+            gpus,
+        })
+        .collect();
+    for family in FAMILIES {
+        let mut state = FamilyState {
+            family,
+            series: 0,
+            absent: Vec::new(),
+        };
+        let mut absent = BTreeMap::<Missing, Vec<usize>>::new();
+        for (index, ((subject, ..), context)) in of_subject.iter().zip(&contexts).enumerate() {
+            let mut series = SeriesCount(0);
+            let is_about = read(family.scope, subject, context, &exporter, &mut series);
+            if let Some(second) = family.second_scope {
+                read(second, subject, context, &exporter, &mut series);
+            }
+            state.series = state.series.saturating_add(series.0);
+            if is_about && series.0 == 0 {
+                let missing = need::missing(family.needs, context);
+                absent.entry(missing).or_default().push(index);
+            }
+        }
+        let absent = absent.into_iter();
+        state.absent = absent
+            .map(|(missing, subjects)| AbsentIn { missing, subjects })
+            .collect();
+        overview.families.push(state);
+    }
+    overview.subjects = of_subject
+        .into_iter()
+        .map(|(subject, ..)| subject)
+        .collect();
+    overview
+}
+
+impl Overview {
+    /// What can be done about absent metrics, each remedy once: those that people can do first.
+    pub fn remedies(&self) -> Vec<Remedy<'_>> {
+        let mut remedies = Vec::<Remedy>::new();
+        for state in &self.families {
+            for AbsentIn { missing, subjects } in &state.absent {
+                let text = missing.remedy();
+                let known = remedies.iter().position(|remedy| remedy.text == text);
+                let at = known.unwrap_or_else(|| {
+                    remedies.push(Remedy {
+                        text,
+                        is_fixable: missing.reason.is_fixable(),
+                        reasons: BTreeSet::new(),
+                        families: Vec::new(),
+                        subjects: BTreeSet::new(),
+                    });
+                    remedies.len().saturating_sub(1)
+                });
+                let remedy = &mut remedies[at];
+                remedy.reasons.insert(missing);
+                if remedy
+                    .families
+                    .last()
+                    .is_none_or(|last| last.name != state.family.name)
+                {
+                    remedy.families.push(state.family);
+                }
+                remedy.subjects.extend(subjects);
+            }
+        }
+        remedies.sort_by_key(|remedy| !remedy.is_fixable);
+        remedies
+    }
+}
+
+/// A server, and its models with those whose requests are still counted; without any, one that is
+/// not known.
+type SubjectOf<'a> = (Subject, Option<&'a Snapshot>, Option<&'a Model>);
+
+fn subjects_of(server: &Arc<Snapshot>) -> Vec<SubjectOf<'_>> {
+    let models = server.models.iter().map(|model| (model.key(), Some(model)));
+    let mut models: BTreeMap<ModelKey, Option<&Model>> = models.collect();
+    for of in &server.requests {
+        models
+            .entry((of.model.clone(), of.mode.clone()))
+            .or_default();
+    }
+    let known: Option<&Snapshot> = Some(server);
+    let only = (models.len() == 1).then(|| server.models.first()).flatten();
+    let mut subjects = vec![(Subject::Server(server.server.clone()), known, only)];
+    subjects.extend(
+        models
+            .into_iter()
+            .map(|(key, model)| (Subject::Model(server.server.clone(), key), known, model)),
+    );
+    subjects
+}
+
+/// Reads the series of one family about one subject, if it is about such subjects; returns whether
+/// it is. A server without models stands for them.
+fn read(
+    scope: Scope,
+    subject: &Subject,
+    context: &Context,
+    exporter: &Exporter,
+    series: &mut SeriesCount,
+) -> bool {
+    match (scope, subject, context.server) {
+        (Scope::Exporter(read), Subject::Machine, _) => read(exporter, series),
+        (Scope::Gpu(read), Subject::Machine, _) => {
+            for gpu in context.gpus {
+                read(gpu, series);
+            }
+        }
+        (Scope::Server(read), Subject::Server(_), Some(server)) => read(server, series),
+        (Scope::ReportedGpu(read), Subject::Server(_), Some(server)) => read(server, series),
+        (Scope::Model(read), Subject::Model(..), Some(_)) => {
+            if let Some(model) = context.model {
+                read(model, series);
+            }
+        }
+        (Scope::Requests(read), Subject::Model(_, key), Some(server)) => {
+            let of_model = server.requests.iter();
+            let of_model = of_model.filter(|of| of.model == key.0 && of.mode == key.1);
+            for of in of_model {
+                read(&of.figures, series);
+            }
+        }
+        (Scope::Model(_) | Scope::Requests(_), Subject::Server(_), Some(server)) => {
+            return server.models.is_empty() && server.requests.is_empty();
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// Counts series as the exposition writes them.
+struct SeriesCount(usize);
+
+impl SeriesSink for SeriesCount {
+    fn series(&mut self, _labels: &[Label], _value: f64) {
+        self.0 = self.0.saturating_add(1);
+    }
+
+    fn histogram(&mut self, histogram: &Option<Histogram>) {
+        if let Some(histogram) = histogram {
+            let series = histogram.cumulative().count().saturating_add(2);
+            self.0 = self.0.saturating_add(series);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::exposition;
+    use crate::readings::{ModelFacts, ModelStatus};
+    use crate::snapshot::{Absence, SourceKind};
+
+    fn model(name: &str, status: Option<ModelStatus>) -> Model {
+        Model {
+            name: name.to_owned(),
+            status,
+            ..Model::default()
+        }
+    }
+
+    fn server(models: Vec<Model>) -> Arc<Snapshot> {
+        Arc::new(Snapshot {
+            server: "h:1".to_owned(),
+            up: Some(true),
+            models,
+            ..Snapshot::default()
+        })
+    }
+
+    fn reasons(overview: &Overview, family: &str) -> Vec<(&'static str, Vec<usize>)> {
+        let state = overview.families.iter().find(|of| of.family.name == family);
+        let absent = &state.unwrap().absent;
+        let reasons = absent
+            .iter()
+            .map(|of| (of.missing.reason.id(), of.subjects.clone()));
+        reasons.collect()
+    }
+
+    #[test]
+    fn a_metric_is_absent_where_the_exposition_has_no_series_of_it() {
+        let mut known = model("a", Some(ModelStatus::Idle));
+        known.facts = ModelFacts {
+            slots: Some(2.0),
+            ..ModelFacts::default()
+        };
+        let servers = [server(vec![known, model("b", Some(ModelStatus::Unloaded))])];
+        let overview = overview(&servers, &[], &[], &OwnMetrics::default());
+        let text = exposition::render(&servers, &[], &OwnMetrics::default());
+        let series = |name: &str| {
+            let of = |line: &&str| {
+                let (start, _) = line.split_once(['{', ' ']).unwrap();
+                let suffixes = ["", "_bucket", "_sum", "_count"];
+                !line.starts_with('#') && suffixes.iter().any(|end| start == format!("{name}{end}"))
+            };
+            text.lines().filter(of).count()
+        };
+        for state in &overview.families {
+            assert_eq!(
+                state.series,
+                series(state.family.name),
+                "{}",
+                state.family.name
+            );
+        }
+        assert_eq!(
+            overview.subjects,
+            [
+                Subject::Server("h:1".to_owned()),
+                Subject::Model("h:1".to_owned(), ("a".to_owned(), None)),
+                Subject::Model("h:1".to_owned(), ("b".to_owned(), None)),
+                Subject::Machine,
+            ]
+        );
+        assert_eq!(
+            reasons(&overview, "llamacpp_slots"),
+            [("model_unloaded", vec![2])]
+        );
+        assert_eq!(reasons(&overview, "llamacpp_up"), []);
+    }
+
+    #[test]
+    fn a_remedy_stands_once_and_what_people_can_do_comes_first() {
+        let off = |path| {
+            let reason = match path {
+                "/metrics" => Absence::MetricsOff,
+                _ => Absence::SlotsOff,
+            };
+            Source::missing(SourceKind::Endpoint(path), reason)
+        };
+        let server = Snapshot {
+            sources: vec![off("/metrics"), off("/slots")],
+            ..Snapshot::clone(&server(vec![model("a", None)]))
+        };
+        let overview = overview(&[Arc::new(server)], &[], &[], &OwnMetrics::default());
+        let remedies = overview.remedies();
+        let texts: BTreeSet<_> = remedies.iter().map(|remedy| remedy.text).collect();
+        assert_eq!(texts.len(), remedies.len());
+        assert!(remedies.is_sorted_by_key(|remedy| !remedy.is_fixable));
+        let metrics = remedies
+            .iter()
+            .find(|of| of.text == Absence::MetricsOff.remedy());
+        let names: Vec<_> = metrics.unwrap().families.iter().map(|of| of.name).collect();
+        assert!(
+            names.contains(&"llamacpp_generated_tokens_total"),
+            "{names:?}"
+        );
+        assert!(!names.contains(&"llamacpp_context_tokens"), "{names:?}");
+    }
+}
