@@ -13,7 +13,9 @@ use crate::collector::discovery::Discovery;
 use crate::collector::{Poller, ServerList};
 use crate::machine::{self, discovery::LocalServers, gpus::Gpus};
 use crate::metrics::exposition;
-use crate::process::{build_info, log, os, own_metrics, service_manager};
+#[cfg(unix)]
+use crate::process::service_manager;
+use crate::process::{build_info, log, os, own_metrics};
 use crate::settings::Settings;
 use crate::snapshot::OwnMetrics;
 use crate::web::routes::{self, Site};
@@ -91,10 +93,16 @@ pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
             ("watching", &watched(settings)),
         ],
     );
+    if let Some(note) = machine::note_on_system() {
+        log::info(note, &[]);
+    }
     let site = Arc::new(ServedSite { servers, gpus });
-    let served = site.clone();
     // Not over HTTP: clients that use up the connections must not make the service manager restart us.
-    service_manager::start(move || served.health());
+    #[cfg(unix)]
+    service_manager::start({
+        let served = site.clone();
+        move || served.health()
+    });
     let error = routes::run(web_server, &*site);
     Err(Fatal::cannot_run(format!("cannot serve: {error}")))
 }

@@ -97,6 +97,13 @@ impl ModelProcess {
     }
 }
 
+/// What cannot be read of this machine because of its system, for the user; `None` on Linux.
+pub fn note_on_system() -> Option<&'static str> {
+    (!cfg!(target_os = "linux")).then_some(
+        "memory, CPU, threads, GPUs and KV cache bytes are read on Linux only, and not on this system",
+    )
+}
+
 /// A note if `--procfs` has no processes, for the user.
 pub fn note_on_procfs(settings: &Settings) -> Option<String> {
     let is_empty = cfg!(target_os = "linux") && Procfs::new(&settings.procfs).pids().is_empty();

@@ -3,11 +3,11 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::machine::procfs::Procfs;
 use crate::machine::server_arguments::ServerArguments;
+use crate::process::os;
 use crate::settings::Secret;
 
 /// The most bytes of a file of keys that are read.
@@ -36,13 +36,15 @@ pub fn read(procfs: &Procfs, pid: u32) -> Option<Secret> {
 /// Whether the file belongs to the user who runs the process. Any user may name a process
 /// `llama-server`, and give it the path of a file that only we may read.
 fn is_of_its_user(procfs: &Procfs, pid: u32, file: &File) -> bool {
-    let owner = file.metadata().ok().map(|file| file.uid());
+    let owner = file.metadata().ok().and_then(|file| os::owner(&file));
     let user = procfs.status(pid).filter(|user| user.uid == user.real_uid);
     owner.is_some() && user.is_some_and(|user| user.uid == owner)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
     use crate::machine::tests::file_tree::FileTree;
 

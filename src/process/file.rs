@@ -9,10 +9,13 @@
 
 use std::fs::{File, FileType, Metadata, OpenOptions, ReadDir};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+#[cfg(unix)]
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 #[cfg(target_os = "linux")]
 use std::{ffi::OsString, fs, os::fd::AsRawFd, path::PathBuf};
+
+use crate::process::os;
 
 #[cfg(target_os = "linux")]
 mod flags {
@@ -28,12 +31,13 @@ mod flags {
     };
     pub const O_PATH: i32 = 0o10_000_000;
 }
-#[cfg(not(target_os = "linux"))]
+#[cfg(all(unix, not(target_os = "linux")))]
 mod flags {
     pub const O_NOCTTY: i32 = 0;
     /// The value on macOS and the BSDs.
     pub const O_NONBLOCK: i32 = 4;
 }
+#[cfg(unix)]
 use flags::*;
 
 /// Opens the regular file at `path` for reading. Never waits for another process; only an
@@ -51,7 +55,7 @@ pub fn regular_file(path: &Path) -> io::Result<File> {
 /// # Errors
 /// It cannot be opened, or is of another type.
 pub fn regular_file_or_fifo(path: &Path) -> io::Result<File> {
-    open(path, |kind| kind.is_file() || kind.is_fifo())
+    open(path, |kind| kind.is_file() || os::is_fifo(*kind))
 }
 
 /// Opens the regular file at `path` as seen by a process whose root directory is `root`: no
@@ -98,9 +102,9 @@ fn open(path: &Path, is_wanted: impl Fn(&FileType) -> bool) -> io::Result<File> 
     #[cfg(target_os = "linux")]
     let pinned = pin(path, 0)?;
     #[cfg(target_os = "linux")]
-    let expected = pinned.metadata()?;
+    let (expected, identity) = (pinned.metadata()?, os::file_identity(&pinned)?);
     #[cfg(not(target_os = "linux"))]
-    let expected = std::fs::metadata(path)?;
+    let (expected, identity) = (std::fs::metadata(path)?, os::file_identity_at(path)?);
     check_type(&expected, &is_wanted)?;
     #[cfg(target_os = "linux")]
     match open_pinned(&pinned) {
@@ -109,8 +113,7 @@ fn open(path: &Path, is_wanted: impl Fn(&FileType) -> bool) -> io::Result<File> 
         opened => return opened,
     }
     let opened = open_as(path, &expected)?;
-    let actual = opened.metadata()?;
-    match (actual.dev(), actual.ino()) == (expected.dev(), expected.ino()) {
+    match os::file_identity(&opened)? == identity {
         true => Ok(opened),
         false => Err(io::Error::other("it was replaced while it was opened")),
     }
@@ -118,15 +121,16 @@ fn open(path: &Path, is_wanted: impl Fn(&FileType) -> bool) -> io::Result<File> 
 
 /// Opens a file of the same type as `expected`: only a FIFO may wait.
 fn open_as(path: &Path, expected: &Metadata) -> io::Result<File> {
-    let nonblock = match expected.file_type().is_fifo() {
-        true => 0,
-        false => O_NONBLOCK,
-    };
     let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .custom_flags(O_NOCTTY | nonblock)
-        .open(path)
+    options.read(true);
+    #[cfg(unix)]
+    options.custom_flags(match os::is_fifo(expected.file_type()) {
+        true => O_NOCTTY,
+        false => O_NOCTTY | O_NONBLOCK,
+    });
+    #[cfg(not(unix))]
+    let _ = expected;
+    options.open(path)
 }
 
 fn check_type(found: &Metadata, is_wanted: impl Fn(&FileType) -> bool) -> io::Result<()> {
@@ -134,8 +138,8 @@ fn check_type(found: &Metadata, is_wanted: impl Fn(&FileType) -> bool) -> io::Re
     let name = match kind {
         kind if is_wanted(&kind) => return Ok(()),
         kind if kind.is_dir() => "a directory",
-        kind if kind.is_fifo() => "a FIFO",
-        kind if kind.is_socket() => "a socket",
+        kind if os::is_fifo(kind) => "a FIFO",
+        kind if os::is_socket(kind) => "a socket",
         _ => "a device",
     };
     let message = format!("it is {name}, not a regular file");
@@ -163,7 +167,6 @@ fn descriptor_path(file: &File) -> PathBuf {
 #[cfg(target_os = "linux")]
 mod in_root {
     use super::*;
-    use crate::process::os;
 
     /// The most symbolic links on one path, as in the kernel.
     const MAX_LINKS: u32 = 40;

@@ -2,10 +2,12 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_void};
-use std::fs::File;
+use std::fs::{self, File, FileType, Metadata};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::ptr;
@@ -188,18 +190,17 @@ pub fn next_data(file: &File, offset: u64) -> io::Result<u64> {
 }
 
 /// Connects to the Unix socket at `path`. On Linux, waits at most for `time`, which must not be
-/// zero, if its queue is full; elsewhere a full queue refuses the connection.
+/// zero, if its queue is full; elsewhere a full queue refuses the connection. Returns a `TcpStream`,
+/// which works with any stream socket, and unlike `UnixStream` can peek.
 ///
 /// # Errors
 /// [`io::ErrorKind::WouldBlock`] if its queue stayed full, or the system call failed.
-pub fn connect_unix(path: &Path, time: Duration) -> io::Result<UnixStream> {
+pub fn connect_unix(path: &Path, time: Duration) -> io::Result<TcpStream> {
     #[cfg(target_os = "linux")]
-    return linux::connect_unix(path, time);
+    let stream = linux::connect_unix(path, time)?;
     #[cfg(not(target_os = "linux"))]
-    {
-        let _ = time;
-        UnixStream::connect(path)
-    }
+    let (_, stream) = (time, UnixStream::connect(path)?);
+    Ok(OwnedFd::from(stream).into())
 }
 
 /// The PID of the process that listens on the other end of `stream`, as this process sees it.
@@ -214,6 +215,65 @@ pub fn listener_pid(stream: &impl AsFd) -> io::Result<u32> {
     {
         let _ = stream;
         Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// The user who owns the file; `None` where files have no such user.
+pub fn owner(file: &Metadata) -> Option<u32> {
+    Some(file.uid())
+}
+
+/// Whether the mode of the file allows someone to execute it.
+pub fn is_executable(file: &Metadata) -> bool {
+    file.permissions().mode() & 0o111 != 0
+}
+
+/// Identifies an open file on this machine, whatever its name is now: device and inode.
+///
+/// # Errors
+/// The system call failed.
+pub fn file_identity(file: &File) -> io::Result<(u64, u64)> {
+    file.metadata().map(|file| (file.dev(), file.ino()))
+}
+
+/// [`file_identity`] of the file that has this name now.
+///
+/// # Errors
+/// There is no such file, or the system call failed.
+pub fn file_identity_at(path: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+/// Reads at an offset, which must not move for other readers of the file.
+///
+/// # Errors
+/// The system call failed.
+pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    file.read_at(buffer, offset)
+}
+
+/// Whether the file is a FIFO.
+pub fn is_fifo(kind: FileType) -> bool {
+    kind.is_fifo()
+}
+
+/// Whether the file is a Unix socket.
+pub fn is_socket(kind: FileType) -> bool {
+    kind.is_socket()
+}
+
+/// Checks that a Unix socket can have this path.
+///
+/// # Errors
+/// A message: it is too long.
+pub fn check_socket_path(path: &str) -> Result<(), String> {
+    match SocketAddr::from_pathname(path) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(
+            "the path after unix: is too long for a socket: at most 107 bytes on Linux, \
+             103 elsewhere"
+                .to_owned(),
+        ),
     }
 }
 
@@ -300,7 +360,7 @@ fn check(result: c_int) -> io::Result<()> {
 mod linux {
     use std::ffi::{CString, c_long, c_ulong};
     use std::mem;
-    use std::os::fd::{FromRawFd, OwnedFd};
+    use std::os::fd::FromRawFd;
     use std::os::unix::ffi::OsStrExt;
     use std::os::unix::net::UnixListener;
     use std::os::unix::process::CommandExt;

@@ -2,16 +2,24 @@
 //! systems other than Linux.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
 use crate::process::build_info::{REVISION, VERSION};
+use crate::process::os;
 use crate::process::procfs_parsers::{self, ProcessStat, ProcessStatus, TICKS_PER_SECOND};
 use crate::snapshot::OwnMetrics;
 
 /// Reads the current metrics.
 pub fn read() -> OwnMetrics {
     static CONSTANTS: OnceLock<ProcessConstants> = OnceLock::new();
+    if !cfg!(target_os = "linux") {
+        // Elsewhere /proc may be a folder of any user.
+        return OwnMetrics {
+            version: VERSION,
+            revision: REVISION,
+            ..OwnMetrics::default()
+        };
+    }
     let constants = CONSTANTS.get_or_init(ProcessConstants::read);
     let stat = constants.stat.as_ref().and_then(read_from_start);
     let stat = stat.and_then(|text| ProcessStat::parse(&text));
@@ -69,7 +77,7 @@ impl ProcessConstants {
 /// Reads a small file from its start.
 fn read_from_start(file: &File) -> Option<String> {
     let mut text = [0; 4096];
-    let length = file.read_at(&mut text, 0).ok()?;
+    let length = os::read_at(file, &mut text, 0).ok()?;
     Some(String::from_utf8_lossy(&text[..length]).into_owned())
 }
 

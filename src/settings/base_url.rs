@@ -1,9 +1,10 @@
 //! The base URL of an upstream.
 
 use std::fmt;
-use std::os::unix::net::SocketAddr as UnixSocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use crate::process::os;
 
 /// An `http` or `https` URL without query and fragment, or a Unix socket with a path below it.
 ///
@@ -284,13 +285,7 @@ fn unix_url(rest: &str) -> Result<BaseUrl, String> {
         // A relative path depends on the working directory of the process.
         return Err("use an absolute path after unix:, like unix:/run/llama.sock".to_owned());
     }
-    if UnixSocketAddr::from_pathname(socket).is_err() {
-        return Err(
-            "the path after unix: is too long for a socket: at most 107 bytes on Linux, \
-                    103 elsewhere"
-                .to_owned(),
-        );
-    }
+    os::check_socket_path(socket)?;
     let is_path = |path: &str| {
         let allowed = |byte: u8| byte.is_ascii_graphic() && !b"?#\\\"<>@".contains(&byte);
         path.bytes().all(allowed)

@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::os::unix::net::SocketAddr as UnixSocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+use crate::process::os;
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,13 +65,7 @@ fn unix_path(path: &str) -> Result<PathBuf, String> {
             "expected an absolute path after unix:, like unix:/run/exporter.sock".to_owned(),
         );
     }
-    if UnixSocketAddr::from_pathname(path).is_err() {
-        return Err(
-            "the path after unix: is too long for a socket: at most 107 bytes on Linux, \
-                    103 elsewhere"
-                .to_owned(),
-        );
-    }
+    os::check_socket_path(path)?;
     Ok(PathBuf::from(path))
 }
 

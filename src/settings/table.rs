@@ -85,7 +85,7 @@ pub const TABLE: &[Row] = &[
         variables: &["LLAMACPP_DISCOVER"],
         help: "Find the llama.cpp servers among the processes of this machine and watch them, beside \
                the base URLs that are given; the default base URL is not watched then",
-        set: |settings, text| assign(&mut settings.discover, switch(text)),
+        set: |settings, text| assign(&mut settings.discover, switch(text).and_then(only_on_linux)),
         ..ROW
     },
     Row {
@@ -274,6 +274,14 @@ fn switch(text: &str) -> Result<bool, String> {
         "1" | "true" | "yes" | "on" => Ok(true),
         "0" | "false" | "no" | "off" => Ok(false),
         _ => Err("use true or false".to_owned()),
+    }
+}
+
+/// Refuses to switch on what other systems do not have.
+fn only_on_linux(is_on: bool) -> Result<bool, String> {
+    match is_on && !cfg!(target_os = "linux") {
+        true => Err("it works on Linux only: name the servers with --base-url".to_owned()),
+        false => Ok(is_on),
     }
 }
 

@@ -2,22 +2,16 @@
 //!
 //! tiny_http stops permanently at an error of `accept`, starts a thread for each connection, trusts
 //! any Content-Length, and reads without a time-out. It is therefore given a listener whose queue
-//! holds one connection, the exporter's own, and which is already shut down: the queued connection
-//! is still accepted, later ones are refused. Only the [workers](crate::web::worker) send requests
-//! to it, valid ones and one at a time.
+//! holds one connection, the exporter's own ([`Pair`]). Only the [workers](crate::web::worker) send
+//! requests to it, valid ones and one at a time.
 
-use std::env;
-use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
-use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use tiny_http::{Response, Server};
 
-#[cfg(target_os = "linux")]
-use crate::process::os;
+use crate::web::pair::{self, Closing, Pair};
 use crate::web::stream::Stream;
 
 /// A response takes microseconds. If it takes this long, the main loop hangs, and the process ends.
@@ -34,33 +28,37 @@ impl Backend {
     /// # Errors
     /// A system call failed, for example because no file descriptor is available.
     pub fn start() -> io::Result<(&'static Server, Self)> {
-        Self::over(Pair::in_no_file().or_else(|_| Pair::in_private_folder())?)
+        Self::over(Pair::new()?)
     }
 
     fn over(pair: Pair) -> io::Result<(&'static Server, Self)> {
         let Pair {
             listener,
             connection,
-            is_shut_down,
+            own_address,
+            closing,
         } = pair;
         connection.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
         connection.set_write_timeout(Some(RESPONSE_TIMEOUT))?;
-        let mut connection = BufReader::new(Stream::Unix(connection));
+        let mut connection = BufReader::new(connection);
         let server = Server::from_listener(listener, None).map_err(io::Error::other)?;
         let server: &Server = Box::leak(Box::new(server));
 
-        if is_shut_down {
-            // After our connection, the next `accept` fails, which ends tiny_http's accept loop.
-            match server.recv_timeout(RESPONSE_TIMEOUT) {
-                Err(_) => {}
-                Ok(None) => return Err(io::Error::other("tiny_http still accepts connections")),
-                Ok(Some(_)) => return Err(io::Error::other("another process connected first")),
-            }
+        if let Closing::IsShutDown = closing {
+            await_closing(server)?;
         }
         // Only an accepted connection gets a response.
         write_request(connection.get_ref(), "HEAD", "/")?;
-        server.recv()?.respond(Response::empty(200))?;
+        let request = server.recv()?;
+        if request.remote_addr().copied() != own_address {
+            return Err(another_connected());
+        }
+        request.respond(Response::empty(200))?;
         read_response(&mut connection, false)?;
+        if let Closing::After(listener) = closing {
+            pair::close(&listener)?;
+            await_closing(server)?;
+        }
         Ok((server, Self(Mutex::new(connection))))
     }
 
@@ -83,6 +81,19 @@ impl Backend {
         write_request(connection.get_ref(), method, target)?;
         read_response(&mut *connection, method != "HEAD").map(Some)
     }
+}
+
+/// Waits until `accept` fails, which ends tiny_http's accept loop.
+fn await_closing(server: &Server) -> io::Result<()> {
+    match server.recv_timeout(RESPONSE_TIMEOUT) {
+        Err(_) => Ok(()),
+        Ok(None) => Err(io::Error::other("tiny_http still accepts connections")),
+        Ok(Some(_)) => Err(another_connected()),
+    }
+}
+
+fn another_connected() -> io::Error {
+    io::Error::other("another process connected first")
 }
 
 fn write_request(mut connection: &Stream, method: &str, target: &str) -> io::Result<()> {
@@ -117,86 +128,6 @@ fn content_length(line: &[u8]) -> Option<usize> {
     let (name, value) = str::from_utf8(line).ok()?.split_once(':')?;
     name.eq_ignore_ascii_case("Content-Length")
         .then(|| value.trim().parse().ok())?
-}
-
-/// A listener that accepts only one connection, the exporter's own, and that connection.
-struct Pair {
-    listener: UnixListener,
-    connection: UnixStream,
-    /// Whether the next `accept` fails; otherwise it blocks permanently.
-    is_shut_down: bool,
-}
-
-impl Pair {
-    /// Uses an abstract socket, which needs no file system. Every process in the network namespace
-    /// can connect to it, so its queue holds one connection, which must be the exporter's own; then
-    /// the socket is shut down.
-    #[cfg(target_os = "linux")]
-    fn in_no_file() -> io::Result<Pair> {
-        use std::os::linux::net::SocketAddrExt;
-        use std::os::unix::net::SocketAddr;
-
-        /// To make an attempt fail, another process must connect within microseconds.
-        const TRIES: usize = 100;
-        let mut result = Err(ErrorKind::AddrInUse.into());
-        for _ in 0..TRIES {
-            let name = random_name();
-            let address = SocketAddr::from_abstract_name(&name)?;
-            let listener = UnixListener::bind_addr(&address)?;
-            os::set_backlog(&listener, 0)?;
-            match os::connect_without_waiting(name.as_bytes()) {
-                Ok(connection) => {
-                    os::refuse_connections(&listener)?;
-                    return Ok(Pair {
-                        listener,
-                        connection,
-                        is_shut_down: true,
-                    });
-                }
-                // Another process connected first; its connection is dropped with this listener.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => result = Err(error),
-                Err(error) => return Err(error),
-            }
-        }
-        result
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn in_no_file() -> io::Result<Pair> {
-        Err(ErrorKind::Unsupported.into())
-    }
-
-    /// Uses a socket in a folder that only this user may enter. Both are removed before tiny_http
-    /// gets the listener, so no other process can connect.
-    fn in_private_folder() -> io::Result<Pair> {
-        let mut result = Err(ErrorKind::NotFound.into());
-        for parent in [env::temp_dir(), "/dev/shm".into(), "/run".into()] {
-            let folder = parent.join(format!("llamacpp-exporter-{}", random_name()));
-            // Fails if anything with that name exists.
-            result = fs::DirBuilder::new().mode(0o700).create(&folder);
-            if result.is_err() {
-                continue;
-            }
-            let path = folder.join("socket");
-            let pair = UnixListener::bind(&path).and_then(|listener| {
-                Ok(Pair {
-                    listener,
-                    connection: UnixStream::connect(&path)?,
-                    is_shut_down: false,
-                })
-            });
-            let _ = fs::remove_file(&path);
-            fs::remove_dir(&folder)?;
-            return pair;
-        }
-        Err(result.err().unwrap_or(ErrorKind::NotFound.into()))
-    }
-}
-
-fn random_name() -> String {
-    use std::hash::{BuildHasher, RandomState};
-    // The keys of a new `RandomState` come from the system's random numbers.
-    format!("{:016x}", RandomState::new().hash_one(()))
 }
 
 #[cfg(test)]
@@ -249,14 +180,12 @@ mod tests {
         }
     }
 
-    /// Tests both kinds of pair: the exporter uses only one of them on a given system.
+    /// Tests every kind of pair: the exporter uses only one of them on a given system.
     #[test]
     fn tiny_http_serves_only_one_connection() {
-        let kinds = [Pair::in_no_file(), Pair::in_private_folder()];
-        for pair in kinds.into_iter().flatten() {
-            let address = pair.listener.local_addr().unwrap();
+        for (pair, is_reachable) in pair::tests::of_every_kind() {
             let (server, backend) = Backend::over(pair).unwrap();
-            assert!(UnixStream::connect_addr(&address).is_err());
+            assert!(!is_reachable());
             std::thread::scope(|scope| {
                 for number in 0..3 {
                     let requesting = scope.spawn(|| backend.request("GET", "/x?y", || true));
@@ -273,23 +202,5 @@ mod tests {
             assert!(backend.request("GET", "/", || false).unwrap().is_none());
             assert!(server.try_recv().unwrap().is_none());
         }
-    }
-
-    /// While the listener's handle is open, the test sees what other processes see.
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn a_pair_refuses_other_connections() {
-        let pair = Pair::in_no_file().unwrap();
-        let address = pair.listener.local_addr().unwrap();
-        for _ in 0..3 {
-            let other = UnixStream::connect_addr(&address);
-            assert_eq!(other.unwrap_err().kind(), ErrorKind::ConnectionRefused);
-        }
-        let (accepted, _) = pair.listener.accept().unwrap();
-        (&accepted).write_all(b"ours").unwrap();
-        let mut start = [0; 4];
-        io::Read::read_exact(&mut &pair.connection, &mut start).unwrap();
-        assert_eq!(&start, b"ours");
-        assert!(pair.listener.accept().is_err());
     }
 }

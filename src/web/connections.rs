@@ -150,7 +150,7 @@ mod tests {
         let connection = Connection {
             phase,
             since: now.checked_sub(age).unwrap(),
-            stream: Arc::new(Stream::Unix(ours)),
+            stream: Arc::new(Stream::from(ours)),
         };
         (Some(connection), client)
     }
@@ -243,7 +243,7 @@ mod tests {
     fn a_closed_connection_stays_closed() {
         let connections = Connections::new(2);
         let (_client, ours) = UnixStream::pair().unwrap();
-        connections.open(0, &Arc::new(Stream::Unix(ours)));
+        connections.open(0, &Arc::new(Stream::from(ours)));
         connections.set_phase(0, Phase::Closing);
         connections.close_one();
         connections.set_phase(0, Phase::Writing);

@@ -2,11 +2,11 @@
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
-use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use crate::process::os;
 use crate::settings::ListenAddress;
 use crate::web::stream::Stream;
 
@@ -21,7 +21,7 @@ const RESPONSE_LIMIT: u64 = 64 << 10;
 pub fn get(address: &ListenAddress, path: &str, time: Duration) -> io::Result<HealthResponse> {
     let (sender, receiver) = mpsc::channel();
     let (address, path) = (address.clone(), path.to_owned());
-    // Name resolution and connecting to a Unix socket have no time-out, but receiving has.
+    // Name resolution has no time-out, but receiving has.
     thread::Builder::new().spawn(move || {
         let stream = connect(&address, time);
         let response = stream.and_then(|stream| request(&stream, &path, time));
@@ -36,7 +36,7 @@ fn connect(address: &ListenAddress, time: Duration) -> io::Result<Stream> {
     let v6 = |port| SocketAddr::from((Ipv6Addr::LOCALHOST, port));
     let v4 = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let candidates = match address {
-        ListenAddress::Unix(path) => return UnixStream::connect(path).map(Stream::Unix),
+        ListenAddress::Unix(path) => return os::connect_unix(path, time).map(Stream::from),
         ListenAddress::Any(port) => vec![v6(*port), v4(*port)],
         ListenAddress::Ip(address) => match address.ip() {
             IpAddr::V6(Ipv6Addr::UNSPECIFIED) => vec![v6(address.port()), v4(address.port())],
@@ -47,7 +47,7 @@ fn connect(address: &ListenAddress, time: Duration) -> io::Result<Stream> {
     };
     let mut result = Err(ErrorKind::AddrNotAvailable.into());
     for address in candidates {
-        result = TcpStream::connect_timeout(&address, time).map(Stream::Tcp);
+        result = TcpStream::connect_timeout(&address, time).map(Stream::from);
         if result.is_ok() {
             break;
         }

@@ -5,7 +5,10 @@ mod backend;
 mod connections;
 pub mod healthcheck;
 pub mod listener;
+mod pair;
 mod request_head;
 pub mod routes;
 pub mod stream;
+#[cfg(unix)]
+mod unix_listener;
 pub mod worker;

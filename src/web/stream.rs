@@ -2,7 +2,6 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use crate::bounds::deadline;
@@ -10,11 +9,20 @@ use crate::bounds::deadline;
 /// A connection. It is read, written and shut down through a shared reference, so that one thread
 /// can close a connection on which another one waits.
 #[derive(Debug)]
-pub enum Stream {
-    /// TCP.
-    Tcp(TcpStream),
-    /// A Unix socket.
-    Unix(UnixStream),
+pub struct Stream(TcpStream);
+
+impl From<TcpStream> for Stream {
+    fn from(stream: TcpStream) -> Stream {
+        Stream(stream)
+    }
+}
+
+/// `TcpStream` works with any stream socket.
+#[cfg(unix)]
+impl From<std::os::unix::net::UnixStream> for Stream {
+    fn from(stream: std::os::unix::net::UnixStream) -> Stream {
+        Stream(std::os::fd::OwnedFd::from(stream).into())
+    }
 }
 
 impl Stream {
@@ -31,10 +39,7 @@ impl Stream {
     /// # Errors
     /// The time is zero, or the system call failed.
     pub fn set_read_timeout(&self, time: Option<Duration>) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.set_read_timeout(time),
-            Self::Unix(stream) => stream.set_read_timeout(time),
-        }
+        self.0.set_read_timeout(time)
     }
 
     /// Sets how long a single write may wait; `None` is without limit.
@@ -42,37 +47,24 @@ impl Stream {
     /// # Errors
     /// The time is zero, or the system call failed.
     pub fn set_write_timeout(&self, time: Option<Duration>) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.set_write_timeout(time),
-            Self::Unix(stream) => stream.set_write_timeout(time),
-        }
+        self.0.set_write_timeout(time)
     }
 
     /// Whether the peer has reset the connection. Reported only once.
     pub fn is_reset(&self) -> bool {
-        let error = match self {
-            Self::Tcp(stream) => stream.take_error(),
-            Self::Unix(stream) => stream.take_error(),
-        };
-        !matches!(error, Ok(None))
+        !matches!(self.0.take_error(), Ok(None))
     }
 
     /// Shuts down one direction or both. Wakes threads that wait on it. Ignores errors: the peer
     /// may have disconnected already.
     pub fn shutdown(&self, how: Shutdown) {
-        let _ = match self {
-            Self::Tcp(stream) => stream.shutdown(how),
-            Self::Unix(stream) => stream.shutdown(how),
-        };
+        let _ = self.0.shutdown(how);
     }
 }
 
 impl Read for &Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => (&*stream).read(buffer),
-            Stream::Unix(stream) => (&*stream).read(buffer),
-        }
+        (&self.0).read(buffer)
     }
 }
 
@@ -84,10 +76,7 @@ impl Read for Stream {
 
 impl Write for &Stream {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => (&*stream).write(buffer),
-            Stream::Unix(stream) => (&*stream).write(buffer),
-        }
+        (&self.0).write(buffer)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -142,11 +131,13 @@ impl Write for TimeLimited<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     fn pair() -> (Stream, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Stream::Unix(ours), theirs)
+        (ours.into(), theirs)
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -40,7 +39,7 @@ pub fn find_program(path: Option<&OsStr>) -> Result<PathBuf, Vec<PathBuf>> {
     }
     let is_executable = |program: &PathBuf| {
         let found = fs::metadata(program);
-        found.is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+        found.is_ok_and(|file| file.is_file() && os::is_executable(&file))
     };
     let mut programs = folders.iter().map(|folder| folder.join("nvidia-smi"));
     programs.find(is_executable).ok_or(folders)
@@ -190,6 +189,8 @@ fn read_lines(output: impl Read, take_line: &dyn Fn(&str)) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

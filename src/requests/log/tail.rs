@@ -1,9 +1,8 @@
 //! Follows a file as `tail -F` does: from its end at the start, and from the beginning of
 //! whatever later takes its name.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -121,8 +120,7 @@ impl LogTail {
     /// Opens and reads the file that has the name now, if that is another one; returns whether it
     /// is.
     fn open_new_file(&mut self, found: &impl Fn(), sink: &mut impl LineSink) -> io::Result<bool> {
-        let metadata = fs::metadata(&self.path)?;
-        if metadata.file_type().is_fifo() {
+        if os::is_fifo(fs::metadata(&self.path)?.file_type()) {
             // It opens once there is a writer, and ends with it.
             let mut stream = file::regular_file_or_fifo(&self.path)?;
             self.log_state(None);
@@ -130,10 +128,12 @@ impl LogTail {
             read_stream(&mut stream, sink);
             return Ok(true);
         }
-        if self.current.as_ref().is_some_and(|file| file.is(&metadata)) {
+        let found_file = os::file_identity_at(&self.path)?;
+        let is_found = |file: &OpenFile| file.identity == found_file;
+        if self.current.as_ref().is_some_and(is_found) {
             return Ok(false);
         }
-        let mut opened = match self.replaced.take_if(|(file, _)| file.is(&metadata)) {
+        let mut opened = match self.replaced.take_if(|(file, _)| is_found(file)) {
             // Renamed back: its beginning is not new.
             Some((replaced, _)) => replaced,
             None => OpenFile::open(&self.path)?,
@@ -178,8 +178,8 @@ impl LogTail {
 /// An open file, even if it has been renamed.
 struct OpenFile {
     file: File,
-    device: u64,
-    inode: u64,
+    /// [`os::file_identity`].
+    identity: (u64, u64),
     /// How far it was read.
     at: u64,
     /// The last bytes before that.
@@ -190,19 +190,13 @@ struct OpenFile {
 impl OpenFile {
     fn open(path: &Path) -> io::Result<OpenFile> {
         let file = file::regular_file(path)?;
-        let metadata = file.metadata()?;
         Ok(OpenFile {
+            identity: os::file_identity(&file)?,
             file,
-            device: metadata.dev(),
-            inode: metadata.ino(),
             at: 0,
             mark: Vec::new(),
             lines: LineSplitter::default(),
         })
-    }
-
-    fn is(&self, metadata: &Metadata) -> bool {
-        (self.device, self.inode) == (metadata.dev(), metadata.ino())
     }
 
     /// Reads what is new; returns whether anything is.
@@ -259,7 +253,7 @@ impl OpenFile {
         while self.at < end && max > 0 {
             let left = end.saturating_sub(self.at).min(max);
             let part = left.min(buffer.len() as u64) as usize;
-            let count = match self.file.read_at(&mut buffer[..part], self.at) {
+            let count = match os::read_at(&self.file, &mut buffer[..part], self.at) {
                 Ok(0) => break,
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -293,11 +287,17 @@ impl OpenFile {
         let mut bytes = [0; MARK_BYTES];
         let bytes = &mut bytes[..self.mark.len()];
         let start = self.at.saturating_sub(self.mark.len() as u64);
-        match self.file.read_exact_at(bytes, start) {
-            Ok(()) => Ok(*bytes == *self.mark),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
-            Err(error) => Err(error),
+        let mut count: usize = 0;
+        while count < bytes.len() {
+            let at = start.saturating_add(count as u64);
+            match os::read_at(&self.file, &mut bytes[count..], at) {
+                Ok(0) => return Ok(false),
+                Ok(more) => count = count.saturating_add(more),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(*bytes == *self.mark)
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, TcpStream};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -214,8 +213,7 @@ impl SocketConnector {
             return Err(Error::Timeout(Timeout::Connect));
         }
         match os::connect_unix(path, time) {
-            // `TcpStream` works with any stream socket, and unlike `UnixStream` it can peek.
-            Ok(stream) => Ok(OwnedFd::from(stream).into()),
+            Ok(stream) => Ok(stream),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 Err(Error::Timeout(Timeout::Connect))
             }
