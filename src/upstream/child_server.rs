@@ -116,6 +116,9 @@ impl ChildServer {
             reading.requests.append(requests);
             reading.requests.append(own.requests);
             reading.notes.append(&mut own.notes);
+            for source in own.unread {
+                reading.unread.push(source.of_model(Some(name)));
+            }
         }
         model
     }

@@ -4,7 +4,7 @@
 //! send too (`{"status":"ok"}` at `/health` is common) are sufficient unless `/v1/models` shows
 //! another product. A proxy may pass on only some paths; its own responses are no evidence.
 
-use crate::snapshot::Reason;
+use crate::snapshot::{Absence, Reason};
 use crate::upstream::api::{Health, ModelEntry, Props};
 use crate::upstream::http::endpoint::Endpoint;
 use crate::upstream::http::exchange::{Exchange, RequestOutcome};
@@ -80,17 +80,11 @@ pub enum PassedOn {
 }
 
 impl PassedOn {
-    /// The note for the user.
-    pub fn note(self) -> &'static str {
+    /// The same as a reason for what is missing.
+    pub fn absence(self) -> Absence {
         match self {
-            PassedOn::V1 => {
-                "a proxy passes on only /v1/models to the server: to see more, configure it to pass on \
-                 /health, /props, /metrics and /slots too"
-            }
-            PassedOn::V1AndHealth => {
-                "a proxy passes on only /health and /v1/models to the server: to see more, configure it to \
-                 pass on /props, /metrics and /slots too"
-            }
+            PassedOn::V1 => Absence::ProxyPassesOnV1,
+            PassedOn::V1AndHealth => Absence::ProxyPassesOnHealth,
         }
     }
 }

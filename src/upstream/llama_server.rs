@@ -10,6 +10,7 @@ use std::time::Instant;
 use crate::bounds::BoundedDuration;
 use crate::readings::{ModelFacts, ModelReading, ModelState, Stats, Update};
 use crate::settings::{BaseUrl, DEFAULT_MODEL, Settings};
+use crate::snapshot::{Absence, SourceKind};
 use crate::upstream::api::{Health, ModelEntry, Props};
 use crate::upstream::endpoints::{HEALTH, PROPS, read_health, read_props};
 use crate::upstream::http::endpoint::Endpoint;
@@ -23,10 +24,6 @@ use crate::upstream::telemetry::{METRICS, SLOTS, TelemetryReader};
 use crate::upstream::{DetectionAnswers, ServerKind, Upstream};
 
 const STATS: Endpoint = Endpoint::new("/stats", 1 << 20);
-
-/// The note for a router of which only the list of models can be read.
-const ROUTER_LISTS_ONLY: &str = "only the router's list of models can be read: give the API key, or configure the proxy to pass \
-     on /health, /props, /models, /metrics and /slots";
 
 /// A llama-server with one model.
 pub struct LlamaServer {
@@ -350,9 +347,10 @@ impl Upstream for LlamaServer {
             Err(Stop::Router { lists_only }) => {
                 reading.set_up(ServerKind::Router, None);
                 reading.is_version_pending = !lists_only;
-                reading
-                    .notes
-                    .extend(lists_only.then_some(ROUTER_LISTS_ONLY));
+                if lists_only {
+                    reading.lacks(SourceKind::ModelServer, None, Absence::RouterListsOnly);
+                    reading.notes.push(Absence::RouterListsOnly.note());
+                }
                 return self.disconnect();
             }
             _ if !evidence.is_enough() => {
@@ -398,7 +396,15 @@ impl Upstream for LlamaServer {
         model.facts = facts(self.session.props.as_ref(), self.session.entry.as_ref());
         let is_rest_missing = self.telemetry.lacks_metrics() && self.telemetry.lacks_slots();
         let passed_on = self.session.passed_on.filter(|_| is_rest_missing);
-        reading.notes.extend(passed_on.map(PassedOn::note));
+        for (kind, why) in self.telemetry.unread(&model) {
+            reading.lacks(kind, None, why);
+        }
+        if let Some(why) = passed_on.map(PassedOn::absence) {
+            reading.notes.push(why.note());
+            for endpoint in [PROPS, METRICS, SLOTS] {
+                reading.lacks(SourceKind::Endpoint(endpoint.path), None, why);
+            }
+        }
         reading
             .notes
             .extend(self.telemetry.notes(model.stats.is_some()));

@@ -124,6 +124,14 @@ impl Reading {
         self.unread.push(Source::missing(kind, why).of_model(model));
     }
 
+    /// Adds that the server of one of its models was not read, with a note.
+    pub fn lacks_server(&mut self, model: &str, why: Absence) {
+        self.lacks(SourceKind::ModelServer, Some(model), why);
+        if !self.notes.contains(&why.note()) {
+            self.notes.push(why.note());
+        }
+    }
+
     /// Keeps the first of each model and mode: a server may list one twice.
     pub fn keep_first_of_each(&mut self) {
         let mut seen = BTreeSet::new();

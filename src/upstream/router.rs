@@ -244,7 +244,12 @@ impl Upstream for Router {
             let (id, ..) = model;
             let may_poll = self.rotation.may_poll(id, Instant::now());
             exchange.set_model(Some(id));
-            reading.add(self.loaded_model(exchange, model, may_poll));
+            let model = self.loaded_model(exchange, model, may_poll);
+            let child = self.children.get(id);
+            for (kind, why) in child.iter().flat_map(|of| of.telemetry.unread(&model)) {
+                reading.lacks(kind, Some(id), why);
+            }
+            reading.add(model);
         }
         exchange.set_model(None);
     }

@@ -8,8 +8,8 @@ use std::io;
 use std::time::Instant;
 
 use crate::bounds;
-use crate::readings::{CountersReading, ModelReading, Slots, SlotsReading, Update};
-use crate::snapshot::Reason;
+use crate::readings::{CountersReading, ModelReading, ModelState, Slots, SlotsReading, Update};
+use crate::snapshot::{Absence, Reason, SourceKind};
 use crate::upstream::api::counters_by_model::CountersByModel;
 use crate::upstream::http::endpoint::Endpoint;
 use crate::upstream::http::exchange::{Exchange, NotServed, RequestOutcome};
@@ -24,10 +24,6 @@ pub const SLOTS: Endpoint = Endpoint::new("/slots", 32 << 20);
 /// The note if a part of `/metrics` cannot be parsed.
 pub const INVALID_LINES: &str =
     "/metrics has lines that cannot be parsed: they are skipped, the others are used";
-
-/// The note if `/metrics` is switched off.
-pub const METRICS_SWITCHED_OFF: &str = "/metrics is switched off: start llama-server with --metrics to get token counters, \
-     decode calls and waiting requests; with --log-file, tokens are counted by the log";
 
 /// The response header that identifies the server's process.
 const PROCESS_HEADER: &str = "Process-Start-Time-Unix";
@@ -228,21 +224,37 @@ impl TelemetryReader {
         }
     }
 
+    /// Why `/metrics` and `/slots` were not read into `model`, if they were not.
+    pub fn unread(&self, model: &ModelReading) -> impl Iterator<Item = (SourceKind, Absence)> {
+        let is_stale = [
+            matches!(model.counters, Update::Stale),
+            matches!(model.slots, Update::Stale),
+        ];
+        let why_stale = match model.state {
+            ModelState::Busy | ModelState::Waking => Absence::AnswerLate,
+            ModelState::Unknown => Absence::NotYetPolled,
+            _ => Absence::MayFallAsleep,
+        };
+        [
+            (METRICS, self.metrics_not_served, is_stale[0]),
+            (SLOTS, self.slots_not_served, is_stale[1]),
+        ]
+        .into_iter()
+        .filter_map(move |(endpoint, missing, is_stale)| {
+            let missing = missing.map(|missing| missing.absence(endpoint));
+            let why = missing.or(is_stale.then_some(why_stale))?;
+            Some((SourceKind::Endpoint(endpoint.path), why))
+        })
+    }
+
     /// Notes on endpoints that cannot be read, and on the missing data, for the user.
     pub fn notes(&self, has_stats: bool) -> Vec<&'static str> {
-        let metrics = match self.metrics_not_served {
-            Some(NotServed::Disabled) => Some(METRICS_SWITCHED_OFF),
-            Some(NotServed::NotFound) => Some("/metrics is not served at this address"),
-            None => self.has_invalid_lines.then_some(INVALID_LINES),
+        let not_served = |missing: Option<NotServed>, endpoint: Endpoint| {
+            missing.map(|missing| missing.absence(endpoint).note())
         };
-        let slots = match self.slots_not_served {
-            Some(NotServed::Disabled) => Some(
-                "/slots is switched off: start llama-server with --slots to get context use and \
-                 exact live tokens",
-            ),
-            Some(NotServed::NotFound) => Some("/slots is not served at this address"),
-            None => None,
-        };
+        let invalid = self.has_invalid_lines.then_some(INVALID_LINES);
+        let metrics = not_served(self.metrics_not_served, METRICS).or(invalid);
+        let slots = not_served(self.slots_not_served, SLOTS);
         let loss = match (self.lacks_metrics(), self.lacks_slots()) {
             (true, true) if !has_stats => {
                 Some("without both, the model's status and its tokens per second are unknown")

@@ -45,6 +45,19 @@ pub enum NotServed {
     NotFound,
 }
 
+impl NotServed {
+    /// The same as a reason for what is missing.
+    pub fn absence(self, endpoint: Endpoint) -> Absence {
+        match (endpoint.path, self) {
+            ("/metrics", NotServed::Disabled) => Absence::MetricsOff,
+            ("/metrics", NotServed::NotFound) => Absence::MetricsNotServed,
+            ("/slots", NotServed::Disabled) => Absence::SlotsOff,
+            ("/slots", NotServed::NotFound) => Absence::SlotsNotServed,
+            _ => Absence::NotServed,
+        }
+    }
+}
+
 impl<T> RequestOutcome<T> {
     /// The document, if there is one.
     pub fn ok(self) -> Option<T> {
@@ -89,15 +102,9 @@ impl<T> RequestOutcome<T> {
 
     /// Why the endpoint has no document, if that is no failure.
     fn absence(&self, endpoint: Endpoint) -> Option<Absence> {
-        match (self, endpoint.path) {
-            (RequestOutcome::NotLoaded, _) => Some(Absence::ModelLoading),
-            (RequestOutcome::NotServed(NotServed::Disabled), "/metrics") => {
-                Some(Absence::MetricsOff)
-            }
-            (RequestOutcome::NotServed(NotServed::Disabled), "/slots") => Some(Absence::SlotsOff),
-            (RequestOutcome::NotServed(_), "/metrics") => Some(Absence::MetricsNotServed),
-            (RequestOutcome::NotServed(_), "/slots") => Some(Absence::SlotsNotServed),
-            (RequestOutcome::NotServed(_), _) => Some(Absence::NotServed),
+        match self {
+            RequestOutcome::NotLoaded => Some(Absence::ModelLoading),
+            RequestOutcome::NotServed(why) => Some(why.absence(endpoint)),
             _ => None,
         }
     }

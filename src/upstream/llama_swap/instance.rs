@@ -4,14 +4,10 @@ use std::time::Instant;
 
 use crate::readings::{ModelReading, ModelState, ModelStatus, Update};
 use crate::settings::{BaseUrl, Settings};
+use crate::snapshot::Absence;
 use crate::upstream::child_server::{ChildPollError, ChildServer};
 use crate::upstream::http::allowed_addresses::AllowedAddresses;
 use crate::upstream::reading::Reading;
-
-const UNREACHABLE: &str = "a model's own server cannot be reached: its tokens are counted at the end of each request, and its \
-     status is idle even while it is running";
-const OTHER_ENGINE: &str = "a model's own server is not a llama-server: its tokens are counted at the end of each request, and \
-     its status is idle even while it is running";
 
 /// One process of a model.
 pub struct ModelInstance {
@@ -19,8 +15,8 @@ pub struct ModelInstance {
     proxy: Option<String>,
     /// The addresses that the server may have.
     reach: Option<AllowedAddresses>,
-    /// Its server, or a note on why that is not polled.
-    server: Result<Box<ChildServer>, &'static str>,
+    /// Its server, or why that is not polled.
+    server: Result<Box<ChildServer>, Absence>,
     /// Chosen once: changing the source within one process would make its counters jump or fall.
     token_source: Option<TokenSource>,
 }
@@ -50,7 +46,7 @@ impl ModelInstance {
         ModelInstance {
             proxy: proxy.map(str::to_owned),
             reach,
-            server: server.map(Box::new).ok_or(UNREACHABLE),
+            server: server.map(Box::new).ok_or(Absence::SwapServerUnreachable),
             token_source: None,
         }
     }
@@ -60,8 +56,8 @@ impl ModelInstance {
         self.proxy.as_deref() == proxy && self.reach == reach
     }
 
-    /// Why its server is not polled, for the user.
-    pub fn note(&self) -> Option<&'static str> {
+    /// Why its server is not polled.
+    pub fn absence(&self) -> Option<Absence> {
         self.server.as_ref().err().copied()
     }
 
@@ -97,8 +93,8 @@ impl ModelInstance {
         let mut model = result.unwrap_or_else(|error| {
             self.server = match error {
                 Some(ChildPollError::Now(state)) => return ModelReading::new(name, state),
-                Some(ChildPollError::Unreachable) => Err(UNREACHABLE),
-                Some(ChildPollError::OtherEngine) => Err(OTHER_ENGINE),
+                Some(ChildPollError::Unreachable) => Err(Absence::SwapServerUnreachable),
+                Some(ChildPollError::OtherEngine) => Err(Absence::SwapOtherEngine),
                 None => return ModelReading::new(name, idle),
             };
             // It is loaded; whether it is running is unknown.

@@ -21,6 +21,7 @@ use serde::Deserialize;
 use crate::bounds::lenient::{object, text};
 use crate::readings::{ModelReading, ModelState, ModelStatus};
 use crate::settings::{BaseUrl, Settings};
+use crate::snapshot::{Source, SourceKind};
 use crate::upstream::endpoints::{HEALTH, PROPS};
 use crate::upstream::http::allowed_addresses::AllowedAddresses;
 use crate::upstream::http::endpoint::Endpoint;
@@ -275,7 +276,11 @@ impl LlamaSwap {
                 continue;
             };
             model.token_totals = self.activity.totals(&model.name);
-            reading.notes.extend(instance.note());
+            if let Some(why) = instance.absence() {
+                reading.notes.push(why.note());
+                let source = Source::missing(SourceKind::ModelServer, why);
+                reading.unread.push(source.of_model(Some(&model.name)));
+            }
         }
         reading.notes.sort_unstable();
         reading.notes.dedup();

@@ -22,7 +22,7 @@ use crate::readings::{
     Update,
 };
 use crate::settings::{BaseUrl, Settings};
-use crate::snapshot::Reason;
+use crate::snapshot::{Absence, Reason, SourceKind};
 use crate::upstream::api::counters_by_model::CountersByModel;
 use crate::upstream::api::exposition_reader::Sample;
 use crate::upstream::endpoints::{HEALTH, PROPS};
@@ -52,12 +52,6 @@ const LOG: &str = "/logs?follow=true";
 
 /// The backend whose runners are llama-servers.
 const LLAMA_CPP: &str = "llama.cpp";
-
-const METRICS_SWITCHED_OFF: &str = "its /metrics is switched off: start Docker Model Runner without DISABLE_METRICS=1 to get token \
-     counters";
-const AMBIGUOUS_SAMPLES: &str = "its /metrics has several samples for one model and mode: none is used, as the right one is unknown";
-const LEFT_OUT_OF_METRICS: &str = "its /metrics leaves out models that were loaded by name: load a model by its ID (sha256:…) to get \
-     its counters from there";
 
 /// The counters of each runner, by the label of its model and its mode.
 type CountersByRunner = BTreeMap<RunnerKey, Counters>;
@@ -284,7 +278,11 @@ impl ModelRunner {
                         counters: counters.clone(),
                     }),
                     None => {
-                        is_left_out |= is_loaded(model);
+                        if is_loaded(model) {
+                            is_left_out = true;
+                            let kind = SourceKind::Endpoint(METRICS.path);
+                            reading.lacks(kind, Some(&model.name), Absence::RunnerLeftOut);
+                        }
                         Update::Absent
                     }
                 },
@@ -358,17 +356,24 @@ impl ModelRunner {
     }
 
     /// Adds the notes on `/metrics`; `is_left_out`: it lacks the counters of a runner.
-    fn note_metrics(&self, is_left_out: bool, notes: &mut Vec<&'static str>) {
+    fn note_metrics(&self, is_left_out: bool, reading: &mut Reading) {
+        let kind = SourceKind::Endpoint(METRICS.path);
         if self.metrics_missing.is_some() {
-            notes.push(METRICS_SWITCHED_OFF);
-            return;
+            reading.notes.push(Absence::RunnerMetricsOff.note());
+            return reading.lacks(kind, None, Absence::RunnerMetricsOff);
+        }
+        if self.has_ambiguous_samples {
+            reading.lacks(kind, None, Absence::RunnerSamplesAmbiguous);
         }
         for (applies, note) in [
             (self.has_invalid_lines, INVALID_LINES),
-            (self.has_ambiguous_samples, AMBIGUOUS_SAMPLES),
-            (is_left_out, LEFT_OUT_OF_METRICS),
+            (
+                self.has_ambiguous_samples,
+                Absence::RunnerSamplesAmbiguous.note(),
+            ),
+            (is_left_out, Absence::RunnerLeftOut.note()),
         ] {
-            notes.extend(applies.then_some(note));
+            reading.notes.extend(applies.then_some(note));
         }
     }
 }
@@ -463,7 +468,7 @@ impl Upstream for ModelRunner {
         (reading.models, is_truncated) = models.finish();
         reading.is_truncated = is_truncated || self.store.is_truncated;
         reading.logs.extend(self.log(&runners));
-        self.note_metrics(is_left_out, &mut reading.notes);
+        self.note_metrics(is_left_out, reading);
     }
 
     fn read_records(&self, exchange: &mut Exchange, read: &mut RecordsReader) {

@@ -6,21 +6,13 @@ use std::time::Instant;
 
 use crate::readings::{LocalServer, ModelFacts, ModelReading, ModelState, Update};
 use crate::settings::Settings;
+use crate::snapshot::Absence;
 use crate::upstream::child_server::{ChildPollError, ChildServer};
 use crate::upstream::reading::Reading;
 use crate::upstream::rotation::Rotation;
 
 const BY_SOCKET: &str =
     "live values of its models come from their own llama-servers, at their Unix sockets";
-const NOT_SEEN: &str = "the llama-server of a model is not among the processes that can be seen from here: it has its \
-     live tokens, slots and KV cache; run the exporter on Model Runner's machine, as Model Runner's user \
-     or as root with CAP_SYS_PTRACE, in a container with --pid=host --user 0 --cap-add SYS_PTRACE";
-const NOT_ALLOWED: &str = "the Unix socket of a model's llama-server may not be opened: it has the model's live tokens, \
-     slots and KV cache; run the exporter as Model Runner's user or as root with CAP_SYS_PTRACE, in a \
-     container with --pid=host --user 0 --cap-add SYS_PTRACE";
-const AMBIGUOUS: &str = "several processes run the same model in the same mode: none of them is read, as the right one is \
-     unknown";
-
 /// A model's label and mode.
 pub type RunnerKey = (String, String);
 
@@ -92,9 +84,9 @@ impl RunnerServers {
             let key = key(model);
             let process = match self.process_of(model) {
                 Ok(process) => process.clone(),
-                Err(note) => {
+                Err(why) => {
                     self.known.remove(&key);
-                    reading.notes.push(note);
+                    reading.lacks_server(&model.name, why);
                     continue;
                 }
             };
@@ -108,16 +100,21 @@ impl RunnerServers {
             }
             if let Some(known) = self.known.get_mut(&key) {
                 let may_poll = self.rotation.may_poll(&model.name, Instant::now());
-                let note = known.poll(model, may_poll, deadline, reading);
-                reading.notes.extend(note);
+                if let Some(why) = known.poll(model, may_poll, deadline, reading) {
+                    reading.lacks_server(&model.name, why);
+                }
             }
         }
         reading.notes.extend(self.reads_any().then_some(BY_SOCKET));
     }
 
     /// The only process that runs the model's file in its mode.
-    fn process_of(&self, model: &ModelReading) -> Result<&LocalServer, &'static str> {
-        let digest = model.process.file_part.as_deref().ok_or(NOT_SEEN)?;
+    fn process_of(&self, model: &ModelReading) -> Result<&LocalServer, Absence> {
+        let digest = model
+            .process
+            .file_part
+            .as_deref()
+            .ok_or(Absence::RunnerNotSeen)?;
         let runs = |server: &&LocalServer| {
             let path = server.model_path.as_deref().unwrap_or_default();
             path.split('/').any(|part| part == digest) && model.mode.as_deref() == Some(server.mode)
@@ -125,8 +122,8 @@ impl RunnerServers {
         let mut found = self.local.iter().filter(runs);
         match (found.next(), found.next()) {
             (Some(only), None) => Ok(only),
-            (None, _) => Err(NOT_SEEN),
-            _ => Err(AMBIGUOUS),
+            (None, _) => Err(Absence::RunnerNotSeen),
+            _ => Err(Absence::RunnerAmbiguous),
         }
     }
 }
@@ -139,10 +136,11 @@ impl RunnerServer {
         may_poll: bool,
         deadline: Instant,
         reading: &mut Reading,
-    ) -> Option<&'static str> {
+    ) -> Option<Absence> {
         let Some(server) = &mut self.server else {
             // Without an error to show, it does not listen yet.
-            return matches!(self.process.address, Err(Some(_))).then_some(NOT_ALLOWED);
+            return matches!(self.process.address, Err(Some(_)))
+                .then_some(Absence::RunnerNotAllowed);
         };
         model.counters = Update::Stale;
         if !may_poll {
@@ -155,7 +153,7 @@ impl RunnerServer {
             Err(ChildPollError::Unreachable | ChildPollError::OtherEngine) => {
                 model.counters = Update::Absent;
                 self.server = None;
-                return Some(NOT_ALLOWED);
+                return Some(Absence::RunnerNotAllowed);
             }
         }
         None

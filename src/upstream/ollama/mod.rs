@@ -15,6 +15,7 @@ use serde::de::IgnoredAny;
 
 use crate::readings::{LocalServer, ModelFacts, ModelReading, ModelState, ModelStatus};
 use crate::settings::{BaseUrl, Settings};
+use crate::snapshot::Absence;
 use crate::upstream::child_server::{ChildPollError, ChildServer};
 use crate::upstream::endpoints::{HEALTH, PROPS};
 use crate::upstream::http::endpoint::Endpoint;
@@ -26,7 +27,7 @@ use crate::upstream::ollama::models::{ListedModel, children, complete};
 use crate::upstream::reading::Reading;
 use crate::upstream::rotation::Rotation;
 use crate::upstream::server_url::ServerUrl;
-use crate::upstream::telemetry::{METRICS, METRICS_SWITCHED_OFF, SLOTS};
+use crate::upstream::telemetry::{METRICS, SLOTS};
 use crate::upstream::version::read_version;
 use crate::upstream::{DetectionAnswers, ServerKind, Upstream};
 
@@ -40,14 +41,6 @@ const ROOT_PAGE: &str = "Ollama is running";
 
 /// How long the list of models is reused: for each request, Ollama reads all of its manifests.
 const LIST_LIFETIME: Duration = Duration::from_secs(60);
-
-const NO_CHILD: &str = "the llama-server of a model was not found among the processes that can be seen from here: its \
-     tokens are unknown, and its status is idle even while it is running; run the exporter on \
-     Ollama's machine, in a container with the host's PID and network namespaces";
-const UNREACHABLE: &str = "the llama-server of a model cannot be reached: its tokens are unknown, and its status is idle \
-     even while it is running; run the exporter in the network namespace of Ollama";
-const METRICS_OFF: &str = "/metrics of Ollama's llama-servers is switched off: set LLAMA_ARG_ENDPOINT_METRICS=1 in the \
-     environment of Ollama to get token counters, decode calls and waiting requests";
 
 /// Ollama.
 pub struct Ollama {
@@ -165,7 +158,9 @@ impl Ollama {
         reading: &mut Reading,
     ) -> ModelReading {
         let Some(child) = self.children.get_mut(name) else {
-            reading.notes.extend(is_loaded.then_some(NO_CHILD));
+            if is_loaded {
+                reading.lacks_server(name, Absence::OllamaServerNotFound);
+            }
             return ModelReading::new(name, without_server(is_loaded));
         };
         let read = match &mut child.server {
@@ -179,7 +174,7 @@ impl Ollama {
             let state = match error {
                 ChildPollError::Now(state) => state,
                 ChildPollError::Unreachable | ChildPollError::OtherEngine => {
-                    reading.notes.push(UNREACHABLE);
+                    reading.lacks_server(name, Absence::OllamaServerUnreachable);
                     without_server(is_loaded)
                 }
             };
@@ -266,8 +261,13 @@ impl Upstream for Ollama {
             reading.add(model);
         }
         for note in &mut reading.notes {
-            if *note == METRICS_SWITCHED_OFF {
-                *note = METRICS_OFF;
+            if *note == Absence::MetricsOff.note() {
+                *note = Absence::OllamaMetricsOff.note();
+            }
+        }
+        for source in &mut reading.unread {
+            if source.absence == Some(Absence::MetricsOff) {
+                source.absence = Some(Absence::OllamaMetricsOff);
             }
         }
         reading.notes.sort_unstable();
