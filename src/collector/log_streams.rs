@@ -11,7 +11,7 @@ use crate::requests::Requests;
 use crate::requests::log::http_stream::{LogBeginning, NewLines};
 use crate::requests::log::{PolledModel, ServerLog};
 use crate::settings::{BaseUrl, Settings};
-use crate::snapshot::Reason;
+use crate::snapshot::{Absence, Reason, Source, SourceKind};
 use crate::upstream::http::allowed_addresses::AllowedAddresses;
 use crate::upstream::http::client::Client;
 use crate::upstream::http::request_error::{RequestError, RequestErrorKind};
@@ -129,6 +129,21 @@ impl LogStreams {
             }
             stream.log.polled(now, models);
         }
+    }
+
+    /// Each log as a source.
+    pub fn sources(&self, logs: &[ServedLog], now: Instant) -> Vec<Source> {
+        let source = |log: &ServedLog| {
+            let stream = self.streams.get(&log.url)?;
+            let kind = SourceKind::Log(Some(log.url.as_str().into()));
+            let mut source = stream.log.source(kind, now);
+            if matches!(*state(&stream.state), StreamState::Unusable(_)) {
+                source.absence = Some(Absence::LogNotServed);
+            }
+            let model = log.only_model().map(|(model, _)| model.as_str());
+            Some(source.of_model(model))
+        };
+        logs.iter().filter_map(source).collect()
     }
 
     /// Rejected lines of all streams, by reason; `None` if no log was open.

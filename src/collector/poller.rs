@@ -166,6 +166,8 @@ impl Poller {
             self.polls.last_success = clock.unix_seconds();
         }
         let advice = (!up).then(|| Advice::on(&self.base, &reading));
+        let mut sources = self.requests.sources(&reading, clock.now());
+        sources.extend(self.machine.sources());
         let snapshot = Snapshot {
             server: self.server.clone(),
             up: Some(up),
@@ -188,7 +190,7 @@ impl Poller {
             down: advice
                 .as_ref()
                 .map(|advice| self.sources.down(&reading, advice)),
-            sources: self.sources.update(&reading, Vec::new()),
+            sources: self.sources.update(&reading, &sources),
         };
         if up || !self.has_ended() {
             self.state_log

@@ -14,24 +14,23 @@ use crate::requests::probe::Prober;
 use crate::requests::records::{self, Records};
 use crate::requests::{Requests, activity};
 use crate::settings::{BaseUrl, Settings};
-use crate::snapshot::{Model, ModelRequests, Reason, Snapshot, SnapshotCell};
+use crate::snapshot::{
+    Absence, Model, ModelRequests, Reason, Snapshot, SnapshotCell, Source, SourceKind,
+};
 use crate::upstream::completion::CompletionClient;
 use crate::upstream::detection::DetectedServer;
 use crate::upstream::http::exchange::Exchange;
 use crate::upstream::reading::{Reading, ServedLog};
 use crate::upstream::{LogSource, ServerKind};
 
-const LOG_UNUSED: &str = "--log-file has no effect here: only the logs of llama-server, its router and Ollama are understood";
-
-const LOG_AMBIGUOUS: &str = "the log is not used now: its lines do not say which of the loaded models they are about, or the \
-     llama-server of the loaded model was not found";
-
 /// The sources of request latencies of one server.
 pub(super) struct RequestSources {
     requests: Arc<Requests>,
     log: Arc<ServerLog>,
-    /// Whether the settings have a log for this server.
-    has_log: bool,
+    /// The path of the log that the settings have for this server.
+    log_path: Option<Arc<str>>,
+    /// Whether the settings switch on the probe.
+    has_probe: bool,
     /// What the server itself reports of its requests, unless the settings switch that off.
     served: Option<ServedSources>,
 }
@@ -58,7 +57,10 @@ impl RequestSources {
                 models: ModelSources::default(),
             }),
             requests,
-            has_log: settings.log_file_of(base).is_some(),
+            log_path: settings
+                .log_file_of(base)
+                .map(|path| path.display().to_string().into()),
+            has_probe: settings.probe_interval.is_some(),
         }
     }
 
@@ -133,12 +135,17 @@ impl RequestSources {
 
     /// Says whose lines are in the log, if they do not say so themselves.
     pub fn find_log_writers(&self, reading: &mut Reading, now: Instant) {
-        if !self.has_log || !reading.up || log_source(reading) != Some(LogSource::AnyModel) {
+        if self.log_path.is_none()
+            || !reading.up
+            || log_source(reading) != Some(LogSource::AnyModel)
+        {
             return;
         }
         let found = writers_found(reading);
         let is_unused = found == WritersFound::Several;
-        reading.notes.extend(is_unused.then_some(LOG_AMBIGUOUS));
+        reading
+            .notes
+            .extend(is_unused.then_some(Absence::LogAmbiguous.note()));
         self.log.set_writers(found, now);
     }
 
@@ -199,8 +206,8 @@ impl RequestSources {
             }
         }
         let has_source = |kind: ServerKind| kind.log_source().is_some();
-        if self.has_log && !reading.kind.is_none_or(has_source) {
-            reading.notes.push(LOG_UNUSED);
+        if self.log_path.is_some() && !reading.kind.is_none_or(has_source) {
+            reading.notes.push(Absence::LogUnused.note());
         }
         reading.notes.extend(self.log.notes(now));
         let rejected = self.log_lines_rejected().unwrap_or_default();
@@ -221,6 +228,44 @@ impl RequestSources {
         let is_of = |log: &&ServedLog| log.only_model().is_some_and(|(name, _)| name == model);
         let log = reading.logs.iter().find(is_of)?;
         self.served.as_ref()?.streams.log(log)
+    }
+
+    /// The sources of requests, with their state.
+    pub fn sources(&self, reading: &Reading, now: Instant) -> Vec<Source> {
+        let mut sources = Vec::new();
+        let has_own_log = |kind: ServerKind| kind.log_source().is_some();
+        match &self.log_path {
+            Some(path) => {
+                let kind = SourceKind::Log(Some(Arc::clone(path)));
+                sources.push(match reading.kind.is_none_or(has_own_log) {
+                    true => self.log.source(kind, now),
+                    false => Source::missing(kind, Absence::LogUnused),
+                });
+            }
+            None if reading.kind.is_some_and(has_own_log) => {
+                let kind = SourceKind::Log(None);
+                sources.push(Source::missing(kind, Absence::LogNotGiven));
+            }
+            None => {}
+        }
+        match &self.served {
+            Some(served) => sources.extend(served.streams.sources(&reading.logs, now)),
+            None if reading.kind.is_some_and(|kind| !has_own_log(kind)) => {
+                let kind = SourceKind::RequestRecords;
+                sources.push(Source::missing(kind, Absence::RequestRecordsOff));
+            }
+            None => {}
+        }
+        let probe = match (self.has_probe, reading.kind.map(ServerKind::may_be_probed)) {
+            (_, Some(false)) => Some(Absence::ProbeNotPossible),
+            (false, _) => Some(Absence::ProbeOff),
+            (true, _) => None,
+        };
+        sources.push(Source {
+            absence: probe,
+            ..Source::new(SourceKind::Probe)
+        });
+        sources
     }
 
     /// The figures so far, by model and source.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::collector::monitored_server::MonitoredServer;
 use crate::collector::watchdog::Watchdog;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Absence, Snapshot, Source, SourceKind};
 
 /// How long a look for servers may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
@@ -88,6 +88,17 @@ impl ServerList {
         let is_known = discovery.has_looked.load(Ordering::Acquire)
             && discovery.watchdog.overdue(now).is_none();
         is_known.then(|| self.discovered().len())
+    }
+
+    /// The search for servers, as a source.
+    pub fn discovery(&self, now: Instant) -> Source {
+        let source = Source::new(SourceKind::Discovery);
+        let absence = match (&self.discovery, self.discovered_count(now)) {
+            (None, _) => Some(Absence::DiscoveryOff),
+            (Some(_), None) => Some(Absence::DiscoveryLate),
+            (Some(_), Some(_)) => None,
+        };
+        Source { absence, ..source }
     }
 
     /// Whether polls are on time at `now`: one stuck poll does not stop the others.

@@ -37,7 +37,7 @@ impl SourceTable {
 
     /// Takes the requests of a poll, and what it did not read; `others` are those besides the
     /// endpoints. Returns all sources.
-    pub fn update(&mut self, reading: &Reading, others: Vec<Source>) -> Vec<Source> {
+    pub fn update(&mut self, reading: &Reading, others: &[Source]) -> Vec<Source> {
         self.forget(reading);
         for answered in &reading.requests.answered {
             let source = self.endpoint(&answered.target);
@@ -57,7 +57,7 @@ impl SourceTable {
                 .or(source.read_at);
             *source = source.clone().with_error(&failed.error.detail);
         }
-        for stated in reading.unread.iter().chain(&others) {
+        for stated in reading.unread.iter().chain(others) {
             self.state(stated);
         }
         let all = self.sources.values().map(|entry| &entry.source);

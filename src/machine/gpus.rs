@@ -9,7 +9,7 @@ use crate::machine::energy::EnergyMeter;
 use crate::machine::nvidia::NvidiaSmi;
 use crate::machine::procfs::Procfs;
 use crate::settings::Settings;
-use crate::snapshot::{Gpu, GpuMemory};
+use crate::snapshot::{Absence, Gpu, GpuMemory, Source, SourceKind};
 
 /// All GPUs, and their last readings.
 #[derive(Debug, Default)]
@@ -22,8 +22,8 @@ pub struct Gpus {
     /// The energy that they have used so far.
     energy: Mutex<EnergyMeter>,
     interval: Duration,
-    /// Why there may be no GPU, for the user.
-    notes: Vec<String>,
+    /// The drivers that are not there.
+    missing: Vec<Source>,
 }
 
 impl Gpus {
@@ -32,27 +32,30 @@ impl Gpus {
     pub fn start(settings: &Settings) -> Gpus {
         if settings.no_gpu || !cfg!(target_os = "linux") {
             let why = match settings.no_gpu {
-                true => "not read: --no-gpu is set",
-                false => "only read on Linux",
+                true => Absence::GpuOff,
+                false => Absence::NotLinux,
             };
             return Gpus {
-                notes: vec![why.to_owned()],
+                missing: vec![Source::missing(SourceKind::GpuDriver("all"), why)],
                 ..Gpus::default()
             };
         }
         let nvidia = NvidiaSmi::start(settings);
         let cards = DrmCards::find(&settings.sysfs, nvidia.is_ok());
-        let mut notes = Vec::new();
+        let mut missing = Vec::new();
         if let Err(folders) = &nvidia {
             let folders: Vec<_> = folders
                 .iter()
                 .map(|path| path.display().to_string())
                 .collect();
-            notes.push(format!("no nvidia-smi in {}", folders.join(", ")));
+            let source = Source::missing(SourceKind::GpuDriver("nvidia-smi"), Absence::NoNvidiaSmi);
+            missing.push(source.with_error(&format!("no nvidia-smi in {}", folders.join(", "))));
         }
         if cards.is_empty() {
             let folder = settings.sysfs.join("class/drm");
-            notes.push(format!("no AMD or Intel GPU in {}", folder.display()));
+            let source = Source::missing(SourceKind::GpuDriver("drm"), Absence::NoGpu);
+            let why = format!("no AMD or Intel GPU in {}", folder.display());
+            missing.push(source.with_error(&why));
         }
         Gpus {
             nvidia: nvidia.ok(),
@@ -60,14 +63,34 @@ impl Gpus {
             card_readings: Mutex::default(),
             energy: Mutex::default(),
             interval: settings.interval,
-            notes,
+            missing,
         }
     }
 
     /// Where no GPU was found, and which GPUs are not read, for the user.
     pub fn notes(&self) -> Vec<String> {
         let nvidia = self.nvidia.iter().flat_map(NvidiaSmi::notes);
-        self.notes.iter().cloned().chain(nvidia).collect()
+        let missing = self.missing.iter().map(|source| {
+            let why = source.absence.map_or("", Absence::why);
+            source.error.as_deref().unwrap_or(why).to_owned()
+        });
+        missing.chain(nvidia).collect()
+    }
+
+    /// The drivers of GPUs, as sources.
+    pub fn sources(&self) -> Vec<Source> {
+        let nvidia = self.nvidia.iter().flat_map(NvidiaSmi::sources);
+        let mut sources: Vec<_> = nvidia.chain(self.missing.iter().cloned()).collect();
+        let cards = self
+            .card_readings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let at = cards.as_ref().filter(|(_, gpus)| !gpus.is_empty());
+        sources.extend(at.map(|(at, _)| Source {
+            read_at: Some(*at),
+            ..Source::new(SourceKind::GpuDriver("drm"))
+        }));
+        sources
     }
 
     /// Reads the cards, unless another poll has just read them, or is reading them; then adds up

@@ -38,13 +38,15 @@ use crate::bounds::{BoundedDuration, deadline};
 use crate::machine::gpus::Gpus;
 use crate::machine::host_lookup::HostLookup;
 use crate::machine::pid_file::PidFile;
-use crate::machine::process_lookup::{Connect, LookupResult, ProcessLookup, unix_listener};
+use crate::machine::process_lookup::{
+    Connect, LookupResult, NotFound, ProcessLookup, unix_listener,
+};
 use crate::machine::procfs::{HeldSocket, ProcessId, Procfs};
 use crate::machine::server_process::ServerProcess;
 use crate::process::log;
 use crate::readings::{LocalServer, ModelKey, ModelReading};
 use crate::settings::{BaseUrl, ServerAddress, Settings};
-use crate::snapshot::Model;
+use crate::snapshot::{Absence, Model, Source, SourceKind};
 
 /// How long to wait after the first lookup that found no process; doubled each time.
 const FIRST_RETRY_DELAY: Duration = Duration::from_secs(5);
@@ -87,14 +89,58 @@ struct ModelProcess {
     /// Whether the server has no other model.
     is_only_model: bool,
     /// Why the process was not found, if the user can fix it.
-    note: Option<String>,
+    not_found: Option<NotFound>,
+    /// When the process was read last, and how long that took.
+    read: Option<(Instant, Duration)>,
 }
 
 impl ModelProcess {
     fn notes(&self) -> impl Iterator<Item = String> {
         let process = self.process.iter().flat_map(ServerProcess::notes);
-        self.note.clone().into_iter().chain(process)
+        let not_found = self.not_found.as_ref().map(NotFound::note);
+        not_found.into_iter().chain(process)
     }
+
+    /// The process and what belongs to it, as sources.
+    fn sources(&self) -> Vec<Source> {
+        let mut source = Source::new(SourceKind::Process(None));
+        if let Some((at, duration)) = self.read {
+            (source.read_at, source.duration) = (Some(at), Some(duration));
+        }
+        match (&self.process, &self.not_found) {
+            (Some(process), _) => {
+                source.kind = SourceKind::Process(Some(process.id.pid));
+                let mut sources = vec![source];
+                sources.extend(process.sources());
+                sources
+            }
+            (None, Some(not_found)) => {
+                source.absence = Some(not_found.why);
+                vec![source.with_error(&not_found.detail)]
+            }
+            (None, None) => {
+                source.absence = Some(match cfg!(target_os = "linux") {
+                    true => Absence::ProcessNotFound,
+                    false => Absence::NotLinux,
+                });
+                vec![source]
+            }
+        }
+    }
+}
+
+/// The sources of this machine as a whole: its processes and the drivers of its GPUs.
+pub fn sources(settings: &Settings, gpus: &Gpus) -> Vec<Source> {
+    let mut procfs = Source::new(SourceKind::Procfs);
+    if !cfg!(target_os = "linux") {
+        procfs.absence = Some(Absence::NotLinux);
+    } else if Procfs::new(&settings.procfs).pids().is_empty() {
+        procfs.absence = Some(Absence::ProcfsEmpty);
+        procfs = procfs.with_error(&settings.procfs.display().to_string());
+    }
+    let mut sources = vec![procfs];
+    sources.extend(gpus.sources());
+    sources
 }
 
 /// What cannot be read of this machine because of its system, for the user; `None` on Linux.
@@ -166,7 +212,9 @@ impl Machine {
             self.find_process(&mut entry, reading);
         }
         if let Some(process) = &mut entry.process {
+            let began = Instant::now();
             process.fill(&self.procfs, &self.sysfs, &self.gpus, model);
+            entry.read = Some((began, began.elapsed()));
         }
         kv_cache_metrics::fill(model, reading, entry.process.as_mut(), &self.procfs);
         self.log_new_notes(&entry);
@@ -182,7 +230,9 @@ impl Machine {
         if !process.still_serves(&self.procfs) || !allows(pid_file, process.id) {
             return None;
         }
+        let began = Instant::now();
         process.fill(&self.procfs, &self.sysfs, &self.gpus, model);
+        entry.read = Some((began, began.elapsed()));
         Some(process.id.pid)
     }
 
@@ -231,6 +281,16 @@ impl Machine {
         }
     }
 
+    /// The processes of the models with what belongs to them, as sources.
+    pub fn sources(&self) -> Vec<Source> {
+        let of_model = |(key, entry): (&ModelKey, &ModelProcess)| {
+            let model = (!entry.is_only_model).then(|| key.0.clone());
+            let sources = entry.sources().into_iter();
+            sources.map(move |source| source.of_model(model.as_deref()))
+        };
+        self.models.iter().flat_map(of_model).collect()
+    }
+
     /// Which values of the models are unknown and why, for the user.
     pub fn notes(&self) -> Vec<String> {
         let notes = self.models.values().flat_map(ModelProcess::notes);
@@ -266,11 +326,10 @@ impl Machine {
             .models
             .values()
             .filter_map(|other| other.process.as_ref());
-        entry.note = match found {
-            Ok((id, _)) if others.any(|other| other.id == id) => Some(format!(
-                "process {} serves another model too: its memory and CPU are only reported for \
-                 that one",
-                id.pid
+        entry.not_found = match found {
+            Ok((id, _)) if others.any(|other| other.id == id) => Some(NotFound::new(
+                Absence::ProcessShared,
+                format!("process {} serves another model too", id.pid),
             )),
             Ok((id, socket)) => {
                 entry.process = Some(ServerProcess::new(&self.procfs, &self.sysfs, id, socket));
@@ -280,7 +339,7 @@ impl Machine {
                 );
                 None
             }
-            Err(note) => note,
+            Err(why) => why,
         };
     }
 
@@ -316,7 +375,7 @@ impl Machine {
             (Some(lookup), _) => lookup,
             (none, ServerAddress::Unix(path)) => match unix_listener(&self.procfs, path) {
                 Ok(listener) => none.insert(ProcessLookup::of_listener(&self.procfs, listener)),
-                Err(note) => return Some(Err(note)),
+                Err(why) => return Some(Err(why)),
             },
             (none, ServerAddress::Host { .. }) => none.insert(ProcessLookup::new(
                 &self.procfs,

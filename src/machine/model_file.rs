@@ -10,8 +10,10 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::bounds;
 use crate::gguf::header::{HeaderError, ModelHeader, first_part};
 use crate::machine::procfs::Procfs;
+use crate::snapshot::{Absence, Source, SourceKind};
 
 /// How long the first poll waits: long enough for a file on a local disk.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -73,6 +75,21 @@ impl ModelFile {
         match &self.state {
             HeaderState::Read(result, _) => result.as_ref().err().map(ToString::to_string),
             HeaderState::Reading(_) => Some("is on a file system that does not answer".to_owned()),
+        }
+    }
+
+    /// The file as a source.
+    pub fn source(&self) -> Source {
+        let mut source = Source::new(SourceKind::ModelFile(bounds::cut(&self.path).into()));
+        if let HeaderState::Read(_, at) = &self.state {
+            source.read_at = Some(*at);
+        }
+        match self.problem() {
+            Some(problem) => {
+                source.absence = Some(Absence::ModelFileUnreadable);
+                source.with_error(&problem)
+            }
+            None => source,
         }
     }
 

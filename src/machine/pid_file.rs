@@ -5,9 +5,10 @@ use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use crate::machine::process_lookup::LookupResult;
+use crate::machine::process_lookup::{LookupResult, NotFound};
 use crate::machine::procfs::{ProcessId, Procfs};
 use crate::process::file;
+use crate::snapshot::Absence;
 
 /// A PID file. Its PID may be stale, and may now belong to another process.
 pub struct PidFile {
@@ -41,19 +42,22 @@ impl PidFile {
         let written = written.ok();
         let pid = self
             .pid()
-            .map_err(|error| format!("cannot use the PID file {path}: {error}"))?;
+            .map_err(|error| unusable(format!("cannot use the PID file {path}: {error}")))?;
         let Some(process) = procfs.process_id(pid) else {
-            return Err(Some(format!("no process has the PID in {path}")));
+            return Err(unusable(format!("no process has the PID in {path}")));
         };
         if let Some((then, known)) = self.last
             && (then, known.pid) == (written, pid)
             && known != process
         {
-            return Err(Some(format!(
-                "the PID in {path} now belongs to another process"
-            )));
+            let detail = format!("the PID in {path} now belongs to another process");
+            return Err(unusable(detail));
         }
         self.last = Some((written, process));
         Ok((process, None))
     }
+}
+
+fn unusable(detail: String) -> Option<NotFound> {
+    Some(NotFound::new(Absence::PidFileUnusable, detail))
 }

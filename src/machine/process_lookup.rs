@@ -18,10 +18,8 @@ use crate::machine::server_arguments::ServerArguments;
 use crate::machine::sockets::{ListeningSocket, ListeningSockets, NetworkNamespace};
 use crate::process::os;
 use crate::readings::ModelReading;
+use crate::snapshot::Absence;
 
-/// What to do when the process is not found.
-const ADVICE: &str = "memory and CPU are unavailable; run the exporter as the server's \
-                      user or as root with CAP_SYS_PTRACE, or name the process with --pid-file";
 const LOOPBACK: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::LOCALHOST),
     IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -64,24 +62,51 @@ pub fn receives_our_connections(
 
 /// The process, with the socket if that identified it. The error explains why none was found, if
 /// the user can fix it.
-pub type LookupResult = Result<(ProcessId, Option<HeldSocket>), Option<String>>;
+pub type LookupResult = Result<(ProcessId, Option<HeldSocket>), Option<NotFound>>;
+
+/// Why the process of a model was not found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotFound {
+    /// The reason.
+    pub why: Absence,
+    /// What was found instead.
+    pub detail: String,
+}
+
+impl NotFound {
+    /// There are other processes, or none.
+    pub fn new(why: Absence, detail: impl Into<String>) -> NotFound {
+        NotFound {
+            why,
+            detail: detail.into(),
+        }
+    }
+
+    /// Both, with what to do, for the user.
+    pub fn note(&self) -> String {
+        let (detail, remedy) = (&self.detail, self.why.remedy());
+        match self.why {
+            Absence::ProcessShared => format!("{detail}: {remedy}"),
+            _ => format!("{detail}: memory and CPU are unavailable; {remedy}"),
+        }
+    }
+}
 
 /// The PID of the process that listens on the Unix socket `path`. Connects, and sends nothing.
 ///
 /// # Errors
 /// Explains why it is not known, if the user can fix it.
-pub fn unix_listener(procfs: &Procfs, path: &Path) -> Result<u32, Option<String>> {
+pub fn unix_listener(procfs: &Procfs, path: &Path) -> Result<u32, Option<NotFound>> {
     let stream = os::connect_unix(path, CONNECT_TIMEOUT).map_err(|_| None)?;
     let pid = os::listener_pid(&stream)
         .ok()
         .filter(|_| procfs.has_own_pids());
     pid.ok_or_else(|| {
-        Some(format!(
-            "the process that listens on {} is in another PID namespace: memory and CPU are \
-             unavailable; run the exporter's container with --pid=host, or name the process with \
-             --pid-file",
+        let detail = format!(
+            "the process that listens on {} is in another PID namespace",
             path.display()
-        ))
+        );
+        Some(NotFound::new(Absence::ProcessInOtherNamespace, detail))
     })
 }
 
@@ -266,9 +291,9 @@ impl ProcessLookup {
             let process = self.procfs.process_id(pid).ok_or(None)?;
             return Ok((process, None));
         }
-        Err(Some(format!(
-            "process {pid} listens on the base URL's socket and has no model loaded: {ADVICE}"
-        )))
+        Err(Some(not_told_apart(format!(
+            "process {pid} listens on the base URL's socket and has no model loaded"
+        ))))
     }
 
     /// The only process with one of the sockets open and a model loaded. If descriptors cannot be
@@ -320,12 +345,12 @@ impl ProcessLookup {
                 .pop()
                 .map(|(process, socket)| (process, Some(socket)))
                 .ok_or(None),
-            0 => Err(Some(format!(
-                "process {pid} listens on the base URL's port and has no model loaded: {ADVICE}"
-            ))),
-            many => Err(Some(format!(
-                "{many} processes have the server's socket open: {ADVICE}"
-            ))),
+            0 => Err(Some(not_told_apart(format!(
+                "process {pid} listens on the base URL's port and has no model loaded"
+            )))),
+            many => Err(Some(not_told_apart(format!(
+                "{many} processes have the server's socket open"
+            )))),
         }
     }
 
@@ -391,13 +416,17 @@ impl ProcessLookup {
                 .process_id(*pid)
                 .map(|process| (process, None))
                 .ok_or(None),
-            [] => Err(Some(format!(
-                "no visible process has {what} on its command line: {ADVICE}"
-            ))),
-            many => Err(Some(format!(
-                "{} processes have {what} on their command lines: {ADVICE}",
+            [] => Err(Some(not_told_apart(format!(
+                "no visible process has {what} on its command line"
+            )))),
+            many => Err(Some(not_told_apart(format!(
+                "{} processes have {what} on their command lines",
                 many.len()
-            ))),
+            )))),
         }
     }
+}
+
+fn not_told_apart(detail: String) -> NotFound {
+    NotFound::new(Absence::ProcessNotVisible, detail)
 }

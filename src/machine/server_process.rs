@@ -12,7 +12,7 @@ use crate::machine::model_file::ModelFile;
 use crate::machine::procfs::{HeldSocket, ProcessId, Procfs};
 use crate::machine::server_arguments::ServerArguments;
 use crate::process::procfs_parsers::TICKS_PER_SECOND;
-use crate::snapshot::Model;
+use crate::snapshot::{Absence, Model, Source, SourceKind};
 
 /// How long resource limits are reused before they are read again.
 const LIMITS_VALID_FOR: Duration = Duration::from_secs(30);
@@ -131,24 +131,43 @@ impl ServerProcess {
 
     /// Which values of the process are unknown and why, for the user.
     pub fn notes(&self) -> impl Iterator<Item = String> {
-        let is_server = self.arguments.is_llama_server();
-        let variables = self.variables_error.as_ref().filter(|_| is_server).map(|error| {
-            format!(
-                "the size of the KV cache is unknown: environment variables of the server may set \
-                 it and cannot be read: {error}; run the exporter as the server's \
-                 user or as root with CAP_SYS_PTRACE"
-            )
+        let variables = self.hidden_variables().map(|error| {
+            let (why, remedy) = (
+                Absence::EnvironmentUnreadable.why(),
+                Absence::EnvironmentUnreadable.remedy(),
+            );
+            format!("{why}: {error}; {remedy}")
         });
-        let limits = (self.limits == ResourceLimits::default()).then(|| {
-            "the limits of memory and CPU are unknown: the cgroup of the server cannot be seen \
-             from here; in a container, share the host's cgroup namespace and pass its /sys with \
-             --sysfs"
-                .to_owned()
-        });
+        let limits = self.are_limits_unknown();
+        let limits = limits.then(|| Absence::LimitsUnknown.note().to_owned());
         let file = self.model_file.as_ref().and_then(ModelFile::problem);
         let file = file.map(|problem| {
             format!("the size of the KV cache is unknown: the model file {problem}")
         });
         [variables, limits, file].into_iter().flatten()
+    }
+
+    /// What belongs to the process and says something, as sources.
+    pub fn sources(&self) -> Vec<Source> {
+        let mut sources = Vec::new();
+        if let Some(error) = self.hidden_variables() {
+            let source = Source::missing(SourceKind::Environment, Absence::EnvironmentUnreadable);
+            sources.push(source.with_error(&error.to_string()));
+        }
+        if self.are_limits_unknown() {
+            sources.push(Source::missing(SourceKind::Cgroup, Absence::LimitsUnknown));
+        }
+        sources.extend(self.model_file.as_ref().map(ModelFile::source));
+        sources
+    }
+
+    /// Why its environment variables are unknown, if they may set the size of the KV cache.
+    fn hidden_variables(&self) -> Option<&io::Error> {
+        let is_server = self.arguments.is_llama_server();
+        self.variables_error.as_ref().filter(|_| is_server)
+    }
+
+    fn are_limits_unknown(&self) -> bool {
+        self.limits == ResourceLimits::default()
     }
 }

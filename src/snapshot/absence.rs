@@ -193,6 +193,9 @@ absences! {
     LogNotGiven Off "log_not_given",
         "no log of the server is read",
         "give the exporter llama-server's log with --log-file FILE (LLAMACPP_LOG_FILE)";
+    LogWaiting Waiting "log_waiting",
+        "the log has not been opened yet",
+        "nothing to do, it is read once its writer has it open";
     LogUnreadable Failed "log_unreadable",
         "the log file cannot be read",
         "check the path of --log-file and the rights of the exporter's user; in a container, mount the folder";
@@ -239,7 +242,7 @@ absences! {
         "run the exporter's container with --pid=host, or name the process with --pid-file";
     ProcessShared NotThere "process_shared",
         "the process serves another model too",
-        "nothing to do, its memory and CPU are only reported for that one";
+        "nothing to do, its memory and CPU are reported for that one";
     PidFileUnusable Failed "pid_file_unusable",
         "the PID file does not name the server's process",
         "check the file of --pid-file (LLAMACPP_PID_FILE)";

@@ -19,7 +19,7 @@ use crate::machine::nvidia::runtime_power::{GpuSelection, RuntimePower};
 use crate::machine::procfs::{self, Procfs};
 use crate::process::log;
 use crate::settings::Settings;
-use crate::snapshot::{Gpu, GpuMemory};
+use crate::snapshot::{Absence, Gpu, GpuMemory, Source, SourceKind};
 
 const GPU_FIELDS: &str = "index,uuid,driver_version,utilization.gpu,temperature.gpu,\
                           memory.used,memory.total,power.draw,name";
@@ -42,6 +42,7 @@ pub struct NvidiaSmi {
     fresh_for: Duration,
     /// Whether it reports the PIDs of the machine.
     has_host_pids: bool,
+    started: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -68,6 +69,7 @@ impl NvidiaSmi {
             readings: Arc::default(),
             fresh_for: interval.saturating_mul(3).saturating_add(margin),
             has_host_pids: procfs::is_in_initial_pid_namespace(),
+            started: Instant::now(),
         };
         let (readings, fresh_for) = (Arc::clone(&nvidia.readings), nvidia.fresh_for);
         let query = |argument: String, take_line: fn(&mut NvidiaReadings, &str)| {
@@ -121,16 +123,33 @@ impl NvidiaSmi {
                 unread.join(", ")
             ));
         } else if readings.gpus.is_empty() {
-            notes.push("nvidia-smi reports no GPU".to_owned());
+            notes.push(Absence::GpuSilent.why().to_owned());
         }
         if !self.has_host_pids && readings.processes.is_empty() {
-            notes.push(
-                "nvidia-smi reports no processes: in a container it may only see the container's \
-                 own; share the host's PID namespace (--pid=host)"
-                    .to_owned(),
-            );
+            notes.push(Absence::GpuProcessesHidden.note().to_owned());
         }
         notes
+    }
+
+    /// The program as a source, and its list of processes if that is hidden.
+    pub fn sources(&self) -> Vec<Source> {
+        let readings = lock(&self.readings);
+        let mut program = Source::new(SourceKind::GpuDriver("nvidia-smi"));
+        program.read_at = readings.gpus.values().map(|(_, at)| *at).max();
+        let is_fresh = program.read_at.is_some_and(|at| self.is_fresh(&at));
+        let has_unread = readings.unread.as_ref().is_some_and(|of| !of.is_empty());
+        program.absence = match is_fresh {
+            true => None,
+            false if has_unread => Some(Absence::GpuSuspended),
+            false if self.is_fresh(&self.started) => Some(Absence::GpuStarting),
+            false => Some(Absence::GpuSilent),
+        };
+        let mut sources = vec![program];
+        if !self.has_host_pids && readings.processes.is_empty() {
+            let kind = SourceKind::GpuDriver("nvidia-smi --query-compute-apps");
+            sources.push(Source::missing(kind, Absence::GpuProcessesHidden));
+        }
+        sources
     }
 
     fn is_fresh(&self, at: &Instant) -> bool {
@@ -378,6 +397,7 @@ mod tests {
                 readings,
                 fresh_for,
                 has_host_pids: true,
+                started: Instant::now(),
             }
         };
         let tree = FileTree::new(&[]);

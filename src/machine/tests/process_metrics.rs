@@ -494,7 +494,7 @@ fn a_process_with_unreadable_descriptors_is_found_by_its_command_line() {
         (7, "tool --port 8080", 0),
         (8, "llama-server --port 8080", 0),
     ];
-    let why = called(&twice, 0).unwrap_err().unwrap();
+    let why = called(&twice, 0).unwrap_err().unwrap().detail;
     assert!(
         why.starts_with("2 processes have the server's port"),
         "{why}"

@@ -39,7 +39,7 @@ use crate::requests::log::parser::{LogEvent, LogLine, LoggedSlots, parse};
 use crate::requests::log::server::{LoggedServer, WaitingRequest};
 use crate::requests::log::tracker::{LoggedRequest, RELEASE_TIMEOUT, Tracker};
 use crate::requests::{RequestSource, Requests, zero_completions};
-use crate::snapshot::{Outcome, RequestFigures};
+use crate::snapshot::{Absence, Outcome, RequestFigures, Source, SourceKind};
 
 /// The log's entry among the sources.
 pub static SOURCE: RequestSource = RequestSource {
@@ -52,12 +52,6 @@ pub static SOURCE: RequestSource = RequestSource {
     },
 };
 
-const NOTHING_UNDERSTOOD: &str = "no line of the log is understood: --log-file needs the output of llama-server itself \
-     (b7376 or later) at its default verbosity (-lv 3)";
-const NO_REQUESTS: &str = "the server answers requests that its log does not report: check that --log-file is this \
-     server's log, written at the default verbosity (-lv 3)";
-const SEVERAL_SERVERS: &str = "the log has lines of several servers and is no longer counted: give --log-file the log of \
-     one server";
 /// Noted while any line was rejected.
 pub const LINES_REJECTED: &str =
     "log lines were rejected: llamacpp_log_lines_rejected_total counts them by reason";
@@ -161,8 +155,11 @@ struct State {
     last_writer: Option<((u32, u64), u64)>,
     /// When a poll last found several.
     several_at: Option<Instant>,
-    /// When the first line came.
+    /// When the first line came, and the last.
     first_line: Option<Instant>,
+    last_line: Option<Instant>,
+    /// Why the log cannot be read now.
+    read_error: Option<String>,
     is_understood: bool,
     /// Whether any line has reported the end of a request.
     reports_requests: bool,
@@ -187,6 +184,8 @@ impl ServerLog {
             last_writer: None,
             several_at: None,
             first_line: None,
+            last_line: None,
+            read_error: None,
             is_understood: false,
             reports_requests: false,
             leaves_out_errors: false,
@@ -205,6 +204,7 @@ impl ServerLog {
             tail::follow(
                 &path,
                 || log.found(),
+                |error| log.set_read_error(error),
                 &mut |line: &[u8], is_history: bool| log.line(line, Instant::now(), is_history),
             );
         };
@@ -280,6 +280,7 @@ impl ServerLog {
         }
         if !line.is_empty() {
             state.first_line.get_or_insert(read);
+            state.last_line = Some(read);
         }
         for unwrapped in state.envelope.take(line) {
             if let Some(mut parsed) = parse(&unwrapped.text) {
@@ -337,24 +338,39 @@ impl ServerLog {
         state.is_found.then(|| rejected.collect())
     }
 
+    fn set_read_error(&self, error: Option<&str>) {
+        let mut state = self.lock();
+        if state.read_error.as_deref() != error {
+            state.read_error = error.map(str::to_owned);
+        }
+    }
+
+    /// The log as a source: when a line was read last, and what is wrong with it.
+    pub fn source(&self, kind: SourceKind, now: Instant) -> Source {
+        let state = self.lock();
+        let mut source = Source::new(kind);
+        source.read_at = state.last_line;
+        source.absence = match &state.read_error {
+            Some(_) => Some(Absence::LogUnreadable),
+            None if !state.is_found => Some(Absence::LogWaiting),
+            None if state.is_ambiguous => Some(Absence::LogAmbiguous),
+            None => state.problems(now).next(),
+        };
+        match &state.read_error {
+            Some(error) => source.with_error(error),
+            None => source,
+        }
+    }
+
     /// What is wrong with the log, for people.
     pub fn notes(&self, now: Instant) -> Vec<&'static str> {
         let state = self.lock();
-        let is_over = |since: Option<Instant>| {
-            since.is_some_and(|since| now.saturating_duration_since(since) > SILENCE)
-        };
-        let is_several = state.origin.is_several;
+        let mut notes: Vec<_> = state.problems(now).map(Absence::note).collect();
         let is_rejecting = state.rejected.iter().any(|count| *count > 0);
-        let is_foreign = !state.is_understood && is_over(state.first_line);
-        let is_silent = state.is_understood && is_over(state.unreported_since);
-        let notes = [
-            (is_several, SEVERAL_SERVERS),
-            (!is_several && is_rejecting, LINES_REJECTED),
-            (is_foreign, NOTHING_UNDERSTOOD),
-            (is_silent, NO_REQUESTS),
-        ];
-        let applicable = notes.into_iter().filter(|(applies, _)| *applies);
-        applicable.map(|(_, note)| note).collect()
+        if is_rejecting && !state.origin.is_several {
+            notes.insert(0, LINES_REJECTED);
+        }
+        notes
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -363,6 +379,26 @@ impl ServerLog {
 }
 
 impl State {
+    /// Why requests are missing although the log can be read.
+    fn problems(&self, now: Instant) -> impl Iterator<Item = Absence> {
+        let is_over = |since: Option<Instant>| {
+            since.is_some_and(|since| now.saturating_duration_since(since) > SILENCE)
+        };
+        let problems = [
+            (self.origin.is_several, Absence::LogOfSeveralServers),
+            (
+                !self.is_understood && is_over(self.first_line),
+                Absence::LogNotUnderstood,
+            ),
+            (
+                self.is_understood && is_over(self.unreported_since),
+                Absence::LogHasNoRequests,
+            ),
+        ];
+        let applicable = problems.into_iter().filter(|(applies, _)| *applies);
+        applicable.map(|(_, problem)| problem)
+    }
+
     fn found(&mut self) {
         self.is_found = true;
     }

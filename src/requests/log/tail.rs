@@ -26,8 +26,14 @@ const MAX_GROWTH: u64 = 1 << 30;
 /// How many of the bytes read last are compared, to see whether the file was truncated.
 const MARK_BYTES: usize = 64;
 
-/// Follows `path` permanently; `-` is standard input. Calls `found` when there is a file.
-pub fn follow(path: &Path, found: impl Fn(), sink: &mut impl LineSink) {
+/// Follows `path` permanently; `-` is standard input. Calls `found` when there is a file, and
+/// `polled` with the error after each poll of it.
+pub fn follow(
+    path: &Path,
+    found: impl Fn(),
+    polled: impl Fn(Option<&str>),
+    sink: &mut impl LineSink,
+) {
     if path == Path::new("-") {
         found();
         read_stream(&mut io::stdin().lock(), sink);
@@ -37,6 +43,7 @@ pub fn follow(path: &Path, found: impl Fn(), sink: &mut impl LineSink) {
     let mut tail = LogTail::new(path);
     loop {
         tail.poll(&found, sink);
+        polled(tail.logged.as_ref().and_then(Option::as_deref));
         thread::sleep(POLL_INTERVAL);
     }
 }
