@@ -14,6 +14,8 @@ from support.wait import wait_for
 
 # Scrapes in one interval: each poll is recorded soon after it ends.
 SCRAPES_PER_POLL = 20
+# The most polls that a failed test shows.
+MOST_IN_SUMMARY = 200
 
 
 def parse_duration(text):
@@ -145,8 +147,12 @@ class Exporter(ChildProcess):
         return [poll for poll in self.polls if first.number < poll.number <= last.number]
 
     def summary(self):
-        """A line for each poll, shown when a test fails."""
-        return "\n".join(f"{poll.ended_before:.3f} poll {poll.number}: {poll.summary()}" for poll in self.polls)
+        """A line for each of the last polls, shown when a test fails."""
+        # Parsed apart from the polls, which would keep their samples: those of thousands of polls are gigabytes.
+        return "\n".join(
+            f"{poll.ended_before:.3f} poll {poll.number}: {Exposition(poll.text).summary()}"
+            for poll in self.polls[-MOST_IN_SUMMARY:]
+        )
 
     def stop(self):
         self._stopping.set()
