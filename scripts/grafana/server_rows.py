@@ -172,6 +172,8 @@ MODEL_LINK = [
         "url": "/d/llamacpp-exporter?${__url_time_range}&${datasource:queryparam}&var-model=${__data.fields.model}",
     }
 ]
+# At the address of the scrape, which the browser must reach.
+STATUS_PAGE_LINK = [{"title": "Status page of this exporter", "url": "http://${__data.fields.instance}/", "targetBlank": True}]
 MODELS = [
     state_timeline(
         "State",
@@ -216,7 +218,7 @@ MODELS = [
         ],
         hidden=["Time", "__name__", "job", "Info", "Server"],
         units={"Size": "bytes"},
-        links={"model": MODEL_LINK},
+        links={"model": MODEL_LINK, "instance": STATUS_PAGE_LINK},
     ),
     table("GPUs", GPU, [("Info", "llamacpp_gpu_info{X}")], ["Time", "__name__", "job", "Info"], width=12),
     graph(
@@ -309,9 +311,10 @@ EXPORTER = [
     ),
     table(
         "Version",
-        "Of each exporter.",
+        "Of each exporter. The link at its address leads to its status page.",
         [("Info", "llamacpp_exporter_build_info{X}")],
         ["Time", "__name__", "job", "Info"],
+        links={"instance": STATUS_PAGE_LINK},
     ),
     graph(
         "Series left out",
