@@ -279,15 +279,14 @@ fn check_prints_what_was_found_and_why_something_is_not_watched() {
     processes.add(103, 1, &["llama-server", "--port", "1"], "", None);
     let mut command = program();
     command.env("LLAMACPP_PROCFS", processes.0.path());
-    let output = run(command.args(["--check", "--discover", "--no-gpu"]));
+    let output = run(command.args(["--check", "--discover", "--no-gpu", "--interval", "100ms"]));
     output.assert_code(0);
     let at = server.authority();
     assert_contains(
         &output.stdout,
         &[
-            "discovered servers: 1\n",
-            &format!("  process 102: not watched: it is shown under {at}\n"),
-            "  process 103: not watched: it does not listen yet\n",
+            &format!("\nprocess 102: not watched: it is shown under {at}\n"),
+            "\nprocess 103: not watched: it does not listen yet\n",
             &format!("{at} (discovered, process 101): up\n"),
         ],
     );

@@ -51,6 +51,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "process",
             "settings",
             "metrics",
+            "upstream",
             "machine",
             "collector",
             "web",

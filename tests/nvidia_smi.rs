@@ -423,6 +423,7 @@ fn check_reports_where_gpus_and_processes_were_searched() {
     let mut command = exporter::program();
     command
         .args(["--check", "--base-url", "http://127.0.0.1:9"])
+        .args(["--interval", "100ms"])
         .env("PATH", fake.path(""))
         .env("LLAMACPP_SYSFS", fake.path("sys"));
     if Path::new("/usr/bin/nvidia-smi").exists() {

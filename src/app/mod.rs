@@ -1,6 +1,9 @@
 //! The commands of the program, assembled from collectors and web server.
 
+mod check;
 pub mod report;
+
+pub use check::run as check;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -11,7 +14,7 @@ use crate::bounds::escape::Escaped;
 use crate::collector::clock::SystemClock;
 use crate::collector::discovery::Discovery;
 use crate::collector::{Poller, ServerList};
-use crate::machine::{self, discovery::LocalServers, gpus::Gpus};
+use crate::machine::{discovery::LocalServers, gpus::Gpus};
 use crate::metrics::exposition;
 #[cfg(unix)]
 use crate::process::service_manager;
@@ -23,8 +26,9 @@ use crate::web::{healthcheck as health_request, listener, worker};
 
 /// The time-out of `--healthcheck`.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long `--check` waits for `nvidia-smi`, if that is installed.
-const GPU_TIMEOUT: Duration = Duration::from_secs(2);
+/// What is said of a base URL that gets secrets over plain HTTP.
+const EXPOSED: &str = "a key or password is sent over http, unencrypted, to another host: use https if the \
+                       server or a proxy in front of it offers it";
 
 /// An error that ends the program.
 pub struct Fatal {
@@ -107,38 +111,6 @@ pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
     Err(Fatal::cannot_run(format!("cannot serve: {error}")))
 }
 
-/// Polls every base URL once and prints the report.
-///
-/// # Errors
-/// A setting cannot be used.
-pub fn check(settings: &Settings) -> Result<ExitCode, Fatal> {
-    let gpus = Arc::new(Gpus::start(settings));
-    let local_servers = Arc::new(LocalServers::new(settings));
-    let pollers = pollers(settings, &gpus, &local_servers)?;
-    gpus.wait(GPU_TIMEOUT);
-    let (mut all_up, mut given) = (true, Vec::new());
-    let mut report = String::new();
-    for (base, mut poller) in settings.base_urls.iter().zip(pollers) {
-        let snapshot = poller.poll(&SystemClock);
-        all_up &= snapshot.up == Some(true);
-        report += &report::server(&base.to_string(), &snapshot);
-        given.push(Arc::new(snapshot));
-    }
-    if settings.discover {
-        let (polled, others) = Discovery::new(settings, &gpus, &local_servers).check(&given);
-        report += &report::discovered(polled.len(), &others);
-        for (title, snapshot) in polled {
-            all_up &= snapshot.up == Some(true);
-            report += &report::server(&title, &snapshot);
-        }
-    }
-    if let Some(note) = machine::note_on_procfs(settings) {
-        report += &format!("note: {note}\n");
-    }
-    report += &report::gpus(&gpus.known(), &gpus.notes());
-    Ok(print(&report, all_up))
-}
-
 /// Requests the health of the running exporter.
 ///
 /// # Errors
@@ -163,11 +135,7 @@ fn pollers(
     local_servers: &Arc<LocalServers>,
 ) -> Result<Vec<Poller>, Fatal> {
     for base in settings.exposed() {
-        log::warn(
-            "a key or password is sent over http, unencrypted, to another host: use https if the server or \
-             a proxy in front of it offers it",
-            &[("base_url", base)],
-        );
+        log::warn(EXPOSED, &[("base_url", base)]);
     }
     let pollers = settings.base_urls.iter().map(|base| {
         let poller = Poller::new(base, settings).map_err(Fatal::usage)?;

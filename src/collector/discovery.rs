@@ -11,7 +11,7 @@ use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::collector::clock::{StoppableClock, SystemClock};
+use crate::collector::clock::StoppableClock;
 use crate::collector::monitored_server::MonitoredServer;
 use crate::collector::poller::Poller;
 use crate::collector::server_list::ServerList;
@@ -357,9 +357,12 @@ impl Discovery {
         }
     }
 
-    /// Polls once every server that a first look discovers, for `--check`. Returns the URL, PID and
-    /// snapshot of each, and a line for each of the others.
-    pub fn check(&mut self, given: &[Arc<Snapshot>]) -> (Vec<(String, Snapshot)>, Vec<String>) {
+    /// The servers that a first look discovers, for `--check`, and of each other llama-server the PID
+    /// and why it is not watched. `given` are the snapshots of the base URLs.
+    pub fn first_look(
+        &mut self,
+        given: &[Arc<Snapshot>],
+    ) -> (Vec<DiscoveredServer>, Vec<(u32, String)>) {
         let found = self.local_servers.list(self.settings.interval);
         let decisions = self.decide_all(&found, given);
         let (mut polled, mut others, mut labels) = (Vec::new(), Vec::new(), BTreeSet::new());
@@ -370,9 +373,8 @@ impl Discovery {
                     let label = unique_label(server, &labels);
                     labels.insert(label.clone());
                     match self.poller(server, label.clone()) {
-                        Ok(mut poller) => {
-                            let snapshot = poller.poll(&SystemClock);
-                            polled.push((format!("{label} (discovered, process {pid})"), snapshot));
+                        Ok(poller) => {
+                            polled.push(DiscoveredServer { pid, label, poller });
                             continue;
                         }
                         Err(why) => why,
@@ -383,10 +385,20 @@ impl Discovery {
                 Decision::NotListening => "it does not listen yet".to_owned(),
                 Decision::Unreachable(why) => why,
             };
-            others.push(format!("process {pid}: not watched: {why}"));
+            others.push((pid, why));
         }
         (polled, others)
     }
+}
+
+/// A discovered server, before its first poll.
+pub struct DiscoveredServer {
+    /// Its PID.
+    pub pid: u32,
+    /// The label `server`.
+    pub label: String,
+    /// Polls it.
+    pub poller: Poller,
 }
 
 /// The base URL of a server that listens.

@@ -2,6 +2,7 @@
 
 pub mod catalogue;
 pub mod exposition;
+pub mod lint;
 pub mod need;
 pub mod overview;
 mod text_format;

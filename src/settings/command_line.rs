@@ -47,6 +47,9 @@ pub fn parse(
     if let Some(unknown) = arguments.finish().first() {
         return Err(unknown_argument(&unknown.to_string_lossy()));
     }
+    if settings.json && command != Command::Check {
+        return Err("--json: use it with --check".to_owned());
+    }
     settings.check()?;
     Ok((command, settings))
 }

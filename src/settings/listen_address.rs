@@ -1,7 +1,7 @@
 //! The address at which the exporter serves.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -18,6 +18,24 @@ pub enum ListenAddress {
     Name(String, u16),
     /// `unix:/run/x.sock`: a Unix socket, by its absolute path.
     Unix(PathBuf),
+}
+
+impl ListenAddress {
+    /// The addresses to which this machine connects to reach a server that listens here, in order:
+    /// the loopback addresses in place of every address.
+    pub fn destinations(&self) -> Vec<ListenAddress> {
+        let v6 = |port| Self::Ip((Ipv6Addr::LOCALHOST, port).into());
+        let v4 = |port| Self::Ip((Ipv4Addr::LOCALHOST, port).into());
+        match self {
+            Self::Any(port) => vec![v6(*port), v4(*port)],
+            Self::Ip(address) => match address.ip() {
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED) => vec![v6(address.port()), v4(address.port())],
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED) => vec![v4(address.port())],
+                _ => vec![self.clone()],
+            },
+            Self::Name(..) | Self::Unix(_) => vec![self.clone()],
+        }
+    }
 }
 
 impl Default for ListenAddress {

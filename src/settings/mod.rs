@@ -71,6 +71,10 @@ pub struct Settings {
     pub no_request_records: bool,
     /// Time between two probes; `None`: no probes.
     pub probe_interval: Option<Duration>,
+    /// The Prometheus that scrapes the exporter.
+    pub prometheus_url: Option<BaseUrl>,
+    /// Prints the report of `--check` as JSON.
+    pub json: bool,
     /// The level of the exporter's own log.
     pub log_level: Level,
 }
@@ -89,7 +93,7 @@ pub struct CaFile {
 pub enum Command {
     /// Poll and serve until a signal arrives.
     Serve,
-    /// Poll once, print the report, exit.
+    /// Poll twice, print the report, exit.
     Check,
     /// Request the health of the running exporter, exit.
     Healthcheck,

@@ -50,7 +50,8 @@ pub const COMMANDS: &[(&str, Command, &str)] = &[
     (
         "--check",
         Command::Check,
-        "Poll once, print a report, exit with 1 unless every server answered",
+        "Poll twice, print a report of what is known and what is missing and why, exit with 1 unless \
+         every server answered and accepted the key",
     ),
     (
         "--healthcheck",
@@ -249,6 +250,24 @@ pub const TABLE: &[Row] = &[
         ..ROW
     },
     Row {
+        flag: "--prometheus-url",
+        argument: "URL",
+        variables: &["LLAMACPP_PROMETHEUS_URL"],
+        help: "The Prometheus that --check asks whether it scrapes the exporter; by default \
+               http://localhost:9090 and http://localhost:9091 are tried",
+        set: |settings, text| {
+            let url = text.parse()?;
+            assign(&mut settings.prometheus_url, Ok(Some(url)))
+        },
+        ..ROW
+    },
+    Row {
+        flag: "--json",
+        help: "With --check: print the report as JSON",
+        set: |settings, text| assign(&mut settings.json, switch(text)),
+        ..ROW
+    },
+    Row {
         flag: "--log-level",
         argument: "L",
         variables: &["LLAMACPP_LOG_LEVEL"],
@@ -330,7 +349,7 @@ pub fn help() -> String {
         };
         text += &format!("  {}{alias}\n", name.trim_end());
         text += &indented(row.help);
-        if !row.flag.is_empty() {
+        if !row.flag.is_empty() && !row.variables.is_empty() {
             text += &format!("        [variable: {variables}]\n");
         }
         if !row.default.is_empty() {

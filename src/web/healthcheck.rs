@@ -1,7 +1,7 @@
 //! Requests the health of the running exporter, for `--healthcheck`.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -33,23 +33,19 @@ pub fn get(address: &ListenAddress, path: &str, time: Duration) -> io::Result<He
 }
 
 fn connect(address: &ListenAddress, time: Duration) -> io::Result<Stream> {
-    let v6 = |port| SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-    let v4 = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let candidates = match address {
-        ListenAddress::Unix(path) => return os::connect_unix(path, time).map(Stream::from),
-        ListenAddress::Any(port) => vec![v6(*port), v4(*port)],
-        ListenAddress::Ip(address) => match address.ip() {
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => vec![v6(address.port()), v4(address.port())],
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => vec![v4(address.port())],
-            _ => vec![*address],
-        },
-        ListenAddress::Name(name, port) => (name.as_str(), *port).to_socket_addrs()?.collect(),
-    };
     let mut result = Err(ErrorKind::AddrNotAvailable.into());
-    for address in candidates {
-        result = TcpStream::connect_timeout(&address, time).map(Stream::from);
-        if result.is_ok() {
-            break;
+    for destination in address.destinations() {
+        let addresses = match destination {
+            ListenAddress::Unix(path) => return os::connect_unix(&path, time).map(Stream::from),
+            ListenAddress::Any(_) => Vec::new(),
+            ListenAddress::Ip(address) => vec![address],
+            ListenAddress::Name(name, port) => (name, port).to_socket_addrs()?.collect(),
+        };
+        for address in addresses {
+            result = TcpStream::connect_timeout(&address, time).map(Stream::from);
+            if result.is_ok() {
+                return result;
+            }
         }
     }
     result

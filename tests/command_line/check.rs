@@ -2,14 +2,20 @@
 
 use std::net::TcpListener;
 
-use crate::called;
+use crate::support::exporter::Output;
 use crate::support::recordings::{NEW, Stage};
 use crate::support::{Answer, Server, assert_contains};
+
+/// A check with a short time between its polls.
+fn check(arguments: &[&str]) -> Output {
+    let interval = ["--check", "--no-gpu", "--interval", "100ms"];
+    crate::called(&[&interval, arguments].concat(), &[])
+}
 
 #[test]
 fn check_reports_the_server_and_its_metrics() {
     let server = Server::recorded(NEW, Stage::After);
-    let ended = called(&["--check", "--base-url", &server.url()], &[]);
+    let ended = check(&["--base-url", &server.url()]);
     ended.assert_code(0);
     for word in [
         server.url().as_str(),
@@ -21,6 +27,8 @@ fn check_reports_the_server_and_its_metrics() {
         "llamacpp_prompt_tokens_total",
         "122",
         "llamacpp_model_parameters",
+        // It needs two polls.
+        "llamacpp_prompt_tokens_per_second",
     ] {
         assert!(
             ended.stdout.contains(word),
@@ -28,9 +36,9 @@ fn check_reports_the_server_and_its_metrics() {
             ended.stdout
         );
     }
-    // It polls once, and serves nothing.
-    assert_eq!(server.count("/health"), 1);
-    assert_eq!(server.count("/metrics"), 1);
+    // It polls twice, and serves nothing.
+    assert_eq!(server.count("/health"), 2);
+    assert_eq!(server.count("/metrics"), 2);
 }
 
 #[test]
@@ -40,7 +48,7 @@ fn check_names_the_flag_of_a_disabled_endpoint() {
         "/metrics",
         Answer::error(501, "This server does not support metrics endpoint."),
     );
-    let ended = called(&["--check", "--base-url", &server.url()], &[]);
+    let ended = check(&["--base-url", &server.url()]);
     ended.assert_code(0);
     assert_contains(&ended.stdout, &["--metrics"]);
     let server = Server::recorded(NEW, Stage::After);
@@ -48,7 +56,7 @@ fn check_names_the_flag_of_a_disabled_endpoint() {
         "/slots",
         Answer::error(501, "This server does not support slots endpoint."),
     );
-    let ended = called(&["--check", "--base-url", &server.url()], &[]);
+    let ended = check(&["--base-url", &server.url()]);
     ended.assert_code(0);
     assert_contains(&ended.stdout, &["--slots"]);
 }
@@ -59,15 +67,18 @@ fn check_reports_a_missing_key() {
     for path in ["/props", "/metrics", "/slots"] {
         server.answer(path, Answer::error(401, "Invalid API Key"));
     }
-    let ended = called(&["--check", "--base-url", &server.url()], &[]);
-    ended.assert_code(0);
-    assert_contains(&ended.stdout, &["LLAMACPP_API_KEY"]);
+    let ended = check(&["--base-url", &server.url()]);
+    ended.assert_code(1);
+    assert_contains(
+        &ended.stdout,
+        &["LLAMACPP_API_KEY", "result: failed", "the key"],
+    );
 }
 
 #[test]
 fn check_fails_when_no_server_answers() {
     let nobody = Server::stopped();
-    let ended = called(&["--check", "--base-url", &nobody.url()], &[]);
+    let ended = check(&["--base-url", &nobody.url()]);
     ended.assert_code(1);
     let report = ended.stdout + &ended.stderr;
     assert!(report.contains(&nobody.url()), "{report}");
@@ -79,10 +90,7 @@ fn check_ends_although_an_endpoint_never_answers() {
     for path in ["/metrics", "/slots", "/props"] {
         let server = Server::recorded(NEW, Stage::Busy);
         server.answer(path, Answer::never());
-        let ended = called(
-            &["--check", "--base-url", &server.url(), "--timeout", "300ms"],
-            &[],
-        );
+        let ended = check(&["--base-url", &server.url(), "--timeout", "300ms"]);
         assert_eq!(server.count(path), 1, "{path}: it is not requested again");
         ended.assert_code(0);
     }
@@ -93,9 +101,6 @@ fn check_does_not_bind_the_address() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let server = Server::recorded(NEW, Stage::After);
-    let ended = called(
-        &["--check", "--base-url", &server.url(), "--addr", &address],
-        &[],
-    );
+    let ended = check(&["--base-url", &server.url(), "--addr", &address]);
     ended.assert_code(0);
 }

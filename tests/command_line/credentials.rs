@@ -119,6 +119,8 @@ fn a_secret_sent_over_plain_http_is_warned_of_once() {
         called(
             &[
                 "--check",
+                "--interval",
+                "100ms",
                 "--base-url",
                 url,
                 "--api-key-file",
@@ -130,8 +132,8 @@ fn a_secret_sent_over_plain_http_is_warned_of_once() {
         )
     };
     let warnings = |ended: &Output| {
-        let mut lines = ended.stderr.lines().map(str::to_owned).collect::<Vec<_>>();
-        lines.retain(|line| line.contains("WARN") && line.contains("sent over http"));
+        let mut lines = ended.stdout.lines().map(str::to_owned).collect::<Vec<_>>();
+        lines.retain(|line| line.contains("note") && line.contains("sent over http"));
         lines
     };
     let lines = warnings(&called(far));
@@ -187,6 +189,8 @@ fn secrets_appear_in_no_log_metric_page_or_report() {
         let check = called(
             &[
                 "--check",
+                "--interval",
+                "100ms",
                 "--base-url",
                 &url,
                 "--log-level",

@@ -10,14 +10,12 @@ fn the_log_level_filters_the_log() {
     let exporter = Exporter::watching(&server).start();
     exporter.after_polls(2);
     exporter.assert_logged(0, &["DEBUG"]);
-    let quiet = [
-        "--check",
-        "--log-level",
-        "error",
-        "--base-url",
-        &Server::stopped().url(),
-    ];
-    assert_eq!(called(&quiet, &[]).stderr, "");
+    let url = Server::stopped().url();
+    let check = ["--check", "--interval", "100ms", "--base-url", &url];
+    // The report has it all.
+    assert_eq!(called(&check, &[]).stderr, "");
+    let debug = [&check[..], &["--log-level", "debug"]].concat();
+    assert_contains(&called(&debug, &[]).stderr, &["DEBUG", "WARN"]);
 }
 
 #[test]
@@ -98,7 +96,17 @@ fn assert_escaped(where_: &str, text: &str) {
 #[test]
 fn reports_and_logs_escape_control_characters() {
     let server = server_of_control_characters();
-    let ended = called(&["--check", "--base-url", &server.url()], &[]);
+    let url = server.url();
+    let check = [
+        "--check",
+        "--interval",
+        "100ms",
+        "--base-url",
+        &url,
+        "--log-level",
+        "debug",
+    ];
+    let ended = called(&check, &[]);
     ended.assert_code(0);
     assert_contains(&ended.stdout, &["\\u{202e}"]);
     assert_escaped("the report", &ended.stdout);

@@ -7,7 +7,7 @@ use crate::support::recordings::{NEW, OLD, Stage};
 use crate::support::{Answer, Exporter, Server, assert_contains, file_with};
 use crate::{KEY, called};
 
-const VARIABLES: [&str; 10] = [
+const VARIABLES: [&str; 11] = [
     "LLAMACPP_BASE_URL",
     "LLAMACPP_MODEL",
     "LLM_MODEL_NAME",
@@ -17,6 +17,7 @@ const VARIABLES: [&str; 10] = [
     "LLAMACPP_API_KEY_FILE",
     "LLAMACPP_API_KEY",
     "LLAMACPP_CA_FILE",
+    "LLAMACPP_PROMETHEUS_URL",
     "LLAMACPP_LOG_LEVEL",
 ];
 
@@ -36,6 +37,7 @@ fn help_names_every_flag_variable_and_default() {
             "--ca-file",
             "--log-level",
             "--check",
+            "--json",
             "--healthcheck",
             "--help",
             "--version",

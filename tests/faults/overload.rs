@@ -191,8 +191,15 @@ fn a_report_has_the_process_of_a_server_that_does_not_answer() {
     hang(&server);
     let mut check = program();
     check.args(["--base-url", &server.url(), "--check", "--no-gpu"]);
-    check.args(["--timeout", "300ms", "--procfs", "/proc", "--pid-file"]);
-    check.arg(process.pid_file.path());
+    check.args([
+        "--timeout",
+        "300ms",
+        "--interval",
+        "100ms",
+        "--procfs",
+        "/proc",
+    ]);
+    check.arg("--pid-file").arg(process.pid_file.path());
     let report = run(&mut check);
     report.assert_code(1);
     let alive = format!(

@@ -149,7 +149,7 @@ def test_two_processes_with_the_same_port_argument_are_ambiguous(start_program):
     try:
         report = run_check(server.url, uid=NOBODY)
         assert report.value("memory_usage_bytes") is None
-        assert "2 processes have the server's port on their command lines" in report.stdout
+        assert "2 processes have the server's port on their command lines" in report.notes
         # Root can see which process owns the socket.
         assert_process(run_check(server.url), server.pid)
     finally:
@@ -164,7 +164,7 @@ def test_a_pid_file(start_program, tmp_path):
     assert_process(run_check(server.url, "--pid-file", pid_file), server.pid)
     pid_file.write_text("999999999\n")
     report = run_check(server.url, "--pid-file", pid_file)
-    assert report.value("memory_usage_bytes") is None and "no process has the PID" in report.stdout
+    assert report.value("memory_usage_bytes") is None and "no process has the PID" in report.notes
 
 
 def test_each_model_of_a_router_has_its_own_process(start_router, start_exporter):

@@ -124,7 +124,7 @@ def test_an_unloaded_model_is_not_read(start_runner, replay, start_exporter):
 def test_two_processes_of_one_model_and_mode_are_ambiguous(start_runner, replay):
     start_runner(GEMMA), start_runner(GEMMA)
     report = run_check(replay(recorded(KIND, "idle")).url)
-    assert report.stdout.count(AMBIGUOUS) == 1
+    assert report.notes.count(AMBIGUOUS) == 1
     assert report.value("generated_tokens_total", model=GEMMA) is None
 
 
@@ -132,7 +132,7 @@ def test_a_model_in_another_mode_is_another_process(start_runner, replay):
     start_runner(GEMMA)
     responses = with_json(recorded(KIND, "idle"), "/engines/ps", lambda ps: [ps[0] | {"mode": "embedding"}])
     report = run_check(replay(responses).url)
-    assert report.stdout.count(NOT_SEEN) == 1
+    assert report.notes.count(NOT_SEEN) == 1
     assert report.value("slots", model=GEMMA) is None
 
 
@@ -149,7 +149,7 @@ def test_a_server_that_model_runner_did_not_start_is_not_read(start_runner, repl
         report = run_check(replay(recorded(KIND, "idle")).url)
     finally:
         os.kill(pid, signal.SIGKILL)
-    assert report.stdout.count(NOT_SEEN) == 1
+    assert report.notes.count(NOT_SEEN) == 1
     assert report.value("slots", model=GEMMA) is None
 
 
@@ -157,7 +157,7 @@ def test_a_server_that_model_runner_did_not_start_is_not_read(start_runner, repl
 def test_an_unprivileged_exporter_says_once_what_it_may_not_do(start_runner, replay):
     start_runner(GEMMA)
     report = run_check(replay(recorded(KIND, "idle")).url, uid=NOBODY)
-    [note] = [line for line in report.stdout.splitlines() if NOT_SEEN in line or NOT_ALLOWED in line]
+    [note] = [line for line in report.notes.splitlines() if NOT_SEEN in line or NOT_ALLOWED in line]
     for help in ("as root with CAP_SYS_PTRACE", "--pid=host --user 0 --cap-add SYS_PTRACE"):
         assert help in note
     assert report.model_status(GEMMA) == "idle"

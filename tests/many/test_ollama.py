@@ -292,8 +292,8 @@ def test_the_log_counts_tokens_where_metrics_is_off(store, tmp_path, replay, sta
 def test_check_says_what_is_missing(store, replay, start_child):
     server = replay(recorded(KIND, "one-loaded"))
     missing = run_check(server.url)
-    assert "the llama-server of a model was not found" in missing.stdout
+    assert "the llama-server of a model was not found" in missing.notes
     start_child(store.add(GEMMA, "gemma"), metrics=False)
     report = run_check(server.url)
-    assert "set LLAMA_ARG_ENDPOINT_METRICS=1 in the environment of Ollama" in report.stdout
-    assert "was not found" not in report.stdout
+    assert "set LLAMA_ARG_ENDPOINT_METRICS=1 in the environment of Ollama" in report.notes
+    assert "was not found" not in report.notes

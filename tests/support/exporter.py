@@ -1,5 +1,6 @@
 """The exporter's release binary, and the exposition after each of its polls."""
 
+import json
 import re
 import socket
 import subprocess
@@ -161,15 +162,32 @@ class Exporter(ChildProcess):
 
 @dataclass
 class CheckReport(Exposition):
-    """The output of --check; `text` is the part with series."""
+    """The document of --check --json. `text` has its values as series, without buckets."""
 
+    document: dict
     stdout: str
     stderr: str
 
+    @property
+    def notes(self):
+        """The notes and failures of all servers, one a line."""
+        servers = self.document["servers"]
+        failures = [failure["detail"] for server in servers for failure in server["failures"]]
+        return "\n".join([note for server in servers for note in server["notes"]] + failures)
 
-def run_check(url, *options, uid=None):
-    command = as_user(uid, [str(BINARY), "--base-url", url, "--check", *options])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    lines = [line.strip() for line in done.stdout.splitlines()]
-    series = "\n".join(line for line in lines if line.startswith("llamacpp_"))
-    return CheckReport(series + "\n", done.stdout, done.stderr)
+
+def run_check(url, *options, uid=None, code=0):
+    command = [str(BINARY), "--base-url", url, "--check", "--json", "--interval", "200ms", *options]
+    done = subprocess.run(as_user(uid, command), capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    text = "".join(series_of(value) for server in document["servers"] for value in server["values"])
+    return CheckReport(text, document, done.stdout, done.stderr)
+
+
+def series_of(value):
+    """A value of the document as lines of the exposition."""
+    labels = ",".join(f"{name}={json.dumps(label)}" for name, label in value["labels"].items())
+    parts = {"": value["value"], "_count": value["count"], "_sum": value["sum"]}
+    known = ((suffix, number) for suffix, number in parts.items() if number is not None)
+    return "".join(f"{value['metric']}{suffix}{{{labels}}} {number}\n" for suffix, number in known)

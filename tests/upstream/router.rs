@@ -182,12 +182,14 @@ fn a_model_in_an_unknown_state_has_no_status() {
     models["data"][0]["status"]["value"] = json!("hibernating");
     models["data"][1]["status"] = json!({"value": "unloaded"});
     server.answer_json("/models", models);
-    let report = run(program().args(["--base-url", &server.url(), "--check"])).stdout;
-    assert!(
-        report.contains("model: ggml-org/gemma-3-270m-GGUF:Q8_0 (unknown)"),
-        "{report}"
-    );
-    assert!(report.contains("model: other (unloaded)"), "{report}");
+    let url = server.url();
+    let report = run(program().args(["--base-url", &url, "--check", "--interval", "100ms"])).stdout;
+    let line = |model: &str, status: &str| format!("    {model:<31} {status}\n");
+    let lines = [
+        line("ggml-org/gemma-3-270m-GGUF:Q8_0", "unknown"),
+        line("other", "unloaded"),
+    ];
+    assert!(report.contains(&lines.concat()), "{report}");
 }
 
 /// A router with one idle model, whose server was started with `args`.

@@ -1,0 +1,175 @@
+//! `--check`: polls every server twice, looks at the exporter and Prometheus that may be running,
+//! and prints the report.
+
+mod polls;
+mod prometheus;
+mod request;
+mod running_exporter;
+mod server;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::app::report::{self, CheckReport, GpuReport, Style, UnwatchedReport, text, values};
+use crate::app::{Fatal, print};
+use crate::bounds;
+use crate::collector::discovery::Discovery;
+use crate::machine::{self, discovery::LocalServers, gpus::Gpus};
+use crate::metrics::exposition;
+use crate::process::log::{self, Level};
+use crate::process::{build_info, own_metrics};
+use crate::settings::Settings;
+use crate::snapshot::{OwnMetrics, Snapshot};
+
+use polls::{Polled, Progress};
+
+/// How long to wait for `nvidia-smi`, if that is installed.
+const GPU_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest time between the two polls.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The same with a log to read: only after five seconds is it certain that none of its lines is
+/// understood.
+const PAUSE_WITH_LOG: Duration = Duration::from_millis(5500);
+
+/// Polls all servers twice and prints the report.
+///
+/// # Errors
+/// A setting cannot be used, or no thread can be started.
+pub fn run(settings: &Settings) -> Result<ExitCode, Fatal> {
+    let settings = &settings_of_check(settings);
+    // The report says what the log would say.
+    if settings.log_level < Level::Debug {
+        log::set_level(Level::Error);
+    }
+    let report = check(settings, &Progress::new())?;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let text = match settings.json {
+        true => serde_json::to_string_pretty(&report)
+            .map(|text| text + "\n")
+            .map_err(|error| Fatal::cannot_run(format!("cannot write the report: {error}")))?,
+        false => text::write(&report, Style::of_stdout(), now.as_secs_f64()),
+    };
+    Ok(print(&text, report.ok))
+}
+
+/// The settings with an interval that a person waits for, and without probes: a check sends no
+/// request that a model has to answer.
+fn settings_of_check(settings: &Settings) -> Settings {
+    let interval = match settings.log_files.is_empty() {
+        true => settings.interval.min(LONGEST_PAUSE),
+        false => PAUSE_WITH_LOG,
+    };
+    Settings {
+        interval,
+        probe_interval: None,
+        ..settings.clone()
+    }
+}
+
+fn check(settings: &Settings, progress: &Progress) -> Result<CheckReport, Fatal> {
+    let gpus = Arc::new(Gpus::start(settings));
+    let local_servers = Arc::new(LocalServers::new(settings));
+    let mut servers: Vec<Polled> = Vec::new();
+    let pollers = super::pollers(settings, &gpus, &local_servers)?;
+    for (base, poller) in settings.base_urls.iter().zip(pollers) {
+        servers.push(Polled::given(base, poller, settings)?);
+    }
+    gpus.wait(GPU_TIMEOUT);
+    progress.show(&format!("polling {} servers", servers.len()));
+    let mut started = Instant::now();
+    polls::poll_all(&mut servers)?;
+    let mut not_watched = Vec::new();
+    if settings.discover {
+        let given: Vec<Arc<Snapshot>> = servers.iter().map(Polled::snapshot).collect();
+        let (found, others) = Discovery::new(settings, &gpus, &local_servers).first_look(&given);
+        let first = servers.len();
+        servers.extend(found.into_iter().map(Polled::discovered));
+        progress.show(&format!("polling {} servers", servers.len()));
+        started = Instant::now();
+        polls::poll_all(servers.get_mut(first..).unwrap_or_default())?;
+        not_watched = others
+            .into_iter()
+            .map(|(pid, why)| UnwatchedReport { pid, why })
+            .collect();
+    }
+    progress.show(&format!(
+        "waiting {:.0?} for the second poll",
+        settings.interval
+    ));
+    let due = bounds::deadline(started, settings.interval);
+    std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    let pause = started.elapsed();
+    progress.show(&format!("polling {} servers again", servers.len()));
+    polls::poll_all(&mut servers)?;
+
+    let snapshots: Vec<Arc<Snapshot>> = servers.iter().map(Polled::snapshot).collect();
+    let discovered = settings
+        .discover
+        .then(|| servers.iter().filter(|server| server.pid.is_some()).count());
+    let own = OwnMetrics {
+        discovered_servers: discovered.map(|count| count as f64),
+        ..own_metrics::read()
+    };
+    let mut report = CheckReport {
+        schema: report::SCHEMA,
+        version: build_info::VERSION,
+        seconds_between_polls: pause.as_secs_f64(),
+        servers: servers
+            .iter()
+            .map(|polled| server::report(polled, settings))
+            .collect(),
+        not_watched,
+        gpus: gpu_report(&gpus),
+        notes: notes(settings),
+        exposition: values::checked(&exposition::render(&snapshots, &gpus.known(), &own)),
+        ..CheckReport::default()
+    };
+    progress.show("looking at the exporter and Prometheus");
+    report.exporter = running_exporter::look(settings, &report.servers);
+    report.prometheus = prometheus::look(settings);
+    report.problems = problems(&report);
+    report.ok = report.problems.is_empty();
+    progress.end();
+    Ok(report)
+}
+
+fn gpu_report(gpus: &Gpus) -> GpuReport {
+    let known = gpus.known();
+    let scrape = exposition::render(&[], &known, &OwnMetrics::default());
+    let mut values = values::of(&scrape, |_| true);
+    values.retain(|value| value.labels.contains_key("gpu"));
+    GpuReport {
+        gpus: known.into_iter().map(|gpu| gpu.index).collect(),
+        values,
+        notes: gpus.notes(),
+        missing: Vec::new(),
+    }
+}
+
+/// What is to be said of the settings.
+fn notes(settings: &Settings) -> Vec<String> {
+    let exposed = settings
+        .exposed()
+        .map(|base| format!("{base}: {}", super::EXPOSED));
+    exposed.chain(machine::note_on_procfs(settings)).collect()
+}
+
+/// Why the exit status is 1.
+fn problems(report: &CheckReport) -> Vec<String> {
+    let of_server = report.servers.iter().filter_map(|server| {
+        let url = &server.url;
+        match (server.up, server.is_refused()) {
+            (false, _) => Some(format!("{url} is down")),
+            (true, true) => Some(format!("{url} refuses the key or requires one")),
+            (true, false) => None,
+        }
+    });
+    let none = report
+        .servers
+        .is_empty()
+        .then(|| "no server was found".to_owned());
+    of_server.chain(none).collect()
+}
