@@ -14,7 +14,7 @@ use crate::bounds::escape::Escaped;
 use crate::collector::clock::SystemClock;
 use crate::collector::discovery::Discovery;
 use crate::collector::{Poller, ServerList};
-use crate::machine::{discovery::LocalServers, gpus::Gpus};
+use crate::machine::{self, discovery::LocalServers, gpus::Gpus};
 use crate::metrics::exposition;
 #[cfg(unix)]
 use crate::process::service_manager;

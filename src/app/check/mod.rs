@@ -1,6 +1,7 @@
 //! `--check`: polls every server twice, looks at the exporter and Prometheus that may be running,
 //! and prints the report.
 
+mod absent;
 mod polls;
 mod prometheus;
 mod request;
@@ -11,16 +12,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::app::report::{self, CheckReport, GpuReport, Style, UnwatchedReport, text, values};
+use crate::app::report::{
+    self, CheckReport, MachineReport, ServerReport, Style, UnwatchedReport, ValueReport, text,
+    values,
+};
 use crate::app::{Fatal, print};
 use crate::bounds;
 use crate::collector::discovery::Discovery;
 use crate::machine::{self, discovery::LocalServers, gpus::Gpus};
-use crate::metrics::exposition;
+use crate::metrics::{exposition, overview::overview};
 use crate::process::log::{self, Level};
 use crate::process::{build_info, own_metrics};
 use crate::settings::Settings;
-use crate::snapshot::{OwnMetrics, Snapshot};
+use crate::snapshot::{Absence, Gpu, OwnMetrics, Snapshot, Source, SourceKind};
 
 use polls::{Polled, Progress};
 
@@ -113,18 +117,32 @@ fn check(settings: &Settings, progress: &Progress) -> Result<CheckReport, Fatal>
         discovered_servers: discovered.map(|count| count as f64),
         ..own_metrics::read()
     };
+    let mut sources = machine::sources(settings, &gpus);
+    sources.push(match settings.discover {
+        true => Source::new(SourceKind::Discovery),
+        false => Source::missing(SourceKind::Discovery, Absence::DiscoveryOff),
+    });
+    let known = gpus.known();
+    let overview = overview(&snapshots, &known, &sources, &own);
+    let of_servers = servers.iter().map(|polled| ServerReport {
+        missing: absent::missing(&overview, Some(&polled.snapshot().server)),
+        ..server::report(polled, settings)
+    });
     let mut report = CheckReport {
         schema: report::SCHEMA,
         version: build_info::VERSION,
         seconds_between_polls: pause.as_secs_f64(),
-        servers: servers
-            .iter()
-            .map(|polled| server::report(polled, settings))
-            .collect(),
+        servers: of_servers.collect(),
         not_watched,
-        gpus: gpu_report(&gpus),
+        machine: MachineReport {
+            sources: absent::sources(&sources, Instant::now()),
+            missing: absent::missing(&overview, None),
+            values: gpu_values(&known),
+            notes: gpus.notes(),
+            gpus: known.iter().map(|gpu| gpu.index.clone()).collect(),
+        },
         notes: notes(settings),
-        exposition: values::checked(&exposition::render(&snapshots, &gpus.known(), &own)),
+        exposition: values::checked(&exposition::render(&snapshots, &known, &own)),
         ..CheckReport::default()
     };
     progress.show("looking at the exporter and Prometheus");
@@ -136,17 +154,11 @@ fn check(settings: &Settings, progress: &Progress) -> Result<CheckReport, Fatal>
     Ok(report)
 }
 
-fn gpu_report(gpus: &Gpus) -> GpuReport {
-    let known = gpus.known();
-    let scrape = exposition::render(&[], &known, &OwnMetrics::default());
+fn gpu_values(gpus: &[Gpu]) -> Vec<ValueReport> {
+    let scrape = exposition::render(&[], gpus, &OwnMetrics::default());
     let mut values = values::of(&scrape, |_| true);
     values.retain(|value| value.labels.contains_key("gpu"));
-    GpuReport {
-        gpus: known.into_iter().map(|gpu| gpu.index).collect(),
-        values,
-        notes: gpus.notes(),
-        missing: Vec::new(),
-    }
+    values
 }
 
 /// What is to be said of the settings.
@@ -154,7 +166,9 @@ fn notes(settings: &Settings) -> Vec<String> {
     let exposed = settings
         .exposed()
         .map(|base| format!("{base}: {}", super::EXPOSED));
-    exposed.chain(machine::note_on_procfs(settings)).collect()
+    let of_system = machine::note_on_system().map(str::to_owned);
+    let of_machine = of_system.or_else(|| machine::note_on_procfs(settings));
+    exposed.chain(of_machine).collect()
 }
 
 /// Why the exit status is 1.

@@ -157,7 +157,7 @@ fn log_command(groups: &str) -> Option<String> {
     }
     let unit = || {
         let is_unit = |part: &&str| part.ends_with(".service") && !part.starts_with("user@");
-        let unit = parts().filter(is_unit).next_back()?;
+        let unit = parts().rfind(is_unit)?;
         let user = if groups.contains("user.slice") {
             " --user"
         } else {

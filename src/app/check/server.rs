@@ -3,9 +3,9 @@
 use std::net::ToSocketAddrs as _;
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::app::check::polls::Polled;
+use crate::app::check::{absent, polls::Polled};
 use crate::app::report::{FailureReport, ModelReport, ServerReport, ValueReport, values};
 use crate::metrics::exposition;
 use crate::settings::{BaseUrl, ServerAddress, Settings};
@@ -27,7 +27,7 @@ pub fn report(polled: &Polled, settings: &Settings) -> ServerReport {
         version: snapshot.info.as_ref().and_then(|info| info.version.clone()),
         addresses: base.map_or_else(Vec::new, |base| addresses(base, settings.timeout)),
         models: models(&snapshot),
-        sources: Vec::new(),
+        sources: absent::sources(&snapshot.sources, Instant::now()),
         failures: failures(&polled.before, &snapshot),
         notes: notes(&polled.before, &snapshot),
         values: known_values(&snapshot),

@@ -2,104 +2,171 @@
 
 use std::collections::BTreeSet;
 
-use crate::app::report::MissingReport;
 use crate::app::report::style::{Lines, Tone};
+use crate::app::report::{CheckReport, MissingReport, ServerReport};
 
-/// How the remedy of a reason begins that goes away by itself, or for which nothing can be done.
-const NOTHING_TO_DO: &str = "nothing to do";
-/// The most models that are named as those that lack a metric.
-const MOST_MODELS: usize = 3;
+/// The most servers or models that are named as those that lack a metric.
+const MOST_NAMES: usize = 3;
 
-/// Writes the missing metrics of one server of so many models, what can be done first.
-pub fn write(lines: &mut Lines, indent: usize, missing: &[MissingReport], models: usize) {
-    let mut groups: Vec<(&MissingReport, Vec<&MissingReport>)> = Vec::new();
-    for one in missing {
+/// A missing metric, and the server that it is missing of; without one, it is of this machine.
+type MissingOf<'a> = (Option<&'a ServerReport>, &'a MissingReport);
+
+/// Writes all missing metrics, what can be done first.
+pub fn write(lines: &mut Lines, report: &CheckReport) {
+    let mut groups: Vec<Vec<MissingOf>> = Vec::new();
+    for of in all(report) {
         let is_alike =
-            |first: &MissingReport| (first.reason, &first.remedy) == (one.reason, &one.remedy);
-        match groups.iter_mut().find(|(first, _)| is_alike(first)) {
-            Some((_, group)) => group.push(one),
-            None => groups.push((one, vec![one])),
+            |group: &&mut Vec<MissingOf>| group.iter().any(|(_, one)| one.remedy == of.1.remedy);
+        match groups.iter_mut().find(is_alike) {
+            Some(group) => group.push(of),
+            None => groups.push(vec![of]),
         }
     }
-    groups.sort_by_key(|(first, _)| first.remedy.starts_with(NOTHING_TO_DO));
-    if groups.is_empty() {
-        return;
+    let is_fixable = |group: &Vec<MissingOf>| group.iter().any(|(_, one)| one.is_fixable);
+    groups.sort_by_key(|group| !is_fixable(group));
+    if !groups.is_empty() {
+        lines.line(0, 2, &[(Tone::Heading, "missing metrics:")]);
     }
-    lines.line(indent, indent, &[(Tone::Plain, "missing:")]);
-    let (inner, deep) = (indent.saturating_add(2), indent.saturating_add(4));
-    for (first, group) in groups {
-        let has_remedy = !first.remedy.starts_with(NOTHING_TO_DO);
-        let tone = if has_remedy {
+    for group in groups {
+        let remedy = group.first().map_or("", |(_, one)| one.remedy.as_str());
+        let tone = if is_fixable(&group) {
             Tone::Attention
         } else {
             Tone::Minor
         };
-        let why = format!("{}: ", first.why);
-        lines.line(inner, deep, &[(Tone::Plain, &why), (tone, &first.remedy)]);
-        let metrics: BTreeSet<&str> = group.iter().map(|one| one.metric).collect();
-        let of_models = of_models(&group, models);
-        let names = metrics.into_iter().collect::<Vec<_>>().join(", ") + &of_models;
-        lines.line(deep, deep, &[(Tone::Minor, &names)]);
+        let reasons: BTreeSet<&str> = group.iter().map(|(_, one)| one.why.as_str()).collect();
+        let reasons = reasons.into_iter().collect::<Vec<_>>().join("; ");
+        lines.line(
+            2,
+            4,
+            &[(Tone::Plain, &reasons), (Tone::Plain, ": "), (tone, remedy)],
+        );
+        let metrics: BTreeSet<&str> = group.iter().map(|(_, one)| one.metric).collect();
+        let names = metrics.into_iter().collect::<Vec<_>>().join(", ");
+        lines.line(
+            4,
+            4,
+            &[
+                (Tone::Minor, &names),
+                (Tone::Minor, &where_of(&group, report)),
+            ],
+        );
     }
 }
 
-/// Which of the server's models lack these metrics, unless all do.
-fn of_models(group: &[&MissingReport], all: usize) -> String {
-    let names: BTreeSet<&String> = group.iter().flat_map(|one| &one.models).collect();
-    if names.is_empty() || names.len() == all {
-        return String::new();
+/// All missing metrics of the machine and of the servers that are up: a server that is down lacks
+/// everything.
+fn all(report: &CheckReport) -> impl Iterator<Item = MissingOf<'_>> {
+    let up = report.servers.iter().filter(|server| server.up);
+    let of_servers =
+        up.flat_map(|server| server.missing.iter().map(move |one| (Some(server), one)));
+    of_servers.chain(report.machine.missing.iter().map(|one| (None, one)))
+}
+
+/// Which servers and models lack these metrics, unless all do.
+fn where_of(group: &[MissingOf], report: &CheckReport) -> String {
+    let servers: BTreeSet<&str> = group
+        .iter()
+        .filter_map(|(server, _)| Some((*server)?.server.as_str()))
+        .collect();
+    let up = report.servers.iter().filter(|server| server.up);
+    let at = match servers.is_empty() || servers.len() == up.clone().count() {
+        true => String::new(),
+        false => format!(" (at {})", first_of(&servers, "servers")),
+    };
+    let models: BTreeSet<&str> = group
+        .iter()
+        .flat_map(|(_, one)| one.models.iter().map(String::as_str))
+        .collect();
+    let of_servers = up.filter(|server| servers.contains(server.server.as_str()));
+    let all: BTreeSet<&str> = of_servers
+        .flat_map(|server| server.models.iter().map(|model| model.model.as_str()))
+        .collect();
+    match models.is_empty() || all.is_subset(&models) {
+        true => at,
+        false => format!("{at} (of {})", first_of(&models, "models")),
     }
-    let first = names.iter().take(MOST_MODELS).map(|name| name.as_str());
-    let first = first.collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(MOST_MODELS) {
-        0 => format!(" (of {first})"),
-        more => format!(" (of {first} and {more} more models)"),
+}
+
+/// The first names, and how many more there are.
+fn first_of(names: &BTreeSet<&str>, what: &str) -> String {
+    let first: Vec<&str> = names.iter().copied().take(MOST_NAMES).collect();
+    let first = first.join(", ");
+    match names.len().saturating_sub(MOST_NAMES) {
+        0 => first,
+        more => format!("{first} and {more} more {what}"),
+    }
+}
+
+impl ServerReport {
+    /// Whether a note only says what stands among the missing metrics of a server that is up.
+    pub fn is_said_below(&self, note: &str) -> bool {
+        let is_same = |missing: &MissingReport| {
+            let rest = note.strip_prefix(missing.why.as_str());
+            rest.and_then(|rest| rest.strip_prefix(": ")) == Some(&missing.remedy)
+        };
+        self.up && self.missing.iter().any(is_same)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app::report::Style;
+    use crate::app::report::{ModelReport, Style};
 
-    fn missing(
-        metric: &'static str,
-        models: &[&str],
-        reason: &'static str,
-        remedy: &str,
-    ) -> MissingReport {
+    fn missing(metric: &'static str, models: &[&str], remedy: &str) -> MissingReport {
         MissingReport {
             metric,
             models: models.iter().map(|model| (*model).to_owned()).collect(),
-            reason,
-            why: format!("why {reason}"),
+            reason: "id",
+            why: format!("no {remedy}"),
             remedy: remedy.to_owned(),
+            is_fixable: !remedy.starts_with("nothing"),
+        }
+    }
+
+    fn server(name: &str, models: &[&str], missing: Vec<MissingReport>) -> ServerReport {
+        let models = models.iter().map(|model| ModelReport {
+            model: (*model).to_owned(),
+            ..ModelReport::default()
+        });
+        ServerReport {
+            server: name.to_owned(),
+            up: true,
+            models: models.collect(),
+            missing,
+            ..ServerReport::default()
         }
     }
 
     #[test]
     fn each_remedy_stands_once_and_what_can_be_done_comes_first() {
-        let all = [
-            missing("llamacpp_c", &["m"], "idle", "nothing to do, wait"),
-            missing("llamacpp_b", &["m"], "off", "switch it on"),
-            missing("llamacpp_a", &["m"], "off", "switch it on"),
+        let waiting = || missing("llamacpp_c", &["m"], "nothing to do");
+        let a = vec![
+            waiting(),
+            missing("llamacpp_b", &["m"], "switch"),
+            missing("llamacpp_a", &["m"], "switch"),
         ];
+        let b = vec![waiting(), missing("llamacpp_b", &["many-1"], "load")];
+        let mut report = CheckReport {
+            servers: vec![
+                server("a:1", &["m"], a),
+                server("b:1", &["many-1", "many-2"], b),
+            ],
+            ..CheckReport::default()
+        };
+        report.machine.missing = vec![missing("llamacpp_gpu", &[], "load")];
         let mut lines = Lines::new(Style::default());
-        write(&mut lines, 2, &all, 1);
-        let expected = "  missing:\n    why off: switch it on\n      llamacpp_a, llamacpp_b\n    \
-            why idle: nothing to do, wait\n      llamacpp_c\n";
+        write(&mut lines, &report);
+        let expected = "missing metrics:\n  no switch: switch\n    llamacpp_a, llamacpp_b (at a:1)\n  \
+            no load: load\n    llamacpp_b, llamacpp_gpu (at b:1) (of many-1)\n  \
+            no nothing to do: nothing to do\n    llamacpp_c (of m)\n";
         assert_eq!(lines.into_text(), expected);
     }
 
     #[test]
-    fn models_are_named_if_others_have_the_metric() {
-        let of = |count: usize| {
-            let names: Vec<_> = (0..count).map(|number| format!("m{number}")).collect();
-            let names: Vec<_> = names.iter().map(String::as_str).collect();
-            of_models(&[&missing("llamacpp_a", &names, "off", "do")], 20)
-        };
-        assert_eq!((of(0), of(20)), (String::new(), String::new()));
-        assert_eq!(of(2), " (of m0, m1)");
-        assert_eq!(of(5), " (of m0, m1, m2 and 2 more models)");
+    fn the_first_names_are_listed() {
+        let names = ["a", "b", "c", "d", "e"].into();
+        assert_eq!(first_of(&names, "models"), "a, b, c and 2 more models");
     }
 }

@@ -35,8 +35,8 @@ pub struct CheckReport {
     pub servers: Vec<ServerReport>,
     /// Of `--discover`, each llama-server of this machine that is not watched.
     pub not_watched: Vec<UnwatchedReport>,
-    /// The GPUs of this machine.
-    pub gpus: GpuReport,
+    /// This machine and its GPUs.
+    pub machine: MachineReport,
     /// What is to be said of the settings.
     pub notes: Vec<String>,
     /// The scrape that an exporter with these settings would serve now.
@@ -102,8 +102,10 @@ pub struct SourceReport {
     pub model: Option<String>,
     /// Whether it is read, as one word.
     pub state: &'static str,
-    /// Why it is not read: the id of the reason.
+    /// The id of the reason why it is not read.
     pub reason: Option<&'static str>,
+    /// The reason.
+    pub why: Option<&'static str>,
     /// Seconds since it was read last.
     pub age_seconds: Option<f64>,
     /// Seconds that reading it took.
@@ -151,8 +153,10 @@ pub struct MissingReport {
     pub reason: &'static str,
     /// The reason.
     pub why: String,
-    /// What to do to get it.
+    /// What to do to get it, or why nothing has to be done.
     pub remedy: String,
+    /// Whether people can do something about it.
+    pub is_fixable: bool,
 }
 
 /// A llama-server of this machine that is not watched.
@@ -164,14 +168,16 @@ pub struct UnwatchedReport {
     pub why: String,
 }
 
-/// The GPUs of this machine.
+/// This machine and its GPUs.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct GpuReport {
-    /// Their indexes.
+pub struct MachineReport {
+    /// What was read.
+    pub sources: Vec<SourceReport>,
+    /// The indexes of the GPUs.
     pub gpus: Vec<String>,
-    /// Their values.
+    /// The values of the GPUs.
     pub values: Vec<ValueReport>,
-    /// Where none was found, and which are not read.
+    /// Where no GPU was found, and which are not read.
     pub notes: Vec<String>,
     /// The metrics that are missing.
     pub missing: Vec<MissingReport>,

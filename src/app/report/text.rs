@@ -29,10 +29,12 @@ pub fn write(report: &CheckReport, style: Style, now: f64) -> String {
         lines.line(0, 2, &[(Tone::Minor, &text)]);
     }
     lines.end_part();
-    write_gpus(&mut lines, report, now);
+    write_machine(&mut lines, report, now);
     for note in &report.notes {
         note_line(&mut lines, 0, note);
     }
+    lines.end_part();
+    missing_lines::write(&mut lines, report);
     lines.end_part();
     write_exporter(&mut lines, &report.exporter);
     write_prometheus(&mut lines, &report.prometheus);
@@ -64,7 +66,11 @@ fn write_server(lines: &mut Lines, server: &ServerReport, now: f64) {
         lines.line(2, 4, &[(Tone::Minor, &text)]);
     }
     write_models(lines, server, now);
-    for note in &server.notes {
+    for note in server
+        .notes
+        .iter()
+        .filter(|note| !server.is_said_below(note))
+    {
         note_line(lines, 2, note);
     }
     for failed in &server.failures {
@@ -78,9 +84,15 @@ fn write_server(lines: &mut Lines, server: &ServerReport, now: f64) {
         );
         lines.line(2, 4, &[(Tone::Bad, "failed: "), (Tone::Plain, &text)]);
     }
-    write_sources(lines, server);
+    write_sources(lines, &server.sources);
     write_values(lines, server, now);
-    missing_lines::write(lines, 2, &server.missing, server.models.len());
+    if !server.up && !server.missing.is_empty() {
+        let text = format!(
+            "missing: all {} metrics until it answers",
+            server.missing.len()
+        );
+        lines.line(2, 4, &[(Tone::Minor, &text)]);
+    }
 }
 
 /// One line a model: its name, status, and what it does now.
@@ -126,7 +138,7 @@ fn write_models(lines: &mut Lines, server: &ServerReport, now: f64) {
 }
 
 /// The sources, those together that differ by their model only.
-fn write_sources(lines: &mut Lines, server: &ServerReport) {
+fn write_sources(lines: &mut Lines, sources: &[SourceReport]) {
     let mut groups: Vec<Vec<&SourceReport>> = Vec::new();
     let is_alike = |a: &SourceReport, b: &SourceReport| {
         let name = |source: &SourceReport| match source.kind {
@@ -137,7 +149,7 @@ fn write_sources(lines: &mut Lines, server: &ServerReport) {
         (a.kind, name(a), a.state, a.reason, &a.error)
             == (b.kind, name(b), b.state, b.reason, &b.error)
     };
-    for source in &server.sources {
+    for source in sources {
         let group = groups
             .iter_mut()
             .find(|group| group.first().is_some_and(|first| is_alike(first, source)));
@@ -187,11 +199,13 @@ fn write_source(lines: &mut Lines, group: &[&SourceReport]) {
             .reduce(f64::max)
     };
     let age = longest(|source| source.age_seconds);
-    let age = age.map(|age| format!(", read {} ago", units::duration(age)));
+    let age = age.filter(|age| *age >= 1.0);
+    let age = age.map(|age| format!(", {} ago", units::duration(age)));
     let took = longest(|source| source.duration_seconds);
-    let took = took.map(|took| format!(" in {}", units::duration(took)));
-    let error = first.error.as_ref().map(|error| format!(": {error}"));
-    let times = age.unwrap_or_default() + &took.unwrap_or_default();
+    let took = took.map(|took| format!(", took {}", units::duration(took)));
+    let error = first.error.as_deref().or(first.why);
+    let error = error.map(|error| format!(": {error}"));
+    let times = took.unwrap_or_default() + &age.unwrap_or_default();
     let state = padded(&first.state.replace('_', " "), 10);
     let parts = [
         (tone, state.as_str()),
@@ -244,8 +258,8 @@ fn write_values(lines: &mut Lines, server: &ServerReport, now: f64) {
     }
 }
 
-fn write_gpus(lines: &mut Lines, report: &CheckReport, now: f64) {
-    let gpus = &report.gpus;
+fn write_machine(lines: &mut Lines, report: &CheckReport, now: f64) {
+    let gpus = &report.machine;
     let none = if gpus.gpus.is_empty() { " none" } else { "" };
     lines.line(
         0,
@@ -256,7 +270,7 @@ fn write_gpus(lines: &mut Lines, report: &CheckReport, now: f64) {
     for note in &gpus.notes {
         note_line(lines, 2, note);
     }
-    missing_lines::write(lines, 2, &gpus.missing, 0);
+    write_sources(lines, &gpus.sources);
 }
 
 fn write_exporter(lines: &mut Lines, exporter: &ExporterReport) {
