@@ -103,9 +103,6 @@ absences! {
     ModelFailed Failed "model_failed",
         "the process of the model ended with an error",
         "look at the server's log";
-    ModelLeftOut NotThere "model_left_out",
-        "the server has more than 500 models",
-        "500 are exported, the loaded ones first";
     OtherEngine NotThere "other_engine",
         "another engine than llama.cpp runs the model",
         "nothing to do, only llama.cpp reports it";
