@@ -11,7 +11,9 @@ use llamacpp_exporter::collector::clock::SystemClock;
 use llamacpp_exporter::metrics::exposition;
 use llamacpp_exporter::metrics::overview::{Overview, Subject, overview};
 use llamacpp_exporter::settings::{self, Settings};
-use llamacpp_exporter::snapshot::{Absence, OwnMetrics, Snapshot, SnapshotCell, SourceKind};
+use llamacpp_exporter::snapshot::{
+    Absence, OwnMetrics, Snapshot, SnapshotCell, Source, SourceKind,
+};
 use serde_json::json;
 use support::recordings::{BUILDS, MIDDLE, NEW, OLD, Stage};
 use support::{Answer, Scrape, Server, file_with, for_each, for_each_case, wait_for};
@@ -47,7 +49,11 @@ impl Polled {
 fn absent(snapshot: &Arc<Snapshot>) -> Overview {
     let servers = [Arc::clone(snapshot)];
     let own = OwnMetrics::default();
-    let overview = overview(&servers, &[], &[], &own);
+    let machine = [
+        Source::missing(SourceKind::Discovery, Absence::DiscoveryOff),
+        Source::missing(SourceKind::GpuDriver("all"), Absence::GpuOff),
+    ];
+    let overview = overview(&servers, &[], &machine, &own);
     let text = exposition::render(&servers, &[], &own);
     let scrape = Scrape::parse(&text);
     for state in &overview.families {
@@ -138,9 +144,16 @@ struct Case {
     expected: &'static [(&'static str, &'static str)],
 }
 
-fn changed(build: &str, change: impl Fn(&Server)) -> Server {
+fn changed(build: &str, path: &str, answer: Answer) -> Server {
     let server = Server::recorded(build, Stage::After);
-    change(&server);
+    server.answer(path, answer);
+    server
+}
+
+fn loading() -> Server {
+    let server = Server::start();
+    let answer = Answer::error(503, "Loading model");
+    server.answer_everything(answer);
     server
 }
 
@@ -156,44 +169,44 @@ const CASES: &[(&str, Case)] = &[
     ("another product", Case {
         server: || {
             let server = Server::start();
-            server.answer_json("/v1/models", json!({"object": "list", "data": [{"id": "m", "owned_by": "vllm"}]}));
-            server.answer_everything(Answer::json(json!({"object": "list", "data": [{"id": "m", "owned_by": "vllm"}]}).to_string()));
+            server.answer_json("/v1/models", json!({"data": [{"id": "m", "owned_by": "vllm"}]}));
             server
         },
         arguments: &[], expected: &[(TOKENS, "not_llama_cpp")] }),
     ("loading", Case {
-        server: || changed(NEW, |s| drop(s.answer_everything(Answer::new(503, "application/json",
-            r#"{"error":{"message":"Loading model","type":"unavailable_error","code":503}}"#)))),
+        server: loading,
         arguments: &["--model", "m"],
         expected: &[(TOKENS, "model_loading"), (SLOTS, "model_loading"), (LATENCY, "log_not_given")] }),
     ("loading without a name", Case {
-        server: || changed(NEW, |s| drop(s.answer_everything(Answer::new(503, "application/json",
-            r#"{"error":{"message":"Loading model","type":"unavailable_error","code":503}}"#)))),
+        server: loading,
         arguments: &[], expected: &[(TOKENS, "model_unnamed")] }),
     ("without /metrics", Case {
-        server: || changed(NEW, |s| drop(s.answer("/metrics", Answer::error(501, "not enabled")))),
+        server: || changed(NEW, "/metrics", Answer::error(501, "not enabled")),
         arguments: &[], expected: &[(TOKENS, "metrics_off"), (BATCH, "metrics_off")] }),
     ("without /slots", Case {
-        server: || changed(NEW, |s| drop(s.answer("/slots", Answer::error(501, "not enabled")))),
+        server: || changed(NEW, "/slots", Answer::error(501, "not enabled")),
         arguments: &[], expected: &[(CONTEXT, "slots_off")] }),
     ("without both", Case {
-        server: || changed(NEW, |s| {
-            s.answer("/slots", Answer::error(501, "not enabled"));
-            s.answer("/metrics", Answer::error(501, "not enabled"));
-        }),
+        server: || {
+            let server = changed(NEW, "/slots", Answer::error(501, "not enabled"));
+            server.answer("/metrics", Answer::error(501, "not enabled"));
+            server
+        },
         arguments: &[], expected: &[(RATE, "metrics_off"), (CONTEXT, "slots_off"), ("llamacpp_status", "metrics_off")] }),
     ("a proxy without /metrics", Case {
-        server: || changed(NEW, |s| drop(s.answer_404("/metrics"))),
+        server: || changed(NEW, "/metrics", Answer::error(404, "File Not Found")),
         arguments: &[], expected: &[(TOKENS, "metrics_not_served")] }),
     ("a key is required", Case {
-        server: || changed(NEW, |s| {
+        server: || {
+            let server = Server::recorded(NEW, Stage::After);
             for path in ["/props", "/metrics", "/slots"] {
-                s.answer(path, Answer::error(401, "Invalid API Key"));
+                server.answer(path, Answer::error(401, "Invalid API Key"));
             }
-        }),
+            server
+        },
         arguments: &[], expected: &[(TOKENS, "key_required"), (SLOTS, "key_required")] }),
     ("/metrics fails", Case {
-        server: || changed(NEW, |s| drop(s.answer("/metrics", Answer::error(500, "broken")))),
+        server: || changed(NEW, "/metrics", Answer::error(500, "broken")),
         arguments: &[], expected: &[(TOKENS, "endpoint_failing")] }),
     ("a log that is not there", Case {
         server: || Server::recorded(NEW, Stage::After), arguments: &["--log-file", "/nonexistent/log"],

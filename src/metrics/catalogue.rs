@@ -137,7 +137,8 @@ use MetricType::{Counter, Gauge, Histogram as Buckets};
 use Need::{
     Discovery, FirstRequest, GpuProcesses, GpuReport, Gpus, KvCache, Limits, LiveTokens, Log,
     Metrics, ModelList, ModelStore, NewMetrics, OwnProcess, Polls, Probes, Process, PromptCount,
-    Props, Rate, RequestList, Requests, SlotTokens, Slots, Speculation, Traffic, Work,
+    Props, Quantization, Rate, RequestList, Requests, SlotTokens, Slots, Speculation, Traffic,
+    Work,
 };
 use Scope::{
     Exporter as OfExporter, Gpu as OfGpu, Model as OfModel, ReportedGpu, Requests as OfRequests,
@@ -286,7 +287,7 @@ pub const FAMILIES: &[Family] = &[
     row("llamacpp_max_sequence_tokens", Gauge, &[], &[Metrics],
         "Tokens of the longest sequence since the server process started, prompt and generated tokens together.",
         OfModel(|m, out| out.value(m.counters.max_sequence_tokens))),
-    row("llamacpp_model_info", Gauge, &["architecture", "backend", "quantization"], &[Props],
+    row("llamacpp_model_info", Gauge, &["architecture", "backend", "quantization"], &[Props, Quantization],
         "Always 1; the labels describe the loaded model, as far as the server reports it. Absent until all that the server reports is known.",
         OfModel(|m, out| {
             if m.facts.is_description_pending {

@@ -19,6 +19,8 @@ pub enum Need {
     LiveTokens,
     /// `/props` of the model's llama-server.
     Props,
+    /// The quantization of the model, which `/props` has from b9873 on.
+    Quantization,
     /// The list of models, `/v1/models`.
     ModelList,
     /// The list of models that Docker Model Runner has stored.
@@ -98,6 +100,10 @@ impl Context<'_> {
                 self.lacks_endpoint(SLOTS).and(Some(without_metrics))
             }
             Need::Props => self.lacks_endpoint("/props"),
+            Need::Quantization => {
+                let is_llama_server = matches!(self.kind(), Some("llama-server" | "router"));
+                is_llama_server.then(|| Absence::BuildTooOld.into())
+            }
             Need::ModelList => self.lacks_endpoint("/v1/models"),
             Need::NewMetrics => {
                 let counters = &self.model?.counters;

@@ -149,6 +149,7 @@ const CASES: &[Case] = &[
     (Absence::NotYetPolled, OF_METRICS, |w| w.lacks(METRICS, Absence::NotYetPolled)),
     (Absence::BuildTooOld, &[Need::NewMetrics], |w| w.model().counters.decode_calls = Some(1.0)),
     (Absence::BuildTooOld, &[Need::SlotTokens], |w| w.model().kv_cache.limit_bytes = Some(1.0)),
+    (Absence::BuildTooOld, &[Need::Quantization], |_| ()),
     (Absence::NotReported, OF_METRICS, |_| ()),
 
     (Absence::RunnerNotSeen, OF_SERVER, |w| w.lacks(SourceKind::ModelServer, Absence::RunnerNotSeen)),
