@@ -11,7 +11,7 @@ mod duration;
 mod listen_address;
 mod log_file;
 mod secret;
-mod table;
+pub mod table;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

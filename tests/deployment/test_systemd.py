@@ -1,8 +1,6 @@
 """deploy/systemd in a real systemd: the machine's own, booted in a container that sees /usr and nothing
 that it could change (systemd-nspawn --volatile=yes)."""
 
-import contextlib
-import json
 import os
 import platform
 import re
@@ -13,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from support import BINARY, LLAMA_CPP, LLAMA_SERVER, MODEL, MODEL_NAME, RECORDINGS, ROOT, TIMEOUT
+from support import BINARY, LLAMA_CPP, LLAMA_SERVER, MODEL, MODEL_NAME, RECORDINGS, ROOT
 from support.http_client import free_port, request
-from support.process import ChildProcess, proc_status
+from support.nspawn import Machine
+from support.process import proc_status
 from support.wait import wait_for
 
 UNITS = ROOT / "deploy" / "systemd"
@@ -34,79 +33,6 @@ pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("apt-get") or platform.machine() != "x86_64",
     reason="booting systemd needs root, Debian, and the llama-server of scripts/setup router (x86-64)",
 )
-
-
-class Machine(ChildProcess):
-    """A booted systemd. It shares the network with this machine."""
-
-    def __init__(self, nspawn, folder, binds):
-        super().__init__(folder / "console")
-        options = [f"--bind-ro={source}:{target}" for source, target in binds]
-        self.spawn(
-            [nspawn, "--directory=/", "--volatile=yes", "--register=no", "--keep-unit", "--quiet", "--console=pipe"]
-            + [f"--machine=exporter-{os.getpid()}", "--tmpfs=/usr/local/bin", *options, "--boot"]
-            + ["systemd.unit=sysinit.target", "systemd.firstboot=no"],
-            stdin=subprocess.DEVNULL,
-        )
-        self.leader = None
-
-        def booted():
-            self.assert_running()
-            self.leader = self.leader or self.find_leader()
-            # "degraded": a unit of the machine has failed, which is of no interest.
-            return self.leader and self.run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded")
-
-        try:
-            wait_for(booted, lambda: f"systemd to boot:\n{self.log}", interval=0.2)
-        except AssertionError as error:
-            self.kill()
-            pytest.skip(f"systemd cannot be booted in a container here: {error}")
-
-    def find_leader(self):
-        """The PID of the container's systemd."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        names = {int(child): Path(f"/proc/{child}/comm").read_text().strip() for child in children}
-        return next((child for child, name in names.items() if name == "systemd"), None)
-
-    def kill(self):
-        """Ends the container: with its PID 1, all of its processes end. They would survive systemd-nspawn."""
-        with contextlib.suppress(OSError):
-            leader = self.leader or self.find_leader()
-            if leader:
-                os.kill(leader, signal.SIGKILL)
-        super().kill()
-
-    def run(self, *command):
-        enter = ["nsenter", f"--target={self.leader}", "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--root"]
-        return subprocess.run([*enter, *command], capture_output=True, text=True, timeout=TIMEOUT)
-
-    def output(self, *command):
-        done = self.run(*command)
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}\n{self.journal_text()}"
-        return done.stdout.strip()
-
-    def systemctl(self, *arguments):
-        return self.output("systemctl", *arguments)
-
-    def property(self, name):
-        return self.systemctl("show", "--property", name, "--value", UNIT)
-
-    def journal(self):
-        """The exporter's log lines as the journal has them."""
-        lines = self.output("journalctl", f"--unit={UNIT}", "--output=json", "--no-pager").splitlines()
-        return [line for line in map(json.loads, lines) if line.get("_COMM") == "llamacpp-export"]
-
-    def journal_text(self):
-        return self.run("journalctl", "--no-pager", "--lines=50").stdout
-
-    def outer_pid(self, pid):
-        """The PID on this machine of a process that has another one in the container."""
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                inside = os.readlink(process / "ns" / "pid") == os.readlink(f"/proc/{self.leader}/ns/pid")
-                if inside and proc_status(process.name)["NSpid"].split()[-1] == pid:
-                    return int(process.name)
-        raise AssertionError(f"no process {pid}:\n{self.journal_text()}")
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +78,9 @@ def machine(debian, ports, tmp_path_factory):
         (LLAMA_CPP.resolve(), FOLDER / "llama.cpp"),
         (smi, FOLDER / "nvidia-smi"),
     ]
-    machine = Machine(nspawn, folder, binds)
+    options = [f"--bind-ro={source}:{target}" for source, target in binds]
+    options += ["--directory=/", "--volatile=yes", "--tmpfs=/usr/local/bin"]
+    machine = Machine(nspawn, folder, options, UNIT)
     yield machine
     machine.kill()
 
