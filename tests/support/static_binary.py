@@ -1,6 +1,7 @@
-"""Builds the exporter as a static binary, as in the image."""
+"""Builds the exporter as a static binary, with the flags of the image."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -23,6 +24,12 @@ def musl():
     return target if folder.is_dir() else None
 
 
+def flags():
+    """RUSTFLAGS of the Containerfile, with the path that the linker's script has here."""
+    [found] = re.findall(r'^ENV RUSTFLAGS="((?:[^"]|\n)*)"', (ROOT / "Containerfile").read_text(), re.MULTILINE)
+    return found.replace("\\\n", " ").replace("/build/", f"{ROOT}/deploy/")
+
+
 def build(tls=True, target=None):
     """The path of the release binary, with or without TLS, by default for this machine's target."""
     target = target or host()
@@ -31,7 +38,7 @@ def build(tls=True, target=None):
     if not tls:
         command.append("--no-default-features")
     # With --target these flags do not apply to build scripts and procedural macros, which cannot be static.
-    environment = os.environ | {"RUSTFLAGS": "-C target-feature=+crt-static"}
+    environment = os.environ | {"RUSTFLAGS": flags()}
     if target.endswith("-musl") and not shutil.which("musl-gcc"):
         # The C code of the TLS library needs no C library, unless fortified functions are used.
         name = target.replace("-", "_")
