@@ -12,6 +12,7 @@ pub mod bounds;
 pub mod collector;
 pub mod counters;
 pub mod gguf;
+pub mod history;
 pub mod machine;
 pub mod metrics;
 pub mod process;

@@ -19,6 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("process", &["bounds", "snapshot"]),
     ("settings", &["bounds", "process"]),
     ("metrics", &["bounds", "readings", "snapshot"]),
+    ("history", &["bounds", "readings", "snapshot", "metrics"]),
     ("counters", &["bounds", "snapshot", "readings"]),
     (
         "upstream",
@@ -35,12 +36,14 @@ const LAYERS: &[(&str, &[&str])] = &[
         "collector",
         &[
             "bounds", "snapshot", "readings", "process", "settings", "counters", "upstream",
-            "machine", "requests",
+            "machine", "requests", "history",
         ],
     ),
     (
         "web",
-        &["bounds", "snapshot", "process", "settings", "metrics"],
+        &[
+            "bounds", "readings", "snapshot", "process", "settings", "metrics", "history",
+        ],
     ),
     (
         "app",
@@ -53,6 +56,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "metrics",
             "upstream",
             "machine",
+            "history",
             "collector",
             "web",
         ],
@@ -62,7 +66,9 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// What modules that only compute must not use.
 const IO: &[&str] = &["fs", "net", "process", "thread"];
-const WITHOUT_IO: &[&str] = &["bounds", "counters", "metrics", "readings", "snapshot"];
+const WITHOUT_IO: &[&str] = &[
+    "bounds", "counters", "history", "metrics", "readings", "snapshot",
+];
 
 /// The paths of one file, each as its first two segments: `crate::metrics` or `std::fs`.
 #[derive(Default)]

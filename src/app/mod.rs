@@ -14,6 +14,7 @@ use crate::bounds::escape::Escaped;
 use crate::collector::clock::SystemClock;
 use crate::collector::discovery::Discovery;
 use crate::collector::{Poller, ServerList};
+use crate::history::History;
 use crate::machine::{self, discovery::LocalServers, gpus::Gpus};
 use crate::metrics::exposition;
 #[cfg(unix)]
@@ -71,9 +72,11 @@ pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
     let addresses = join(&listeners);
     let web_server = worker::start(listeners, settings.allowed_hosts.clone())
         .map_err(|error| Fatal::cannot_run(format!("cannot serve: {error}")))?;
+    let history = Arc::new(History::new(Instant::now()));
     let mut servers = Vec::new();
     for poller in pollers {
         let server = poller.monitored_server(Instant::now());
+        let server = server.with_history(&history);
         poller
             .watch_requests(settings, &server.cell)
             .map_err(Fatal::cannot_run)?;
@@ -86,6 +89,7 @@ pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
     let servers = Arc::new(ServerList::new(servers, discover, Instant::now()));
     if settings.discover {
         Discovery::new(settings, &gpus, &local_servers)
+            .with_history(&history)
             .start(Arc::clone(&servers))
             .map_err(|error| Fatal::cannot_run(format!("cannot start a thread: {error}")))?;
     }

@@ -15,6 +15,7 @@ use crate::collector::clock::StoppableClock;
 use crate::collector::monitored_server::MonitoredServer;
 use crate::collector::poller::Poller;
 use crate::collector::server_list::ServerList;
+use crate::history::History;
 use crate::machine::discovery::LocalServers;
 use crate::machine::gpus::Gpus;
 use crate::machine::url_listener::UrlListener;
@@ -143,6 +144,8 @@ pub struct Discovery {
     logged: usize,
     /// Whether it was logged that there are too many servers.
     was_full: bool,
+    /// Keeps what the discovered servers publish.
+    history: Arc<History>,
 }
 
 impl Discovery {
@@ -166,6 +169,16 @@ impl Discovery {
             unreachable: BTreeMap::new(),
             logged: 0,
             was_full: false,
+            history: Arc::new(History::new(Instant::now())),
+        }
+    }
+
+    /// The same, with a history that it shares with the servers at base URLs.
+    #[must_use]
+    pub fn with_history(self, history: &Arc<History>) -> Discovery {
+        Discovery {
+            history: Arc::clone(history),
+            ..self
         }
     }
 
@@ -309,6 +322,7 @@ impl Discovery {
         let started = self.poller(server, label.clone()).and_then(|poller| {
             let (stop, stopped) = mpsc::channel();
             let monitored = poller.monitored_server(Instant::now());
+            let monitored = monitored.with_history(&self.history);
             let thread = poller.start(monitored.clone(), StoppableClock(stopped));
             let thread = thread.map_err(|error| format!("cannot start a thread: {error}"))?;
             Ok((monitored, stop, thread))

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::collector::watchdog::Watchdog;
+use crate::history::History;
 use crate::snapshot::{Snapshot, SnapshotCell};
 
 /// One base URL as it is served.
@@ -13,6 +14,8 @@ pub struct MonitoredServer {
     pub cell: Arc<SnapshotCell>,
     /// Whether that thread is on time.
     pub(super) watchdog: Arc<Watchdog>,
+    /// Keeps what was published.
+    pub(super) history: Arc<History>,
 }
 
 impl MonitoredServer {
@@ -27,7 +30,25 @@ impl MonitoredServer {
         MonitoredServer {
             cell: Arc::new(SnapshotCell::new(unpolled)),
             watchdog: Arc::new(Watchdog::new(now, interval, limit)),
+            history: Arc::new(History::new(now)),
         }
+    }
+
+    /// The same, with a history that several servers share.
+    #[must_use]
+    pub fn with_history(self, history: &Arc<History>) -> MonitoredServer {
+        MonitoredServer {
+            history: Arc::clone(history),
+            ..self
+        }
+    }
+
+    /// Publishes what a poll that ended at `now` has found; the one before ended at `previous`.
+    pub(super) fn publish(&self, snapshot: Snapshot, previous: Option<Instant>, now: Instant) {
+        self.cell.publish(Arc::new(snapshot));
+        // While a poll is overdue, nothing is known.
+        let since = previous.filter(|_| self.watchdog.overdue(now).is_none());
+        self.history.add_poll(&self.cell.load(), since, now);
     }
 
     /// The newest snapshot. If the poll is overdue at `now`, the server counts as down, and only

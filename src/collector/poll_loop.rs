@@ -1,7 +1,6 @@
 //! The loop of a poll thread: poll, publish, reset the watchdog, wait for the next tick.
 
 use std::io;
-use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -38,10 +37,12 @@ fn run<C: Clock>(
     mut poll: impl FnMut(&C) -> Polled,
 ) {
     let mut schedule = Schedule::new(interval, clock.now());
+    let mut previous = None;
     loop {
         let (snapshot, extra_poll_at) = poll(clock);
-        server.cell.publish(Arc::new(snapshot));
-        server.watchdog.reset(clock.now(), interval, limit);
+        let now = clock.now();
+        server.publish(snapshot, previous.replace(now), now);
+        server.watchdog.reset(now, interval, limit);
         if !clock.sleep(schedule.pause(clock.now(), extra_poll_at)) {
             return;
         }

@@ -390,8 +390,10 @@ impl Poller {
         clock: impl Clock + Send + 'static,
     ) -> io::Result<JoinHandle<()>> {
         let (interval, limit) = (self.interval, self.limit);
+        let history = Arc::clone(&server.history);
         poll_loop::start(server, interval, limit, clock, move |clock| {
             let snapshot = self.poll(clock);
+            history.add_gpus(&self.machine.gpus(), clock.now());
             (snapshot, self.upstream.extra_poll_at())
         })
     }

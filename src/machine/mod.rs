@@ -46,7 +46,7 @@ use crate::machine::server_process::ServerProcess;
 use crate::process::log;
 use crate::readings::{LocalServer, ModelKey, ModelReading};
 use crate::settings::{BaseUrl, ServerAddress, Settings};
-use crate::snapshot::{Absence, Model, Source, SourceKind};
+use crate::snapshot::{Absence, Gpu, Model, Source, SourceKind};
 
 /// How long to wait after the first lookup that found no process; doubled each time.
 const FIRST_RETRY_DELAY: Duration = Duration::from_secs(5);
@@ -185,6 +185,11 @@ impl Machine {
     pub fn with_gpus(mut self, gpus: &Arc<Gpus>) -> Machine {
         self.gpus = Arc::clone(gpus);
         self
+    }
+
+    /// The fresh readings of the GPUs.
+    pub fn gpus(&self) -> Vec<Gpu> {
+        self.gpus.known()
     }
 
     /// Sets the process of a server that listens at the base URL.

@@ -6,3 +6,4 @@ pub mod lint;
 pub mod need;
 pub mod overview;
 mod text_format;
+pub mod value;
