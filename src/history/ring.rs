@@ -102,7 +102,7 @@ fn number_of(seconds: f64) -> u64 {
 }
 
 fn index_of(number: u64) -> usize {
-    (number % POINTS as u64) as usize
+    number.checked_rem(POINTS as u64).unwrap_or(0) as usize
 }
 
 #[cfg(test)]
