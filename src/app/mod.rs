@@ -11,18 +11,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bounds::escape::Escaped;
-use crate::collector::clock::SystemClock;
+use crate::collector::clock::{Clock as _, SystemClock};
 use crate::collector::discovery::Discovery;
 use crate::collector::{Poller, ServerList};
 use crate::history::History;
 use crate::machine::{self, discovery::LocalServers, gpus::Gpus};
-use crate::metrics::exposition;
+use crate::metrics::{exposition, overview};
 #[cfg(unix)]
 use crate::process::service_manager;
 use crate::process::{build_info, log, os, own_metrics};
 use crate::settings::Settings;
 use crate::snapshot::OwnMetrics;
 use crate::web::routes::{self, Site};
+use crate::web::status_page::{self, PageView, StatusPage};
 use crate::web::{healthcheck as health_request, listener, worker};
 
 /// The time-out of `--healthcheck`.
@@ -104,7 +105,12 @@ pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
     if let Some(note) = machine::note_on_system() {
         log::info(note, &[]);
     }
-    let site = Arc::new(ServedSite { servers, gpus });
+    let site = Arc::new(ServedSite {
+        servers,
+        gpus,
+        history,
+        settings: settings.clone(),
+    });
     // Not over HTTP: clients that use up the connections must not make the service manager restart us.
     #[cfg(unix)]
     service_manager::start({
@@ -166,27 +172,50 @@ fn join(values: &[impl ToString]) -> String {
 struct ServedSite {
     servers: Arc<ServerList>,
     gpus: Arc<Gpus>,
+    history: Arc<History>,
+    settings: Settings,
+}
+
+impl ServedSite {
+    fn own_metrics(&self, now: Instant) -> OwnMetrics {
+        let discovered = self.servers.discovered_count(now);
+        OwnMetrics {
+            discovered_servers: discovered.map(|count| count as f64),
+            ..own_metrics::read()
+        }
+    }
 }
 
 impl Site for ServedSite {
     fn metrics(&self) -> String {
         let now = Instant::now();
-        let discovered = self.servers.discovered_count(now);
-        let own = OwnMetrics {
-            discovered_servers: discovered.map(|count| count as f64),
-            ..own_metrics::read()
-        };
+        let own = self.own_metrics(now);
         exposition::render(&self.servers.snapshots(now), &self.gpus.known(), &own)
     }
 
-    fn page(&self) -> String {
-        format!(
-            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>llamacpp-exporter</title></head>\n\
-             <body><h1>llamacpp-exporter {}</h1>\n\
-             <ul>\n<li><a href=\"/metrics\">metrics</a></li>\n<li><a href=\"/healthz\">health</a></li>\n\
-             <li><a href=\"/readyz\">readiness</a></li>\n</ul></body></html>\n",
-            build_info::VERSION
-        )
+    fn page(&self, view: PageView) -> String {
+        let now = Instant::now();
+        let (servers, gpus) = (self.servers.snapshots(now), self.gpus.known());
+        let own = self.own_metrics(now);
+        let mut machine = machine::sources(&self.settings, &self.gpus);
+        machine.push(self.servers.discovery(now));
+        let overview = overview::overview(&servers, &gpus, &machine, &own);
+        let page = StatusPage {
+            servers: &servers,
+            gpus: &gpus,
+            history: &self.history.view(now),
+            overview: &overview,
+            machine: &machine,
+            own: &own,
+            interval: self.settings.interval,
+            now,
+            unix_now: SystemClock.unix_seconds(),
+        };
+        status_page::render(&page, view)
+    }
+
+    fn page_headers(&self, view: PageView) -> Vec<(&'static str, String)> {
+        status_page::headers(view, self.settings.interval)
     }
 
     fn health(&self) -> Result<(), String> {

@@ -54,6 +54,8 @@ pub struct Poller {
     process: Option<(u32, PeerCheck)>,
     requests: RequestSources,
     polls: Polls,
+    /// Whether the server was up at the last poll, and since when it is so.
+    since: Option<(bool, Instant)>,
     state_log: StateLog,
     levels: LastLevels,
     sources: SourceTable,
@@ -81,6 +83,7 @@ impl Poller {
             process: None,
             requests: RequestSources::new(base, settings),
             polls: Polls::default(),
+            since: None,
             server: settings.server_label(base),
             state_log: StateLog::new(settings.server_label(base)),
             levels: LastLevels::default(),
@@ -165,12 +168,16 @@ impl Poller {
         if up {
             self.polls.last_success = clock.unix_seconds();
         }
+        if self.since.is_none_or(|(was_up, _)| was_up != up) {
+            self.since = Some((up, clock.now()));
+        }
         let advice = (!up).then(|| Advice::on(&self.base, &reading));
         let mut sources = self.requests.sources(&reading, clock.now());
         sources.extend(self.machine.sources());
         let snapshot = Snapshot {
             server: self.server.clone(),
             up: Some(up),
+            since: self.since.map(|(_, since)| since),
             info: reading.server_info(),
             models,
             requests: self.requests.figures(),

@@ -259,7 +259,8 @@ impl Kept {
 }
 
 impl ModelHistory {
-    fn is_of(&self, server: &str, model: &Model) -> bool {
+    /// Whether it is that of `model` of this server.
+    pub fn is_of(&self, server: &str, model: &Model) -> bool {
         let (name, mode) = &self.key;
         let is_mode = mode.as_deref() == model.mode.as_deref().map(bounds::cut);
         self.server == server && name == bounds::cut(&model.name) && is_mode

@@ -1,8 +1,10 @@
 //! Reads one value of the catalogue, for the status page: what it shows is what `/metrics` says.
 
-use crate::metrics::catalogue::{FAMILIES, Label, Scope, SeriesSink};
-use crate::snapshot::Model;
+use std::sync::Arc;
+
+use crate::metrics::catalogue::{Exporter, FAMILIES, Family, Label, Scope, SeriesSink};
 use crate::snapshot::histogram::Histogram;
+use crate::snapshot::{Gpu, Model, OwnMetrics, Snapshot};
 
 /// The value of the metric `name` of `model`: its one series, if it is known.
 pub fn of_model(name: &str, model: &Model) -> Option<f64> {
@@ -10,6 +12,43 @@ pub fn of_model(name: &str, model: &Model) -> Option<f64> {
     let mut first = First(None);
     if let Scope::Model(read) = family.scope {
         read(model, &mut first);
+    }
+    first.0
+}
+
+/// The value of a metric that has a single series.
+pub fn single(
+    family: &Family,
+    servers: &[Arc<Snapshot>],
+    gpus: &[Gpu],
+    own: &OwnMetrics,
+) -> Option<f64> {
+    let mut first = First(None);
+    for scope in [Some(family.scope), family.second_scope]
+        .into_iter()
+        .flatten()
+    {
+        match scope {
+            Scope::Exporter(read) => read(
+                &Exporter {
+                    own: own.clone(),
+                    series_dropped: 0,
+                },
+                &mut first,
+            ),
+            Scope::Gpu(read) => gpus.iter().for_each(|gpu| read(gpu, &mut first)),
+            Scope::Server(read) | Scope::ReportedGpu(read) => {
+                servers.iter().for_each(|server| read(server, &mut first));
+            }
+            Scope::Model(read) => {
+                let models = servers.iter().flat_map(|server| &server.models);
+                models.for_each(|model| read(model, &mut first));
+            }
+            Scope::Requests(read) => {
+                let requests = servers.iter().flat_map(|server| &server.requests);
+                requests.for_each(|of| read(&of.figures, &mut first));
+            }
+        }
     }
     first.0
 }

@@ -14,6 +14,7 @@ mod server;
 mod source;
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 pub use absence::Absence;
 pub use cell::SnapshotCell;
@@ -33,6 +34,8 @@ pub struct Snapshot {
     pub server: String,
     /// Whether the last poll got an answer; `None` before the first poll has ended.
     pub up: Option<bool>,
+    /// When that changed last; `None` if it is not known since when it is so.
+    pub since: Option<Instant>,
     /// What answers there; `None` while it is down.
     pub info: Option<ServerInfo>,
     /// The models that it holds, sorted by name. While it does not answer, those whose process is

@@ -8,6 +8,7 @@ pub mod listener;
 mod pair;
 mod request_head;
 pub mod routes;
+pub mod status_page;
 pub mod stream;
 #[cfg(unix)]
 mod unix_listener;

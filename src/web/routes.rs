@@ -5,6 +5,7 @@ use std::io;
 use tiny_http::{Header, Request, Response, Server};
 
 use crate::metrics::exposition;
+use crate::web::status_page::PageView;
 
 /// The content that is served. Requests are handled one by one, so a slow method delays every
 /// client.
@@ -12,7 +13,9 @@ pub trait Site {
     /// The exposition, for `/metrics`.
     fn metrics(&self) -> String;
     /// The status page, as HTML, for `/`.
-    fn page(&self) -> String;
+    fn page(&self, view: PageView) -> String;
+    /// The headers of the status page.
+    fn page_headers(&self, view: PageView) -> Vec<(&'static str, String)>;
     /// Whether the exporter is healthy, for `/healthz`.
     ///
     /// # Errors
@@ -30,8 +33,8 @@ pub fn run(server: &Server, site: &dyn Site) -> io::Error {
     loop {
         match server.recv() {
             Ok(request) => {
-                let page = route(site, request.url());
-                if let Err(error) = respond(request, page) {
+                let response = route(site, request.url());
+                if let Err(error) = respond(request, response) {
                     return error;
                 }
             }
@@ -43,24 +46,32 @@ pub fn run(server: &Server, site: &dyn Site) -> io::Error {
 const HTML: &str = "text/html; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-struct Page {
+struct RouteResponse {
     status: u16,
     content_type: &'static str,
+    /// Headers besides the type.
+    headers: Vec<(&'static str, String)>,
     body: String,
 }
 
-fn route(site: &dyn Site, target: &str) -> Page {
-    let path = target.split('?').next().unwrap_or(target);
+fn route(site: &dyn Site, target: &str) -> RouteResponse {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let view = PageView::from_query(query);
     let (status, content_type, body) = match path {
-        "/" => (200, HTML, site.page()),
+        "/" => (200, HTML, site.page(view)),
         "/metrics" => (200, exposition::CONTENT_TYPE, site.metrics()),
         "/healthz" => state(site.health()),
         "/readyz" => state(site.ready()),
         _ => (404, TEXT, "not found: try /metrics\n".to_owned()),
     };
-    Page {
+    let headers = match path {
+        "/" => site.page_headers(view),
+        _ => Vec::new(),
+    };
+    RouteResponse {
         status,
         content_type,
+        headers,
         body,
     }
 }
@@ -72,15 +83,19 @@ fn state(state: Result<(), String>) -> (u16, &'static str, String) {
     }
 }
 
-fn respond(request: Request, page: Page) -> io::Result<()> {
-    let content_type = Header::from_bytes("Content-Type", page.content_type)
-        .map_err(|()| io::Error::other("the content type is not ASCII"))?;
-    let response = Response::from_data(page.body)
-        .with_status_code(page.status)
-        .with_header(content_type)
+fn respond(request: Request, response: RouteResponse) -> io::Result<()> {
+    let header = |name: &str, value: &str| {
+        Header::from_bytes(name, value).map_err(|()| io::Error::other("a header is not ASCII"))
+    };
+    let mut http_response = Response::from_data(response.body)
+        .with_status_code(response.status)
+        .with_header(header("Content-Type", response.content_type)?)
         // The workers read a response by its Content-Length.
         .with_chunked_threshold(usize::MAX);
-    request.respond(response)
+    for (name, value) in &response.headers {
+        http_response.add_header(header(name, value)?);
+    }
+    request.respond(http_response)
 }
 
 #[cfg(test)]
@@ -93,8 +108,11 @@ mod tests {
         fn metrics(&self) -> String {
             "up 1\n".into()
         }
-        fn page(&self) -> String {
-            "<p>".into()
+        fn page(&self, view: PageView) -> String {
+            format!("<p>{}", view.refreshes)
+        }
+        fn page_headers(&self, _: PageView) -> Vec<(&'static str, String)> {
+            vec![("X-A", "b".to_owned())]
         }
         fn health(&self) -> Result<(), String> {
             self.0.clone()
@@ -115,7 +133,7 @@ mod tests {
             get(Ok(()), "/metrics"),
             (200, exposition::CONTENT_TYPE, "up 1\n".to_owned())
         );
-        assert_eq!(get(Ok(()), "/"), (200, HTML, "<p>".to_owned()));
+        assert_eq!(get(Ok(()), "/"), (200, HTML, "<p>true".to_owned()));
         for path in ["/metric", "/metrics/", "//", "/METRICS", "/healthz/x"] {
             assert_eq!(get(Ok(()), path).0, 404, "{path}");
         }
@@ -126,6 +144,13 @@ mod tests {
         assert_eq!(get(Ok(()), "/metrics?name[]=a").0, 200);
         assert_eq!(get(Ok(()), "/?").0, 200);
         assert_eq!(get(Ok(()), "/?/metrics").1, HTML);
+    }
+
+    #[test]
+    fn the_status_page_has_headers_and_is_shown_as_the_reader_chose() {
+        assert_eq!(get(Ok(()), "/?a=b&refresh=off").2, "<p>false");
+        let headers = |target| route(&Fixed(Ok(())), target).headers.len();
+        assert_eq!((headers("/"), headers("/metrics")), (1, 0));
     }
 
     #[test]

@@ -31,6 +31,19 @@ fn each_path_has_its_answer() {
         Some("text/html; charset=utf-8")
     );
     assert!(page.body.contains("/metrics"));
+    let policy = page.header("Content-Security-Policy").unwrap();
+    assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"));
+    assert!(!policy.contains("script"), "{policy}");
+    for (name, value) in [
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cache-Control", "no-store"),
+        ("Refresh", "5; url=./"),
+    ] {
+        assert_eq!(page.header(name), Some(value), "{name}");
+    }
+    assert_eq!(exporter.get("/?refresh=off").header("Refresh"), None);
+    assert_eq!(metrics.header("Refresh"), None);
     assert_eq!(exporter.get("/healthz").status, 200);
     for path in ["/metric", "/metrics/", "//metrics", "/favicon.ico", "/%00"] {
         assert_eq!(exporter.get(path).status, 404, "{path}");
@@ -67,8 +80,8 @@ fn head_has_the_length_and_no_body() {
             .unwrap();
         assert_eq!(head.status, full.status, "{path}");
         assert_eq!(head.body, "", "{path}");
-        // The length of the exposition may change from one scrape to the next.
-        if path != "/metrics" {
+        // The exposition and the status page may change from one request to the next.
+        if !["/metrics", "/"].contains(&path) {
             assert_eq!(head.header("Content-Length"), full.header("Content-Length"));
         }
         assert!(
