@@ -369,3 +369,21 @@ fn the_exporter_is_ready_and_healthy_without_any_server() {
         "a new server makes it unready"
     );
 }
+
+#[test]
+fn while_a_base_url_is_down_the_log_names_the_servers_of_this_machine() {
+    let processes = Processes::new();
+    let there = Server::recorded(NEW, Stage::Idle);
+    let child = Server::recorded(NEW, Stage::Idle);
+    processes.add_server(70, &there, &[], "");
+    processes.add(71, 70, &["/app/llama-server"], "", Some(&child));
+    let exporter = Exporter::with_url(&Server::stopped().url())
+        .env("LLAMACPP_PROCFS", processes.0.path())
+        .start();
+    let named = format!("{} (llama-server). Give one with --base-url", there.url());
+    exporter.wait_for_log(&["other servers were found on this machine: ", &named]);
+    exporter.after_polls(2);
+    exporter.assert_logged(1, &["other servers were found"]);
+    // It is not asked: only its process was looked at.
+    assert!(there.requests().is_empty());
+}

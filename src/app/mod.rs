@@ -5,6 +5,7 @@ pub mod report;
 
 pub use check::run as check;
 
+use std::fmt::Display;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -70,9 +71,12 @@ pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
     let pollers = pollers(settings, &gpus, &local_servers)?;
     let listeners = listener::bind(&settings.addr)
         .map_err(|error| Fatal::cannot_run(format!("--addr: {error}")))?;
+    let port = listeners.first().and_then(listener::port_of);
+    let url = port.and_then(|port| settings.addr.url(port));
     let addresses = join(&listeners);
     let web_server = worker::start(listeners, settings.allowed_hosts.clone())
         .map_err(|error| Fatal::cannot_run(format!("cannot serve: {error}")))?;
+    log_serving(settings, &addresses, url.as_deref());
     let history = Arc::new(History::new(Instant::now()));
     let mut servers = Vec::new();
     for poller in pollers {
@@ -93,17 +97,6 @@ pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
             .with_history(&history)
             .start(Arc::clone(&servers))
             .map_err(|error| Fatal::cannot_run(format!("cannot start a thread: {error}")))?;
-    }
-    log::info(
-        "serving",
-        &[
-            ("addr", &addresses),
-            ("version", &build_info::VERSION),
-            ("watching", &watched(settings)),
-        ],
-    );
-    if let Some(note) = machine::note_on_system() {
-        log::info(note, &[]);
     }
     let site = Arc::new(ServedSite {
         servers,
@@ -128,6 +121,12 @@ pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
 pub fn healthcheck(settings: &Settings) -> Result<ExitCode, Fatal> {
     let answer = health_request::get(&settings.addr, "/healthz", HEALTHCHECK_TIMEOUT)
         .map_err(|error| Fatal::cannot_run(format!("--addr {}: {error}", settings.addr)))?;
+    if answer.status == 200 && answer.line != routes::GOOD {
+        return Err(Fatal::cannot_run(format!(
+            "--addr {}: another program answers there, not the exporter",
+            settings.addr
+        )));
+    }
     let line = format!("{}\n", Escaped(&answer.line));
     Ok(print(&line, answer.status == 200))
 }
@@ -154,6 +153,24 @@ fn pollers(
             .with_local_servers(local_servers, settings))
     });
     pollers.collect()
+}
+
+/// Logs what is watched, and where to look; `url` is that of this exporter.
+fn log_serving(settings: &Settings, addresses: &str, url: Option<&str>) {
+    let watched = watched(settings);
+    let mut pairs: Vec<(&str, &dyn Display)> = vec![
+        ("addr", &addresses),
+        ("version", &build_info::VERSION),
+        ("watching", &watched),
+    ];
+    let pages = url.map(|url| (format!("{url}/metrics"), format!("{url}/")));
+    if let Some((metrics, page)) = &pages {
+        pairs.extend([("metrics", metrics as &dyn Display), ("page", page)]);
+    }
+    log::info("serving", &pairs);
+    if let Some(note) = machine::note_on_system() {
+        log::info(note, &[]);
+    }
 }
 
 /// What is watched, for the log.

@@ -22,7 +22,9 @@ use crate::counters::integrals::Integrator;
 use crate::machine::Machine;
 use crate::machine::discovery::LocalServers;
 use crate::machine::gpus::Gpus;
+use crate::machine::other_servers::OtherServers;
 use crate::machine::started_servers::StartedServers;
+use crate::process::container::Container;
 use crate::readings::{LocalServer, ModelKey, ModelReading};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{
@@ -50,6 +52,9 @@ pub struct Poller {
     /// The models that the last poll with an answer found, without their values.
     known: Vec<Model>,
     machine: Machine,
+    /// The servers of this machine that the user may have meant; `None`: they are watched anyway.
+    others: Option<OtherServers>,
+    container: Option<Container>,
     /// The process of a discovered server: its PID, and whether it listens.
     process: Option<(u32, PeerCheck)>,
     requests: RequestSources,
@@ -80,6 +85,8 @@ impl Poller {
             models: BTreeMap::new(),
             known: Vec::new(),
             machine: Machine::new(base, settings),
+            others: None,
+            container: Container::of_this_process(),
             process: None,
             requests: RequestSources::new(base, settings),
             polls: Polls::default(),
@@ -107,6 +114,8 @@ impl Poller {
         servers: &Arc<LocalServers>,
         settings: &Settings,
     ) -> Poller {
+        self.others =
+            (!settings.discover).then(|| OtherServers::new(&self.base, settings, servers));
         let (servers, interval) = (Arc::clone(servers), self.interval);
         let mut started = StartedServers::new(&self.base, settings);
         self.upstream
@@ -171,9 +180,18 @@ impl Poller {
         if self.since.is_none_or(|(was_up, _)| was_up != up) {
             self.since = Some((up, clock.now()));
         }
-        let advice = (!up).then(|| Advice::on(&self.base, &reading));
         let mut sources = self.requests.sources(&reading, clock.now());
         sources.extend(self.machine.sources());
+        let advice = (!up).then(|| Advice::on(&self.base, &reading, self.container));
+        let others = self
+            .others
+            .as_ref()
+            .filter(|_| !up && !reading.is_unanswered());
+        let notes_on_down: Vec<String> = others
+            .and_then(OtherServers::note)
+            .into_iter()
+            .chain(note_on_processes)
+            .collect();
         let snapshot = Snapshot {
             server: self.server.clone(),
             up: Some(up),
@@ -192,7 +210,7 @@ impl Poller {
                 .map(|note| (*note).to_owned())
                 .chain(self.machine.notes())
                 .chain(advice.as_ref().map(|advice| advice.text.clone()))
-                .chain(note_on_processes.clone())
+                .chain(notes_on_down.clone())
                 .collect(),
             down: advice
                 .as_ref()
@@ -201,7 +219,7 @@ impl Poller {
         };
         if up || !self.has_ended() {
             self.state_log
-                .log_changes(&reading, &snapshot, advice, note_on_processes);
+                .log_changes(&reading, &snapshot, advice, notes_on_down);
         }
         snapshot
     }

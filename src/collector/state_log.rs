@@ -6,7 +6,7 @@ use std::mem;
 
 use crate::process::log;
 use crate::readings::{ModelKey, ModelStatus};
-use crate::snapshot::{Reason, ServerInfo, Snapshot};
+use crate::snapshot::{Model, Reason, ServerInfo, Snapshot};
 use crate::upstream::advice::Advice;
 use crate::upstream::http::request_log::{AnsweredRequest, FailedRequest, RequestTarget};
 use crate::upstream::reading::Reading;
@@ -14,6 +14,9 @@ use crate::upstream::reading::Reading;
 /// Logged and noted if a server has more models than are exported.
 pub(super) const LEFT_OUT: &str =
     "the server has more than 500 models: 500 are exported, the loaded ones first";
+
+/// The most models that the line on a server that is up lists.
+const LISTED_MODELS: usize = 8;
 
 const PROCESSES_GONE: &str = "memory and CPU of the server's process are no longer read";
 
@@ -27,8 +30,8 @@ pub(super) struct StateLog {
     statuses: BTreeMap<ModelKey, ModelStatus>,
     failing: BTreeMap<RequestTarget, Reason>,
     notes: Vec<&'static str>,
-    /// The last poll's note on the processes of a server that does not answer.
-    note_on_processes: Option<String>,
+    /// The last poll's notes on a server that is down.
+    notes_on_down: Vec<String>,
     /// Whether these processes are read.
     reads_processes: bool,
     /// Whether it was logged that models are left out. This is logged only once.
@@ -44,27 +47,33 @@ impl StateLog {
             statuses: BTreeMap::new(),
             failing: BTreeMap::new(),
             notes: Vec::new(),
-            note_on_processes: None,
+            notes_on_down: Vec::new(),
             reads_processes: false,
             left_out: false,
         }
     }
 
-    /// Logs the changes since the previous poll. `advice` is for a server that is down.
+    /// Logs the changes since the previous poll. `advice` and `notes_on_down` are for a server that
+    /// is down.
     pub fn log_changes(
         &mut self,
         reading: &Reading,
         snapshot: &Snapshot,
         advice: Option<Advice>,
-        note_on_processes: Option<String>,
+        notes_on_down: Vec<String>,
     ) {
         let server: &dyn Display = &self.server.clone();
-        self.log_failures(server, reading);
         let up = snapshot.up == Some(true);
-        if self.up != Some(up) {
+        let has_changed = self.up != Some(up);
+        let failure = advice.as_ref().and_then(|advice| advice.failure);
+        let decisive = failure.and_then(|index| reading.requests.failures.get(index));
+        // The line on the change has the error itself.
+        self.log_failures(server, reading, decisive.filter(|_| has_changed));
+        self.log_successes(server, reading, !has_changed);
+        if has_changed {
             self.up = Some(up);
             if let Some(advice) = advice {
-                log_down(server, &advice);
+                log_down(server, &advice, decisive);
                 self.notes.clear();
                 self.statuses.clear();
             } else {
@@ -72,12 +81,12 @@ impl StateLog {
                 self.was_unnamed = reading.unnamed.is_some();
             }
         }
-        if let Some(note) = &note_on_processes
-            && self.note_on_processes.as_ref() != Some(note)
-        {
-            log::info(note, &[("server", server)]);
+        for note in &notes_on_down {
+            if !self.notes_on_down.contains(note) {
+                log::info(note, &[("server", server)]);
+            }
         }
-        self.note_on_processes = note_on_processes;
+        self.notes_on_down = notes_on_down;
         let reads_processes = !up && !snapshot.models.is_empty();
         if mem::replace(&mut self.reads_processes, reads_processes) && !reads_processes && !up {
             log::info(PROCESSES_GONE, &[("server", server)]);
@@ -109,36 +118,53 @@ impl StateLog {
         self.statuses = shown.into_iter().collect();
     }
 
-    fn log_failures(&mut self, server: &dyn Display, reading: &Reading) {
-        for failed in &reading.requests.failures {
-            let FailedRequest { target, error, .. } = failed;
-            let reason = error.reason;
-            let pairs: [(&str, &dyn Display); 3] = [
-                ("reason", &reason.label()),
-                ("server", server),
-                ("detail", error),
-            ];
-            if self.failing.insert(target.clone(), reason) == Some(reason) {
-                log_target(log::debug, "a request still fails", target, &pairs);
-            } else if failed.is_pending {
-                log_target(
-                    log::warn,
-                    "no response in time; the next request is sent when this one has ended",
-                    target,
-                    &pairs,
-                );
-            } else {
-                log_target(log::warn, "a request failed", target, &pairs);
+    /// Logs the requests that begin to fail, those with the same error in one line. `logged` has an
+    /// error that is logged elsewhere.
+    fn log_failures(
+        &mut self,
+        server: &dyn Display,
+        reading: &Reading,
+        logged: Option<&FailedRequest>,
+    ) {
+        let failures = &reading.requests.failures;
+        let (mut new, mut known): (Vec<&FailedRequest>, Vec<_>) = (Vec::new(), Vec::new());
+        for failed in failures {
+            let reason = failed.error.reason;
+            match self.failing.insert(failed.target.clone(), reason) == Some(reason) {
+                true => known.push(failed),
+                false => new.push(failed),
             }
         }
+        for failed in known {
+            log_failure(log::debug, "a request still fails", server, &[failed]);
+        }
+        while let Some(&first) = new.first() {
+            let is_same = |failed: &mut &FailedRequest| {
+                failed.error == first.error
+                    && failed.is_pending == first.is_pending
+                    && failed.target.model == first.target.model
+            };
+            let same: Vec<_> = new.extract_if(.., is_same).collect();
+            if logged.is_some_and(|logged| logged.error == first.error) {
+                continue;
+            }
+            let message = match first.is_pending {
+                true => "no response in time; the next request is sent when this one has ended",
+                false => "a request failed",
+            };
+            log_failure(log::warn, message, server, &same);
+        }
+    }
+
+    /// Logs the requests that succeed again, unless that follows from a line on the server.
+    fn log_successes(&mut self, server: &dyn Display, reading: &Reading, is_logged: bool) {
         for AnsweredRequest { target, .. } in &reading.requests.answered {
-            if self.failing.remove(target).is_some() {
-                log_target(
-                    log::info,
-                    "requests succeed again",
-                    target,
-                    &[("server", server)],
-                );
+            if self.failing.remove(target).is_some() && is_logged {
+                let mut pairs: Vec<(&str, &dyn Display)> = vec![("endpoint", &target.endpoint)];
+                let model = target.model.as_ref();
+                pairs.extend(model.map(|model| ("model", model as &dyn Display)));
+                pairs.push(("server", server));
+                log::info("requests succeed again", &pairs);
             }
         }
         if reading.up {
@@ -151,18 +177,26 @@ impl StateLog {
     }
 }
 
-/// Logs the outcome of a request, with its endpoint, and its model if there are several.
-fn log_target(
+/// Logs the error that all of `failed` have.
+fn log_failure(
     log: fn(&str, &[(&str, &dyn Display)]),
     message: &str,
-    target: &RequestTarget,
-    pairs: &[(&str, &dyn Display)],
+    server: &dyn Display,
+    failed: &[&FailedRequest],
 ) {
-    let endpoint: (&str, &dyn Display) = ("endpoint", &target.endpoint);
-    let model = target.model.as_ref();
-    let model = model.map(|model| ("model", model as &dyn Display));
-    let all: Vec<_> = [endpoint].into_iter().chain(model).collect();
-    log(message, &[&all, pairs].concat());
+    let [first, ..] = failed else { return };
+    let endpoints: Vec<_> = failed.iter().map(|failed| failed.target.endpoint).collect();
+    let endpoints = endpoints.join(",");
+    let reason = first.error.reason.label();
+    let mut pairs: Vec<(&str, &dyn Display)> = vec![("endpoint", &endpoints)];
+    let model = first.target.model.as_ref();
+    pairs.extend(model.map(|model| ("model", model as &dyn Display)));
+    pairs.extend([
+        ("reason", &reason as &dyn Display),
+        ("server", server),
+        ("detail", &first.error),
+    ]);
+    log(message, &pairs);
 }
 
 fn log_status(server: &dyn Display, name: &str, before: ModelStatus, status: ModelStatus) {
@@ -190,23 +224,41 @@ fn log_up(server: &dyn Display, info: &Option<ServerInfo>, snapshot: &Snapshot) 
         .unwrap_or("unknown");
     let mut pairs: Vec<(&str, &dyn Display)> =
         vec![("server", server), ("kind", &kind), ("version", &version)];
-    let model = snapshot.models.first();
-    let status = model
-        .and_then(|model| model.status)
-        .map_or("unknown", ModelStatus::label);
-    if let Some(model) = model {
-        pairs.extend([("model", &model.name as &dyn Display), ("status", &status)]);
+    let status = |model: &Model| model.status.map_or("unknown", ModelStatus::label);
+    let (first_status, list);
+    match &snapshot.models[..] {
+        [] => {}
+        [model] => {
+            first_status = status(model);
+            pairs.extend([
+                ("model", &model.name as &dyn Display),
+                ("status", &first_status),
+            ]);
+        }
+        models => {
+            let shown = models.iter().take(LISTED_MODELS);
+            let mut names: Vec<_> = shown
+                .map(|model| format!("{} ({})", model.name, status(model)))
+                .collect();
+            let others = models.len().saturating_sub(LISTED_MODELS);
+            names.extend((others > 0).then(|| format!("{others} more")));
+            list = names.join(", ");
+            pairs.push(("models", &list));
+        }
     }
     log::info("the server is up", &pairs);
 }
 
-fn log_down(server: &dyn Display, advice: &Advice) {
-    log::warn(
-        "the server is down",
-        &[
-            ("server", server),
-            ("reason", &advice.reason),
-            ("advice", &advice.text),
-        ],
-    );
+/// Logs that the server is down, with the error that decided the advice.
+fn log_down(server: &dyn Display, advice: &Advice, decisive: Option<&FailedRequest>) {
+    let mut pairs: Vec<(&str, &dyn Display)> = vec![("server", server), ("reason", &advice.reason)];
+    // Some advice is the error's own text.
+    if let Some(failed) = decisive.filter(|failed| !advice.text.contains(&failed.error.detail)) {
+        pairs.extend([
+            ("endpoint", &failed.target.endpoint as &dyn Display),
+            ("detail", &failed.error),
+        ]);
+    }
+    pairs.push(("advice", &advice.text));
+    log::warn("the server is down; retrying", &pairs);
 }

@@ -18,6 +18,7 @@ mod model_file;
 mod model_runner_store;
 pub mod nvidia;
 pub mod ollama_store;
+pub mod other_servers;
 mod pid_file;
 pub mod process_lookup;
 pub mod procfs;

@@ -1,6 +1,7 @@
 //! The exporter's own process: its log, its metrics, signals, files and system calls.
 
 pub mod build_info;
+pub mod container;
 pub mod file;
 pub mod log;
 #[cfg(unix)]

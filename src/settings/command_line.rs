@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use crate::settings::table::{COMMANDS, Row, TABLE};
+use crate::settings::unknown_names::similar_flag;
 use crate::settings::{BaseUrl, Command, Settings};
 
 /// Parses the command line (without the program's name) and the environment variables.
@@ -162,40 +163,6 @@ fn unknown_argument(text: &str) -> String {
 /// Longer than any flag.
 const LONGEST_FLAG: usize = 40;
 
-/// The flag that the user probably meant by `text`.
-fn similar_flag(text: &str) -> Option<&'static str> {
-    let settings = TABLE.iter().flat_map(|row| [row.flag, row.alias]);
-    let commands = COMMANDS.iter().map(|(flag, ..)| *flag);
-    let flags = settings.chain(commands).filter(|flag| !flag.is_empty());
-    flags
-        .map(|flag| {
-            // A prefix counts as one edit.
-            let is_beginning = text.len() > "--".len() && flag.starts_with(text);
-            let distance = if is_beginning { 1 } else { edits(text, flag) };
-            (distance, flag)
-        })
-        .filter(|(distance, _)| *distance <= 2)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, flag)| flag)
-}
-
-/// The edit distance (Levenshtein) of `a` and `b`.
-fn edits(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (above, x) in a.bytes().enumerate() {
-        let mut diagonal = above;
-        let mut left = above.saturating_add(1);
-        row[0] = left;
-        for (y, cell) in b.bytes().zip(&mut row[1..]) {
-            let changed = diagonal.saturating_add(usize::from(x != y));
-            diagonal = *cell;
-            left = changed.min(diagonal.min(left).saturating_add(1));
-            *cell = left;
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -347,21 +314,6 @@ mod tests {
         for typed in ["--bogus", "-x", "--", "-"] {
             let error = parse_with(&[typed], &[]).unwrap_err();
             assert!(!error.contains("did you mean"), "{typed}: {error}");
-        }
-    }
-
-    #[test]
-    fn edits_are_counted_letter_by_letter() {
-        for (a, b, count) in [
-            ("", "", 0),
-            ("", "abc", 3),
-            ("abc", "", 3),
-            ("abc", "abc", 0),
-            ("abc", "axc", 1),
-            ("abc", "abxc", 1),
-            ("kitten", "sitting", 3),
-        ] {
-            assert_eq!(edits(a, b), count, "{a} {b}");
         }
     }
 

@@ -49,6 +49,22 @@ impl Default for ListenAddress {
 const FORMS: &str = "expected :PORT (every address), IP:PORT, [IPV6]:PORT, NAME:PORT or unix:/PATH, \
      like :9100, 127.0.0.1:9100, [::1]:9100, localhost:9100 or unix:/run/exporter.sock";
 
+impl ListenAddress {
+    /// The URL for a client on this machine, without a path, if it listens on `port`; `None` for a
+    /// Unix socket.
+    pub fn url(&self, port: u16) -> Option<String> {
+        let host = match self {
+            Self::Unix(_) => return None,
+            Self::Name(name, _) => name.clone(),
+            Self::Ip(address) if !address.ip().is_unspecified() => {
+                return Some(format!("http://{}", SocketAddr::new(address.ip(), port)));
+            }
+            Self::Any(_) | Self::Ip(_) => "localhost".to_owned(),
+        };
+        Some(format!("http://{host}:{port}"))
+    }
+}
+
 impl FromStr for ListenAddress {
     type Err = String;
 
@@ -101,6 +117,22 @@ impl fmt::Display for ListenAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_has_a_url_for_this_machine() {
+        for (address, url) in [
+            (":9100", Some("http://localhost:1")),
+            ("0.0.0.0:9100", Some("http://localhost:1")),
+            ("[::]:9100", Some("http://localhost:1")),
+            ("10.0.0.7:9100", Some("http://10.0.0.7:1")),
+            ("[::1]:9100", Some("http://[::1]:1")),
+            ("host:9100", Some("http://host:1")),
+            ("unix:/run/x.sock", None),
+        ] {
+            let address: ListenAddress = address.parse().unwrap();
+            assert_eq!(address.url(1).as_deref(), url);
+        }
+    }
 
     #[test]
     fn addresses_are_displayed_as_they_were_given() {

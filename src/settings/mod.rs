@@ -12,6 +12,7 @@ mod listen_address;
 mod log_file;
 mod secret;
 pub mod table;
+mod unknown_names;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub use self::listen_address::ListenAddress;
 pub use self::log_file::LogFile;
 pub use self::secret::Secret;
 pub use self::table::{help, reference};
+pub use self::unknown_names::{UnknownVariable, unknown_variables};
 use crate::bounds::{self, BoundedDuration};
 use crate::process::log::Level;
 

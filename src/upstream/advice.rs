@@ -1,7 +1,9 @@
 //! Advice for a base URL that is down.
 
+use crate::process::container::Container;
 use crate::settings::BaseUrl;
 use crate::snapshot::Reason;
+use crate::upstream::address_advice::on_address;
 use crate::upstream::http::request_error::{RequestError, RequestErrorKind};
 use crate::upstream::reading::Reading;
 
@@ -12,6 +14,8 @@ pub struct Advice {
     pub reason: &'static str,
     /// What to do, as a sentence.
     pub text: String,
+    /// The failed request that decided, as an index of the reading's failures.
+    pub failure: Option<usize>,
 }
 
 /// Paths of llama-server that users copy into a base URL.
@@ -26,19 +30,21 @@ const ENDPOINTS: [&str; 7] = [
 ];
 
 impl Advice {
-    /// The advice for `base`, whose `reading` is not up.
-    pub fn on(base: &BaseUrl, reading: &Reading) -> Advice {
+    /// The advice for `base`, whose `reading` is not up. The exporter runs in `container`.
+    pub fn on(base: &BaseUrl, reading: &Reading, container: Option<Container>) -> Advice {
         // A request of an earlier poll that still waits does not fail again.
         let late = RequestError::new(Reason::Timeout, "no answer yet");
-        let late = reading.requests.timed_out.then_some(&late);
+        let late = reading.requests.timed_out.then_some((None, &late));
         let errors = || {
-            let failures = reading.requests.failures.iter();
-            failures.map(|failed| &failed.error).chain(late)
+            let failures = reading.requests.failures.iter().enumerate();
+            failures
+                .map(|(index, failed)| (Some(index), &failed.error))
+                .chain(late)
         };
         // The most specific error decides.
-        let error = errors()
-            .find(|error| error.reason == Reason::Unauthorized)
-            .or_else(|| errors().find(|error| error.kind == RequestErrorKind::BadGateway))
+        let decisive = errors()
+            .find(|(_, error)| error.reason == Reason::Unauthorized)
+            .or_else(|| errors().find(|(_, error)| error.kind == RequestErrorKind::BadGateway))
             .or_else(|| errors().next());
         if let Some(product) = &reading.product {
             return Advice {
@@ -47,33 +53,31 @@ impl Advice {
                     "{} answers, not llama.cpp: {}",
                     product.name, product.advice
                 ),
+                failure: None,
             };
         }
+        let (failure, error) = decisive.map_or((None, None), |(at, error)| (at, Some(error)));
         Advice {
             reason: error.map_or(Reason::Status, |error| error.reason).label(),
             text: advice_on_url(base).unwrap_or_else(|| match error {
-                Some(error) => advice_on_error(base, error),
-                None => "a server answers, but not as llama.cpp does: check --base-url".to_owned(),
+                Some(error) => on_address(base, error.kind, container)
+                    .unwrap_or_else(|| advice_on_error(base, error)),
+                None => NOT_LLAMA_CPP.to_owned(),
             }),
+            failure,
         }
     }
 }
 
+const NOT_LLAMA_CPP: &str = "a server answers, but not as llama.cpp does: check --base-url";
+
 /// Advice that depends only on the base URL.
 fn advice_on_url(base: &BaseUrl) -> Option<String> {
     let url = base.as_given();
-    if let Some(endpoint) = ENDPOINTS.iter().find(|end| url.ends_with(*end)) {
-        return Some(format!(
-            "--base-url ends in {endpoint}: give the server's address only, such as http://host:8080"
-        ));
-    }
-    url.contains("model-runner.docker.internal").then(|| {
-        "check that Docker Model Runner is enabled. From a host: docker desktop enable model-runner \
-         --tcp 12434 (Docker Engine has TCP enabled), --base-url http://localhost:12434; from a \
-         container on Docker Engine: --base-url http://172.17.0.1:12434; for a llama-server: \
-         --base-url http://host:8080"
-            .to_owned()
-    })
+    let endpoint = ENDPOINTS.iter().find(|end| url.ends_with(*end))?;
+    Some(format!(
+        "--base-url ends in {endpoint}: give the server's address only, such as http://host:8080"
+    ))
 }
 
 fn advice_on_error(base: &BaseUrl, error: &RequestError) -> String {
@@ -104,7 +108,8 @@ fn advice_on_error(base: &BaseUrl, error: &RequestError) -> String {
         (RequestErrorKind::NotHttp, _) if !base.is_https() => {
             "the server does not speak HTTP: if it speaks TLS, use https:// in --base-url"
         }
-        _ => "check that the server is running and that --base-url is right; retrying",
+        (_, Reason::Connect) => "check that the server is running and that --base-url is right",
+        (_, Reason::Status | Reason::Parse | Reason::TooLarge) => NOT_LLAMA_CPP,
     };
     text.to_owned()
 }
@@ -128,7 +133,7 @@ mod tests {
         };
         let mut reading = Reading::default();
         reading.requests.failures = failures.into_iter().map(failed).collect();
-        Advice::on(&base.parse().unwrap(), &reading)
+        Advice::on(&base.parse().unwrap(), &reading, None)
     }
 
     #[test]
@@ -192,7 +197,7 @@ mod tests {
             product: Product::of_root_page("Ollama is running"),
             ..Reading::default()
         };
-        let advice = Advice::on(&"http://h:11434".parse().unwrap(), &reading);
+        let advice = Advice::on(&"http://h:11434".parse().unwrap(), &reading, None);
         assert_eq!(advice.reason, "not_llama_cpp");
         assert!(
             advice

@@ -3,6 +3,7 @@
 //! A new kind of server is one file that implements [`Upstream`], with a variant of
 //! [`ServerKind`] and an entry in [`all_kinds`] here.
 
+mod address_advice;
 pub mod advice;
 pub mod api;
 pub mod child_server;

@@ -147,7 +147,8 @@ fn bind_each(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<Vec<List
     }
 }
 
-pub(super) fn port_of(listener: &Listener) -> Option<u16> {
+/// The TCP port that it listens on.
+pub fn port_of(listener: &Listener) -> Option<u16> {
     match listener {
         Listener::Tcp(listener) => Some(listener.local_addr().ok()?.port()),
         #[cfg(unix)]

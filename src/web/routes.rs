@@ -43,6 +43,10 @@ pub fn run(server: &Server, site: &dyn Site) -> io::Error {
     }
 }
 
+/// The line of `/healthz` and `/readyz` in a good state. It tells the exporter from other servers,
+/// which answer 200 to `/healthz` or to any path.
+pub const GOOD: &str = "ok: llamacpp-exporter";
+
 const HTML: &str = "text/html; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -78,7 +82,7 @@ fn route(site: &dyn Site, target: &str) -> RouteResponse {
 
 fn state(state: Result<(), String>) -> (u16, &'static str, String) {
     match state {
-        Ok(()) => (200, TEXT, "ok\n".to_owned()),
+        Ok(()) => (200, TEXT, format!("{GOOD}\n")),
         Err(reason) => (503, TEXT, reason + "\n"),
     }
 }
@@ -156,7 +160,7 @@ mod tests {
     #[test]
     fn health_and_readiness_report_the_reason() {
         for path in ["/healthz", "/readyz"] {
-            assert_eq!(get(Ok(()), path), (200, TEXT, "ok\n".to_owned()));
+            assert_eq!(get(Ok(()), path), (200, TEXT, format!("{GOOD}\n")));
             let (status, _, body) = get(Err("no poll for 60 s".into()), path);
             assert_eq!((status, body.as_str()), (503, "no poll for 60 s\n"));
         }

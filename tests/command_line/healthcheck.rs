@@ -59,3 +59,16 @@ fn an_exporter_that_does_not_answer_200_is_unhealthy() {
         assert_eq!(output.stderr.lines().count(), 1, "{}", output.stderr);
     }
 }
+
+#[test]
+fn another_server_that_answers_200_is_not_the_exporter() {
+    let other = Server::start();
+    other.answer("/healthz", Answer::new(200, "text/plain", "ok\n"));
+    let output = called(&["--healthcheck", "--addr", &other.authority()], &[]);
+    output.assert_code(1);
+    assert!(
+        output.stderr.contains("another program answers there"),
+        "{}",
+        output.stderr
+    );
+}

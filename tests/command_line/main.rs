@@ -3,6 +3,7 @@
 
 mod check;
 mod credentials;
+mod first_start;
 mod healthcheck;
 mod log_output;
 #[cfg(target_os = "linux")]

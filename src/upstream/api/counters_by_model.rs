@@ -38,6 +38,8 @@ pub struct CountersByModel {
     text_bytes: usize,
     /// Whether any of llama.cpp's families is present.
     has_llama_cpp: bool,
+    /// The program whose metrics these are, as its `…_build_info` says. llama-server has none.
+    program: Option<String>,
     /// Lines that were skipped because they are not samples.
     pub skipped_lines: u64,
 }
@@ -79,6 +81,7 @@ impl CountersByModel {
                 Line::Comment(_) => return,
             };
             let Some(name) = sample.name.strip_prefix(PREFIX) else {
+                read.take_program(sample.name);
                 return;
             };
             read.has_llama_cpp = true;
@@ -100,6 +103,15 @@ impl CountersByModel {
             }
         })?;
         Ok(read)
+    }
+
+    /// Takes the name of the program from that of a sample.
+    fn take_program(&mut self, name: &str) {
+        let program = name.strip_suffix("_build_info");
+        // The Go runtime's says nothing about the program.
+        if let Some(program) = program.filter(|program| *program != "go") {
+            self.program = Some(bounds::cut(program).to_owned());
+        }
     }
 
     /// Takes a line ` HELP name text` or ` TYPE name type`.
@@ -203,6 +215,11 @@ impl CountersByModel {
     /// None of llama.cpp's families is present, or the samples are about other models, or about
     /// several that the labels do not distinguish.
     pub fn of_server(mut self, names: &[&str]) -> Result<Counters, String> {
+        // The exporter can serve llama-server's families, too.
+        let is_other = |program: &&str| !self.has_llama_cpp || *program == "llamacpp_exporter";
+        if let Some(program) = self.program.as_deref().filter(is_other) {
+            return Err(format!("has metrics of {program}, not of llama-server"));
+        }
         let is_own =
             |(model, _): &ModelLabels| model.as_deref().is_none_or(|model| names.contains(&model));
         let (own, others): (Vec<_>, Vec<_>) = self.models.keys().cloned().partition(is_own);

@@ -16,6 +16,8 @@ const TOO_LARGE: &str = "the response is larger than the limit";
 const NOT_CONNECTED: &str = "no connection within the time-out";
 const TOO_LATE: &str = "no complete response within the time-out";
 const NOT_HTTP: &str = "the response is not HTTP";
+/// The beginning of the standard library's text.
+const LOOKUP_FAILED: &str = "failed to lookup address information";
 const USE_HTTPS: &str = "the server speaks TLS: use https:// in --base-url";
 const USE_HTTP: &str = "the server does not speak TLS: use http:// in --base-url";
 
@@ -43,6 +45,10 @@ pub enum RequestErrorKind {
     WrongScheme,
     /// TLS failed.
     Tls,
+    /// The name of the host has no address.
+    UnknownHost,
+    /// Nothing listens at the port.
+    Refused,
     /// The server ended the connection, or its response is not HTTP.
     NotHttp,
 }
@@ -93,6 +99,8 @@ impl RequestError {
             .any(|part| text.contains(part));
         let kind = if is_ended {
             RequestErrorKind::NotHttp
+        } else if text.starts_with(LOOKUP_FAILED) {
+            RequestErrorKind::UnknownHost
         } else {
             RequestErrorKind::Other
         };
@@ -120,6 +128,7 @@ impl From<&Error> for RequestError {
             Error::Io(error) => error.into(),
             Error::HostNotFound => {
                 RequestError::new(Reason::Connect, "the host name does not resolve")
+                    .of_kind(RequestErrorKind::UnknownHost)
             }
             Error::LargeResponseHeader(..) => {
                 RequestError::new(Reason::TooLarge, "the response headers are too large")
@@ -146,6 +155,9 @@ impl From<&io::Error> for RequestError {
             // The error of rustls for a response that is not TLS.
             None if error.to_string().contains("InvalidContentType") => {
                 RequestError::new(Reason::Connect, USE_HTTP).of_kind(RequestErrorKind::WrongScheme)
+            }
+            None if error.kind() == io::ErrorKind::ConnectionRefused => {
+                RequestError::connect(error.to_string()).of_kind(RequestErrorKind::Refused)
             }
             None => RequestError::connect(error.to_string()),
         }
