@@ -94,7 +94,8 @@ pub fn bind(address: &ListenAddress) -> io::Result<Vec<Listener>> {
         let reason = match error.kind() {
             // An error of the system itself, whose text ends with its number.
             ErrorKind::AddrInUse if error.get_ref().is_none() => {
-                "address in use: another process listens on it".to_owned()
+                "address in use: another process listens on it; choose another port, such as :9101"
+                    .to_owned()
             }
             ErrorKind::AddrNotAvailable => "it is not an address of this machine".to_owned(),
             _ => error.to_string(),

@@ -391,7 +391,8 @@ impl State {
                 Absence::LogNotUnderstood,
             ),
             (
-                self.is_understood && is_over(self.unreported_since),
+                // With -lv 1, llama-server writes no line at all.
+                (self.is_understood || self.first_line.is_none()) && is_over(self.unreported_since),
                 Absence::LogHasNoRequests,
             ),
         ];

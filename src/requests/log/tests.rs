@@ -412,9 +412,15 @@ fn a_log_that_is_not_understood_gets_a_note() {
 
 #[test]
 fn a_log_without_requests_of_a_busy_server_gets_a_note() {
+    for lines in [&["srv  init: model loaded"][..], &[]] {
+        assert_note_on_requests(lines);
+    }
+}
+
+fn assert_note_on_requests(lines: &[&str]) {
     let watched = Watched::new();
     watched.counters(0.0, "a", [0.0, 0.0, 0.0]);
-    watched.lines(1.0, &["srv  init: model loaded"]);
+    watched.lines(1.0, lines);
     watched.counters(5.0, "a", [7.0, 20.0, 1.0]);
     assert!(watched.log.notes(watched.at(6.0)).is_empty());
     watched.counters(15.0, "a", [14.0, 40.0, 2.0]);
