@@ -73,7 +73,10 @@ impl StateLog {
         if has_changed {
             self.up = Some(up);
             if let Some(advice) = advice {
-                log_down(server, &advice, decisive);
+                let error = decisive.map(|failed| &failed.error);
+                let same = reading.requests.failures.iter();
+                let same: Vec<_> = same.filter(|failed| Some(&failed.error) == error).collect();
+                log_down(server, &advice, &same);
                 self.notes.clear();
                 self.statuses.clear();
             } else {
@@ -177,6 +180,12 @@ impl StateLog {
     }
 }
 
+/// The endpoints of `failed`, separated by commas.
+fn endpoints(failed: &[&FailedRequest]) -> String {
+    let endpoints: Vec<_> = failed.iter().map(|failed| failed.target.endpoint).collect();
+    endpoints.join(",")
+}
+
 /// Logs the error that all of `failed` have.
 fn log_failure(
     log: fn(&str, &[(&str, &dyn Display)]),
@@ -185,8 +194,7 @@ fn log_failure(
     failed: &[&FailedRequest],
 ) {
     let [first, ..] = failed else { return };
-    let endpoints: Vec<_> = failed.iter().map(|failed| failed.target.endpoint).collect();
-    let endpoints = endpoints.join(",");
+    let endpoints = endpoints(failed);
     let reason = first.error.reason.label();
     let mut pairs: Vec<(&str, &dyn Display)> = vec![("endpoint", &endpoints)];
     let model = first.target.model.as_ref();
@@ -249,15 +257,16 @@ fn log_up(server: &dyn Display, info: &Option<ServerInfo>, snapshot: &Snapshot) 
     log::info("the server is up", &pairs);
 }
 
-/// Logs that the server is down, with the error that decided the advice.
-fn log_down(server: &dyn Display, advice: &Advice, decisive: Option<&FailedRequest>) {
+/// Logs that the server is down, with the requests whose error decided the advice.
+fn log_down(server: &dyn Display, advice: &Advice, decisive: &[&FailedRequest]) {
+    let endpoints = endpoints(decisive);
     let mut pairs: Vec<(&str, &dyn Display)> = vec![("server", server), ("reason", &advice.reason)];
-    // Some advice is the error's own text.
-    if let Some(failed) = decisive.filter(|failed| !advice.text.contains(&failed.error.detail)) {
-        pairs.extend([
-            ("endpoint", &failed.target.endpoint as &dyn Display),
-            ("detail", &failed.error),
-        ]);
+    if let [first, ..] = decisive {
+        pairs.push(("endpoint", &endpoints));
+        // Some advice is the error's own text.
+        if !advice.text.contains(&first.error.detail) {
+            pairs.push(("detail", &first.error));
+        }
     }
     pairs.push(("advice", &advice.text));
     log::warn("the server is down; retrying", &pairs);

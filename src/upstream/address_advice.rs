@@ -140,7 +140,7 @@ mod tests {
                 "http://model-runner.docker.internal/engines/v1",
                 Refused,
                 PODMAN,
-                "enable model-runner",
+                "enable Docker Model Runner",
             ),
             (
                 "http://model-runner.docker.internal/engines/v1",

@@ -367,7 +367,7 @@ fn a_401_of_a_proxy_is_distinguished_from_one_of_the_server() {
             scrape.errors_of("/metrics").contains_key("unauthorized"),
             "{scrape:?}"
         );
-        let refused = exporter.logged(&["endpoint=/metrics", "reason=unauthorized"]);
+        let refused = exporter.logged(&["endpoint=", "/metrics", "reason=unauthorized"]);
         assert_eq!(refused.len(), 1, "{refused:?}");
         assert!(refused[0].contains(words), "{refused:?}");
         if with_health {
