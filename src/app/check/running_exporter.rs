@@ -10,6 +10,7 @@ use crate::machine::procfs::Procfs;
 use crate::machine::url_listener::UrlListener;
 use crate::metrics::{exposition, lint::CheckedScrape};
 use crate::settings::{BaseUrl, ListenAddress, Settings};
+use crate::web::routes::GOOD;
 
 /// The most bytes of an answer of `/healthz`.
 const HEALTH_LIMIT: u64 = 64 << 10;
@@ -112,7 +113,10 @@ fn health(base: &BaseUrl, settings: &Settings) -> Option<String> {
     let response = request::get(base, "/healthz", HEALTH_LIMIT, settings);
     let text = response.and_then(|response| response.text());
     match text {
-        Ok(text) => text.lines().next().map(str::to_owned),
+        Ok(text) => text.lines().next().map(|line| match line {
+            GOOD => "ok".to_owned(),
+            reason => reason.to_owned(),
+        }),
         Err(error) => Some(error.to_string()),
     }
 }
