@@ -1,6 +1,7 @@
 """The Debian package of scripts/debian-package: installed, upgraded and removed in a clean Debian that is booted
 in a container, and its man page and completions in the programs that read them."""
 
+import json
 import os
 import pty
 import re
@@ -115,6 +116,19 @@ def test_the_man_page_has_every_setting(debian, files):
     help_text = subprocess.run([BINARY, "--help"], check=True, capture_output=True, text=True).stdout
     names = set(re.findall(r"--[a-z][a-z-]+|LLAMACPP_[A-Z_]+", help_text))
     assert len(names) > 40 and not {name for name in names if name not in text}
+
+
+def test_the_sbom_has_the_libraries_of_the_program():
+    environment = os.environ | {"SOURCE_DATE_EPOCH": "0"}
+    command = [sys.executable, "scripts/sbom.py", "sbom"]
+    sbom = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT, env=environment).stdout)
+    listed = {f"{entry['name']} v{entry['version']}" for entry in sbom["components"]}
+    command = ["cargo", "tree", "--locked", "--edges=normal,no-proc-macro", "--prefix=none", "--format={p}"]
+    command.append("--target=x86_64-unknown-linux-musl")
+    tree = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT, text=True).stdout
+    used = {" ".join(line.split()[:2]) for line in tree.splitlines()}
+    assert len(listed) > 20 and listed == {name for name in used if not name.startswith("llamacpp-exporter ")}
+    assert all("hashes" in entry and entry["licenses"][0]["expression"] for entry in sbom["components"])
 
 
 # What is typed: flags and values that are cut short, with a tab after each.
