@@ -247,6 +247,7 @@ fn of_several_processes_with_the_socket_only_a_llama_server_counts() {
         "{why}"
     );
     assert!(why.contains("--pid-file"), "{why}");
+    assert_eq!(absences(&machine), [Absence::ProcessNotVisible]);
 }
 
 #[test]
@@ -406,6 +407,31 @@ fn processes_are_listed_once_a_poll_for_all_models() {
         notes.iter().any(|note| note.contains("another model")),
         "{notes:?}"
     );
+    assert!(absences(&machine).contains(&Absence::ProcessShared));
+}
+
+/// Why sources of the processes are not read.
+fn absences(machine: &Machine) -> Vec<Absence> {
+    let sources = machine.sources().into_iter();
+    sources.filter_map(|source| source.absence).collect()
+}
+
+#[test]
+fn a_process_is_a_source_with_its_pid_and_the_time_of_its_reading() {
+    let (tree, mut machine) = machine(&[(7, "llama-server", 0)], &[]);
+    assert_eq!(process(&mut machine).thread_count, None);
+    assert_eq!(absences(&machine), [Absence::ProcessNotFound]);
+    listen(&tree, Some(7), 0);
+    machine.keep_only(&[]);
+    let began = Instant::now();
+    assert_eq!(process(&mut machine).thread_count, Some(9.0));
+    let sources = machine.sources();
+    let source = sources
+        .iter()
+        .find(|of| of.kind == SourceKind::Process(Some(7)));
+    let source = source.expect("the process is a source");
+    assert!(source.read_at >= Some(began) && source.duration.is_some());
+    assert_eq!((source.absence, source.model.as_deref()), (None, None));
 }
 
 #[test]
@@ -431,6 +457,7 @@ fn arguments_count_without_the_environment_variables() {
         Some(BoundedDuration::from_secs(6))
     );
     assert!(machine.notes()[0].contains("variables"));
+    assert!(absences(&machine).contains(&Absence::EnvironmentUnreadable));
     // They may set how the slots share the cache.
     model.slots.context_tokens = vec![(0, 100.0)];
     machine.fill(&mut model, &reading);
@@ -451,6 +478,7 @@ fn invisible_limits_are_unknown_and_a_note_says_why() {
     );
     assert_eq!(model.process.cpu_seconds, Some(1.0));
     assert!(machine.notes()[0].contains("cgroup"));
+    assert_eq!(absences(&machine), [Absence::LimitsUnknown]);
 }
 
 #[test]
@@ -523,6 +551,7 @@ fn a_pid_file_names_the_process_unless_its_pid_was_reused() {
     stat(&tree, 7, 4200, 999);
     assert_eq!(seconds(&mut machine), None);
     assert!(machine.notes()[0].contains("now belongs to another process"));
+    assert_eq!(absences(&machine), [Absence::PidFileUnusable]);
     let written_again = std::fs::File::options().append(true).open(&file).unwrap();
     let later = SystemTime::now() + Duration::from_secs(9);
     written_again.set_modified(later).unwrap();
