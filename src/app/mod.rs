@@ -1,6 +1,7 @@
 //! The commands of the program, assembled from collectors and web server.
 
 mod check;
+mod first_polls;
 pub mod report;
 
 pub use check::run as check;
@@ -17,12 +18,13 @@ use crate::collector::discovery::Discovery;
 use crate::collector::{Poller, ServerList};
 use crate::history::History;
 use crate::machine::{self, discovery::LocalServers, gpus::Gpus};
-use crate::metrics::{exposition, overview};
+use crate::metrics::exposition;
+use crate::metrics::overview::{self, Overview};
 #[cfg(unix)]
 use crate::process::service_manager;
 use crate::process::{build_info, log, os, own_metrics};
 use crate::settings::Settings;
-use crate::snapshot::OwnMetrics;
+use crate::snapshot::{OwnMetrics, Source};
 use crate::web::routes::{self, Site};
 use crate::web::status_page::{self, PageView, StatusPage};
 use crate::web::{healthcheck as health_request, listener, worker};
@@ -104,6 +106,8 @@ pub fn serve(settings: &Settings) -> Result<ExitCode, Fatal> {
         history,
         settings: settings.clone(),
     });
+    first_polls::summarize(Arc::clone(&site))
+        .map_err(|error| Fatal::cannot_run(format!("cannot start a thread: {error}")))?;
     // Not over HTTP: clients that use up the connections must not make the service manager restart us.
     #[cfg(unix)]
     service_manager::start({
@@ -194,6 +198,19 @@ struct ServedSite {
 }
 
 impl ServedSite {
+    fn machine_sources(&self, now: Instant) -> Vec<Source> {
+        let mut machine = machine::sources(&self.settings, &self.gpus);
+        machine.push(self.servers.discovery(now));
+        machine
+    }
+
+    /// Which metrics are there, and why not the others.
+    fn overview(&self, now: Instant) -> Overview {
+        let (servers, gpus) = (self.servers.snapshots(now), self.gpus.known());
+        let own = self.own_metrics(now);
+        overview::overview(&servers, &gpus, &self.machine_sources(now), &own)
+    }
+
     fn own_metrics(&self, now: Instant) -> OwnMetrics {
         let discovered = self.servers.discovered_count(now);
         OwnMetrics {
@@ -214,8 +231,7 @@ impl Site for ServedSite {
         let now = Instant::now();
         let (servers, gpus) = (self.servers.snapshots(now), self.gpus.known());
         let own = self.own_metrics(now);
-        let mut machine = machine::sources(&self.settings, &self.gpus);
-        machine.push(self.servers.discovery(now));
+        let machine = self.machine_sources(now);
         let overview = overview::overview(&servers, &gpus, &machine, &own);
         let page = StatusPage {
             servers: &servers,

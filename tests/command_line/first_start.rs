@@ -112,3 +112,14 @@ fn an_exporter_is_not_taken_for_a_llama_server() {
         ],
     );
 }
+
+#[test]
+fn after_the_first_polls_one_line_says_what_would_give_more() {
+    let server = Server::recorded(NEW, Stage::Idle);
+    let exporter = Exporter::watching(&server).start();
+    exporter.wait_for_log(&["metrics have values; the page and --check", "--log-file"]);
+    exporter.assert_logged(1, &["metrics have values"]);
+    let down = Exporter::watching(&Server::stopped()).start();
+    down.after_polls(3);
+    down.assert_logged(0, &["metrics have values"]);
+}
