@@ -139,7 +139,7 @@ def watch_demo_server(processes, exporter_program, arguments):
 
 def show_addresses(exporter, watched):
     print(f"\n  metrics        {exporter.address}/metrics")
-    print(f"  links          {exporter.address}/")
+    print(f"  status page    {exporter.address}/")
     print(f"  {watched}")
 
 

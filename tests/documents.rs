@@ -248,6 +248,18 @@ fn links_lead_to_files_and_headings() {
 }
 
 #[test]
+fn the_readme_links_to_every_document() {
+    let readme = read(&root().join("README.md"));
+    let documents = files(&root().join("docs"), "md");
+    let links = documents.iter().map(|path| of(path, "").replace(": ", ""));
+    assert_all_exist(
+        links
+            .filter(|link| !readme.contains(&format!("({link})")))
+            .collect(),
+    );
+}
+
+#[test]
 fn texts_of_the_program_exist() {
     let sources: Vec<_> = files(&root().join("src"), "rs")
         .iter()
