@@ -34,6 +34,7 @@ const OTHER_FLAGS: &[&str] = &[
     "--models-preset",
     "--n-gpu-layers",
     "--network",
+    "--no-default-features",
     "--no-log-timestamps",
     "--no-slots",
     "--now",
@@ -50,6 +51,7 @@ const OTHER_FLAGS: &[&str] = &[
     "--ssl-cert-file",
     "--ssl-key-file",
     "--tcp",
+    "--test",
     "--threads-http",
     "--user",
 ];
