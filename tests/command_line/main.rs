@@ -2,6 +2,7 @@
 //! codes, and what it writes to its log.
 
 mod check;
+mod check_document;
 mod credentials;
 mod first_start;
 mod healthcheck;

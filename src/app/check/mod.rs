@@ -82,7 +82,7 @@ fn check(settings: &Settings, progress: &Progress) -> Result<CheckReport, Fatal>
         servers.push(Polled::given(base, poller, settings)?);
     }
     gpus.wait(GPU_TIMEOUT);
-    progress.show(&format!("polling {} servers", servers.len()));
+    progress.show("polling");
     let mut started = Instant::now();
     polls::poll_all(&mut servers)?;
     let mut not_watched = Vec::new();
@@ -91,7 +91,7 @@ fn check(settings: &Settings, progress: &Progress) -> Result<CheckReport, Fatal>
         let (found, others) = Discovery::new(settings, &gpus, &local_servers).first_look(&given);
         let first = servers.len();
         servers.extend(found.into_iter().map(Polled::discovered));
-        progress.show(&format!("polling {} servers", servers.len()));
+        progress.show("polling");
         started = Instant::now();
         polls::poll_all(servers.get_mut(first..).unwrap_or_default())?;
         not_watched = others
@@ -100,13 +100,13 @@ fn check(settings: &Settings, progress: &Progress) -> Result<CheckReport, Fatal>
             .collect();
     }
     progress.show(&format!(
-        "waiting {:.0?} for the second poll",
+        "waiting {:.1?} for the second poll",
         settings.interval
     ));
     let due = bounds::deadline(started, settings.interval);
     std::thread::sleep(due.saturating_duration_since(Instant::now()));
     let pause = started.elapsed();
-    progress.show(&format!("polling {} servers again", servers.len()));
+    progress.show("polling again");
     polls::poll_all(&mut servers)?;
 
     let snapshots: Vec<Arc<Snapshot>> = servers.iter().map(Polled::snapshot).collect();

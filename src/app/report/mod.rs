@@ -262,3 +262,124 @@ impl ServerReport {
         self.failures.iter().any(is_refused)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Fields whose parts are described elsewhere in the document, and those with names from
+    /// outside.
+    const WHOLE: [&str; 4] = [
+        "machine.sources[]",
+        "machine.values[]",
+        "machine.missing[]",
+        "exporter.exposition",
+    ];
+    const NAMED: [&str; 2] = ["servers[].values[].labels", "exporter.servers"];
+
+    /// A report in which no list is empty.
+    fn full_report() -> CheckReport {
+        let texts = || vec![String::new()];
+        let value = ValueReport {
+            labels: [("gpu".to_owned(), "0".to_owned())].into(),
+            ..ValueReport::default()
+        };
+        let mut report = CheckReport {
+            problems: texts(),
+            notes: texts(),
+            not_watched: vec![UnwatchedReport::default()],
+            servers: vec![ServerReport {
+                addresses: texts(),
+                models: vec![ModelReport::default()],
+                sources: vec![SourceReport::default()],
+                failures: vec![FailureReport::default()],
+                notes: texts(),
+                values: vec![value.clone()],
+                missing: vec![MissingReport {
+                    models: texts(),
+                    ..MissingReport::default()
+                }],
+                ..ServerReport::default()
+            }],
+            machine: MachineReport {
+                sources: vec![SourceReport::default()],
+                gpus: texts(),
+                values: vec![value],
+                notes: texts(),
+                missing: vec![MissingReport::default()],
+            },
+            ..CheckReport::default()
+        };
+        report.exporter.servers.insert(String::new(), true);
+        report.exporter.unwatched = texts();
+        report.prometheus = vec![PrometheusReport {
+            targets: vec![TargetReport::default()],
+            ..PrometheusReport::default()
+        }];
+        report
+    }
+
+    fn add_fields(value: &Value, path: &str, fields: &mut BTreeSet<String>) {
+        let inner: Vec<(String, &Value)> = match value {
+            _ if WHOLE.contains(&path) => Vec::new(),
+            Value::Object(object) if NAMED.contains(&path) => object
+                .values()
+                .map(|value| (format!("{path}{{}}"), value))
+                .collect(),
+            Value::Object(object) => {
+                let dot = if path.is_empty() { "" } else { "." };
+                let field = |(name, value)| (format!("{path}{dot}{name}"), value);
+                object.iter().map(field).collect()
+            }
+            Value::Array(list) => list
+                .iter()
+                .map(|value| (format!("{path}[]"), value))
+                .collect(),
+            _ => Vec::new(),
+        };
+        if inner.is_empty() {
+            fields.insert(path.to_owned());
+        }
+        for (path, value) in inner {
+            add_fields(value, &path, fields);
+        }
+    }
+
+    #[test]
+    fn the_document_describes_each_field() {
+        let mut fields = BTreeSet::new();
+        add_fields(
+            &serde_json::to_value(full_report()).unwrap(),
+            "",
+            &mut fields,
+        );
+        let text = include_str!("../../../docs/check.md");
+        let (_, table) = text.split_once("| field | type | meaning |").unwrap();
+        let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
+        let described: BTreeSet<_> = rows
+            .map(|row| row.split('`').next().unwrap().to_owned())
+            .collect();
+        assert_eq!(fields, described);
+    }
+
+    #[test]
+    fn a_key_matters_where_it_protects_more_than_stats() {
+        let refused = |endpoint, reason| {
+            let server = ServerReport {
+                failures: vec![FailureReport {
+                    endpoint,
+                    reason,
+                    ..FailureReport::default()
+                }],
+                ..ServerReport::default()
+            };
+            server.is_refused()
+        };
+        assert!(refused("/metrics", "unauthorized"));
+        assert!(!refused("/stats", "unauthorized") && !refused("/metrics", "timeout"));
+    }
+}

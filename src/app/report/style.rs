@@ -88,7 +88,7 @@ impl Lines {
     pub fn line(&mut self, indent: usize, hanging: usize, parts: &[(Tone, &str)]) {
         let mut column = indent;
         self.text.push_str(&" ".repeat(indent));
-        for (tone, part) in parts {
+        for (tone, part) in parts.iter().filter(|(_, part)| !part.is_empty()) {
             let part = Escaped(part).to_string();
             if let Some(code) = self.colour(*tone) {
                 self.text.push_str(&format!("\u{1b}[{code}m"));

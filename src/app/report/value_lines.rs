@@ -68,7 +68,7 @@ pub fn write(lines: &mut Lines, values: &[&ValueReport], now: f64) {
             hanging,
             &[
                 (Tone::Plain, &name),
-                (Tone::Minor, "  "),
+                (Tone::Plain, "  "),
                 (Tone::Plain, &text),
             ],
         );
