@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(scrape.samples, 5);
     }
 
-    /// Each was given to Prometheus 3's own parser, which rejects it.
+    /// `tests/deployment/test_check.py` gives them to a real Prometheus.
     #[test]
     fn what_prometheus_rejects_is_an_error() {
         for (text, line, why) in [

@@ -1,7 +1,7 @@
 //! System calls that the standard library does not offer. The only unsafe code of the crate.
 #![allow(unsafe_code)]
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_int, c_ulong, c_void};
 use std::fs::{self, File, FileType, Metadata};
 use std::io::{self, Read};
 use std::net::TcpStream;
@@ -275,6 +275,33 @@ pub fn check_socket_path(path: &str) -> Result<(), String> {
                 .to_owned(),
         ),
     }
+}
+
+/// The columns of the terminal behind `stream`; `None` if it is none, or does not say. Linux and macOS
+/// only.
+pub fn terminal_width(stream: &impl AsFd) -> Option<usize> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct WindowSize {
+        rows: u16,
+        columns: u16,
+        pixels: [u16; 2],
+    }
+    unsafe extern "C" {
+        fn ioctl(descriptor: c_int, request: c_ulong, ...) -> c_int;
+    }
+    #[cfg(not(target_os = "macos"))]
+    const TIOCGWINSZ: c_ulong = 0x5413;
+    #[cfg(target_os = "macos")]
+    const TIOCGWINSZ: c_ulong = 0x4008_7468;
+    if !cfg!(any(target_os = "linux", target_os = "macos")) {
+        return None;
+    }
+    let mut size = WindowSize::default();
+    // SAFETY: the descriptor is borrowed, so it stays open during the call, which writes a window
+    // size only.
+    let result = unsafe { ioctl(stream.as_fd().as_raw_fd(), TIOCGWINSZ, &raw mut size) };
+    (result == 0 && size.columns > 0).then_some(size.columns.into())
 }
 
 /// Sets how many connections may wait to be accepted; the system may limit the number. The standard

@@ -3,7 +3,7 @@
 
 use std::ffi::c_void;
 use std::fs::{File, FileType, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, IsTerminal};
 use std::net::{TcpListener, TcpStream};
 use std::os::windows::fs::{FileExt, OpenOptionsExt};
 use std::os::windows::io::AsRawHandle;
@@ -148,4 +148,9 @@ pub fn set_defer_accept(_: &TcpListener, _: i32) -> io::Result<()> {
 /// None.
 pub fn detect_lost_peer(_: &TcpStream) -> io::Result<()> {
     Ok(())
+}
+
+/// The columns of the terminal behind a stream: not known on this system.
+pub fn terminal_width(_stream: &impl IsTerminal) -> Option<usize> {
+    None
 }

@@ -94,7 +94,11 @@ def test_colours_are_for_a_terminal_only(start_server):
     url = start_server().url
     coloured = text_on_terminal(url)
     assert "\x1b[32mup\x1b[0m\n" in coloured
-    for plain in (text_on_terminal(url, NO_COLOR="1"), text_on_terminal(url, TERM="dumb"), text_on_terminal(url, "--json")):
+    for plain in (
+        text_on_terminal(url, NO_COLOR="1"),
+        text_on_terminal(url, TERM="dumb"),
+        text_on_terminal(url, "--json"),
+    ):
         assert "\x1b" not in plain
     lines = text_on_terminal(url, NO_COLOR="1").splitlines()
     assert max(map(len, lines)) <= 80, max(lines, key=len)

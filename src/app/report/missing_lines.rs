@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use crate::app::report::style::{Lines, Tone};
 use crate::app::report::{CheckReport, MissingReport, ServerReport};
 
+/// How the remedy of a reason begins for which there is none: the heading says so.
+const NOTHING_TO_DO: &str = "nothing to do";
 /// The most servers or models that are named as those that lack a metric.
 const MOST_NAMES: usize = 3;
 
@@ -23,35 +25,42 @@ pub fn write(lines: &mut Lines, report: &CheckReport) {
         }
     }
     let is_fixable = |group: &Vec<MissingOf>| group.iter().any(|(_, one)| one.is_fixable);
-    groups.sort_by_key(|group| !is_fixable(group));
-    if !groups.is_empty() {
-        lines.line(0, 2, &[(Tone::Heading, "missing metrics:")]);
+    let (fixable, others): (Vec<_>, Vec<_>) = groups.into_iter().partition(is_fixable);
+    for (title, tone, groups) in [
+        ("missing metrics, and what to do:", Tone::Attention, fixable),
+        ("missing metrics, and nothing to do:", Tone::Plain, others),
+    ] {
+        if !groups.is_empty() {
+            lines.line(0, 2, &[(Tone::Heading, title)]);
+        }
+        for group in groups {
+            write_group(lines, &group, tone, report);
+        }
+        lines.end_part();
     }
-    for group in groups {
-        let remedy = group.first().map_or("", |(_, one)| one.remedy.as_str());
-        let tone = if is_fixable(&group) {
-            Tone::Attention
-        } else {
-            Tone::Minor
-        };
-        let reasons: BTreeSet<&str> = group.iter().map(|(_, one)| one.why.as_str()).collect();
-        let reasons = reasons.into_iter().collect::<Vec<_>>().join("; ");
-        lines.line(
-            2,
-            4,
-            &[(Tone::Plain, &reasons), (Tone::Plain, ": "), (tone, remedy)],
-        );
-        let metrics: BTreeSet<&str> = group.iter().map(|(_, one)| one.metric).collect();
-        let names = metrics.into_iter().collect::<Vec<_>>().join(", ");
-        lines.line(
-            4,
-            4,
-            &[
-                (Tone::Minor, &names),
-                (Tone::Minor, &where_of(&group, report)),
-            ],
-        );
+}
+
+/// Writes the reasons, the remedy and the metrics of one remedy.
+fn write_group(lines: &mut Lines, group: &[MissingOf], tone: Tone, report: &CheckReport) {
+    let reasons: BTreeSet<&str> = group.iter().map(|(_, one)| one.why.as_str()).collect();
+    let reasons = reasons.into_iter().collect::<Vec<_>>().join("; ");
+    lines.line(
+        2,
+        4,
+        &[
+            (Tone::Plain, &reasons),
+            (Tone::Minor, &where_of(group, report)),
+        ],
+    );
+    let remedy = group.first().map_or("", |(_, one)| one.remedy.as_str());
+    let remedy = remedy.strip_prefix(NOTHING_TO_DO).unwrap_or(remedy);
+    let remedy = remedy.trim_start_matches([',', ';', ' ']);
+    if !remedy.is_empty() {
+        lines.line(4, 6, &[(Tone::Plain, "→ "), (tone, remedy)]);
     }
+    let metrics: BTreeSet<&str> = group.iter().map(|(_, one)| one.metric).collect();
+    let names = metrics.into_iter().collect::<Vec<_>>().join(", ");
+    lines.line(4, 4, &[(Tone::Minor, &names)]);
 }
 
 /// All missing metrics of the machine and of the servers that are up: a server that is down lacks
@@ -158,9 +167,11 @@ mod tests {
         report.machine.missing = vec![missing("llamacpp_gpu", &[], "load")];
         let mut lines = Lines::new(Style::default());
         write(&mut lines, &report);
-        let expected = "missing metrics:\n  no switch: switch\n    llamacpp_a, llamacpp_b (at a:1)\n  \
-            no load: load\n    llamacpp_b, llamacpp_gpu (at b:1) (of many-1)\n  \
-            no nothing to do: nothing to do\n    llamacpp_c (of m)\n";
+        let expected = "missing metrics, and what to do:\n\
+            \x20 no switch (at a:1)\n    → switch\n    llamacpp_a, llamacpp_b\n\
+            \x20 no load (at b:1) (of many-1)\n    → load\n    llamacpp_b, llamacpp_gpu\n\n\
+            missing metrics, and nothing to do:\n\
+            \x20 no nothing to do (of m)\n    llamacpp_c\n\n";
         assert_eq!(lines.into_text(), expected);
     }
 

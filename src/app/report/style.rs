@@ -2,19 +2,22 @@
 
 use std::env;
 use std::io::{IsTerminal as _, stdout};
+use std::ops::RangeInclusive;
 
 use crate::bounds::escape::Escaped;
+use crate::process::os;
 
-/// The width of lines on a terminal.
+/// The width of lines on a terminal that does not say how wide it is, and the limits otherwise.
 const WIDTH: usize = 80;
+const WIDTHS: RangeInclusive<usize> = 60..=160;
 
 /// How a text is written.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Style {
     /// Whether it has colours.
     pub has_colour: bool,
-    /// Whether long lines are wrapped; otherwise each item is one line, for `grep`.
-    pub is_wrapped: bool,
+    /// The width at which lines are wrapped; `None`: each item is one line, for `grep`.
+    pub width: Option<usize>,
 }
 
 /// What a text means.
@@ -50,7 +53,10 @@ impl Style {
         let is_dumb = env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
         Style {
             has_colour: is_terminal && !is_dumb && !is_set("NO_COLOR"),
-            is_wrapped: is_terminal,
+            width: is_terminal.then(|| {
+                let width = os::terminal_width(&stdout()).unwrap_or(WIDTH);
+                width.clamp(*WIDTHS.start(), *WIDTHS.end())
+            }),
         }
     }
 }
@@ -97,7 +103,8 @@ impl Lines {
                 let length = word.chars().count();
                 let space = usize::from(index > 0);
                 let end = column.saturating_add(space).saturating_add(length);
-                if self.style.is_wrapped && end > WIDTH && column > hanging && index > 0 {
+                let is_full = self.style.width.is_some_and(|width| end > width);
+                if is_full && column > hanging && index > 0 {
                     self.text.push('\n');
                     self.text.push_str(&" ".repeat(hanging));
                     column = hanging;
@@ -133,11 +140,8 @@ mod tests {
     #[test]
     fn text_is_escaped_in_every_style() {
         let hostile = "\u{1b}[2J\n\u{202e}x";
-        for (has_colour, is_wrapped) in [(false, false), (true, true)] {
-            let style = Style {
-                has_colour,
-                is_wrapped,
-            };
+        for (has_colour, width) in [(false, None), (true, Some(WIDTH))] {
+            let style = Style { has_colour, width };
             let text = line(style, &[(Tone::Bad, hostile)]);
             assert!(text.contains("\\u{1b}[2J\\n\\u{202e}x"), "{text:?}");
             assert_eq!(
@@ -154,7 +158,7 @@ mod tests {
         assert_eq!(plain.lines().count(), 1);
         let style = Style {
             has_colour: false,
-            is_wrapped: true,
+            width: Some(WIDTH),
         };
         let wrapped = line(style, &[(Tone::Plain, "a "), (Tone::Plain, words.trim())]);
         assert!(wrapped.lines().count() > 1);

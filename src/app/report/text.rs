@@ -270,7 +270,15 @@ fn write_machine(lines: &mut Lines, report: &CheckReport, now: f64) {
     for note in &gpus.notes {
         note_line(lines, 2, note);
     }
-    write_sources(lines, &gpus.sources);
+    // The notes say of GPU drivers that are not read what their sources do.
+    let is_said = |source: &&SourceReport| source.kind == "GPU driver" && source.state != "read";
+    let sources: Vec<_> = gpus
+        .sources
+        .iter()
+        .filter(|source| !is_said(source))
+        .cloned()
+        .collect();
+    write_sources(lines, &sources);
 }
 
 fn write_exporter(lines: &mut Lines, exporter: &ExporterReport) {

@@ -58,6 +58,15 @@ pub fn number(value: f64) -> String {
     format!("{sign}{grouped}{point}{fraction}")
 }
 
+/// A number below 1000 with two significant digits.
+fn two_digits(value: f64) -> String {
+    match value {
+        v if v >= 10.0 => number(v.round()),
+        v if v >= 1.0 => number((v * 10.0).round() / 10.0),
+        v => number((v * 100.0).round() / 100.0),
+    }
+}
+
 /// Bytes in the largest unit of which there is one at least.
 pub fn bytes(value: f64) -> String {
     const UNITS: [(f64, &str); 4] = [
@@ -88,7 +97,7 @@ pub fn duration(seconds: f64) -> String {
         s if s >= 3600.0 => parts(3600.0, "h", 60.0, "min"),
         s if s >= 60.0 => parts(60.0, "min", 1.0, "s"),
         s if s >= 1.0 || s == 0.0 => format!("{} s", number(s)),
-        s => format!("{} ms", number(s * 1000.0)),
+        s => format!("{} ms", two_digits(s * 1000.0)),
     }
 }
 
@@ -104,7 +113,9 @@ mod tests {
             ("llamacpp_tokens_per_second", 12.345, "12.35/s"),
             ("llamacpp_generated_tokens_total", 1_234_567.0, "1,234,567"),
             ("llamacpp_prompt_seconds_total", 3725.0, "1 h 2 min"),
-            ("llamacpp_prompt_seconds_total", 0.0125, "12.5 ms"),
+            ("llamacpp_prompt_seconds_total", 0.0125, "13 ms"),
+            ("llamacpp_prompt_seconds_total", 0.000_308_4, "0.31 ms"),
+            ("llamacpp_prompt_seconds_total", 0.001_94, "1.9 ms"),
             ("llamacpp_kv_cache_usage_ratio", 0.125, "12.5%"),
             ("llamacpp_temperature_celsius", -5.0, "-5 °C"),
             ("llamacpp_gpu_power_watts", 66.04, "66.04 W"),
