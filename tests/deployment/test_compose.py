@@ -148,6 +148,12 @@ class Project:
         code, text = self.compose("down", "--volumes", "--timeout=10")
         assert code == 0, text
 
+    def check(self):
+        """The report of the exporter's --check in its container."""
+        code, text = self.compose("exec", "-T", "llamacpp-exporter", "/llamacpp-exporter", "--check", "--json")
+        assert code in (0, 1), text
+        return json.loads(text[text.index("{") :])
+
     def query(self, expr):
         """The value of the only series in Prometheus."""
         status, text = request(self.ports["PROMETHEUS"], f"/api/v1/query?query={quote(expr)}")
@@ -160,6 +166,13 @@ class Project:
             lambda: f"{expr} to be {value}: {self.query(expr)}\n{self.compose('logs', 'llamacpp-exporter')[1]}",
             interval=0.5,
         )
+
+
+def is_scraped(report):
+    """Whether a report says that the exporter runs, and that its Prometheus scrapes it."""
+    [prometheus] = report["prometheus"]
+    assert report["exporter"]["state"] == prometheus["state"] == "running", report
+    return [target["health"] for target in prometheus["targets"]] == ["up"]
 
 
 def test_compose_accepts_every_overlay(engine):
@@ -190,6 +203,7 @@ def test_with_a_llama_server(engine, document, request):
     project.wait_for("sum(llamacpp_generated_tokens_total)", answer["tokens_predicted"])
     # From the log, which the two share.
     project.wait_for('sum(llamacpp_requests_total{source="log",outcome="ok"})', 1)
+    assert is_scraped(project.check())
     project.down()
     assert not engine.docker("ps", "--all", "--quiet") and not engine.docker("volume", "ls", "--quiet")
 
@@ -215,3 +229,4 @@ def test_with_the_servers_of_the_machine(engine, request):
     project.wait_for("count(llamacpp_slots)", 1)
     project.wait_for("count(llamacpp_kv_cache_limit_bytes)", 1)
     project.wait_for("count(llamacpp_memory_usage_bytes)", 1)
+    assert is_scraped(project.check())
