@@ -4,7 +4,7 @@
 //! The log is better: it has all requests, and tokens while they are generated. But its lines name
 //! no model. Once a second llama-server runs, the records take over, until the model is unloaded.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::readings::{ModelKey, ModelReading, ModelState, ModelStatus, TokenTotals, Update};
 use crate::requests::records::Records;
@@ -106,7 +106,6 @@ impl ModelSources {
         records: &Records,
         notes: &mut Vec<&'static str>,
     ) {
-        let mut used = BTreeSet::new();
         for model in models {
             let Some(source) = self.get(&model.name, model.mode.as_deref()) else {
                 continue;
@@ -115,14 +114,13 @@ impl ModelSources {
                 continue;
             }
             if source.from == RequestsFrom::Log {
-                used.insert(LOG_USED);
+                notes.push(LOG_USED);
             } else {
-                used.insert(RECORDS_USED);
+                notes.push(RECORDS_USED);
                 let tokens = records.tokens(&model.name, model.mode.as_deref());
                 model.token_totals = Some(tokens.without(&source.before));
             }
         }
-        notes.extend(used);
     }
 
     fn get(&self, model: &str, mode: Option<&str>) -> Option<&ModelSource> {

@@ -164,12 +164,9 @@ impl Poller {
                 model.llama_server = llama_server_families::of_model(model);
             }
         }
-        for note in models.iter().flat_map(|model| &model.notes) {
-            let note = &note.note();
-            if !reading.notes.contains(note) {
-                reading.notes.push(note);
-            }
-        }
+        let of_models = models.iter().flat_map(|model| &model.notes);
+        reading.notes.extend(of_models.map(|note| note.note()));
+        reading.keep_each_note_once();
 
         self.count_errors(&reading);
         self.polls.total = self.polls.total.saturating_add(1);

@@ -211,8 +211,7 @@ impl RequestSources {
         }
         reading.notes.extend(self.log.notes(now));
         let rejected = self.log_lines_rejected().unwrap_or_default();
-        if rejected.iter().any(|(_, count)| *count > 0) && !reading.notes.contains(&LINES_REJECTED)
-        {
+        if rejected.iter().any(|(_, count)| *count > 0) {
             reading.notes.push(LINES_REJECTED);
         }
     }

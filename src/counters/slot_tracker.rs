@@ -496,12 +496,8 @@ pub fn context_tokens(slots: &[Slot]) -> Vec<(u64, f64)> {
         return Vec::new();
     }
     // A slot that never had a task reports none and holds none.
-    let slots = slots.iter().enumerate();
-    let tokens =
-        slots.map(|(index, slot)| (slot_id(index, slot), slot.n_prompt_tokens.unwrap_or(0.0)));
-    let mut tokens: Vec<_> = tokens.collect();
-    tokens.sort_unstable_by_key(|(id, _)| *id);
-    tokens
+    let tokens = |(id, slot): (u64, Slot)| (id, slot.n_prompt_tokens.unwrap_or(0.0));
+    by_id(slots).into_iter().map(tokens).collect()
 }
 
 #[cfg(test)]

@@ -132,6 +132,12 @@ impl Reading {
         }
     }
 
+    /// Several models may have the same note.
+    pub fn keep_each_note_once(&mut self) {
+        let mut seen = BTreeSet::new();
+        self.notes.retain(|note| seen.insert(*note));
+    }
+
     /// Keeps the first of each model and mode: a server may list one twice.
     pub fn keep_first_of_each(&mut self) {
         let mut seen = BTreeSet::new();

@@ -282,8 +282,6 @@ impl LlamaSwap {
                 reading.unread.push(source.of_model(Some(&model.name)));
             }
         }
-        reading.notes.sort_unstable();
-        reading.notes.dedup();
     }
 
     /// The logs of these models, those that have a process first.

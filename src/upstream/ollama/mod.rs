@@ -270,8 +270,6 @@ impl Upstream for Ollama {
                 source.absence = Some(Absence::OllamaMetricsOff);
             }
         }
-        reading.notes.sort_unstable();
-        reading.notes.dedup();
     }
 
     fn extra_poll_at(&self) -> Option<Instant> {
