@@ -177,8 +177,11 @@ impl Server {
     /// Goes on to another stage of the recording.
     pub fn replay(&self, build: &str, stage: Stage) {
         let slots = file(build, &format!("slots-{}.json", stage.name()));
-        // Slots first: whoever reads /metrics and then /slots never sees a slot that is older.
-        self.answer("/slots", Answer::json(slots));
-        self.answer("/metrics", Answer::exposition(metrics(build, stage)));
+        let metrics = metrics(build, stage);
+        // At once: slots that are several polls ahead of the counters are those of cancelled requests.
+        self.answer_all([
+            ("/slots", Answer::json(slots)),
+            ("/metrics", Answer::exposition(metrics)),
+        ]);
     }
 }

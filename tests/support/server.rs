@@ -152,12 +152,17 @@ impl Server {
     /// From now on, and for requests that wait, `path` answers so. A path may have a query: then
     /// only that.
     pub fn answer(&self, path: &str, answer: Answer) -> &Self {
-        let version = self.shared.version.fetch_add(1, Ordering::SeqCst) + 1;
-        self.shared
-            .script
-            .lock()
-            .unwrap()
-            .insert(path.to_owned(), (answer, version));
+        self.answer_all([(path, answer)])
+    }
+
+    /// The same for several paths: no request gets an answer from between.
+    pub fn answer_all<'a>(&self, answers: impl IntoIterator<Item = (&'a str, Answer)>) -> &Self {
+        let mut script = self.shared.script.lock().unwrap();
+        for (path, answer) in answers {
+            let version = self.shared.version.fetch_add(1, Ordering::SeqCst) + 1;
+            script.insert(path.to_owned(), (answer, version));
+        }
+        drop(script);
         self
     }
 
