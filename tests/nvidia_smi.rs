@@ -74,9 +74,9 @@ case "$1" in
 --query-gpu=*)
     while :; do
         cat {recorded}/query-gpu-busy.csv
-        echo "1, GPU-cd9ee947-34d2-d0fe-93e0-2195b3f2fd52, 570.124.06, [N/A], 33, 1, 81920, 87.12, NVIDIA A100-SXM4-80GB"
-        echo "2, GPU-67051dc2-cce1-4acf-d254-e76d938eda30, 570.124.06, 0, 45, 11, 8188, [Not Supported], NVIDIA GeForce RTX 4060 Laptop GPU"
-        echo "3, [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error]"
+        echo "1, GPU-cd9ee947-34d2-d0fe-93e0-2195b3f2fd52, 570.124.06, [N/A], 33, 1, 81920, 81305, 87.12, NVIDIA A100-SXM4-80GB"
+        echo "2, GPU-67051dc2-cce1-4acf-d254-e76d938eda30, 570.124.06, 0, 45, 11, 8188, 7890, [Not Supported], NVIDIA GeForce RTX 4060 Laptop GPU"
+        echo "3, [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error]"
         echo "Unable to determine the device handle for GPU0000:41:00.0: Unknown Error"
         cat {recorded}/wrong-id.txt
         head -c 100000 /dev/zero | tr '\0' ,
@@ -115,6 +115,7 @@ fn values_of_nvidia_smi_are_exported_and_unknown_ones_are_absent() {
         "llamacpp_gpu_memory_used_bytes{gpu=\"0\"} 2700083200",
         "llamacpp_gpu_memory_total_bytes{gpu=\"0\"} 150754820096",
         "llamacpp_gpu_memory_total_bytes{gpu=\"1\"} 85899345920",
+        "llamacpp_gpu_memory_free_bytes{gpu=\"0\"} 147408814080",
         "llamacpp_gpu_power_watts{gpu=\"0\"} 401.58",
         "llamacpp_gpu_info{driver=\"580.159.04\",gpu=\"0\",name=\"NVIDIA H200\",uuid=\"GPU-d252b11e-2df0-ced6-abc3-ecadc159b821\"} 1",
     ] {
@@ -147,7 +148,7 @@ fn a_crashed_nvidia_smi_is_restarted_with_growing_delays() {
     let fake = Fake::new(
         r#"echo "$1" >> {calls}
 case "$1" in
---query-gpu=*) echo "0, GPU-a, 1, $(wc -l < {calls}), 2, 3, 4, 5, A"; exit 1 ;;
+--query-gpu=*) echo "0, GPU-a, 1, $(wc -l < {calls}), 2, 3, 4, 1, 5, A"; exit 1 ;;
 *) exit 1 ;;
 esac
 "#,
@@ -286,7 +287,7 @@ fn a_suspended_gpu_is_read_only_after_something_else_wakes_it() {
 fn an_unused_gpu_is_released_so_that_it_can_suspend() {
     let idle = r#"echo $$ >> {calls}
 while :; do
-    case "$1" in --query-gpu=*) echo "0, GPU-a, 550.1, 0, 40, 2, 8188, 3.5, A";; esac
+    case "$1" in --query-gpu=*) echo "0, GPU-a, 550.1, 0, 40, 2, 8188, 7900, 3.5, A";; esac
     sleep 0.2
 done
 "#;
@@ -368,6 +369,7 @@ fn a_gpu_without_own_memory_has_the_memory_of_the_process() {
         ("llamacpp_gpu_power_watts", Some(11.17)),
         ("llamacpp_gpu_memory_used_bytes", None),
         ("llamacpp_gpu_memory_total_bytes", None),
+        ("llamacpp_gpu_memory_free_bytes", None),
     ] {
         assert_eq!(scrape.get(metric, &gpu), value, "{metric}");
     }

@@ -132,9 +132,10 @@ MACHINE = [
     ),
     graph(
         "GPU memory",
-        f"In use and there. {GPU}",
+        f"In use, free, and there: a driver may reserve the rest. {GPU}",
         "bytes",
         ("llamacpp_gpu_memory_used_bytes{X}", "GPU {{gpu}} {{memory}} {{instance}}"),
+        ("llamacpp_gpu_memory_free_bytes{X}", "GPU {{gpu}} {{memory}} {{instance}} free"),
         ("llamacpp_gpu_memory_total_bytes{X}", "GPU {{gpu}} {{memory}} {{instance}} total"),
         overrides=[dashed("/total$/")],
     ),

@@ -148,6 +148,7 @@ impl DrmCard {
             gpu.utilization = busy.filter(|percent| *percent <= 100.0);
             gpu.memory_used = memory("used");
             gpu.memory_total = memory("total");
+            gpu.memory_free = gpu.memory_total.without(gpu.memory_used);
         }
         if gpu.power.is_none() {
             let energy = sensor("energy1_input").map(|energy| (Instant::now(), energy));

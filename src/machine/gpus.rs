@@ -19,7 +19,7 @@ pub struct Gpus {
     cards: Option<Mutex<DrmCards>>,
     /// The last reading of the cards, and when it was taken.
     card_readings: Mutex<Option<(Instant, Vec<Gpu>)>>,
-    /// The energy that they have used so far.
+    /// The energy that the cards have used so far.
     energy: Mutex<EnergyMeter>,
     interval: Duration,
     /// The drivers that are not there.
@@ -93,28 +93,29 @@ impl Gpus {
         sources
     }
 
-    /// Reads the cards, unless another poll has just read them, or is reading them; then adds up
-    /// the energy of all GPUs.
+    /// Reads the cards, unless another poll has just read them, or is reading them.
     pub fn refresh(&self) {
-        self.read_cards();
-        let gpus = self.fresh_readings();
-        let mut energy = self.energy.lock().unwrap_or_else(PoisonError::into_inner);
-        // Other polls call this too: the time is read under the lock.
-        energy.update(Instant::now(), &gpus);
-    }
-
-    fn read_cards(&self) {
         let Some(Ok(mut cards)) = self.cards.as_ref().map(Mutex::try_lock) else {
             return;
         };
         let half = self.interval.checked_div(2).unwrap_or_default();
         if self.card_readings_within(half).is_none() {
-            let readings = Some((Instant::now(), cards.read()));
+            let (mut gpus, now) = (cards.read(), Instant::now());
+            let mut energy = self.energy.lock().unwrap_or_else(PoisonError::into_inner);
+            for gpu in &mut gpus {
+                energy.measure(gpu, now, self.fresh_for());
+            }
             *self
                 .card_readings
                 .lock()
-                .unwrap_or_else(PoisonError::into_inner) = readings;
+                .unwrap_or_else(PoisonError::into_inner) = Some((now, gpus));
         }
+    }
+
+    /// How long a reading of the cards is fresh.
+    fn fresh_for(&self) -> Duration {
+        let margin = Duration::from_secs(2);
+        self.interval.saturating_mul(3).saturating_add(margin)
     }
 
     fn card_readings_within(&self, age: Duration) -> Option<Vec<Gpu>> {
@@ -135,20 +136,11 @@ impl Gpus {
         }
     }
 
-    /// The fresh readings, with the energy used so far.
+    /// The fresh readings.
     pub fn known(&self) -> Vec<Gpu> {
-        let mut gpus = self.fresh_readings();
-        let energy = self.energy.lock().unwrap_or_else(PoisonError::into_inner);
-        energy.fill(&mut gpus);
-        gpus
-    }
-
-    /// The fresh readings, without energy.
-    fn fresh_readings(&self) -> Vec<Gpu> {
         let mut gpus: Vec<Gpu> = self.nvidia.iter().flat_map(NvidiaSmi::gpus).collect();
-        let age = self.interval.saturating_mul(3);
-        let age = age.saturating_add(Duration::from_secs(2));
-        gpus.extend(self.card_readings_within(age).unwrap_or_default());
+        let cards = self.card_readings_within(self.fresh_for());
+        gpus.extend(cards.unwrap_or_default());
         gpus
     }
 

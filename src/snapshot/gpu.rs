@@ -19,6 +19,9 @@ pub struct Gpu {
     pub memory_used: GpuMemory,
     /// Bytes of memory.
     pub memory_total: GpuMemory,
+    /// Bytes of memory that can still be allocated: NVIDIA's driver reserves some that is neither
+    /// in use nor free.
+    pub memory_free: GpuMemory,
     /// Its power draw in watts.
     pub power: Option<f64>,
     /// The energy that it has used while its power was known, in joules.
@@ -41,6 +44,15 @@ impl GpuMemory {
         GpuMemory {
             vram: bytes,
             gtt: None,
+        }
+    }
+
+    /// What is left of it without `used`.
+    pub fn without(self, used: GpuMemory) -> GpuMemory {
+        let left = |total: Option<f64>, used: Option<f64>| Some((total? - used?).max(0.0));
+        GpuMemory {
+            vram: left(self.vram, used.vram),
+            gtt: left(self.gtt, used.gtt),
         }
     }
 

@@ -204,7 +204,7 @@ class Scene:
         programs = self.folder / "programs"
         programs.mkdir()
         nvidia_smi = programs / "nvidia-smi"
-        gpu = "0, GPU-0, 580.159.04, 0, 95, 143600, 143771, 60, NVIDIA H200"
+        gpu = "0, GPU-0, 580.159.04, 0, 95, 143000, 143771, 155, 60, NVIDIA H200"
         nvidia_smi.write_text(
             f"#!/bin/sh\ncase $1 in --query-gpu=*) line='{gpu}' ;; *) line='1, GPU-0, 10' ;; esac\n"
             'while :; do echo "$line"; sleep 1; done\n'

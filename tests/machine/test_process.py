@@ -231,7 +231,7 @@ def test_gpu_memory_from_nvidia_smi(start_program, start_exporter, tmp_path, mon
         "#!/bin/sh\n"
         "while :; do\n"
         "    case $1 in\n"
-        "    --query-gpu=*) echo '3, GPU-a, 570.124.06, 37, 54, 600, 81559, 287.31, NVIDIA H100 80GB HBM3' ;;\n"
+        "    --query-gpu=*) echo '3, GPU-a, 570.124.06, 37, 54, 600, 81559, 80400, 287.31, NVIDIA H100 80GB HBM3' ;;\n"
         f"    *) echo '{server.pid}, GPU-a, 512'; echo '1, GPU-a, 64' ;;\n"
         "    esac\n"
         "    sleep 0.2\n"

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::machine::energy::EnergyMeter;
 use crate::machine::nvidia::query::Query;
 use crate::machine::nvidia::runtime_power::{GpuSelection, RuntimePower};
 use crate::machine::procfs::{self, Procfs};
@@ -22,7 +23,7 @@ use crate::settings::Settings;
 use crate::snapshot::{Absence, Gpu, GpuMemory, Source, SourceKind};
 
 const GPU_FIELDS: &str = "index,uuid,driver_version,utilization.gpu,temperature.gpu,\
-                          memory.used,memory.total,power.draw,name";
+                          memory.used,memory.total,memory.free,power.draw,name";
 const PROCESS_FIELDS: &str = "pid,gpu_uuid,used_gpu_memory";
 /// The most GPUs and processes that are kept.
 const MAX_GPUS: usize = 256;
@@ -31,6 +32,8 @@ const MAX_PROCESSES: usize = 4096;
 const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// The unit of memory in the output.
 const MIB: f64 = 1048576.0;
+/// How long `nvidia-smi` may report no GPU before it is restarted, at least.
+const MAX_SILENCE: Duration = Duration::from_secs(60);
 /// GPU memory in use up to which no model is loaded: an idle display has some.
 const UNUSED_BYTES: f64 = 64.0 * MIB;
 
@@ -49,6 +52,10 @@ pub struct NvidiaSmi {
 struct NvidiaReadings {
     /// By index.
     gpus: BTreeMap<u32, (Gpu, Instant)>,
+    energy: EnergyMeter,
+    /// When the last GPU was reported, and whether the log says that they are read.
+    gpu_at: Option<Instant>,
+    is_read: bool,
     /// Bytes of GPU memory by PID and UUID of the GPU.
     processes: BTreeMap<(u32, String), (f64, Instant)>,
     /// The PCI addresses of GPUs that are not read; `None` before the first check.
@@ -72,9 +79,12 @@ impl NvidiaSmi {
             started: Instant::now(),
         };
         let (readings, fresh_for) = (Arc::clone(&nvidia.readings), nvidia.fresh_for);
-        let query = |argument: String, take_line: fn(&mut NvidiaReadings, &str)| {
+        type TakeLine = fn(&mut NvidiaReadings, &str, Instant, Duration);
+        let query = |argument: String, take_line: TakeLine| {
             let readings = Arc::clone(&readings);
-            let take_line = Arc::new(move |line: &str| take_line(&mut lock(&readings), line));
+            let take_line =
+                move |line: &str| take_line(&mut lock(&readings), line, Instant::now(), fresh_for);
+            let take_line = Arc::new(take_line);
             Query::new(&program, argument, interval, take_line)
         };
         let mut queries = [
@@ -92,8 +102,15 @@ impl NvidiaSmi {
             loop {
                 let now = Instant::now();
                 let selection = power.select(now, |uuid| lock(&readings).is_used(uuid, fresh_for));
-                lock(&readings).set_unread(power.unread(), selection == GpuSelection::None);
+                let mut known = lock(&readings);
+                known.set_unread(power.unread(), selection == GpuSelection::None);
+                known.log_state(now, fresh_for, &selection);
+                let silent_since = known.silent_since(now, fresh_for);
+                drop(known);
                 for query in &mut queries {
+                    if let Some(time) = silent_since {
+                        query.end_if_started_before(time);
+                    }
                     query.supervise(&selection, now);
                 }
                 thread::sleep(interval.min(MAX_CHECK_INTERVAL));
@@ -239,15 +256,47 @@ impl NvidiaReadings {
         self.unread = Some(addresses);
     }
 
-    fn take_gpu(&mut self, line: &str) {
-        if let Some((index, gpu)) = parse_gpu(line)
-            && (self.gpus.len() < MAX_GPUS || self.gpus.contains_key(&index))
-        {
-            self.gpus.insert(index, (gpu, Instant::now()));
+    /// Logs when the first GPU is read, and when none is read any more.
+    fn log_state(&mut self, now: Instant, fresh_for: Duration, selection: &GpuSelection) {
+        let is_fresh = |at: &Instant| now.saturating_duration_since(*at) < fresh_for;
+        let is_read = self.gpu_at.as_ref().is_some_and(is_fresh);
+        if std::mem::replace(&mut self.is_read, is_read) == is_read {
+            return;
+        }
+        if is_read {
+            let mut gpus = self.gpus.values().map(|(gpu, _)| gpu);
+            let first = gpus.next().cloned().unwrap_or_default();
+            let driver = first.driver.unwrap_or_default();
+            log::info(
+                "reading NVIDIA GPUs",
+                &[
+                    ("gpus", &self.gpus.len()),
+                    ("first", &first.name.unwrap_or_default()),
+                    ("driver", &driver),
+                ],
+            );
+        } else if *selection != GpuSelection::None {
+            log::warn("nvidia-smi no longer reports a GPU; their values are absent", &[]);
         }
     }
 
-    fn take_process(&mut self, line: &str) {
+    /// If no GPU was reported for a long time: since when, at least.
+    fn silent_since(&self, now: Instant, fresh_for: Duration) -> Option<Instant> {
+        let time = now.checked_sub(MAX_SILENCE.max(fresh_for))?;
+        self.gpu_at.is_none_or(|at| at < time).then_some(time)
+    }
+
+    fn take_gpu(&mut self, line: &str, now: Instant, fresh_for: Duration) {
+        if let Some((index, mut gpu)) = parse_gpu(line)
+            && (self.gpus.len() < MAX_GPUS || self.gpus.contains_key(&index))
+        {
+            self.energy.measure(&mut gpu, now, fresh_for);
+            self.gpus.insert(index, (gpu, now));
+            self.gpu_at = Some(now);
+        }
+    }
+
+    fn take_process(&mut self, line: &str, now: Instant, _: Duration) {
         let Some((pid, uuid, bytes)) = parse_process(line) else {
             return;
         };
@@ -256,7 +305,7 @@ impl NvidiaReadings {
             self.processes.retain(|_, (_, at)| at.elapsed() < minute);
         }
         if self.processes.len() < MAX_PROCESSES {
-            self.processes.insert((pid, uuid), (bytes, Instant::now()));
+            self.processes.insert((pid, uuid), (bytes, now));
         }
     }
 }
@@ -264,7 +313,7 @@ impl NvidiaReadings {
 /// Parses a line of `--query-gpu`: the index, and the GPU.
 fn parse_gpu(line: &str) -> Option<(u32, Gpu)> {
     // The name comes last, and may contain the separator.
-    let fields: Vec<&str> = line.splitn(9, ", ").map(str::trim).collect();
+    let fields: Vec<&str> = line.splitn(10, ", ").map(str::trim).collect();
     let [
         index,
         uuid,
@@ -273,6 +322,7 @@ fn parse_gpu(line: &str) -> Option<(u32, Gpu)> {
         temperature,
         used,
         total,
+        free,
         power,
         name,
     ] = fields[..]
@@ -290,6 +340,7 @@ fn parse_gpu(line: &str) -> Option<(u32, Gpu)> {
         temperature: number(temperature),
         memory_used: memory(used),
         memory_total: memory(total),
+        memory_free: memory(free),
         power: number(power),
         energy: None,
     };
@@ -330,12 +381,14 @@ mod tests {
     #[test]
     fn a_gpu_is_parsed_and_values_that_are_not_numbers_are_absent() {
         let (index, whole) = parse_gpu(
-            "0, GPU-2ac434d3-1aca-57a0-597d-1d2effdba9f3, 570.124.06, 37, 54, 36537, 81920, 87.31, NVIDIA H100 80GB HBM3\n",
+            "0, GPU-2ac434d3-1aca-57a0-597d-1d2effdba9f3, 570.124.06, 37, 54, 36537, 81920, 44793, 87.31, NVIDIA H100 80GB HBM3\n",
         )
         .unwrap();
         assert_eq!((index, whole.index.as_str()), (0, "0"));
         assert_eq!(whole.utilization, Some(37.0));
         assert_eq!(whole.memory_total.vram, Some(81920.0 * MIB));
+        // The driver reserves some.
+        assert_eq!(whole.memory_free.vram, Some(44793.0 * MIB));
         assert_eq!(whole.power, Some(87.31));
         assert_eq!(whole.name.as_deref(), Some("NVIDIA H100 80GB HBM3"));
         for nothing in [
@@ -348,22 +401,22 @@ mod tests {
             "37 %",
             "3,7",
         ] {
-            let line = format!("1, GPU-x, 1, {nothing}, 54, 1, 2, {nothing}, A");
+            let line = format!("1, GPU-x, 1, {nothing}, 54, 1, 2, 3, {nothing}, A");
             if let Some((_, gpu)) = parse_gpu(&line) {
                 assert_eq!(gpu.utilization, None, "{nothing}");
             }
         }
-        let (_, comma) = parse_gpu("0, a, b, 1, 1, 2, 3, 4, Graphics Device, 8GB").unwrap();
+        let (_, comma) = parse_gpu("0, a, b, 1, 1, 2, 3, 1, 4, Graphics Device, 8GB").unwrap();
         assert_eq!(comma.name.as_deref(), Some("Graphics Device, 8GB"));
         // Drivers sometimes report a percentage above 100.
-        let (_, odd) = parse_gpu("0, a, b, 4294967295, 1, 2, 3, 4, c").unwrap();
+        let (_, odd) = parse_gpu("0, a, b, 4294967295, 1, 2, 3, 1, 4, c").unwrap();
         assert_eq!(odd.utilization, None);
         for line in [
             "",
             "No devices were found",
             "Unable to determine the device handle for GPU0000:41:00.0: Unknown Error",
             "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
-            "Nicht verfügbar, x, x, x, x, x, x, x, x",
+            "Nicht verfügbar, x, x, x, x, x, x, x, x, x",
         ] {
             assert_eq!(parse_gpu(line), None, "{line}");
         }
@@ -384,14 +437,42 @@ mod tests {
         }
     }
 
+    /// Each line is the mean power of the second before it on recent GPUs.
+    #[test]
+    fn the_power_of_a_line_counts_for_the_time_since_the_line_before() {
+        let mut readings = NvidiaReadings::default();
+        let start = Instant::now();
+        let mut energy_at = |second: u64, watts: &str| {
+            let line = format!("0, GPU-a, 1, 5, 6, 7, 8, 1, {watts}, A");
+            let fresh_for = Duration::from_secs(17);
+            readings.take_gpu(&line, start + Duration::from_secs(second), fresh_for);
+            readings.gpus[&0].0.energy
+        };
+        assert_eq!(energy_at(0, "80.5"), Some(0.0));
+        assert_eq!(energy_at(5, "300"), Some(1500.0));
+        assert_eq!(energy_at(10, "[N/A]"), None);
+        assert_eq!(energy_at(15, "100"), Some(1500.0));
+        // It hung.
+        assert_eq!(energy_at(40, "100"), Some(1500.0));
+        assert_eq!(energy_at(45, "100"), Some(2000.0));
+        let silent = |second: u64, fresh_for: u64| {
+            let now = start + Duration::from_secs(second);
+            readings.silent_since(now, Duration::from_secs(fresh_for))
+        };
+        assert_eq!(silent(105, 17), None);
+        assert_eq!(silent(106, 17), Some(start + Duration::from_secs(46)));
+        assert_eq!(silent(106, 182), None, "it reports once a minute");
+    }
+
     #[test]
     fn old_readings_are_ignored() {
         let nvidia = |fresh_for| {
             let mut readings = NvidiaReadings::default();
-            readings.take_gpu("0, GPU-a, 1, 5, 6, 7, 8, 9, A");
-            readings.take_process("77, GPU-a, 3");
-            readings.take_process("77, MIG-b, 3");
-            readings.take_process("770, GPU-a, 3");
+            let now = Instant::now();
+            readings.take_gpu("0, GPU-a, 1, 5, 6, 7, 8, 1, 9, A", now, fresh_for);
+            for line in ["77, GPU-a, 3", "77, MIG-b, 3", "770, GPU-a, 3"] {
+                readings.take_process(line, now, fresh_for);
+            }
             let readings = Arc::new(Mutex::new(readings));
             NvidiaSmi {
                 readings,

@@ -83,6 +83,16 @@ impl Query {
         }
     }
 
+    /// Ends the program if it was started before `time`; it is then started again.
+    pub fn end_if_started_before(&mut self, time: Instant) {
+        if let Some(running) = &mut self.running
+            && running.started < time
+        {
+            running.is_killed = true;
+            let _ = running.child.kill();
+        }
+    }
+
     /// Starts, stops or restarts the program so that it queries `selection`. Never waits.
     pub fn supervise(&mut self, selection: &GpuSelection, now: Instant) {
         if let Some(running) = &mut self.running {
@@ -93,9 +103,17 @@ impl Query {
             let started = running.started;
             match running.child.try_wait() {
                 // If it does not end (its driver hangs), no second one is started.
-                Ok(None) => return,
+                Ok(None) => {
+                    let lasted = now.saturating_duration_since(started);
+                    if self.is_failing && lasted > self.interval.saturating_mul(10) {
+                        self.is_failing = false;
+                        self.restart_delay = FIRST_RESTART_DELAY;
+                        log::info("nvidia-smi is running again", &[("query", &self.name())]);
+                    }
+                    return;
+                }
                 _ if running.is_killed => {}
-                ended => self.schedule_restart(ended.err(), Some(started), now),
+                ended => self.schedule_restart(ended.err(), now),
             }
             self.running = None;
         }
@@ -111,27 +129,21 @@ impl Query {
                     is_killed: false,
                 });
             }
-            Err(error) => self.schedule_restart(Some(error), None, now),
+            Err(error) => self.schedule_restart(Some(error), now),
         }
     }
 
-    fn schedule_restart(
-        &mut self,
-        error: Option<io::Error>,
-        started: Option<Instant>,
-        now: Instant,
-    ) {
-        let lasted = started.map(|at| now.saturating_duration_since(at));
-        if lasted.is_some_and(|lasted| lasted > self.interval.saturating_mul(10)) {
-            self.restart_delay = FIRST_RESTART_DELAY;
-            self.is_failing = false;
-        }
+    /// Such as `--query-gpu`.
+    fn name(&self) -> &str {
+        self.argument.split('=').next().unwrap_or_default()
+    }
+
+    fn schedule_restart(&mut self, error: Option<io::Error>, now: Instant) {
         if !std::mem::replace(&mut self.is_failing, true) {
             let detail = error.map_or_else(|| "it ended".to_owned(), |error| error.to_string());
-            let query = self.argument.split('=').next().unwrap_or_default();
             log::warn(
                 "nvidia-smi is not running; retrying",
-                &[("query", &query), ("detail", &detail)],
+                &[("query", &self.name()), ("detail", &detail)],
             );
         }
         self.restart_at = Some(deadline(now, self.restart_delay));
