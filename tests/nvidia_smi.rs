@@ -102,7 +102,7 @@ fn values_of_nvidia_smi_are_exported_and_unknown_ones_are_absent() {
     let exporter = fake.start();
     let metrics = |exporter: &Exporter| exporter.get("/metrics").body;
     // The last of the recorded lines of GPU 0.
-    let last = "llamacpp_gpu_utilization_percent{gpu=\"0\"} 26";
+    let last = "llamacpp_gpu_utilization_percent{gpu=\"0\"} 17";
     wait_until("three GPUs", || {
         let text = metrics(&exporter);
         text.contains("gpu=\"2\"") && text.contains(last)
@@ -110,14 +110,14 @@ fn values_of_nvidia_smi_are_exported_and_unknown_ones_are_absent() {
     let text = metrics(&exporter);
     for line in [
         "llamacpp_gpu_utilization_percent{gpu=\"2\"} 0",
-        "llamacpp_temperature_celsius{gpu=\"0\"} 38",
+        "llamacpp_temperature_celsius{gpu=\"0\"} 37",
         "llamacpp_temperature_celsius{gpu=\"1\"} 33",
-        "llamacpp_gpu_memory_used_bytes{gpu=\"0\"} 2700083200",
+        "llamacpp_gpu_memory_used_bytes{gpu=\"0\"} 8570011648",
         "llamacpp_gpu_memory_total_bytes{gpu=\"0\"} 150754820096",
         "llamacpp_gpu_memory_total_bytes{gpu=\"1\"} 85899345920",
-        "llamacpp_gpu_memory_free_bytes{gpu=\"0\"} 147408814080",
-        "llamacpp_gpu_power_watts{gpu=\"0\"} 401.58",
-        "llamacpp_gpu_info{driver=\"580.159.04\",gpu=\"0\",name=\"NVIDIA H200\",uuid=\"GPU-d252b11e-2df0-ced6-abc3-ecadc159b821\"} 1",
+        "llamacpp_gpu_memory_free_bytes{gpu=\"0\"} 141540982784",
+        "llamacpp_gpu_power_watts{gpu=\"0\"} 153.72",
+        "llamacpp_gpu_info{driver=\"580.159.04\",gpu=\"0\",name=\"NVIDIA H200\",uuid=\"GPU-03003391-6e0f-ad9d-1819-0436ef5d7153\"} 1",
     ] {
         assert!(text.contains(&format!("\n{line}\n")), "{line}\n{text}");
     }
@@ -177,6 +177,29 @@ fn a_silent_nvidia_smi_delays_no_poll_and_has_no_metrics() {
     exporter.after_polls(2);
     let text = exporter.get("/metrics").body;
     assert!(!text.contains("llamacpp_gpu_"), "{text}");
+}
+
+/// As a real one that was stopped by a signal for ten seconds.
+#[test]
+fn values_of_an_nvidia_smi_that_hangs_end_and_come_back() {
+    let fake =
+        Fake::new("while :; do [ ! -e {calls} ] && cat \"${0%/*}/gpu.csv\"; sleep 0.2; done\n");
+    fs::copy(recorded("query-gpu-idle.csv"), fake.path("gpu.csv")).unwrap();
+    let exporter = fake.start();
+    let power = |exporter: &Exporter| exporter.scrape().has("llamacpp_gpu_power_watts");
+    let log = || exporter.log_lines();
+    wait_until("it is read", || power(&exporter));
+    let logged = |text: &str| log().iter().filter(|line| line.contains(text)).count();
+    let reading = "reading NVIDIA GPUs gpus=1 first=\"NVIDIA H200\" driver=580.159.04";
+    wait_until("the log says so", || logged(reading) == 1);
+    fake.write("calls", "");
+    wait_until("it has no values", || !power(&exporter));
+    wait_until("the log says so", || {
+        logged("nvidia-smi no longer reports a GPU") == 1
+    });
+    fs::remove_file(fake.path("calls")).unwrap();
+    wait_until("it is read again", || power(&exporter));
+    wait_until("the log says so", || logged(reading) == 2);
 }
 
 #[test]
@@ -399,7 +422,7 @@ fn in_a_container_only_a_process_that_has_the_gpu_open_is_matched() {
         &recorded("query-gpu-idle.csv"),
         &recorded("query-compute-apps-own-pid-namespace.csv"),
     );
-    let arguments = with_process(&fake, 6);
+    let arguments = with_process(&fake, 2);
     let server = Server::recorded(NEW, Stage::Idle);
     let mut command = unshare();
     command
@@ -413,9 +436,9 @@ fn in_a_container_only_a_process_that_has_the_gpu_open_is_matched() {
         scrape.has("llamacpp_memory_usage_bytes") && scrape.has("llamacpp_temperature_celsius")
     });
     assert!(!exporter.after_polls(3).has(PROCESS_MEMORY));
-    std::os::unix::fs::symlink("/dev/nvidia0", fake.path("proc/6/fd/9")).unwrap();
+    std::os::unix::fs::symlink("/dev/nvidia0", fake.path("proc/2/fd/9")).unwrap();
     let scrape = exporter.until("it is seen to use it", |scrape| scrape.has(PROCESS_MEMORY));
-    scrape.assert_value(PROCESS_MEMORY, 2566.0 * 1048576.0);
+    scrape.assert_value(PROCESS_MEMORY, 3590.0 * 1048576.0);
 }
 
 #[test]

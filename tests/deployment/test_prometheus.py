@@ -94,8 +94,8 @@ def nvidia_smi(tmp_path_factory):
     program = tmp_path_factory.mktemp("bin") / "nvidia-smi"
     pid = program.with_name("pid")
     pid.write_text("")
-    # 535 is the recorded process.
-    processes = f"s/^535,/$(cat {pid}),/"
+    # 1069 is the recorded llama-server.
+    processes = f"s/^1069,/$(cat {pid}),/"
     program.write_text(
         f"#!/bin/sh\nwhile :; do case $1 in --query-gpu=*) cat {recorded}/query-gpu-busy.csv ;; "
         f'*) sed "{processes}" {recorded}/query-compute-apps.csv ;; esac; sleep 1; done\n'

@@ -183,7 +183,7 @@ class ScriptedLoad:
     def _write_nvidia_smi(self):
         """A GPU at a constant power: a program that prints what nvidia-smi does."""
         (self.gpu / "sys").mkdir(parents=True)
-        line = f"0, GPU-0, 580.159.04, {GPU_PERCENT}, 39, 2575, 143771, 140580, {GPU_WATTS}, NVIDIA H200"
+        line = f"0, GPU-0, 580.159.04, {GPU_PERCENT}, 39, 8173, 143771, 134984, {GPU_WATTS}, NVIDIA H200"
         program = self.gpu / "nvidia-smi"
         program.write_text(
             f"#!/bin/sh\ncase $1 in --query-gpu=*) line='{line}' ;; *) line='1, GPU-0, 10' ;; esac\n"

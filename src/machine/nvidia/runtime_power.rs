@@ -318,7 +318,7 @@ mod tests {
         let file = |name: &str| fs::read_to_string(recorded.join(name)).unwrap();
         let information = file("information.txt");
         let uuid = field(&information, "GPU UUID");
-        assert_eq!(uuid, Some("GPU-d252b11e-2df0-ced6-abc3-ecadc159b821"));
+        assert_eq!(uuid, Some("GPU-03003391-6e0f-ad9d-1819-0436ef5d7153"));
         for (control, driver) in [
             ("on\n", POWER),
             ("auto\n", &file("power.txt")),
