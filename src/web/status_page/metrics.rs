@@ -127,27 +127,25 @@ fn write_present<'a>(
     write_more(out, left_out, "metrics: see /metrics");
 }
 
-/// The first part of a metric's help: what it is.
+/// The part of a metric's help that says what it is.
 fn meaning(family: &Family) -> &'static str {
-    let end = family.help.find([';', ':']).unwrap_or(family.help.len());
-    let help = family.help.get(..end).unwrap_or(family.help);
-    let sentence = help
-        .find(". ")
-        .and_then(|end| help.get(..end))
-        .unwrap_or(help);
-    sentence.trim_end_matches('.')
+    let help = family.help.trim_start_matches("Always 1; ");
+    let end = help.find([';', ':']).unwrap_or(help.len());
+    let help = help.get(..end).unwrap_or(help);
+    let sentence = help.find(". ").and_then(|end| help.get(..end));
+    sentence.unwrap_or(help).trim_end_matches('.')
 }
 
-/// A value as people read it, with up to six digits.
+/// A value as people read it.
 fn exact(value: f64) -> String {
-    match value.fract() == 0.0 && value.abs() < 1e15 {
-        true => grouped(value),
-        false if value.abs() >= 1000.0 => grouped(value),
-        false => {
-            let text = format!("{value:.3}");
-            text.trim_end_matches('0').trim_end_matches('.').to_owned()
-        }
+    if value.abs() >= 1000.0 || value.fract() == 0.0 {
+        return grouped(value);
     }
+    let text = match value.abs() < 0.1 {
+        true => format!("{value:.6}"),
+        false => format!("{value:.3}"),
+    };
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 fn capitalized(text: &str) -> String {

@@ -141,7 +141,7 @@ pub fn write_plots(out: &mut Html, page: &StatusPage, bytes: usize) {
         write_more(out, left_out.saturating_add(without_history), "GPUs");
         out.raw("</section>\n");
     }
-    out.raw("<p class=\"hint\">Shaded: nothing was known then.</p>\n");
+    out.raw("<p class=\"hint\">Shaded: nothing was known then. p50 and p95 are of the requests of the last minute.</p>\n");
 }
 
 /// How many points of the history are made one, so that the plots of a model have about `bytes`.
@@ -204,7 +204,7 @@ fn write_model(
     let missing = titles(&missing);
     if !missing.is_empty() {
         out.raw("<p class=\"hint\">Not known: ").text(&missing);
-        out.raw(". <a href=\"#absent\">Absent metrics</a> says why.</p>\n");
+        out.raw(". <a href=\"#absent\">Why, and what to do</a></p>\n");
     }
     out.raw("</section>\n");
 }

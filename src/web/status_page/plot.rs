@@ -41,17 +41,17 @@ pub struct Line {
 
 /// Writes the grid and the axis of time of all line plots, once.
 pub fn write_axis(out: &mut Html, points: usize) {
-    out.raw("<svg class=\"defs\" aria-hidden=\"true\"><defs><g id=\"x\"><path class=\"g\" d=\"M50 8h224M50 58h224M50 108h224\"/>");
+    out.raw("<svg class=\"defs\" aria-hidden=\"true\"><defs><g id=\"x\"><path class=\"g\" d=\"M54 8h220M54 58h220M54 108h220\"/>");
     let minutes = points as f64 * POINT_SECONDS / 60.0;
     let labels = [
-        ("<text y=\"125\" x=\"50\">−", 1.0, " min</text>"),
+        ("<text y=\"125\" x=\"54\">−", 1.0, " min</text>"),
         (
-            "<text class=\"m\" y=\"125\" x=\"125\">−",
+            "<text class=\"m\" y=\"125\" x=\"127\">−",
             2.0 / 3.0,
             "</text>",
         ),
         (
-            "<text class=\"m\" y=\"125\" x=\"199\">−",
+            "<text class=\"m\" y=\"125\" x=\"201\">−",
             1.0 / 3.0,
             "</text>",
         ),
@@ -134,15 +134,15 @@ impl LinePlot<'_> {
         out.text_of(&self.description(), 400);
         out.raw("</desc><use href=\"#x\"/><g class=\"y\">");
         for (start, share) in [
-            ("<text x=\"44\" y=\"12\">", 1.0),
-            ("<text x=\"44\" y=\"62\">", 0.5),
-            ("<text x=\"44\" y=\"112\">", 0.0),
+            ("<text x=\"50\" y=\"12\">", 1.0),
+            ("<text x=\"50\" y=\"62\">", 0.5),
+            ("<text x=\"50\" y=\"112\">", 0.0),
         ] {
-            let label = self.unit.label(end * share);
+            let label = self.unit.format(end * share);
             out.raw(start).text(&label).raw("</text>");
         }
         let width = self.points().saturating_sub(1).to_string();
-        out.raw("</g><svg x=\"50\" y=\"8\" width=\"224\" height=\"100\" preserveAspectRatio=\"none\" viewBox=\"0 0 ");
+        out.raw("</g><svg x=\"54\" y=\"8\" width=\"220\" height=\"100\" preserveAspectRatio=\"none\" viewBox=\"0 0 ");
         out.text(&width).raw(" 200\">");
         self.write_gaps(out);
         for (line, (_, path)) in self.lines.iter().zip(CLASSES).rev() {
@@ -276,7 +276,7 @@ pub fn write_context_bars(out: &mut Html, slots: &[(u64, f64)], size: Option<f64
     }
     out.raw("tokens</small></span></span></figcaption>");
     let shown = slots.len().min(MOST_BARS);
-    let pitch = (120.0 / shown.max(1) as f64).clamp(20.0, 40.0);
+    let pitch = (120.0 / shown.max(1) as f64).clamp(20.0, 60.0);
     let height = (pitch * shown as f64 + 12.0).max(132.0).to_string();
     out.raw("<svg role=\"img\" viewBox=\"0 0 280 ")
         .text(&height);
@@ -292,14 +292,14 @@ pub fn write_context_bars(out: &mut Html, slots: &[(u64, f64)], size: Option<f64
             format!("{:.1}", middle + 4.0),
             format!("{:.1}", middle - 7.0),
         );
-        let width = format!("{:.1}", (tokens / end).clamp(0.0, 1.0) * 160.0);
-        out.raw("<text class=\"e\" x=\"44\" y=\"")
+        let width = format!("{:.1}", (tokens / end).clamp(0.0, 1.0) * 156.0);
+        out.raw("<text class=\"e\" x=\"48\" y=\"")
             .text(&y)
             .raw("\">slot ");
         out.text(&id.to_string())
-            .raw("</text><rect class=\"t\" x=\"50\" width=\"160\" y=\"");
+            .raw("</text><rect class=\"t\" x=\"54\" width=\"156\" y=\"");
         out.text(&top)
-            .raw("\"/><rect class=\"f\" x=\"50\" width=\"")
+            .raw("\"/><rect class=\"f\" x=\"54\" width=\"")
             .text(&width);
         out.raw("\" y=\"")
             .text(&top)

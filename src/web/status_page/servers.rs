@@ -120,48 +120,73 @@ fn write_server(out: &mut Html, page: &StatusPage, server: &Snapshot, table_byte
     }
 }
 
-/// Writes the models of a server as a table: loaded ones first.
+/// Writes the models of a server: those in memory as a table, the names of the others.
 fn write_table(out: &mut Html, all: &[Model], bytes: usize) {
-    let mut sorted: Vec<&Model> = all.iter().collect();
-    sorted.sort_by_key(|model| (!is_running(model), !model.is_loaded()));
-    out.raw("<table class=\"models\"><caption>")
-        .text(&all.len().to_string());
-    out.raw(" models, busy and loaded ones first</caption><thead><tr><th scope=\"col\">Model</th><th scope=\"col\">Status</th>\
-             <th scope=\"col\" class=\"n\">Tokens/s</th><th scope=\"col\" class=\"n\">Requests</th>\
-             <th scope=\"col\" class=\"n w\">Memory</th></tr></thead><tbody>\n");
-    let left_out = out.items(sorted, bytes, |out, model| {
-        out.raw("<tr><th scope=\"row\">").name(&model.name);
-        if let Some(mode) = &model.mode {
-            out.raw(" <small>").text(mode).raw("</small>");
+    let (mut loaded, others): (Vec<_>, Vec<_>) = all.iter().partition(|model| model.is_loaded());
+    loaded.sort_by_key(|model| !is_running(model));
+    out.raw("<p class=\"facts\">")
+        .text(&all.len().to_string())
+        .raw(" models, ");
+    out.text(&loaded.len().to_string()).raw(" in memory</p>\n");
+    if !loaded.is_empty() {
+        out.raw("<table class=\"models\"><caption>Models in memory</caption><thead><tr>\
+                 <th scope=\"col\">Model</th><th scope=\"col\">Status</th>\
+                 <th scope=\"col\" class=\"n\">Tokens/s</th><th scope=\"col\" class=\"n\">Requests</th>\
+                 <th scope=\"col\" class=\"n w\">Memory</th></tr></thead><tbody>\n");
+        let left_out = out.items(loaded, bytes, write_row);
+        out.raw("</tbody></table>\n");
+        write_more(out, left_out, "models in memory");
+    }
+    if !others.is_empty() {
+        out.raw("<p class=\"hint\">Not in memory: ");
+        let left_out = out.items(
+            others.iter().enumerate(),
+            bytes / 4,
+            |out, (index, model)| {
+                out.raw(if index > 0 { ", " } else { "" }).name(&model.name);
+                if model.status != Some(ModelStatus::Unloaded) {
+                    let status = model.status.map_or("unknown", ModelStatus::label);
+                    out.raw(" (").text(status).raw(")");
+                }
+            },
+        );
+        if left_out > 0 {
+            out.raw(" and ").text(&left_out.to_string()).raw(" more");
         }
-        out.raw("</th><td>");
-        write_status(out, model);
-        let numbers = [
-            (
-                "llamacpp_tokens_per_second",
-                Unit::TokensPerSecond,
-                "</td><td class=\"n\">",
-            ),
-            (
-                "llamacpp_requests_processing",
-                Unit::Count,
-                "</td><td class=\"n\">",
-            ),
-            (
-                "llamacpp_memory_usage_bytes",
-                Unit::Bytes,
-                "</td><td class=\"n w\">",
-            ),
-        ];
-        for (name, unit, cell) in numbers {
-            out.raw(cell);
-            let value = value::of_model(name, model);
-            out.text(&value.map_or("–".to_owned(), |value| unit.label(value)));
-        }
-        out.raw("</td></tr>\n");
-    });
-    out.raw("</tbody></table>\n");
-    write_more(out, left_out, "models");
+        out.raw("</p>\n");
+    }
+}
+
+fn write_row(out: &mut Html, model: &Model) {
+    out.raw("<tr><th scope=\"row\">").name(&model.name);
+    if let Some(mode) = &model.mode {
+        out.raw(" <small>").text(mode).raw("</small>");
+    }
+    out.raw("</th><td>");
+    write_status(out, model);
+    let numbers = [
+        (
+            "llamacpp_tokens_per_second",
+            Unit::TokensPerSecond,
+            "</td><td class=\"n\">",
+        ),
+        (
+            "llamacpp_requests_processing",
+            Unit::Count,
+            "</td><td class=\"n\">",
+        ),
+        (
+            "llamacpp_memory_usage_bytes",
+            Unit::Bytes,
+            "</td><td class=\"n w\">",
+        ),
+    ];
+    for (name, unit, cell) in numbers {
+        out.raw(cell);
+        let value = value::of_model(name, model).map(|value| unit.format(value));
+        out.text(value.as_deref().unwrap_or("–"));
+    }
+    out.raw("</td></tr>\n");
 }
 
 fn is_running(model: &Model) -> bool {

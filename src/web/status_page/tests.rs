@@ -171,7 +171,10 @@ fn the_page_is_small_and_whole_whatever_is_watched() {
 fn what_is_left_out_is_counted() {
     let page = page_of(&[server(0, 500)], 0);
     assert!(page.contains("500 models"));
-    let more = page.split_once(" more models</p>").expect("a count").0;
+    let more = page
+        .split_once(" more models in memory</p>")
+        .expect("a count")
+        .0;
     let count: usize = more.rsplit_once("and ").unwrap().1.parse().unwrap();
     let rows = more
         .split_once("<table class=\"models\">")

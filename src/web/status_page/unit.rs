@@ -20,21 +20,13 @@ pub enum Unit {
 const BYTES: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 impl Unit {
-    /// A value with its unit.
+    /// A value with its unit, as far as the title of a plot does not have that.
     pub fn format(self, value: f64) -> String {
-        match self {
-            Unit::TokensPerSecond => format!("{}/s", three_digits(value)),
-            _ => self.label(value),
-        }
-    }
-
-    /// A value as an axis has it.
-    pub fn label(self, value: f64) -> String {
         match self {
             Unit::TokensPerSecond => three_digits(value),
             Unit::Count => grouped(value),
             Unit::Percent => format!("{}%", three_digits(value)),
-            Unit::Ratio => Unit::Percent.label(value * 100.0),
+            Unit::Ratio => Unit::Percent.format(value * 100.0),
             Unit::Bytes => {
                 let (size, power) = self.scale(value);
                 let unit = BYTES.get(power).unwrap_or(&"");
@@ -120,9 +112,9 @@ mod tests {
     #[test]
     fn values_have_three_digits_and_a_unit() {
         for (unit, value, text) in [
-            (Unit::TokensPerSecond, 0.0, "0/s"),
-            (Unit::TokensPerSecond, 42.345, "42.3/s"),
-            (Unit::TokensPerSecond, 12345.6, "12,346/s"),
+            (Unit::TokensPerSecond, 0.0, "0"),
+            (Unit::TokensPerSecond, 42.345, "42.3"),
+            (Unit::TokensPerSecond, 12345.6, "12,346"),
             (Unit::Count, 1234567.0, "1,234,567"),
             (Unit::Count, 999.0, "999"),
             (Unit::Count, -1000.0, "-1,000"),
@@ -152,7 +144,10 @@ mod tests {
             let found = unit.end_of_axis(most);
             assert!((found - end).abs() < 1e-9, "{most}: {found}");
         }
-        assert_eq!(Unit::Bytes.label(Unit::Bytes.end_of_axis(3.3e8)), "400 MiB");
+        assert_eq!(
+            Unit::Bytes.format(Unit::Bytes.end_of_axis(3.3e8)),
+            "400 MiB"
+        );
     }
 
     #[test]
