@@ -82,6 +82,26 @@ fn a_check_fails_for_each_server_that_is_down_or_refuses_the_key() {
 }
 
 #[test]
+fn a_check_sends_no_probe() {
+    let server = Server::recorded(NEW, Stage::After);
+    let document = document(
+        &["--base-url", &server.url(), "--probe-interval", "10ms"],
+        0,
+    );
+    let text = document.to_string();
+    assert!(
+        text.contains("no probe was sent") && !text.contains("probe_off"),
+        "{text}"
+    );
+    assert!(
+        server
+            .requests()
+            .iter()
+            .all(|request| request.method == "GET")
+    );
+}
+
+#[test]
 fn json_needs_check() {
     let ended = called(&["--json"], &[]);
     ended.assert_code(2);

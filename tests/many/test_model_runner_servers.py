@@ -125,7 +125,7 @@ def test_two_processes_of_one_model_and_mode_are_ambiguous(start_runner, replay)
     start_runner(GEMMA), start_runner(GEMMA)
     report = run_check(replay(recorded(KIND, "idle")).url)
     assert report.notes.count(AMBIGUOUS) == 1
-    assert report.value("generated_tokens_total", model=GEMMA) is None
+    assert report.value("slots", model=GEMMA) is None
 
 
 def test_a_model_in_another_mode_is_another_process(start_runner, replay):

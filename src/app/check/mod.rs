@@ -41,12 +41,16 @@ const PAUSE_WITH_LOG: Duration = Duration::from_millis(5500);
 /// # Errors
 /// A setting cannot be used, or no thread can be started.
 pub fn run(settings: &Settings) -> Result<ExitCode, Fatal> {
+    let has_probes = settings.probe_interval.is_some();
     let settings = &settings_of_check(settings);
     // The report says what the log would say.
     if settings.log_level < Level::Debug {
         log::set_level(Level::Error);
     }
-    let report = check(settings, &Progress::new())?;
+    let mut report = check(settings, &Progress::new())?;
+    if has_probes {
+        without_probes(&mut report);
+    }
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -152,6 +156,18 @@ fn check(settings: &Settings, progress: &Progress) -> Result<CheckReport, Fatal>
     report.ok = report.problems.is_empty();
     progress.end();
     Ok(report)
+}
+
+/// Removes that no probes are sent: with these settings, the exporter sends them.
+fn without_probes(report: &mut CheckReport) {
+    let off = Some(Absence::ProbeOff.id());
+    for server in &mut report.servers {
+        server.missing.retain(|missing| Some(missing.reason) != off);
+        server.sources.retain(|source| source.reason != off);
+    }
+    report
+        .notes
+        .push("no probe was sent: --probe-interval has no effect with --check".to_owned());
 }
 
 fn gpu_values(gpus: &[Gpu]) -> Vec<ValueReport> {

@@ -1,20 +1,34 @@
 //! Columns of a table whose first one holds names from outside.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::bounds::escape::Escaped;
 
-/// `names` escaped and cut to `width` characters in the middle. Names that differ stay different:
-/// those that are cut to the same text get a number.
-pub fn cut_names(names: &[&str], width: usize) -> Vec<String> {
-    let cut: Vec<String> = names.iter().map(|name| cut_middle(name, width)).collect();
+/// `names` escaped and cut in the middle, to the first of `widths` at which those that differ stay
+/// different; if there is none, those that are cut to the same text get a number.
+pub fn cut_names(names: &[&str], widths: &[usize]) -> Vec<String> {
+    let cut_to = |width: &usize| -> Vec<String> {
+        let cut = names.iter().map(|name| cut_middle(name, *width));
+        cut.collect()
+    };
+    let is_unambiguous = |cut: &Vec<String>| {
+        let before: BTreeSet<&&str> = names.iter().collect();
+        let after: BTreeSet<&String> = cut.iter().collect();
+        before.len() == after.len()
+    };
+    let fitting = widths.iter().map(cut_to).find(is_unambiguous);
+    fitting.unwrap_or_else(|| numbered(&cut_to(widths.first().unwrap_or(&0))))
+}
+
+/// `names` with a number for each that comes more than once.
+fn numbered(names: &[String]) -> Vec<String> {
     let mut seen = BTreeMap::<&str, usize>::new();
-    for name in &cut {
+    for name in names {
         let count = seen.entry(name).or_default();
         *count = count.saturating_add(1);
     }
     let mut numbers = BTreeMap::<&str, usize>::new();
-    let numbered = cut.iter().map(|name| {
+    let numbered = names.iter().map(|name| {
         if seen.get(name.as_str()) == Some(&1) {
             return name.clone();
         }
@@ -59,10 +73,12 @@ mod tests {
     fn names_that_differ_stay_different() {
         let long = |middle: &str| format!("begin-{}{middle}{}-end", "x".repeat(40), "x".repeat(40));
         let (a, b) = (long("a"), long("b"));
-        let cut = cut_names(&["short", &a, &b, "name\n"], 20);
+        let cut = cut_names(&["short", &a, &b, "name\n"], &[20]);
         assert_eq!(cut[0], "short");
         assert_eq!(cut[1], "begin-xxxx…xxxxx-end #1");
         assert_eq!(cut[2], "begin-xxxx…xxxxx-end #2");
         assert_eq!(cut[3], "name\\n");
+        assert_eq!(cut_names(&[&a, &b], &[20, 100]), [a.clone(), b]);
+        assert_eq!(cut_names(&[&a, &a], &[20, 100])[0], "begin-xxxx…xxxxx-end");
     }
 }

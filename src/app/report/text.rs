@@ -10,8 +10,8 @@ use crate::app::report::{
     SourceReport, units,
 };
 
-/// The most characters of a model's name in a column.
-const NAME_WIDTH: usize = 40;
+/// The most characters of a model's name in a column, and of names that are the same otherwise.
+const NAME_WIDTHS: [usize; 3] = [40, 60, 80];
 /// Of a server with several models, the values of this many loaded ones are listed.
 const MOST_MODELS_WITH_VALUES: usize = 3;
 /// The most targets of a Prometheus that are listed.
@@ -104,7 +104,7 @@ fn write_models(lines: &mut Lines, server: &ServerReport, now: f64) {
         .collect();
     let has_many = names.len() > 1;
     let shown = match has_many {
-        true => cut_names(&names, NAME_WIDTH),
+        true => cut_names(&names, &NAME_WIDTHS),
         false => names.iter().map(|name| (*name).to_owned()).collect(),
     };
     let width = if has_many {
