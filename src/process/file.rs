@@ -149,8 +149,7 @@ fn check_type(found: &Metadata, is_wanted: impl Fn(&FileType) -> bool) -> io::Re
 /// Pins the file at `path` without opening it.
 #[cfg(target_os = "linux")]
 fn pin(path: &Path, flags: i32) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags(O_PATH | flags).open(path)
+    os::open_with_flags(path, O_PATH | flags)
 }
 
 /// Opens the pinned file, even if another file has its name now.

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 #[cfg(target_os = "linux")]
-pub use linux::{connect_without_waiting, open_in_root, refuse_connections};
+pub use linux::{connect_without_waiting, open_in_root, open_with_flags, refuse_connections};
 
 unsafe extern "C" {
     fn signal(number: c_int, handler: extern "C" fn(c_int)) -> usize;
@@ -385,7 +385,7 @@ fn check(result: c_int) -> io::Result<()> {
 /// Linux only.
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::ffi::{CString, c_long, c_ulong};
+    use std::ffi::{CString, c_char, c_long, c_ulong};
     use std::mem;
     use std::os::fd::FromRawFd;
     use std::os::unix::ffi::OsStrExt;
@@ -395,6 +395,7 @@ mod linux {
     use super::*;
 
     const AF_UNIX: c_int = 1;
+    const O_CLOEXEC: c_int = 0o2_000_000;
 
     /// `sockaddr_un`; the path of an abstract socket starts with a zero byte.
     #[repr(C)]
@@ -413,6 +414,7 @@ mod linux {
 
     unsafe extern "C" {
         fn prctl(option: c_int, ...) -> c_int;
+        fn open(path: *const c_char, flags: c_int, ...) -> c_int;
         fn syscall(number: c_long, ...) -> c_long;
         fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
         fn connect(descriptor: c_int, address: *const UnixAddress, length: u32) -> c_int;
@@ -546,6 +548,22 @@ mod linux {
         check(unsafe { shutdown(listener.as_raw_fd(), SHUT_RDWR) })
     }
 
+    /// Opens `path` with these `O_*` flags. With musl, the standard library removes `O_PATH`, which is
+    /// a part of `O_ACCMODE` there.
+    ///
+    /// # Errors
+    /// The system call failed.
+    pub fn open_with_flags(path: &Path, flags: i32) -> io::Result<File> {
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        // SAFETY: the path ends with a zero byte and lives through the call; no flag creates a file.
+        let opened = unsafe { open(path.as_ptr(), flags | O_CLOEXEC) };
+        match opened {
+            // SAFETY: the system just returned this descriptor, and nothing else owns it.
+            0.. => Ok(unsafe { File::from_raw_fd(opened) }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Opens `path` as seen by a process whose root directory is `root`, with `O_*` flags. Calls
     /// `openat2` with `RESOLVE_IN_ROOT`, and does not follow magic links (`/proc/PID/fd` etc.).
     ///
@@ -553,7 +571,6 @@ mod linux {
     /// `Unsupported` before Linux 5.6, `WouldBlock` if something on the path is being renamed, or
     /// the system call failed.
     pub fn open_in_root(root: &impl AsFd, path: &Path, flags: i32) -> io::Result<File> {
-        const O_CLOEXEC: c_int = 0o2_000_000;
         const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
         const RESOLVE_IN_ROOT: u64 = 0x10;
         /// The same on all architectures that number system calls from 0, except Alpha.
