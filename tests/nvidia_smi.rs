@@ -457,8 +457,7 @@ fn check_reports_where_gpus_and_processes_were_searched() {
     let report = exporter::run(&mut command).stdout;
     for wanted in [
         "this machine's GPUs: none\n".to_owned(),
-        format!("no nvidia-smi in {}", fake.path("").display()),
-        "/usr/lib/wsl/lib".to_owned(),
+        "no nvidia-smi in PATH, /usr/bin, /usr/lib/wsl/lib, /usr/local/nvidia/bin".to_owned(),
         format!(
             "no AMD or Intel GPU in {}",
             fake.path("sys/class/drm").display()

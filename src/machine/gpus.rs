@@ -43,13 +43,9 @@ impl Gpus {
         let nvidia = NvidiaSmi::start(settings);
         let cards = DrmCards::find(&settings.sysfs, nvidia.is_ok());
         let mut missing = Vec::new();
-        if let Err(folders) = &nvidia {
-            let folders: Vec<_> = folders
-                .iter()
-                .map(|path| path.display().to_string())
-                .collect();
+        if let Err(why) = &nvidia {
             let source = Source::missing(SourceKind::GpuDriver("nvidia-smi"), Absence::NoNvidiaSmi);
-            missing.push(source.with_error(&format!("no nvidia-smi in {}", folders.join(", "))));
+            missing.push(source.with_error(why));
         }
         if cards.is_empty() {
             let folder = settings.sysfs.join("class/drm");

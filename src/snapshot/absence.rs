@@ -87,7 +87,7 @@ absences! {
         "nothing to do, the figures of its requests are kept for an hour";
     ModelUnnamed Waiting "model_unnamed",
         "the server has not named its model yet",
-        "the model's series begin when it has; if the model is loading, that is when it has loaded";
+        "the model's series begin when it has; if the model is loading, that is when it has loaded; --model NAME names it before";
     ModelLoading Waiting "model_loading",
         "the model is loading",
         "nothing to do, it is known once the model has loaded";
@@ -166,13 +166,13 @@ absences! {
         "run the exporter as Model Runner's user or as root with CAP_SYS_PTRACE, in a container with --pid=host --user 0 --cap-add SYS_PTRACE";
     RunnerAmbiguous NotThere "runner_ambiguous",
         "several processes run the same model in the same mode",
-        "none of them is read, as the right one is unknown";
+        "end all but one of them: none is read, as the right one is unknown";
     RunnerLeftOut NotThere "runner_left_out",
         "its /metrics leaves out models that were loaded by name",
         "load a model by its ID (sha256:…) to get its counters from there";
     RunnerSamplesAmbiguous NotThere "runner_samples_ambiguous",
         "its /metrics has several samples for one model and mode",
-        "none is used, as the right one is unknown";
+        "load the model under one name: no sample is used, as the right one is unknown";
     OllamaServerNotFound NotThere "ollama_server_not_found",
         "the llama-server of a model was not found among the processes that can be seen from here, so its tokens are unknown, and its status is idle even while it is running",
         "run the exporter on Ollama's machine, in a container with the host's PID and network namespaces";
@@ -207,13 +207,13 @@ absences! {
         "give --log-file the log of one server";
     LogUnused Off "log_unused",
         "--log-file has no effect here",
-        "only the logs of llama-server, its router and Ollama are understood";
+        "remove it, as only the logs of llama-server, its router and Ollama are understood";
     LogAmbiguous Waiting "log_ambiguous",
         "the log is not used now",
         "its lines do not say which of the loaded models they are about, or the llama-server of the loaded model was not found";
     LogNotServed NotThere "log_not_served",
         "the server does not serve its log",
-        "update the server: requests are counted by what else it reports of them";
+        "update llama-swap or Docker Model Runner; until then, requests are counted by what else they report";
     RequestRecordsOff Off "request_records_off",
         "the server's records of its requests are not read",
         "remove --no-request-records (LLAMACPP_NO_REQUEST_RECORDS)";
@@ -320,13 +320,13 @@ absences! {
         "nothing to do, it is known after the first request";
     TooManySlots NotThere "too_many_slots",
         "the model has more than 64 slots",
-        "llamacpp_context_size_tokens has the fullest slot, llamacpp_kv_cache_usage_ratio all of them";
+        "nothing to do, llamacpp_context_size_tokens has the fullest slot";
     NoSpeculativeDecoding NotThere "no_speculative_decoding",
         "the server does not use speculative decoding",
         "start llama-server with a draft model (--model-draft) or another --spec-type";
     PromptsUncounted NotThere "prompts_uncounted",
         "/metrics does not count the prompt tokens of completed requests, as llama-server before b10566 does not count those of embeddings and reranking",
-        "they are not exported; --log-file provides them, and so does a newer build";
+        "give the exporter the server's log with --log-file, or use a newer build; until then they are not exported";
 }
 
 #[cfg(test)]

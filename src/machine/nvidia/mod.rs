@@ -9,7 +9,6 @@ mod query;
 mod runtime_power;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -69,8 +68,8 @@ impl NvidiaSmi {
     /// Keeps `nvidia-smi` running from now on.
     ///
     /// # Errors
-    /// It is not installed; the error lists the folders that were searched.
-    pub fn start(settings: &Settings) -> Result<NvidiaSmi, Vec<PathBuf>> {
+    /// It is not installed; the text says where it was searched.
+    pub fn start(settings: &Settings) -> Result<NvidiaSmi, String> {
         let program = query::find_program(std::env::var_os("PATH").as_deref())?;
         let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
         let interval = settings.interval.clamp(second, hour);

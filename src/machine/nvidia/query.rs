@@ -27,22 +27,23 @@ const INHERITED_VARIABLE: &str = "LD_LIBRARY_PATH";
 /// The `PATH` that it gets, in case it is a wrapper script.
 const CHILD_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Finds the program in `path`, or returns the folders that were searched. Ignores relative
-/// folders, which depend on the working directory.
-pub fn find_program(path: Option<&OsStr>) -> Result<PathBuf, Vec<PathBuf>> {
+/// Finds the program in `path` and some more folders. Ignores relative folders, which depend on the
+/// working directory.
+///
+/// # Errors
+/// It is not there; the text says where it was searched.
+pub fn find_program(path: Option<&OsStr>) -> Result<PathBuf, String> {
     let of_path = path.into_iter().flat_map(std::env::split_paths);
-    let mut folders: Vec<PathBuf> = Vec::new();
-    for folder in of_path.chain(MORE_FOLDERS.map(PathBuf::from)) {
-        if folder.is_absolute() && !folders.contains(&folder) {
-            folders.push(folder);
-        }
-    }
+    let folders = of_path.chain(MORE_FOLDERS.map(PathBuf::from));
     let is_executable = |program: &PathBuf| {
         let found = fs::metadata(program);
         found.is_ok_and(|file| file.is_file() && os::is_executable(&file))
     };
-    let mut programs = folders.iter().map(|folder| folder.join("nvidia-smi"));
-    programs.find(is_executable).ok_or(folders)
+    folders
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join("nvidia-smi"))
+        .find(is_executable)
+        .ok_or_else(|| format!("no nvidia-smi in PATH, {}", MORE_FOLDERS.join(", ")))
 }
 
 /// Handles each line of the output, on the thread that reads it.
@@ -212,17 +213,12 @@ mod tests {
         fs::write(&program, "").unwrap();
         let path = format!(".:relative::{}:/usr/bin", folder.path().display());
         let searched = find_program(Some(OsStr::new(&path))).unwrap_err();
-        let expected: Vec<PathBuf> = [folder.path().to_str().unwrap()]
-            .into_iter()
-            .chain(MORE_FOLDERS)
-            .map(PathBuf::from)
-            .collect();
-        assert_eq!(searched, expected, "it is there, and not executable");
+        // It is there, and not executable.
+        assert_eq!(
+            searched,
+            "no nvidia-smi in PATH, /usr/bin, /usr/lib/wsl/lib, /usr/local/nvidia/bin"
+        );
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(find_program(Some(OsStr::new(&path))), Ok(program));
-        assert_eq!(
-            find_program(None).unwrap_err(),
-            MORE_FOLDERS.map(PathBuf::from)
-        );
     }
 }
