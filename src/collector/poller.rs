@@ -184,11 +184,7 @@ impl Poller {
             .others
             .as_ref()
             .filter(|_| !up && !reading.is_unanswered());
-        let notes_on_down: Vec<String> = others
-            .and_then(OtherServers::note)
-            .into_iter()
-            .chain(note_on_processes)
-            .collect();
+        let note_on_others = others.and_then(OtherServers::note);
         let snapshot = Snapshot {
             server: self.server.clone(),
             up: Some(up),
@@ -207,7 +203,8 @@ impl Poller {
                 .map(|note| (*note).to_owned())
                 .chain(self.machine.notes())
                 .chain(advice.as_ref().map(|advice| advice.text.clone()))
-                .chain(notes_on_down.clone())
+                .chain(note_on_others.clone())
+                .chain(note_on_processes.clone())
                 .collect(),
             down: advice
                 .as_ref()
@@ -215,8 +212,13 @@ impl Poller {
             sources: self.sources.update(&reading, &sources),
         };
         if up || !self.has_ended() {
-            self.state_log
-                .log_changes(&reading, &snapshot, advice, notes_on_down);
+            self.state_log.log_changes(
+                &reading,
+                &snapshot,
+                advice,
+                note_on_others,
+                note_on_processes,
+            );
         }
         snapshot
     }

@@ -30,8 +30,10 @@ pub(super) struct StateLog {
     statuses: BTreeMap<ModelKey, ModelStatus>,
     failing: BTreeMap<RequestTarget, Reason>,
     notes: Vec<&'static str>,
-    /// The last poll's notes on a server that is down.
-    notes_on_down: Vec<String>,
+    /// The last poll's note on the processes of a server that does not answer.
+    note_on_processes: Option<String>,
+    /// Whether the other servers of this machine were logged since the server is down.
+    has_named_others: bool,
     /// Whether these processes are read.
     reads_processes: bool,
     /// Whether it was logged that models are left out. This is logged only once.
@@ -47,20 +49,22 @@ impl StateLog {
             statuses: BTreeMap::new(),
             failing: BTreeMap::new(),
             notes: Vec::new(),
-            notes_on_down: Vec::new(),
+            note_on_processes: None,
+            has_named_others: false,
             reads_processes: false,
             left_out: false,
         }
     }
 
-    /// Logs the changes since the previous poll. `advice` and `notes_on_down` are for a server that
-    /// is down.
+    /// Logs the changes since the previous poll. For a server that is down there are `advice`, and
+    /// notes on the other servers of this machine and on its processes.
     pub fn log_changes(
         &mut self,
         reading: &Reading,
         snapshot: &Snapshot,
         advice: Option<Advice>,
-        notes_on_down: Vec<String>,
+        note_on_others: Option<String>,
+        note_on_processes: Option<String>,
     ) {
         let server: &dyn Display = &self.server.clone();
         let up = snapshot.up == Some(true);
@@ -72,6 +76,7 @@ impl StateLog {
         self.log_successes(server, reading, !has_changed);
         if has_changed {
             self.up = Some(up);
+            self.has_named_others = false;
             if let Some(advice) = advice {
                 let error = decisive.map(|failed| &failed.error);
                 let same = reading.requests.failures.iter();
@@ -84,12 +89,18 @@ impl StateLog {
                 self.was_unnamed = reading.unnamed.is_some();
             }
         }
-        for note in &notes_on_down {
-            if !self.notes_on_down.contains(note) {
-                log::info(note, &[("server", server)]);
-            }
+        // Not again for each server that comes or goes.
+        if let Some(note) = note_on_others
+            && !mem::replace(&mut self.has_named_others, true)
+        {
+            log::info(&note, &[("server", server)]);
         }
-        self.notes_on_down = notes_on_down;
+        if let Some(note) = &note_on_processes
+            && self.note_on_processes.as_ref() != Some(note)
+        {
+            log::info(note, &[("server", server)]);
+        }
+        self.note_on_processes = note_on_processes;
         let reads_processes = !up && !snapshot.models.is_empty();
         if mem::replace(&mut self.reads_processes, reads_processes) && !reads_processes && !up {
             log::info(PROCESSES_GONE, &[("server", server)]);
