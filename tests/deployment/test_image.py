@@ -128,7 +128,7 @@ def container(image, podman, llama_server):
 
 def test_the_image_is_small(image):
     # Of the C library of this test, glibc, it holds 0.8 MB; of musl less than 0.1 MB.
-    assert image["Size"] < 4.1e6
+    assert image["Size"] < 4.4e6
 
 
 def test_the_image_contains_only_the_binary(image, podman, tmp_path):
