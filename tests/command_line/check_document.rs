@@ -226,6 +226,13 @@ fn the_running_exporter_is_looked_at() {
     assert_eq!(found["unwatched"], json!([]));
     assert_eq!(found["exposition"]["samples"], json!(2));
 
+    let localhost = format!("localhost:{}", watched.port());
+    let found = state(up.replace(&watched.authority(), &localhost));
+    assert_eq!(
+        found["unwatched"],
+        json!([]),
+        "another spelling of the same address"
+    );
     let found = state(format!("# HELP x\n{OURS}"));
     assert_eq!(found["unwatched"], json!([watched.authority()]));
     let found = state(up + "a{b=\"} 1\n");

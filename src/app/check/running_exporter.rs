@@ -101,11 +101,20 @@ fn take_scrape(report: &mut ExporterReport, text: &str, servers: &[ServerReport]
                 .insert(server.to_owned(), sample.value == 1.0);
         }
     }
+    let watched: BTreeSet<String> = report.servers.keys().map(|label| address(label)).collect();
     let wanted = servers.iter().map(|server| &server.server);
-    report.unwatched = wanted
-        .filter(|server| !report.servers.contains_key(*server))
-        .cloned()
-        .collect();
+    let unwatched = wanted.filter(|server| !watched.contains(&address(server)));
+    report.unwatched = unwatched.cloned().collect();
+}
+
+/// The label `server`, with one spelling of all loopback addresses.
+fn address(label: &str) -> String {
+    match format!("http://{label}").parse::<BaseUrl>() {
+        Ok(url) if url.is_loopback() && url.server() == label => {
+            format!("localhost:{}", url.port())
+        }
+        _ => label.to_owned(),
+    }
 }
 
 /// The first line of `/healthz`.
