@@ -1,5 +1,5 @@
 //! Times scrapes of an exporter against scrapes of a bare tiny_http server that answers the same
-//! bytes: `scrape 127.0.0.1:9100`. For `scripts/bench`.
+//! bytes, and times its status page: `scrape 127.0.0.1:9100`. For `scripts/bench`.
 
 use std::error::Error;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -12,6 +12,7 @@ use tiny_http::{Header, Response, Server};
 
 const WARM_UP: usize = 200;
 const SCRAPES: usize = 2000;
+const PAGES: usize = 200;
 
 fn main() -> Result<(), Box<dyn Error>> {
     match env::args().nth(1).as_deref() {
@@ -22,11 +23,15 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn compare(exporter: &str) -> Result<(), Box<dyn Error>> {
-    let body = scrape(exporter)?;
+    let body = get(exporter, "/metrics")?;
     let (mut child, bare) = bare_server(&body)?;
     let times = by_turns(exporter, &bare);
     child.kill()?;
     child.wait()?;
+    let pages = (0..PAGES).map(|_| timed(exporter, "/"));
+    let mut pages = pages.collect::<io::Result<Vec<_>>>()?;
+    println!("page_bytes {}", get(exporter, "/")?.len());
+    println!("page {}", median_us(&mut pages));
     let (mut exporter, mut bare) = times?;
     println!("bytes {}", body.len());
     println!("exporter {}", median_us(&mut exporter));
@@ -38,8 +43,8 @@ fn compare(exporter: &str) -> Result<(), Box<dyn Error>> {
 fn by_turns(exporter: &str, bare: &str) -> io::Result<(Vec<Duration>, Vec<Duration>)> {
     let mut times = (Vec::new(), Vec::new());
     for turn in 0..WARM_UP + SCRAPES {
-        let of_exporter = timed(exporter)?;
-        let of_bare = timed(bare)?;
+        let of_exporter = timed(exporter, "/metrics")?;
+        let of_bare = timed(bare, "/metrics")?;
         if turn >= WARM_UP {
             times.0.push(of_exporter);
             times.1.push(of_bare);
@@ -50,19 +55,21 @@ fn by_turns(exporter: &str, bare: &str) -> io::Result<(Vec<Duration>, Vec<Durati
     Ok(times)
 }
 
-fn timed(address: &str) -> io::Result<Duration> {
+fn timed(address: &str, path: &str) -> io::Result<Duration> {
     let start = Instant::now();
-    scrape(address)?;
+    get(address, path)?;
     Ok(start.elapsed())
 }
 
 /// The body of one answer, over a connection of its own.
-fn scrape(address: &str) -> io::Result<Vec<u8>> {
+fn get(address: &str, path: &str) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
     let host = format!("Host: {address}\r\n");
     let request = [
-        "GET /metrics HTTP/1.1\r\n",
+        "GET ",
+        path,
+        " HTTP/1.1\r\n",
         &host,
         "Connection: close\r\n\r\n",
     ]

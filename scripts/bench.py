@@ -59,6 +59,7 @@ def main():
         (f"scrape of four slots ({scrape['bytes']} bytes), median", f"{scrape['exporter']} µs", ""),
         ("  bare tiny_http, same bytes", f"{scrape['bare']} µs", ""),
         ("  ratio", f"{scrape['exporter'] / scrape['bare']:.2f}", "1.5"),
+        (f"status page ({scrape['page_bytes']} bytes), median", f"{scrape['page'] / 1e3:.2f} ms", "5 ms"),
     ]
     print(f"target {target}")
     print(f"{'':44} {'measured':>10} {'aim, at most':>13}")
