@@ -196,6 +196,28 @@ const CASES: &[(&str, Case)] = &[
     ("a proxy without /metrics", Case {
         server: || changed(NEW, "/metrics", Answer::error(404, "File Not Found")),
         arguments: &[], expected: &[(TOKENS, "metrics_not_served")] }),
+    ("a proxy that passes on /v1 only", Case {
+        server: || {
+            let server = Server::start();
+            server.answer_like(&Server::recorded(NEW, Stage::After), &["/v1/models"]);
+            server
+        },
+        arguments: &[], expected: &[(TOKENS, "proxy_passes_on_v1"), (SLOTS, "proxy_passes_on_v1")] }),
+    ("a server that answers late", Case {
+        server: || changed(OLD, "/metrics", Answer::never()), arguments: &["--timeout", "200ms"],
+        expected: &[(TOKENS, "answer_late")] }),
+    ("several models of Ollama write into one log", Case {
+        server: || in_state("ollama", "two-loaded"), arguments: &["--log-file", "Cargo.toml"],
+        expected: &[(LATENCY, "log_ambiguous")] }),
+    ("a model that runs on another engine", Case {
+        server: || {
+            let server = in_state("model-runner", "idle");
+            let body = server.answer_of("/engines/ps");
+            let text = String::from_utf8(body.body().to_vec()).unwrap();
+            server.answer("/engines/ps", Answer::json(text.replace("llama.cpp", "vllm")));
+            server
+        },
+        arguments: &[], expected: &[(TOKENS, "other_engine"), (CONTEXT, "other_engine")] }),
     ("a key is required", Case {
         server: || {
             let server = Server::recorded(NEW, Stage::After);
@@ -264,6 +286,19 @@ fn each_state_of_a_server_has_its_reason() {
             }
         },
     );
+}
+
+#[test]
+fn a_rejected_key_is_told_from_a_missing_one() {
+    let key = file_with("wrong-key\n");
+    let server = Server::recorded(NEW, Stage::After);
+    server.answer("/metrics", Answer::error(401, "Invalid API Key"));
+    let path = key.path().to_str().unwrap();
+    let mut polled = Polled::new(&server.url(), &["--api-key-file", path]);
+    let snapshot = polled.poll();
+    assert_eq!(reasons(&absent(&snapshot), TOKENS), ["key_rejected"]);
+    let texts = format!("{:?}", snapshot.sources);
+    assert!(!texts.contains("wrong-key"), "{texts}");
 }
 
 #[test]
