@@ -496,6 +496,21 @@ mod tests {
         assert!(now.memory_of(&procfs, 7).is_empty());
         let stale = nvidia(Duration::ZERO);
         assert!(stale.gpus().is_empty() && stale.memory_of(&procfs, 77).is_empty());
+        let absence = |nvidia: &NvidiaSmi| nvidia.sources()[0].absence;
+        assert_eq!(absence(&now), None);
+        assert_eq!(absence(&stale), Some(Absence::GpuSilent));
+        let nothing = |fresh_for| {
+            let nvidia = nvidia(fresh_for);
+            *lock(&nvidia.readings) = NvidiaReadings::default();
+            nvidia
+        };
+        let mut starting = nothing(Duration::from_secs(60));
+        assert_eq!(absence(&starting), Some(Absence::GpuStarting));
+        lock(&starting.readings).set_unread(vec!["0000:01:00.0".to_owned()], true);
+        assert_eq!(absence(&starting), Some(Absence::GpuSuspended));
+        starting.has_host_pids = false;
+        let hidden = starting.sources()[1].absence;
+        assert_eq!(hidden, Some(Absence::GpuProcessesHidden));
         // In a container, it may report PIDs of processes outside of it.
         now.has_host_pids = false;
         assert!(now.memory_of(&procfs, 77).is_empty());
