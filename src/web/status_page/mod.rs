@@ -21,7 +21,7 @@ use crate::web::status_page::unit::{Unit, span};
 pub const MAX_BYTES: usize = 64 << 10;
 /// Its style sheet, and the hash of it by which browsers accept it.
 const STYLE: &str = include_str!("style.css");
-const STYLE_HASH: &str = "sha256-2OGaEikKyBpDrnVi4iG2bImE9YZtR8sKufCARCVgsaY=";
+const STYLE_HASH: &str = "sha256-Rgn7fkTURKv5V4EybAY8Rfca2ib9Fd2ryIRSVWDmO7k=";
 /// How often the page refreshes itself, at most and at least, in seconds.
 const REFRESH_SECONDS: (u64, u64) = (5, 60);
 
