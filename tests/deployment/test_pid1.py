@@ -25,7 +25,7 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("root")
     # Readable for the user that the exporter runs as.
     folder.chmod(0o755)
-    shutil.copy2(static_binary.build(), folder / "llamacpp-exporter")
+    shutil.copy2(static_binary.build(target=static_binary.musl()), folder / "llamacpp-exporter")
     (folder / "etc").mkdir()
     (folder / "etc" / "hosts").write_text(f"127.0.0.1 {NAME}\n")
     return folder
