@@ -71,6 +71,8 @@ pub(super) struct Context<'a> {
     pub server: Option<&'a Snapshot>,
     /// The model, if it is about one that is known.
     pub model: Option<&'a Model>,
+    /// The sources of the model, then those of its whole server.
+    pub sources: Vec<&'a Source>,
     /// This machine's sources.
     pub machine: &'a [Source],
     /// This machine's GPUs.
@@ -182,17 +184,10 @@ impl Context<'_> {
 
     /// Why a source of the model, or else of the whole server, is not read.
     fn source(&self, is_it: impl Fn(&SourceKind) -> bool) -> Option<Missing> {
-        let sources = &self.server?.sources;
-        let name = self.model.map(|model| model.name.as_str());
-        let of_model = sources
-            .iter()
-            .filter(|source| name.is_some() && source.model.as_deref() == name);
-        let of_server = sources.iter().filter(|source| source.model.is_none());
-        let mut found = of_model
-            .chain(of_server)
-            .filter(|source| is_it(&source.kind));
+        let mut found = self.sources.iter().filter(|source| is_it(&source.kind));
         found
             .next()
+            .copied()
             .filter(|source| source.absence.is_some())
             .map(of_source)
     }

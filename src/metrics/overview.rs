@@ -83,11 +83,13 @@ pub fn overview(
         of_subject.extend(subjects_of(server));
     }
     of_subject.push((Subject::Machine, None, None));
+    let by_model = sources_by_model(servers);
     let contexts: Vec<_> = of_subject
         .iter()
         .map(|(_, server, model)| Context {
             server: *server,
             model: *model,
+            sources: sources_of(&by_model, *server, *model),
             machine,
             gpus,
         })
@@ -180,6 +182,36 @@ fn subjects_of(server: &Arc<Snapshot>) -> Vec<SubjectOf<'_>> {
             .map(|(key, model)| (Subject::Model(server.server.clone(), key), known, model)),
     );
     subjects
+}
+
+/// The sources of each server, by the name of the model that they are of: a server of many models
+/// has many.
+type SourcesByModel<'a> = BTreeMap<(&'a str, Option<&'a str>), Vec<&'a Source>>;
+
+fn sources_by_model(servers: &[Arc<Snapshot>]) -> SourcesByModel<'_> {
+    let mut by_model = SourcesByModel::new();
+    for server in servers {
+        for source in &server.sources {
+            let key = (server.server.as_str(), source.model.as_deref());
+            by_model.entry(key).or_default().push(source);
+        }
+    }
+    by_model
+}
+
+/// The sources of a model, then those of its whole server.
+fn sources_of<'a>(
+    by_model: &SourcesByModel<'a>,
+    server: Option<&Snapshot>,
+    model: Option<&Model>,
+) -> Vec<&'a Source> {
+    let Some(server) = server.map(|server| server.server.as_str()) else {
+        return Vec::new();
+    };
+    let of_model = model.map(|model| (server, Some(model.name.as_str())));
+    let keys = of_model.into_iter().chain([(server, None)]);
+    let all = keys.filter_map(|key| by_model.get(&key)).flatten();
+    all.copied().collect()
 }
 
 /// Reads the series of one family about one subject, if it is about such subjects; returns whether
