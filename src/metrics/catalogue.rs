@@ -74,7 +74,7 @@ pub type Read<T> = fn(&T, &mut dyn SeriesSink);
 
 /// Takes the series of one family and one value of its scope.
 pub trait SeriesSink {
-    /// Takes one series, with labels besides those of the scope.
+    /// Takes one series, with labels besides those of the scope, sorted by name.
     fn series(&mut self, labels: &[Label], value: f64);
 
     /// Takes the series of a histogram, if there is one.
@@ -405,8 +405,8 @@ pub const FAMILIES: &[Family] = &[
     row("llamacpp_gpu_info", Gauge, &["gpu", "name", "uuid", "driver"], &[Gpus],
         "Always 1; the labels describe the GPU and its driver.",
         OfGpu(|g, out| {
-            let [name, uuid, driver] = [&g.name, &g.uuid, &g.driver].map(|text| text.as_deref().unwrap_or_default());
-            out.series(&[("name", name), ("uuid", uuid), ("driver", driver)], 1.0);
+            let [driver, name, uuid] = [&g.driver, &g.name, &g.uuid].map(|text| text.as_deref().unwrap_or_default());
+            out.series(&[("driver", driver), ("name", name), ("uuid", uuid)], 1.0);
         })),
     row("llamacpp_process_gpu_memory_bytes", Gauge, &["gpu", "memory"], &[Gpus, Process, GpuProcesses],
         "GPU memory in bytes that the process that holds the model uses; on AMD, memory=\"vram\" is the GPU's own and memory=\"gtt\" is system memory.",

@@ -89,7 +89,7 @@ fn write_llama_server_families(scrape: &mut Scrape, servers: &[Arc<Snapshot>]) {
         let mut has_header = false;
         for (server, model, family) in of_name {
             let mode = model.mode.as_deref().map(|mode| ("mode", mode));
-            let own = [("server", server), ("model", &model.name)];
+            let own = [("model", model.name.as_str()), ("server", server)];
             for sample in &family.samples {
                 if !scrape.has_room(true) {
                     continue;
@@ -100,12 +100,13 @@ fn write_llama_server_families(scrape: &mut Scrape, servers: &[Arc<Snapshot>]) {
                     push_header(&mut scrape.text, name, &family.help, family_type);
                 }
                 let labels = sample.labels.iter();
-                let labels: Vec<(&str, &str)> = labels
+                let mut labels: Vec<(&str, &str)> = labels
                     .map(|(name, of)| (name.as_str(), of.as_str()))
                     .collect();
-                let common = [&own, mode.as_slice(), &labels];
+                labels.sort_unstable();
+                let common = [mode.as_slice(), &own];
                 let value = |text: &mut String| text.push_str(&sample.value);
-                push_series(&mut scrape.text, [name, ""], &common, &[], value);
+                push_series(&mut scrape.text, [name, ""], &common, &labels, value);
             }
         }
         scrape.is_full |= scrape.exceeds((RESERVED_BYTES, RESERVED_SERIES));
@@ -129,7 +130,7 @@ fn write_server(writer: &mut FamilyWriter, scope: Scope, server: &Snapshot) {
         Scope::Model(read) => {
             for model in &server.models {
                 let mode = model.mode.as_deref().map(|mode| ("mode", mode));
-                let labels = [&[label, ("model", &model.name)], mode.as_slice()];
+                let labels = [mode.as_slice(), &[("model", &model.name), label]];
                 writer.model(&labels, |sink| read(model, sink));
             }
         }
@@ -139,8 +140,8 @@ fn write_server(writer: &mut FamilyWriter, scope: Scope, server: &Snapshot) {
                 let mode = of.mode.as_deref().map(|mode| ("mode", mode));
                 let source = has_source.then_some(("source", of.source));
                 let labels = [
-                    &[label, ("model", &of.model)],
                     mode.as_slice(),
+                    &[("model", &of.model), label],
                     source.as_slice(),
                 ];
                 writer.model(&labels, |sink| read(&of.figures, sink));
@@ -227,7 +228,7 @@ struct Sink<'a> {
     scrape: &'a mut Scrape,
     family: &'static Family,
     has_header: &'a mut bool,
-    /// The labels of the scope.
+    /// The labels of the scope, sorted by name.
     labels: &'a [&'a [Label<'a>]],
     is_about_model: bool,
 }

@@ -1,6 +1,7 @@
 //! Writes single lines of the Prometheus text format.
 
 use std::fmt::Write as _;
+use std::mem;
 
 use crate::bounds;
 use crate::metrics::catalogue::Label;
@@ -19,14 +20,14 @@ fn push_help(text: &mut String, name: &str, help: &str) {
     for part in ["# HELP ", name, " "] {
         text.push_str(part);
     }
-    push_escaped(text, help, &['\\', '\n']);
+    push_escaped(text, help, is_special_in_help);
     text.push('\n');
 }
 
-/// Appends one series: the parts of its name, its labels, sorted by name, and what `value` appends.
+/// Appends one series: the parts of its name, its labels, and what `value` appends.
 ///
-/// No two labels have the same name. This runs for every series of a scrape, and allocates
-/// nothing: in musl that is slow.
+/// `common`, one after another, and `own` are each sorted by name, and no two labels have the same
+/// name. This runs for every series of a scrape, and allocates nothing: in musl that is slow.
 pub fn push_series(
     text: &mut String,
     name: [&str; 2],
@@ -35,22 +36,31 @@ pub fn push_series(
     value: impl FnOnce(&mut String),
 ) {
     name.iter().for_each(|part| text.push_str(part));
-    let labels = || common.iter().copied().chain([own]).flatten();
-    let mut last = "";
-    while let Some((name, value)) = labels().filter(|(name, _)| *name > last).min() {
-        text.push(if last.is_empty() { '{' } else { ',' });
-        text.push_str(name);
-        text.push_str("=\"");
-        push_escaped(text, bounds::cut(value), &['\\', '\n', '"']);
-        text.push('"');
-        last = name;
+    let mut separator = "{";
+    let mut own = own.iter().peekable();
+    for labels in common {
+        for label in *labels {
+            while let Some(before) = own.next_if(|own| own.0 < label.0) {
+                push_label(text, &mut separator, before);
+            }
+            push_label(text, &mut separator, label);
+        }
     }
-    if !last.is_empty() {
-        text.push('}');
+    for label in own {
+        push_label(text, &mut separator, label);
     }
-    text.push(' ');
+    text.push_str(if separator == "{" { " " } else { "} " });
     value(text);
     text.push('\n');
+}
+
+/// Appends a label after `separator`, and sets that to the next one.
+fn push_label(text: &mut String, separator: &mut &str, (name, value): &Label) {
+    for part in [mem::replace(separator, ","), name, "=\""] {
+        text.push_str(part);
+    }
+    push_escaped(text, bounds::cut(value), is_special_in_label);
+    text.push('"');
 }
 
 /// Appends `number` so that it reads back exactly; integers up to 2^53 without exponent.
@@ -70,19 +80,29 @@ pub fn push_number(text: &mut String, number: f64) {
     };
 }
 
-/// Appends a text of which these characters would be misread: backslash, newline, quote.
-fn push_escaped(text: &mut String, value: &str, special: &[char]) {
+/// Appends a text of which these bytes, all ASCII, would be misread: backslash, newline, quote.
+fn push_escaped(text: &mut String, value: &str, is_special: fn(&u8) -> bool) {
     let mut rest = value;
-    while let Some((before, after)) = rest.split_once(special) {
+    // Bytes, not characters: this runs for every label of a scrape.
+    while let Some(at) = rest.as_bytes().iter().position(is_special) {
+        let (before, special) = rest.split_at(at);
         text.push_str(before);
-        text.push_str(match rest.as_bytes().get(before.len()) {
+        text.push_str(match special.as_bytes().first() {
             Some(b'\\') => "\\\\",
             Some(b'\n') => "\\n",
             _ => "\\\"",
         });
-        rest = after;
+        rest = special.get(1..).unwrap_or_default();
     }
     text.push_str(rest);
+}
+
+fn is_special_in_help(byte: &u8) -> bool {
+    matches!(byte, b'\\' | b'\n')
+}
+
+fn is_special_in_label(byte: &u8) -> bool {
+    matches!(byte, b'\\' | b'\n' | b'"')
 }
 
 #[cfg(test)]
