@@ -271,8 +271,14 @@ impl Exporter {
         self.status_bytes("VmHWM:")
     }
 
-    /// [`peak_memory`](Exporter::peak_memory) without the pages of its program and libraries: those
-    /// of a debug build are several times those of a release.
+    /// [`resident_memory`](Exporter::resident_memory) without the pages of its program and libraries:
+    /// those of a debug build are several times those of a release.
+    pub fn data_memory(&self) -> u64 {
+        self.resident_memory()
+            .saturating_sub(self.status_bytes("RssFile:"))
+    }
+
+    /// [`peak_memory`](Exporter::peak_memory) without these pages.
     pub fn peak_data_memory(&self) -> u64 {
         self.peak_memory()
             .saturating_sub(self.status_bytes("RssFile:"))
