@@ -100,8 +100,8 @@ fn on_default(container: Option<Container>) -> String {
              model-runner --tcp 12434)"
         }
         Some(Container::Kubernetes) => {
-            "this is the default, for Docker Desktop. Set LLAMACPP_BASE_URL: http://localhost:8080 for a llama-server in the same pod, http://SERVICE:8080 for one \
-             in another"
+            "this is the default, for Docker Desktop. Set LLAMACPP_BASE_URL: http://localhost:8080 for \
+             a llama-server in the same pod, http://SERVICE:8080 for one in another"
         }
         Some(Container::Other) => {
             "this is the default: enable Docker Model Runner in Docker Desktop, or set \

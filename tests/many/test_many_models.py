@@ -135,7 +135,8 @@ def test_a_hundred_loaded_models_of_four_slots(all_cores, replay, start_exporter
         print(f"{models} models: {seconds * 1e3:.2f} ms, {size} bytes; {resident} bytes resident, {duration} s a poll")
         exporter.stop()
         server.close()
-    assert costs[100][2] < 9_000_000
+    # With the models' sources, for the status page and --check.
+    assert costs[100][2] < 10_000_000
     # The cost is proportional to the bytes, apart from a constant part.
     per_byte = {models: cost / size for models, (cost, size, _) in costs.items()}
     assert per_byte[100] <= 3 * per_byte[10]
