@@ -20,5 +20,6 @@ pub mod readings;
 pub mod requests;
 pub mod settings;
 pub mod snapshot;
+pub mod units;
 pub mod upstream;
 pub mod web;

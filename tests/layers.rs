@@ -12,6 +12,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 /// is no cycle.
 const LAYERS: &[(&str, &[&str])] = &[
     ("bounds", &[]),
+    ("units", &[]),
     // Plain data that `upstream` fills and `counters` reads.
     ("readings", &["bounds"]),
     ("snapshot", &["bounds", "readings"]),
@@ -36,13 +37,13 @@ const LAYERS: &[(&str, &[&str])] = &[
         "collector",
         &[
             "bounds", "snapshot", "readings", "process", "settings", "counters", "upstream",
-            "machine", "requests", "history",
+            "machine", "requests", "history", "units",
         ],
     ),
     (
         "web",
         &[
-            "bounds", "readings", "snapshot", "process", "settings", "metrics", "history",
+            "bounds", "readings", "snapshot", "process", "settings", "metrics", "history", "units",
         ],
     ),
     (
@@ -57,6 +58,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "upstream",
             "machine",
             "history",
+            "units",
             "collector",
             "web",
         ],
@@ -67,7 +69,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// What modules that only compute must not use.
 const IO: &[&str] = &["fs", "net", "process", "thread"];
 const WITHOUT_IO: &[&str] = &[
-    "bounds", "counters", "history", "metrics", "readings", "snapshot",
+    "bounds", "counters", "history", "metrics", "readings", "snapshot", "units",
 ];
 
 /// The paths of one file, each as its first two segments: `crate::metrics` or `std::fs`.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::collector::monitored_server::MonitoredServer;
 use crate::collector::watchdog::Watchdog;
 use crate::snapshot::{Absence, Snapshot, Source, SourceKind};
+use crate::units;
 
 /// How long a look for servers may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
@@ -112,15 +113,15 @@ impl ServerList {
             let late = server.watchdog.overdue(now)?;
             let label = &server.cell.load().server;
             Some(format!(
-                "no poll is on time: that of {label} is {} s overdue",
-                late.as_secs()
+                "no poll is on time: that of {label} is {} overdue",
+                units::age(late.as_secs_f64())
             ))
         });
         let look = self.discovery.iter().map(|discovery| {
             let late = discovery.watchdog.overdue(now)?;
             Some(format!(
-                "nothing is on time: looking for servers is {} s overdue",
-                late.as_secs()
+                "nothing is on time: looking for servers is {} overdue",
+                units::age(late.as_secs_f64())
             ))
         });
         match polls.chain(look).collect::<Option<Vec<_>>>() {

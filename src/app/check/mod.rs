@@ -25,6 +25,7 @@ use crate::process::log::{self, Level};
 use crate::process::{build_info, own_metrics};
 use crate::settings::Settings;
 use crate::snapshot::{Absence, Gpu, OwnMetrics, Snapshot, Source, SourceKind};
+use crate::units;
 
 use polls::{Polled, Progress};
 
@@ -104,8 +105,8 @@ fn check(settings: &Settings, progress: &Progress) -> Result<CheckReport, Fatal>
             .collect();
     }
     progress.show(&format!(
-        "waiting {:.1?} for the second poll",
-        settings.interval
+        "waiting {} for the second poll",
+        units::duration(settings.interval.as_secs_f64())
     ));
     let due = bounds::deadline(started, settings.interval);
     std::thread::sleep(due.saturating_duration_since(Instant::now()));

@@ -5,7 +5,6 @@ mod columns;
 mod missing_lines;
 mod style;
 pub mod text;
-mod units;
 mod value_lines;
 pub mod values;
 

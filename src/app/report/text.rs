@@ -7,8 +7,9 @@ use crate::app::report::style::{Lines, Style, Tone};
 use crate::app::report::value_lines;
 use crate::app::report::{
     CheckReport, ExporterReport, ModelReport, PrometheusReport, ScrapeReport, ServerReport,
-    SourceReport, units,
+    SourceReport,
 };
+use crate::units;
 
 /// The most characters of a model's name in a column, and of names that are the same otherwise.
 const NAME_WIDTHS: [usize; 3] = [40, 60, 80];
@@ -200,7 +201,7 @@ fn write_source(lines: &mut Lines, group: &[&SourceReport]) {
     };
     let age = longest(|source| source.age_seconds);
     let age = age.filter(|age| *age >= 1.0);
-    let age = age.map(|age| format!(", {} ago", units::duration(age)));
+    let age = age.map(|age| format!(", {} ago", units::age(age)));
     let took = longest(|source| source.duration_seconds);
     let took = took.map(|took| format!(", took {}", units::duration(took)));
     let error = first.error.as_deref().or(first.why);

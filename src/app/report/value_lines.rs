@@ -2,7 +2,8 @@
 
 use crate::app::report::columns::{padded, widest};
 use crate::app::report::style::{Lines, Tone};
-use crate::app::report::{ModelReport, ServerReport, ValueReport, units};
+use crate::app::report::{ModelReport, ServerReport, ValueReport};
+use crate::units;
 
 /// The most series of one metric that are listed.
 const MOST_SERIES: usize = 8;
@@ -34,7 +35,7 @@ pub fn summary(server: &ServerReport, model: &ModelReport, now: f64) -> String {
         let value = values.find(|value| value.metric == metric && is_of(value, model));
         value.and_then(|value| value.value)
     };
-    let with_unit = |metric: &str| value(metric).map(|value| units::with_unit(metric, value, now));
+    let with_unit = |metric: &str| value(metric).map(|value| units::of_metric(metric, value, now));
     let slots = value("llamacpp_slots").map(units::number);
     let context = value("llamacpp_max_context_size_tokens").map(units::number);
     let facts = [
@@ -136,14 +137,14 @@ fn labels_of(value: &ValueReport, has_names: bool) -> String {
 
 fn value_of(metric: &str, value: &ValueReport, now: f64) -> String {
     if let Some(value) = value.value {
-        return units::with_unit(metric, value, now);
+        return units::of_metric(metric, value, now);
     }
     let (count, sum) = (value.count.unwrap_or(0.0), value.sum.unwrap_or(0.0));
     match count > 0.0 {
         true => format!(
             "{} observed, mean {}",
             units::number(count),
-            units::with_unit(metric, sum / count, now)
+            units::of_metric(metric, sum / count, now)
         ),
         false => "none observed".to_owned(),
     }

@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use crate::metrics::catalogue::Family;
 use crate::metrics::overview::{FamilyState, Overview, Remedy, Subject};
 use crate::metrics::value;
+use crate::units;
 use crate::web::status_page::StatusPage;
 use crate::web::status_page::html::Html;
 use crate::web::status_page::servers::write_more;
-use crate::web::status_page::unit::grouped;
 
 /// The most bytes of both lists.
 const ABSENT_BYTES: usize = 9 << 10;
@@ -116,9 +116,9 @@ fn write_present<'a>(
         let single = (state.series == 1)
             .then(|| value::single(state.family, page.servers, page.gpus, page.own));
         match single.flatten() {
-            Some(value) => out.text(&exact(value)),
+            Some(value) => out.text(&units::number(value)),
             None => out
-                .text(&grouped(state.series as f64))
+                .text(&units::number(state.series as f64))
                 .raw(" <small>series</small>"),
         };
         out.raw("</td></tr>\n");
@@ -134,18 +134,6 @@ fn meaning(family: &Family) -> &'static str {
     let help = help.get(..end).unwrap_or(help);
     let sentence = help.find(". ").and_then(|end| help.get(..end));
     sentence.unwrap_or(help).trim_end_matches('.')
-}
-
-/// A value as people read it.
-fn exact(value: f64) -> String {
-    if value.abs() >= 1000.0 || value.fract() == 0.0 {
-        return grouped(value);
-    }
-    let text = match value.abs() < 0.1 {
-        true => format!("{value:.6}"),
-        false => format!("{value:.3}"),
-    };
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 fn capitalized(text: &str) -> String {

@@ -6,7 +6,6 @@ mod models;
 mod plot;
 mod servers;
 mod sources;
-mod unit;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,8 +13,8 @@ use std::time::{Duration, Instant};
 use crate::history::{HistoryView, POINT_SECONDS, POINTS};
 use crate::metrics::overview::Overview;
 use crate::snapshot::{Gpu, OwnMetrics, Snapshot, Source};
+use crate::units;
 use crate::web::status_page::html::Html;
-use crate::web::status_page::unit::{Unit, span};
 
 /// The most bytes of the page.
 pub const MAX_BYTES: usize = 64 << 10;
@@ -174,15 +173,13 @@ fn write_footer(out: &mut Html, page: &StatusPage) {
         .raw(", revision ")
         .text(own.revision);
     if let (Some(start), Some(now)) = (own.start_time, page.unix_now) {
-        out.raw(", up for ").text(&span(now - start));
+        out.raw(", up for ").text(&units::age(now - start));
     }
     if let Some(bytes) = own.resident_bytes {
-        out.raw(", ")
-            .text(&Unit::Bytes.format(bytes))
-            .raw(" of memory");
+        out.raw(", ").text(&units::bytes(bytes)).raw(" of memory");
     }
     out.raw(", polls every ")
-        .text(&Unit::Seconds.format(page.interval.as_secs_f64()))
+        .text(&units::duration(page.interval.as_secs_f64()))
         .raw("</p></footer>\n");
 }
 

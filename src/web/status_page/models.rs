@@ -3,11 +3,11 @@
 use crate::history::{GpuHistory, ModelHistory, POINTS, Ring};
 use crate::metrics::value;
 use crate::snapshot::{Gpu, GpuMemory, Model};
+use crate::units::{self, Unit};
 use crate::web::status_page::StatusPage;
 use crate::web::status_page::html::Html;
 use crate::web::status_page::plot::{Line, LinePlot, write_axis, write_context_bars};
 use crate::web::status_page::servers::{write_more, write_status};
-use crate::web::status_page::unit::{Unit, grouped, span};
 
 /// About how many bytes a plot takes without its lines, a line its points, and a point.
 const PLOT_BYTES: usize = 620;
@@ -27,7 +27,7 @@ type PlotRow = (&'static str, Unit, &'static [(&'static str, &'static str)]);
 const PLOTS: &[PlotRow] = &[
     (
         "Tokens per second",
-        Unit::TokensPerSecond,
+        Unit::Number,
         &[
             ("generated", "llamacpp_tokens_per_second"),
             ("prompt", "llamacpp_prompt_tokens_per_second"),
@@ -35,7 +35,7 @@ const PLOTS: &[PlotRow] = &[
     ),
     (
         "Requests",
-        Unit::Count,
+        Unit::Number,
         &[
             ("running", "llamacpp_requests_processing"),
             ("waiting", "llamacpp_requests_deferred"),
@@ -63,17 +63,19 @@ fn write_facts(out: &mut Html, page: &StatusPage, model: &Model) {
     let facts = &model.facts;
     let parameters = facts
         .parameters
-        .map(|count| format!("{} parameters", short(count)));
+        .map(|count| format!("{} parameters", units::short(count)));
     let slots = match (facts.slots, facts.max_context_size) {
         (Some(slots), Some(context)) => {
             let plural = if slots == 1.0 { "" } else { "s" };
             Some(format!(
                 "{slots} slot{plural} of {} tokens",
-                grouped(context)
+                units::number(context)
             ))
         }
         (Some(slots), None) => Some(format!("{slots} slots")),
-        (None, context) => context.map(|context| format!("{} tokens a slot", grouped(context))),
+        (None, context) => {
+            context.map(|context| format!("{} tokens a slot", units::number(context)))
+        }
     };
     let process = model.process.start_time.zip(page.unix_now);
     let process = process.map(|(start, now)| {
@@ -82,9 +84,9 @@ fn write_facts(out: &mut Html, page: &StatusPage, model: &Model) {
             .pid
             .map(|pid| format!(" {pid}"))
             .unwrap_or_default();
-        format!("process{pid} started {} ago", span(now - start))
+        format!("process{pid} started {} ago", units::age(now - start))
     });
-    let size = facts.size.map(|size| Unit::Bytes.format(size));
+    let size = facts.size.map(units::bytes);
     let all = [facts.quantization.clone(), parameters, size, slots, process];
     if all.iter().any(Option::is_some) {
         out.raw("<p class=\"facts\">");
@@ -92,18 +94,6 @@ fn write_facts(out: &mut Html, page: &StatusPage, model: &Model) {
             out.raw("<span>").text(&fact).raw("</span> ");
         }
         out.raw("</p>\n");
-    }
-}
-
-/// A large number in short: `268M`.
-fn short(number: f64) -> String {
-    let scales = [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")];
-    let scale = scales.into_iter().find(|(size, _)| number >= *size);
-    let (size, suffix) = scale.unwrap_or((1.0, ""));
-    let scaled = number / size;
-    match scaled < 10.0 {
-        true => format!("{scaled:.1}{suffix}"),
-        false => format!("{scaled:.0}{suffix}"),
     }
 }
 

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::history::POINT_SECONDS;
+use crate::units::{self, Unit};
 use crate::web::status_page::html::Html;
-use crate::web::status_page::unit::{Unit, grouped, span};
 
 /// The height of the area of lines, in units of its own coordinates. Its width is one a point.
 const HEIGHT: f64 = 200.0;
@@ -94,7 +94,7 @@ impl LinePlot<'_> {
                         .raw("\" title=\"")
                         .text(line.metric)
                         .raw("\">");
-                    out.text(&self.unit.format(last)).raw("</data>");
+                    out.text(&self.unit.text(last)).raw("</data>");
                 }
                 None => {
                     out.raw("<span class=\"none\">–</span>");
@@ -102,7 +102,7 @@ impl LinePlot<'_> {
             }
             if let Some(of) = line.of {
                 out.raw(" <small>of ")
-                    .text(&self.unit.format(of))
+                    .text(&self.unit.text(of))
                     .raw("</small>");
             }
             out.raw("</span>");
@@ -127,7 +127,7 @@ impl LinePlot<'_> {
             .copied()
             .filter(|point| !point.is_nan())
             .fold(0.0, f32::max);
-        let end = self.unit.end_of_axis(f64::from(most));
+        let end = end_of_axis(self.unit, f64::from(most));
         out.raw("<svg viewBox=\"0 0 280 132\" role=\"img\"><title>")
             .text(self.title)
             .raw(" over time</title><desc>");
@@ -138,7 +138,7 @@ impl LinePlot<'_> {
             ("<text x=\"50\" y=\"62\">", 0.5),
             ("<text x=\"50\" y=\"112\">", 0.0),
         ] {
-            let label = self.unit.format(end * share);
+            let label = self.unit.text(end * share);
             out.raw(start).text(&label).raw("</text>");
         }
         let width = self.points().saturating_sub(1).to_string();
@@ -196,10 +196,10 @@ impl LinePlot<'_> {
             };
             let now = line
                 .last
-                .map_or_else(|| "not known".to_owned(), |last| self.unit.format(last));
+                .map_or_else(|| "not known".to_owned(), |last| self.unit.text(last));
             let _ = write!(text, "{name}: now {now}");
             if known().next().is_some() {
-                let format = |value: f32| self.unit.format(f64::from(value));
+                let format = |value: f32| self.unit.text(f64::from(value));
                 let (least, most) = (
                     known().fold(f32::MAX, f32::min),
                     known().fold(0.0, f32::max),
@@ -211,13 +211,29 @@ impl LinePlot<'_> {
                 let _ = write!(
                     text,
                     ", not known for {}",
-                    span(unknown as f64 * POINT_SECONDS)
+                    units::duration(unknown as f64 * POINT_SECONDS)
                 );
             }
             text += ". ";
         }
         text
     }
+}
+
+/// The end of an axis on which `most` fits: one significant digit in the unit of its labels.
+fn end_of_axis(unit: Unit, most: f64) -> f64 {
+    let (size, least) = match unit {
+        Unit::Percent => return most.max(100.0),
+        Unit::Ratio => return most.max(1.0),
+        Unit::Bytes => (units::scale_of_bytes(most).0, 1.0),
+        Unit::Seconds => (1.0, 1e-3),
+        _ => (1.0, 2.0),
+    };
+    let most = (most / size).max(least);
+    let power = 10f64.powf(most.log10().floor());
+    let steps = [1.0, 2.0, 4.0, 6.0, 8.0, 10.0].map(|step| step * power);
+    let end = steps.into_iter().find(|end| *end >= most * 0.999);
+    end.unwrap_or(10.0 * power) * size
 }
 
 /// The line of these points as the data of an SVG path, `step` points of the history to one of it.
@@ -270,9 +286,9 @@ pub fn write_context_bars(out: &mut Html, slots: &[(u64, f64)], size: Option<f64
     let fullest = slots.iter().map(|(_, tokens)| *tokens).fold(0.0, f64::max);
     let end = size.unwrap_or(fullest).max(fullest).max(1.0);
     out.raw("<figure class=\"card\"><figcaption><b>Context by slot</b> <span class=\"now\"><span>fullest <b>");
-    out.text(&grouped(fullest)).raw("</b> <small>");
+    out.text(&units::number(fullest)).raw("</b> <small>");
     if let Some(size) = size {
-        out.raw("of ").text(&grouped(size)).raw(" ");
+        out.raw("of ").text(&units::number(size)).raw(" ");
     }
     out.raw("tokens</small></span></span></figcaption>");
     let shown = slots.len().min(MOST_BARS);
@@ -282,7 +298,7 @@ pub fn write_context_bars(out: &mut Html, slots: &[(u64, f64)], size: Option<f64
         .text(&height);
     out.raw("\"><title>Tokens in each slot</title><desc>");
     for (id, tokens) in slots.iter().take(MOST_BARS) {
-        let text = format!("Slot {id}: {}. ", grouped(*tokens));
+        let text = format!("Slot {id}: {}. ", units::number(*tokens));
         out.text(&text);
     }
     out.raw("</desc>");
@@ -306,7 +322,7 @@ pub fn write_context_bars(out: &mut Html, slots: &[(u64, f64)], size: Option<f64
             .raw("\"/><text class=\"v\" x=\"274\" y=\"");
         out.text(&y)
             .raw("\">")
-            .text(&grouped(*tokens))
+            .text(&units::number(*tokens))
             .raw("</text>");
         middle += pitch;
     }
@@ -336,12 +352,28 @@ mod tests {
     }
 
     #[test]
+    fn an_axis_ends_at_a_round_number() {
+        for (unit, most, end) in [
+            (Unit::Number, 0.0, "2"),
+            (Unit::Number, 3.0, "4"),
+            (Unit::Number, 61.2, "80"),
+            (Unit::Number, 200.0, "200"),
+            (Unit::Percent, 3.0, "100%"),
+            (Unit::Ratio, 0.3, "100%"),
+            (Unit::Seconds, 0.7, "800 ms"),
+            (Unit::Bytes, 3.3e8, "400 MiB"),
+        ] {
+            assert_eq!(unit.text(end_of_axis(unit, most)), end, "{most}");
+        }
+    }
+
+    #[test]
     fn a_plot_says_in_words_what_it_shows() {
         let mut points = vec![NAN; POINTS - 12];
         points.extend([3.0; 12]);
         let plot = LinePlot {
             title: "Requests",
-            unit: Unit::Count,
+            unit: Unit::Number,
             lines: vec![Line {
                 name: "running",
                 points,

@@ -5,9 +5,9 @@ use std::time::Instant;
 use crate::metrics::value;
 use crate::readings::ModelStatus;
 use crate::snapshot::{Model, Snapshot};
+use crate::units::{self, Unit};
 use crate::web::status_page::StatusPage;
 use crate::web::status_page::html::Html;
-use crate::web::status_page::unit::{Unit, span};
 
 /// The most bytes of all servers.
 const SERVERS_BYTES: usize = 14 << 10;
@@ -69,7 +69,7 @@ pub fn write(out: &mut Html, page: &StatusPage) {
 
 fn write_none(out: &mut Html, page: &StatusPage) {
     out.raw("<section class=\"server\"><h1>No server yet</h1>\n<div class=\"box\"><p>The exporter looks for llama.cpp servers on this machine every ");
-    out.text(&span(page.interval.as_secs_f64()));
+    out.text(&units::duration(page.interval.as_secs_f64()));
     out.raw(" and has found none. Start one, and it appears here: <code>llama-server -m model.gguf --metrics</code></p>\
              <p>Is one running? <code>llamacpp-exporter --discover --check</code> says why it is not shown. \
              A server on another machine needs <code>--base-url http://host:8080</code>.</p></div></section>\n");
@@ -92,7 +92,7 @@ fn write_server(out: &mut Html, page: &StatusPage, server: &Snapshot, table_byte
     write_state(out, state, is_good);
     if let Some(since) = server.since {
         out.raw(" <span>for ")
-            .text(&span_since(page.now, since))
+            .text(&age(page.now, since))
             .raw("</span>");
     }
     if let Some(info) = &server.info {
@@ -104,7 +104,7 @@ fn write_server(out: &mut Html, page: &StatusPage, server: &Snapshot, table_byte
     }
     if server.up.is_some() {
         out.raw(" <span>last poll took ");
-        out.text(&Unit::Seconds.format(server.polls.duration.as_secs_f64()))
+        out.text(&units::duration(server.polls.duration.as_secs_f64()))
             .raw("</span>");
     }
     out.raw("</p>\n");
@@ -167,12 +167,12 @@ fn write_row(out: &mut Html, model: &Model) {
     let numbers = [
         (
             "llamacpp_tokens_per_second",
-            Unit::TokensPerSecond,
+            Unit::Number,
             "</td><td class=\"n\">",
         ),
         (
             "llamacpp_requests_processing",
-            Unit::Count,
+            Unit::Number,
             "</td><td class=\"n\">",
         ),
         (
@@ -183,7 +183,7 @@ fn write_row(out: &mut Html, model: &Model) {
     ];
     for (name, unit, cell) in numbers {
         out.raw(cell);
-        let value = value::of_model(name, model).map(|value| unit.format(value));
+        let value = value::of_model(name, model).map(|value| unit.text(value));
         out.text(value.as_deref().unwrap_or("–"));
     }
     out.raw("</td></tr>\n");
@@ -209,6 +209,6 @@ pub fn write_status(out: &mut Html, model: &Model) {
 }
 
 /// How long ago that was.
-pub fn span_since(now: Instant, then: Instant) -> String {
-    span(now.saturating_duration_since(then).as_secs_f64())
+pub fn age(now: Instant, then: Instant) -> String {
+    units::age(now.saturating_duration_since(then).as_secs_f64())
 }

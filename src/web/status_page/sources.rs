@@ -1,10 +1,10 @@
 //! The sources of the page: where values come from, their state and age, and the last error.
 
 use crate::snapshot::{Source, SourceState};
+use crate::units;
 use crate::web::status_page::StatusPage;
 use crate::web::status_page::html::Html;
-use crate::web::status_page::servers::{span_since, write_more, write_state};
-use crate::web::status_page::unit::Unit;
+use crate::web::status_page::servers::{age, write_more, write_state};
 
 /// The most bytes of the table.
 const TABLE_BYTES: usize = 7 << 10;
@@ -71,7 +71,7 @@ fn write_row(out: &mut Html, page: &StatusPage, server: Option<&str>, source: &S
     out.raw("</td><td class=\"n\">");
     match source.read_at {
         Some(at) => {
-            out.text(&span_since(page.now, at)).raw(" ago");
+            out.text(&age(page.now, at)).raw(" ago");
         }
         None => {
             out.raw("–");
@@ -79,7 +79,7 @@ fn write_row(out: &mut Html, page: &StatusPage, server: Option<&str>, source: &S
     }
     if let Some(duration) = source.duration {
         out.raw(" <small>took ")
-            .text(&Unit::Seconds.format(duration.as_secs_f64()))
+            .text(&units::duration(duration.as_secs_f64()))
             .raw("</small>");
     }
     out.raw("</td></tr>\n");
