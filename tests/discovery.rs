@@ -224,6 +224,28 @@ fn a_process_that_no_longer_has_the_socket_is_not_watched() {
     assert_eq!(server.requests().len(), requests);
 }
 
+/// Two servers of b7710 can be started on one port; so can a server and a copy of it (`fork`).
+#[test]
+fn processes_that_share_an_address_are_not_watched() {
+    let processes = Processes::new();
+    let server = Server::recorded(NEW, Stage::After);
+    processes.add_server(101, &server, &[], "");
+    let exporter = processes.discover(&[]).start();
+    exporter.until("a server", has(&[&server]));
+    processes.add_server(102, &server, &[], "");
+    exporter.until("none", |scrape| count(scrape) == Some(0.0));
+    exporter.wait_for_log(&["not watched", "process 102 listens at"]);
+    exporter.wait_for_log(&["not watched", "process 101 listens at"]);
+    processes.remove(101);
+    exporter.until("the other one", has(&[&server]));
+    // One that it has started has its sockets until it executes another program.
+    let port = server.port().to_string();
+    let words = ["/app/llama-server", "--port", &port];
+    processes.add(103, 102, &words, "", Some(&server));
+    exporter.after_polls(5);
+    assert!(has(&[&server])(&exporter.scrape()));
+}
+
 #[test]
 fn what_is_shown_already_is_not_watched_twice() {
     let processes = Processes::new();

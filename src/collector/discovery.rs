@@ -89,10 +89,25 @@ fn decide(server: &LocalServer, all: &[LocalServer], given: &[GivenServer]) -> D
         return Decision::ShownAs(self::label(router));
     }
     match &server.address {
-        Ok(_) => Decision::Poll,
+        Ok(_) => match all.iter().find(|other| shares_address(other, server)) {
+            Some(other) => Decision::Unreachable(format!(
+                "process {} listens at {label}, too, and the kernel chooses which of them answers: \
+                 give each a port of its own",
+                other.pid
+            )),
+            None => Decision::Poll,
+        },
         Err(None) => Decision::NotListening,
         Err(Some(why)) => Decision::Unreachable(why.clone()),
     }
+}
+
+/// Whether `other` listens at the address of `server`, and neither has started the other: with
+/// `SO_REUSEPORT` (b7710 sets it, b8672 does not), the kernel divides the connections between them.
+fn shares_address(other: &LocalServer, server: &LocalServer) -> bool {
+    other.pid != server.pid
+        && other.address == server.address
+        && !other.ancestors.contains(&server.pid)
 }
 
 /// The label `server` of a server that listens.

@@ -103,11 +103,12 @@ impl Search<'_> {
         let tcp: Vec<_> = self.tcp().collect();
         let is_here = tcp.first().is_none_or(|(_, socket)| is_here(socket.inode));
         let address = match is_here {
-            // Loopback addresses before others, and IPv4 before IPv6.
+            // Loopback addresses before others, and IPv4 before IPv6. The kernel's order is not that
+            // of the server's `--host`, so the lowest address: the same one after a restart.
             true => tcp
                 .iter()
                 .map(|(bound, socket)| (reachable(*bound), socket.inode))
-                .min_by_key(|(address, _)| (!address.ip().is_loopback(), address.is_ipv6())),
+                .min_by_key(|(address, _)| (!address.ip().is_loopback(), *address)),
             false => self.reached(&tcp),
         };
         if let Some((address, inode)) = address {
