@@ -35,10 +35,17 @@ struct ModelSource {
     /// Whether the records have taken over at this poll: they have requests that the log has
     /// reported as well.
     has_changed: bool,
-    /// Whether its counters were read since it was loaded.
-    has_counters: bool,
+    /// Whether its counters were read since it was loaded; `None` until a poll has told. Tokens
+    /// counted elsewhere until then would go on from another number.
+    has_counters: Option<bool>,
     /// The tokens of its records when they became its source.
     before: TokenTotals,
+}
+
+impl ModelSource {
+    fn lacks_counters(&self) -> bool {
+        self.has_counters == Some(false)
+    }
 }
 
 impl ModelSources {
@@ -60,24 +67,29 @@ impl ModelSources {
         self.0.retain(|key, _| loaded.contains_key(key));
         for (key, model) in loaded {
             let is_logged = logged == Some(&key);
-            let new = |from, has_changed, has_counters| ModelSource {
-                from,
-                has_changed,
-                has_counters,
-                before: records.tokens(&key.0, key.1.as_deref()),
-            };
-            let from = if is_logged {
-                RequestsFrom::Log
-            } else {
-                RequestsFrom::Records
-            };
+            let before = || records.tokens(&key.0, key.1.as_deref());
             let source = self.0.entry(key.clone());
-            let source = source.or_insert_with(|| new(from, false, false));
-            source.has_changed = false;
-            if source.from == RequestsFrom::Log && !is_logged {
-                *source = new(RequestsFrom::Records, true, source.has_counters);
+            let source = source.or_insert_with(|| ModelSource {
+                from: match is_logged {
+                    true => RequestsFrom::Log,
+                    false => RequestsFrom::Records,
+                },
+                has_changed: false,
+                has_counters: None,
+                before: before(),
+            });
+            source.has_changed = source.from == RequestsFrom::Log && !is_logged;
+            if source.has_changed {
+                source.from = RequestsFrom::Records;
+                source.before = before();
             }
-            source.has_counters |= matches!(model.counters, Update::New(_));
+            let is_loading = model.state == ModelState::Reported(ModelStatus::Loading);
+            let has_counters = match model.counters {
+                Update::New(_) => Some(true),
+                Update::Absent if !is_loading => Some(false),
+                _ => None,
+            };
+            source.has_counters = source.has_counters.max(has_counters);
         }
     }
 
@@ -95,7 +107,7 @@ impl ModelSources {
     /// Whether the tokens of this model are counted by its log.
     pub fn counts_by_log(&self, model: &str, mode: Option<&str>) -> bool {
         self.get(model, mode)
-            .is_some_and(|source| source.from == RequestsFrom::Log && !source.has_counters)
+            .is_some_and(|source| source.from == RequestsFrom::Log && source.lacks_counters())
     }
 
     /// Adds the tokens in the records to the models whose tokens nothing else reports, and notes on
@@ -110,7 +122,7 @@ impl ModelSources {
             let Some(source) = self.get(&model.name, model.mode.as_deref()) else {
                 continue;
             };
-            if source.has_counters {
+            if !source.lacks_counters() {
                 continue;
             }
             if source.from == RequestsFrom::Log {

@@ -125,7 +125,7 @@ impl StateLog {
             let unnamed = self.was_unnamed.then_some(&ModelStatus::Loading);
             let before = self.statuses.get(key).or(unnamed);
             if let Some(before) = before.filter(|before| *before != status) {
-                log_status(server, &key.0, *before, *status);
+                log_status(server, key, *before, *status);
             }
         }
         self.was_unnamed = up && reading.unnamed.is_some();
@@ -218,12 +218,12 @@ fn log_failure(
     log(message, &pairs);
 }
 
-fn log_status(server: &dyn Display, name: &str, before: ModelStatus, status: ModelStatus) {
-    let pairs: [(&str, &dyn Display); 3] = [
-        ("status", &status.label()),
-        ("model", &name),
-        ("server", server),
-    ];
+fn log_status(server: &dyn Display, key: &ModelKey, before: ModelStatus, status: ModelStatus) {
+    let (name, mode) = key;
+    let status_label = status.label();
+    let mut pairs: Vec<(&str, &dyn Display)> = vec![("status", &status_label), ("model", name)];
+    pairs.extend(mode.iter().map(|mode| ("mode", mode as &dyn Display)));
+    pairs.push(("server", server));
     let working = |status| matches!(status, ModelStatus::Idle | ModelStatus::Running);
     // Changes between idle and running are too frequent for the level info.
     if working(before) && working(status) {
@@ -257,7 +257,10 @@ fn log_up(server: &dyn Display, info: &Option<ServerInfo>, snapshot: &Snapshot) 
         models => {
             let shown = models.iter().take(LISTED_MODELS);
             let mut names: Vec<_> = shown
-                .map(|model| format!("{} ({})", model.name, status(model)))
+                .map(|model| match &model.mode {
+                    Some(mode) => format!("{} ({mode}, {})", model.name, status(model)),
+                    None => format!("{} ({})", model.name, status(model)),
+                })
                 .collect();
             let others = models.len().saturating_sub(LISTED_MODELS);
             names.extend((others > 0).then(|| format!("{others} more")));

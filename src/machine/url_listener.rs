@@ -18,6 +18,9 @@ const FORGET_AFTER: u32 = 12;
 /// must do.
 const PARENTS: [&str; 5] = ["ollama", "llama-swap", "model-runner", "dmr", "llama"];
 
+/// A process, and its socket at the base URL, if known.
+type Holder = (ProcessId, Option<HeldSocket>);
+
 /// The process that listens at one base URL.
 pub struct UrlListener {
     procfs: Procfs,
@@ -25,7 +28,7 @@ pub struct UrlListener {
     port: u16,
     addresses: HostLookup,
     /// The socket is unknown if the descriptors of the process cannot be listed.
-    found: Option<(ProcessId, Option<HeldSocket>)>,
+    found: Option<Holder>,
     /// Processes that do not listen there.
     others: BTreeSet<u32>,
     looks: u32,
@@ -78,7 +81,7 @@ impl UrlListener {
             true => Vec::new(),
             false => own.listening().tcp(self.port, &here),
         };
-        let direct = new.iter().find_map(|pid| {
+        let direct = new.iter().filter_map(|pid| {
             if !here.is_empty() {
                 return self.holder(*pid, &sockets_here);
             }
@@ -94,17 +97,13 @@ impl UrlListener {
             };
             self.holder(*pid, &sockets)
         });
-        self.found = direct.or_else(|| self.in_container(&new, &addresses));
+        self.found = certain_or_only(direct).or_else(|| self.in_container(&new, &addresses));
         self.others.extend(new);
         self.found.as_ref().map(|(process, _)| process.pid)
     }
 
     /// The one of `pids` that listens in the container to which Docker forwards the base URL.
-    fn in_container(
-        &self,
-        pids: &[u32],
-        addresses: &[IpAddr],
-    ) -> Option<(ProcessId, Option<HeldSocket>)> {
+    fn in_container(&self, pids: &[u32], addresses: &[IpAddr]) -> Option<Holder> {
         let own = fs::read_link(self.procfs.path("self/ns/net")).ok();
         let leads_here = |proxy: u32, forwarded: &ForwardedPort| {
             let of_proxy = fs::read_link(self.procfs.process_path(proxy, "ns/net")).ok();
@@ -120,21 +119,19 @@ impl UrlListener {
             if !leads_here(proxy, &forwarded) {
                 return None;
             }
-            pids.iter().find_map(|pid| {
+            let there = pids.iter().filter_map(|pid| {
                 let namespace = NetworkNamespace::new(self.procfs.process_path(*pid, "net"), false);
                 let is_there = namespace.has_address(forwarded.ip);
                 let listening = is_there.then(|| namespace.listening())?;
                 self.holder(*pid, &listening.tcp(forwarded.port, &[forwarded.ip]))
-            })
+            });
+            certain_or_only(there)
         })
     }
 
-    /// The process `pid`, if it has one of `sockets` open.
-    fn holder(
-        &self,
-        pid: u32,
-        sockets: &[ListeningSocket],
-    ) -> Option<(ProcessId, Option<HeldSocket>)> {
+    /// The process `pid`, if it has one of `sockets` open. The socket is unknown if its descriptors
+    /// cannot be listed.
+    fn holder(&self, pid: u32, sockets: &[ListeningSocket]) -> Option<Holder> {
         if sockets.is_empty() {
             return None;
         }
@@ -166,12 +163,38 @@ impl UrlListener {
     }
 }
 
+/// The first one whose socket is known, else the only one: two programs that start llama-servers
+/// may run as one user.
+fn certain_or_only(holders: impl Iterator<Item = Holder>) -> Option<Holder> {
+    let (certain, mut possible): (Vec<_>, Vec<_>) =
+        holders.partition(|(_, socket)| socket.is_some());
+    let only = possible.pop().filter(|_| possible.is_empty());
+    certain.into_iter().next().or(only)
+}
+
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
 
     use super::*;
     use crate::machine::tests::file_tree::FileTree;
+
+    #[test]
+    fn of_two_processes_whose_sockets_are_unknown_neither_is_taken() {
+        let tree = FileTree::new(&[]);
+        tree.link("9/fd/3", "socket:[90]");
+        let procfs = Procfs::new(&tree.path(""));
+        let held = procfs.sockets(9, &BTreeSet::from([90])).unwrap().pop();
+        assert!(held.is_some());
+        let holder = |pid, socket| (ProcessId { pid, started: 1 }, socket);
+        let chosen = |holders: Vec<Holder>| {
+            certain_or_only(holders.into_iter()).map(|(process, _)| process.pid)
+        };
+        assert_eq!(chosen(vec![holder(7, None)]), Some(7));
+        assert_eq!(chosen(vec![holder(7, None), holder(8, None)]), None);
+        let all = vec![holder(7, None), holder(8, None), holder(9, held)];
+        assert_eq!(chosen(all), Some(9));
+    }
 
     #[test]
     #[cfg(all(target_os = "linux", target_endian = "little"))]

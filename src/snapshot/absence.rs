@@ -159,7 +159,7 @@ absences! {
 
     // The servers of single models.
     RunnerNotSeen NotThere "runner_not_seen",
-        "the llama-server of a model is not among the processes that can be seen from here, and it has its live tokens, slots and KV cache",
+        "no process that can be seen from here is certain to be the llama-server of a model, which has its live tokens, slots and KV cache",
         "run the exporter on Model Runner's machine, as Model Runner's user or as root with CAP_SYS_PTRACE, in a container with --pid=host --user 0 --cap-add SYS_PTRACE";
     RunnerNotAllowed Refused "runner_not_allowed",
         "the Unix socket of a model's llama-server may not be opened, and it has the model's live tokens, slots and KV cache",

@@ -23,7 +23,7 @@ from support.wait import wait_for
 KIND = "model-runner"
 GEMMA = "docker.io/ai/gemma3:270M-Q4_K_M"
 TINY = "docker.io/example/tiny:latest"
-NOT_SEEN = "is not among the processes that can be seen"
+NOT_SEEN = "no process that can be seen from here is certain to be the llama-server of a model"
 NOT_ALLOWED = "may not be opened"
 AMBIGUOUS = "several processes run the same model"
 
@@ -136,21 +136,41 @@ def test_a_model_in_another_mode_is_another_process(start_runner, replay):
     assert report.value("slots", model=GEMMA) is None
 
 
-def test_a_server_that_model_runner_did_not_start_is_not_read(start_runner, replay):
-    """Another user's server may have the same model file."""
-    server = start_runner(GEMMA)
-    server.kill()
+@contextlib.contextmanager
+def started_by_another(server):
+    """Starts `server`, which has ended, again: as nobody's child. Another user's may have the same model file."""
     server.port.unlink()
     command = ["setsid", "--fork", *map(str, server.command)]
     subprocess.run(command, cwd=server.cwd, env=server.environment, check=True)
     pid = wait_for(lambda: find(server.command), "the server to start")
     try:
         wait_for(lambda: responds(server.port, "/health"), "the server to load its model")
-        report = run_check(replay(recorded(KIND, "idle")).url)
+        yield
     finally:
         os.kill(pid, signal.SIGKILL)
+
+
+def test_a_server_that_model_runner_did_not_start_is_not_read(start_runner, replay):
+    server = start_runner(GEMMA)
+    server.kill()
+    with started_by_another(server):
+        report = run_check(replay(recorded(KIND, "idle")).url)
     assert report.notes.count(NOT_SEEN) == 1
     assert report.value("slots", model=GEMMA) is None
+
+
+def test_the_process_of_a_loading_model_is_the_one_that_model_runner_started(start_runner, replay):
+    other = start_runner(GEMMA)
+    other.kill()
+    with started_by_another(other):
+        own = start_runner(GEMMA)
+        report = run_check(replay(recorded(KIND, "loading")).url)
+    assert report.model_status(GEMMA) == "loading"
+    [model] = [model for model in report.document["servers"][0]["models"] if model["model"] == GEMMA]
+    assert model["pid"] == own.pid
+    # From where its tokens come is told once it is loaded.
+    assert "Model Runner's records" not in report.notes
+    assert report.value("generated_tokens_total", model=GEMMA) is None
 
 
 @needs_root

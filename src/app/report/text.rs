@@ -172,9 +172,9 @@ fn write_source(lines: &mut Lines, group: &[&SourceReport]) {
         return;
     };
     let of_models = match (group.len(), &first.model) {
-        (1, Some(model)) => format!(" of {model}"),
+        (1, Some(model)) => format!("of {model}"),
         (1, None) => String::new(),
-        (count, _) => format!(" of {count} models"),
+        (count, _) => format!("of {count} models"),
     };
     let name = match group.len() {
         1 => first.name.as_str(),
@@ -186,7 +186,9 @@ fn write_source(lines: &mut Lines, group: &[&SourceReport]) {
     } else {
         first.kind
     };
-    let what = format!("{kind} {name}{of_models}");
+    let what = [kind, name, &of_models];
+    let what: Vec<_> = what.into_iter().filter(|part| !part.is_empty()).collect();
+    let what = what.join(" ");
     let tone = match first.state {
         "read" => Tone::Good,
         "failed" | "refused" => Tone::Bad,
@@ -210,7 +212,7 @@ fn write_source(lines: &mut Lines, group: &[&SourceReport]) {
     let state = padded(&first.state.replace('_', " "), 10);
     let parts = [
         (tone, state.as_str()),
-        (Tone::Plain, what.trim()),
+        (Tone::Plain, &what),
         (Tone::Minor, &times),
         (Tone::Plain, error.as_deref().unwrap_or_default()),
     ];

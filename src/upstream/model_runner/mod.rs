@@ -257,6 +257,9 @@ impl ModelRunner {
     ) -> bool {
         let mut loaded: Vec<_> = models.iter_mut().filter(|model| is_loaded(model)).collect();
         self.servers.poll(&mut loaded, exchange.deadline(), reading);
+        for model in models.iter_mut().filter(|model| !is_loaded(model)) {
+            self.servers.set_process(model);
+        }
         let mut others: Vec<_> = models
             .iter_mut()
             .filter(|model| is_llama_cpp(model) && !self.servers.reads(&key(model)))

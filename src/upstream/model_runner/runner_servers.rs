@@ -108,6 +108,12 @@ impl RunnerServers {
         reading.notes.extend(self.reads_any().then_some(BY_SOCKET));
     }
 
+    /// Sets the process of a model that is still loading.
+    pub fn set_process(&self, model: &mut ModelReading) {
+        let process = self.process_of(model).ok();
+        model.process.pid = process.map(|process| (process.pid, process.started));
+    }
+
     /// The only process that runs the model's file in its mode.
     fn process_of(&self, model: &ModelReading) -> Result<&LocalServer, Absence> {
         let digest = model
