@@ -62,7 +62,7 @@ fn absent(snapshot: &Arc<Snapshot>) -> Overview {
             .iter()
             .map(|suffix| scrape.all(&format!("{name}{suffix}")).len())
             .sum();
-        assert_eq!(state.series, there, "{name}");
+        assert_eq!(state.series.count, there, "{name}");
         for of in &state.absent {
             for subject in of.subjects.iter().map(|index| &overview.subjects[*index]) {
                 let Subject::Model(server, (model, mode)) = subject else {

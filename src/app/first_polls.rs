@@ -52,7 +52,10 @@ fn log_summary(site: &ServedSite) {
     }
     let overview = site.overview(now);
     let count = overview.families.len();
-    let with_values = overview.families.iter().filter(|state| state.series > 0);
+    let with_values = overview
+        .families
+        .iter()
+        .filter(|state| state.series.count > 0);
     let values = with_values.count();
     let mut remedies = overview.remedies();
     remedies.retain(|remedy| remedy.is_fixable && gain(remedy) >= FEWEST_METRICS);

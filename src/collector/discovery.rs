@@ -23,7 +23,6 @@ use crate::process::log;
 use crate::readings::{LocalAddress, LocalServer};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Snapshot;
-use crate::upstream::ServerKind;
 use crate::upstream::http::peer_check::PeerCheck;
 
 /// The most discovered servers that are polled, and the most poll threads, those included that are
@@ -261,9 +260,8 @@ impl Discovery {
             .iter()
             .zip(&mut self.bases)
             .map(|(snapshot, (listener, has_children))| {
-                let kind = snapshot.info.as_ref();
-                let kind = kind.and_then(|info| ServerKind::from_label(info.kind));
-                *has_children = kind.map_or(*has_children, ServerKind::holds_many_models);
+                let info = snapshot.info.as_ref();
+                *has_children = info.map_or(*has_children, |info| info.kind.holds_many_models());
                 let processes = snapshot.models.iter();
                 GivenServer {
                     label: snapshot.server.clone(),

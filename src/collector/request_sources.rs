@@ -7,7 +7,9 @@ use std::time::Instant;
 use crate::collector::log_streams::LogStreams;
 use crate::collector::model_sources::{ModelSources, RequestsFrom};
 use crate::process::log as own_log;
-use crate::readings::{Completion, ModelReading, ModelState, ModelStatus, SlotsReading, Update};
+use crate::readings::{
+    Completion, LogSource, ModelReading, ModelState, ModelStatus, ServerKind, SlotsReading, Update,
+};
 use crate::requests::log::parser::LoggedSlots;
 use crate::requests::log::{LINES_REJECTED, LogWriter, PolledModel, ServerLog, WritersFound};
 use crate::requests::probe::Prober;
@@ -21,7 +23,6 @@ use crate::upstream::completion::CompletionClient;
 use crate::upstream::detection::DetectedServer;
 use crate::upstream::http::exchange::Exchange;
 use crate::upstream::reading::{Reading, ServedLog};
-use crate::upstream::{LogSource, ServerKind};
 
 /// The sources of request latencies of one server.
 pub(super) struct RequestSources {
@@ -82,7 +83,7 @@ impl RequestSources {
         if let Some(interval) = settings.probe_interval {
             let completions = CompletionClient::new(base, settings)?;
             let prober = Prober {
-                may_probe: |snapshot| kind(snapshot).is_some_and(ServerKind::may_be_probed),
+                may_probe: |snapshot| kind(snapshot).is_some_and(ServerKind::is_llama_cpp),
                 send: move |snapshot: &Snapshot, model: &Model| {
                     send_probe(&completions, snapshot, model)
                 },
@@ -255,7 +256,7 @@ impl RequestSources {
             }
             None => {}
         }
-        let probe = match (self.has_probe, reading.kind.map(ServerKind::may_be_probed)) {
+        let probe = match (self.has_probe, reading.kind.map(ServerKind::is_llama_cpp)) {
             (_, Some(false)) => Some(Absence::ProbeNotPossible),
             (false, _) => Some(Absence::ProbeOff),
             (true, _) => None,
@@ -335,7 +336,7 @@ fn polled_by_stream(model: &ModelReading) -> Option<PolledModel<'_>> {
 }
 
 fn kind(snapshot: &Snapshot) -> Option<ServerKind> {
-    ServerKind::from_label(snapshot.info.as_ref()?.kind)
+    Some(snapshot.info.as_ref()?.kind)
 }
 
 /// Sends one completion to a model; `None` if it is no longer loaded.

@@ -236,7 +236,7 @@ fn log_status(server: &dyn Display, key: &ModelKey, before: ModelStatus, status:
 }
 
 fn log_up(server: &dyn Display, info: &Option<ServerInfo>, snapshot: &Snapshot) {
-    let kind = info.as_ref().map_or("unknown", |info| info.kind);
+    let kind = info.as_ref().map_or("unknown", |info| info.kind.label());
     let version = info
         .as_ref()
         .and_then(|info| info.version.as_deref())

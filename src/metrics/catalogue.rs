@@ -309,7 +309,7 @@ pub const FAMILIES: &[Family] = &[
         Server(|s, out| {
             if let Some(info) = s.info.as_ref().filter(|info| !info.is_version_pending) {
                 let version = info.version.as_deref().unwrap_or_default();
-                out.series(&[("kind", info.kind), ("version", version)], 1.0);
+                out.series(&[("kind", info.kind.label()), ("version", version)], 1.0);
             }
         })),
     row("llamacpp_models_disk_usage_bytes", Gauge, &[], &[ModelStore],

@@ -1,7 +1,7 @@
 //! What a metric needs: where its value comes from, and what must have happened. From what the
 //! snapshot says about a need follows why a metric is absent.
 
-use crate::readings::ModelStatus;
+use crate::readings::{ModelStatus, ServerKind};
 use crate::snapshot::{Absence, Gpu, Missing, Model, Snapshot, Source, SourceKind};
 
 /// Something that a metric needs.
@@ -103,8 +103,8 @@ impl Context<'_> {
             }
             Need::Props => self.lacks_endpoint("/props"),
             Need::Quantization => {
-                let is_llama_server = matches!(self.kind(), Some("llama-server" | "router"));
-                is_llama_server.then(|| Absence::BuildTooOld.into())
+                let is_llama_cpp = self.kind().is_some_and(ServerKind::is_llama_cpp);
+                is_llama_cpp.then(|| Absence::BuildTooOld.into())
             }
             Need::ModelList => self.lacks_endpoint("/v1/models"),
             Need::NewMetrics => {
@@ -121,7 +121,7 @@ impl Context<'_> {
                 }
             }
             Need::ModelStore => match self.kind()? {
-                "model-runner" => self.server_lacks("/engines/df"),
+                ServerKind::ModelRunner => self.server_lacks("/engines/df"),
                 _ => reason(Absence::OtherKind),
             },
             Need::Requests => self.lacks_requests(),
@@ -172,14 +172,14 @@ impl Context<'_> {
         }
     }
 
-    /// The label `kind` of the server.
-    fn kind(&self) -> Option<&'static str> {
+    /// The kind of the server.
+    fn kind(&self) -> Option<ServerKind> {
         Some(self.server?.info.as_ref()?.kind)
     }
 
     /// Whether the server keeps a list of requests that have ended.
     fn lists_requests(&self) -> bool {
-        matches!(self.kind(), Some("model-runner" | "llama-swap"))
+        self.kind().is_some_and(ServerKind::lists_requests)
     }
 
     /// Why a source of the model, or else of the whole server, is not read.

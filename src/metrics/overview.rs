@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::metrics::catalogue::{Exporter, FAMILIES, Family, Label, Scope, SeriesSink};
+use crate::metrics::catalogue::{Exporter, FAMILIES, Family, Scope};
 use crate::metrics::need::{self, Context};
+use crate::metrics::value::SeriesCount;
 use crate::readings::ModelKey;
-use crate::snapshot::histogram::Histogram;
 use crate::snapshot::{Gpu, Missing, Model, OwnMetrics, Snapshot, Source};
 
 /// All metrics of the catalogue, and what each of them is about.
@@ -35,8 +35,8 @@ pub enum Subject {
 pub struct FamilyState {
     /// Its row in the catalogue.
     pub family: &'static Family,
-    /// How many series it has.
-    pub series: usize,
+    /// How many series it has, and the value of the first.
+    pub series: SeriesCount,
     /// The subjects that have none of them, by the reason.
     pub absent: Vec<AbsentIn>,
 }
@@ -97,18 +97,18 @@ pub fn overview(
     for family in FAMILIES {
         let mut state = FamilyState {
             family,
-            series: 0,
+            series: SeriesCount::default(),
             absent: Vec::new(),
         };
         let mut absent = BTreeMap::<Missing, Vec<usize>>::new();
         for (index, ((subject, ..), context)) in of_subject.iter().zip(&contexts).enumerate() {
-            let mut series = SeriesCount(0);
-            let is_about = read(family.scope, subject, context, &exporter, &mut series);
+            let before = state.series.count;
+            let series = &mut state.series;
+            let is_about = read(family.scope, subject, context, &exporter, series);
             if let Some(second) = family.second_scope {
-                read(second, subject, context, &exporter, &mut series);
+                read(second, subject, context, &exporter, series);
             }
-            state.series = state.series.saturating_add(series.0);
-            if is_about && series.0 == 0 {
+            if is_about && series.count == before {
                 let missing = need::missing(family.needs, context);
                 absent.entry(missing).or_default().push(index);
             }
@@ -250,22 +250,6 @@ fn read(
         _ => return false,
     }
     true
-}
-
-/// Counts series as the exposition writes them.
-struct SeriesCount(usize);
-
-impl SeriesSink for SeriesCount {
-    fn series(&mut self, _labels: &[Label], _value: f64) {
-        self.0 = self.0.saturating_add(1);
-    }
-
-    fn histogram(&mut self, histogram: &Option<Histogram>) {
-        if let Some(histogram) = histogram {
-            let series = histogram.cumulative().count().saturating_add(2);
-            self.0 = self.0.saturating_add(series);
-        }
-    }
 }
 
 #[cfg(test)]

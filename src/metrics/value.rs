@@ -1,67 +1,40 @@
-//! Reads one value of the catalogue, for the status page: what it shows is what `/metrics` says.
+//! Reads single values of the catalogue, for the status page: what it shows is what `/metrics` says.
 
-use std::sync::Arc;
-
-use crate::metrics::catalogue::{Exporter, FAMILIES, Family, Label, Scope, SeriesSink};
+use crate::metrics::catalogue::{FAMILIES, Label, Scope, SeriesSink};
+use crate::snapshot::Model;
 use crate::snapshot::histogram::Histogram;
-use crate::snapshot::{Gpu, Model, OwnMetrics, Snapshot};
 
 /// The value of the metric `name` of `model`: its one series, if it is known.
 pub fn of_model(name: &str, model: &Model) -> Option<f64> {
     let family = FAMILIES.iter().find(|family| family.name == name)?;
-    let mut first = First(None);
+    let mut series = SeriesCount::default();
     if let Scope::Model(read) = family.scope {
-        read(model, &mut first);
+        read(model, &mut series);
     }
-    first.0
+    series.first
 }
 
-/// The value of a metric that has a single series.
-pub fn single(
-    family: &Family,
-    servers: &[Arc<Snapshot>],
-    gpus: &[Gpu],
-    own: &OwnMetrics,
-) -> Option<f64> {
-    let mut first = First(None);
-    for scope in [Some(family.scope), family.second_scope]
-        .into_iter()
-        .flatten()
-    {
-        match scope {
-            Scope::Exporter(read) => read(
-                &Exporter {
-                    own: own.clone(),
-                    series_dropped: 0,
-                },
-                &mut first,
-            ),
-            Scope::Gpu(read) => gpus.iter().for_each(|gpu| read(gpu, &mut first)),
-            Scope::Server(read) | Scope::ReportedGpu(read) => {
-                servers.iter().for_each(|server| read(server, &mut first));
-            }
-            Scope::Model(read) => {
-                let models = servers.iter().flat_map(|server| &server.models);
-                models.for_each(|model| read(model, &mut first));
-            }
-            Scope::Requests(read) => {
-                let requests = servers.iter().flat_map(|server| &server.requests);
-                requests.for_each(|of| read(&of.figures, &mut first));
-            }
+/// Counts series as the exposition writes them, and takes the value of the first.
+#[derive(Debug, Default)]
+pub struct SeriesCount {
+    /// The number of series.
+    pub count: usize,
+    /// The first value that is not a histogram's.
+    pub first: Option<f64>,
+}
+
+impl SeriesSink for SeriesCount {
+    fn series(&mut self, _: &[Label], value: f64) {
+        self.count = self.count.saturating_add(1);
+        self.first.get_or_insert(value);
+    }
+
+    fn histogram(&mut self, histogram: &Option<Histogram>) {
+        if let Some(histogram) = histogram {
+            let series = histogram.cumulative().count().saturating_add(2);
+            self.count = self.count.saturating_add(series);
         }
     }
-    first.0
-}
-
-/// Takes the first series.
-struct First(Option<f64>);
-
-impl SeriesSink for First {
-    fn series(&mut self, _: &[Label], value: f64) {
-        self.0.get_or_insert(value);
-    }
-
-    fn histogram(&mut self, _: &Option<Histogram>) {}
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, SeqAccess, Visitor};
 
 use crate::bounds;
 use crate::bounds::json::{LimitedJson, StringLimits};
+use crate::bounds::label_enum::label_enum;
 use crate::bounds::lenient::count_32;
 use crate::readings::TokenTotals;
 use crate::requests::{
@@ -209,36 +210,26 @@ impl From<String> for RecordId {
     }
 }
 
-/// The mode in which Docker Model Runner ran the model for a request, by the request's path (its
-/// `backendModeForRequest`).
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
-#[serde(from = "Option<String>")]
-enum RequestMode {
-    #[default]
-    Completion,
-    Embedding,
-    Reranking,
+label_enum! {
+    /// The mode in which Docker Model Runner ran the model for a request, by the request's path (its
+    /// `backendModeForRequest`), as the label `mode` spells it.
+    #[derive(Default, Deserialize)]
+    #[serde(from = "Option<String>")]
+    pub enum RequestMode {
+        /// Completions, and whatever is neither of the others.
+        #[default]
+        Completion = "completion",
+        /// Embeddings.
+        Embedding = "embedding",
+        /// Reranking.
+        Reranking = "reranking",
+    }
 }
 
 impl RequestMode {
-    const ALL: [RequestMode; 3] = [
-        RequestMode::Completion,
-        RequestMode::Embedding,
-        RequestMode::Reranking,
-    ];
-
     fn of_label(label: &str) -> Option<RequestMode> {
         let mut all = RequestMode::ALL.into_iter();
         all.find(|mode| mode.label() == label)
-    }
-
-    /// The label `mode`.
-    fn label(self) -> &'static str {
-        match self {
-            RequestMode::Completion => "completion",
-            RequestMode::Embedding => "embedding",
-            RequestMode::Reranking => "reranking",
-        }
     }
 }
 

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::bounds::label_enum::label_enum;
+use crate::readings::ServerKind;
 
 /// The server at a base URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerInfo {
-    /// The kind of server, as the label `kind` spells it.
-    pub kind: &'static str,
+    /// The kind of server.
+    pub kind: ServerKind,
     /// Its version, as it reports it (llama-server: `build_info` of `/props`).
     pub version: Option<String>,
     /// Whether the version may become known later in this life of the server.

@@ -1,7 +1,7 @@
 //! The servers that are watched: the HTTP client, and one file per kind of server.
 //!
-//! A new kind of server is one file that implements [`Upstream`], with a variant of
-//! [`ServerKind`] and an entry in [`all_kinds`] here.
+//! A new kind of server is one file that implements [`Upstream`], with an entry in [`all_kinds`] here
+//! and a variant of [`ServerKind`].
 
 mod address_advice;
 pub mod advice;
@@ -30,7 +30,7 @@ use std::io::Read;
 use std::time::Instant;
 
 use crate::bounds::BoundedDuration;
-use crate::readings::LocalServer;
+use crate::readings::{LocalServer, ServerKind};
 use crate::settings::{BaseUrl, Settings};
 use crate::upstream::api::{Health, Props};
 use crate::upstream::http::endpoint::Endpoint;
@@ -117,92 +117,3 @@ pub struct DetectionAnswers {
 /// into its label.
 pub type RecordsReader<'a> =
     dyn FnMut(&mut dyn Read, &dyn Fn(&str) -> String) -> Result<(), String> + 'a;
-
-/// A kind of server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ServerKind {
-    /// llama-server with one model.
-    LlamaServer,
-    /// llama-server in router mode.
-    Router,
-    /// Docker Model Runner.
-    ModelRunner,
-    /// llama-swap.
-    LlamaSwap,
-    /// Ollama.
-    Ollama,
-}
-
-/// How to identify the model that a line of a server's log is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogSource {
-    /// All lines are about the server's one model.
-    OneModel,
-    /// Lines are about any of the loaded models, without a sign which: usable while there is one.
-    AnyModel,
-    /// Lines begin with the port of the model's child process.
-    ChildPorts,
-}
-
-impl ServerKind {
-    const ALL: [ServerKind; 5] = [
-        ServerKind::LlamaServer,
-        ServerKind::Router,
-        ServerKind::ModelRunner,
-        ServerKind::LlamaSwap,
-        ServerKind::Ollama,
-    ];
-
-    /// The value of the label `kind`.
-    pub fn label(self) -> &'static str {
-        match self {
-            ServerKind::LlamaServer => "llama-server",
-            ServerKind::Router => "router",
-            ServerKind::ModelRunner => "model-runner",
-            ServerKind::LlamaSwap => "llama-swap",
-            ServerKind::Ollama => "ollama",
-        }
-    }
-
-    /// The kind with this label.
-    pub fn from_label(label: &str) -> Option<ServerKind> {
-        ServerKind::ALL
-            .into_iter()
-            .find(|kind| kind.label() == label)
-    }
-
-    /// Whether the server can hold several models, or none.
-    pub fn holds_many_models(self) -> bool {
-        self != ServerKind::LlamaServer
-    }
-
-    /// Whether a completion can be sent to a loaded model without loading another.
-    pub fn may_be_probed(self) -> bool {
-        matches!(self, ServerKind::LlamaServer | ServerKind::Router)
-    }
-
-    /// How to identify the model of a log line; `None` if that is impossible.
-    pub fn log_source(self) -> Option<LogSource> {
-        match self {
-            ServerKind::LlamaServer => Some(LogSource::OneModel),
-            ServerKind::Router => Some(LogSource::ChildPorts),
-            ServerKind::Ollama => Some(LogSource::AnyModel),
-            ServerKind::ModelRunner | ServerKind::LlamaSwap => None,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_servers_of_llama_cpp_are_probed() {
-        for kind in ServerKind::ALL {
-            assert_eq!(ServerKind::from_label(kind.label()), Some(kind));
-            let is_llama_cpp = matches!(kind, ServerKind::LlamaServer | ServerKind::Router);
-            assert_eq!(kind.may_be_probed(), is_llama_cpp, "{kind:?}");
-        }
-        assert_eq!(ServerKind::from_label("unknown"), None);
-    }
-}

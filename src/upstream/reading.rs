@@ -86,9 +86,8 @@ impl Reading {
 
     /// The exported information about the server.
     pub fn server_info(&self) -> Option<ServerInfo> {
-        let kind = self.kind?.label();
         Some(ServerInfo {
-            kind,
+            kind: self.kind?,
             version: self.version.clone(),
             is_version_pending: self.is_version_pending,
         })

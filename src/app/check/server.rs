@@ -23,7 +23,10 @@ pub fn report(polled: &Polled, settings: &Settings) -> ServerReport {
         server: snapshot.server.clone(),
         discovered_pid: polled.pid,
         up: snapshot.up == Some(true),
-        kind: snapshot.info.as_ref().map(|info| info.kind.to_owned()),
+        kind: snapshot
+            .info
+            .as_ref()
+            .map(|info| info.kind.label().to_owned()),
         version: snapshot.info.as_ref().and_then(|info| info.version.clone()),
         addresses: base.map_or_else(Vec::new, |base| addresses(base, settings.timeout)),
         models: models(&snapshot),

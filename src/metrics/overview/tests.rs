@@ -4,7 +4,7 @@
 use super::*;
 use crate::metrics::exposition;
 use crate::metrics::need::Need;
-use crate::readings::{ModelFacts, ModelStatus};
+use crate::readings::{ModelFacts, ModelStatus, ServerKind};
 use crate::snapshot::{Absence, RequestFigures, ServerInfo, SourceKind};
 
 /// What the overview is made of.
@@ -22,7 +22,7 @@ impl World {
             server: "h:1".to_owned(),
             up: Some(true),
             info: Some(ServerInfo {
-                kind: "llama-server",
+                kind: ServerKind::LlamaServer,
                 version: None,
                 is_version_pending: true,
             }),
@@ -52,7 +52,7 @@ impl World {
         &mut self.server.models[0]
     }
 
-    fn kind(&mut self, kind: &'static str) {
+    fn kind(&mut self, kind: ServerKind) {
         let info = self.server.info.as_mut();
         info.unwrap().kind = kind;
     }
@@ -103,7 +103,7 @@ const CASES: &[Case] = &[
     (Absence::KeyRequired, OF_SERVER, |w| endpoints(w, Absence::KeyRequired)),
     (Absence::KeyRejected, OF_SERVER, |w| endpoints(w, Absence::KeyRejected)),
     (Absence::OtherKind, &[Need::ModelStore, Need::RequestList], |_| ()),
-    (Absence::OtherKind, &[Need::Log], |w| w.kind("llama-swap")),
+    (Absence::OtherKind, &[Need::Log], |w| w.kind(ServerKind::LlamaSwap)),
 
     (Absence::NoModel, OF_SERVER, |w| w.server.models.clear()),
     (Absence::NoModel, &[Need::Process, Need::Probes, Need::Requests], |w| w.server.models.clear()),
@@ -141,7 +141,7 @@ const CASES: &[Case] = &[
     }),
     (Absence::EndpointFailing, OF_SERVER, |w| endpoints(w, Absence::EndpointFailing)),
     (Absence::EndpointFailing, &[Need::ModelStore], |w| {
-        w.kind("model-runner");
+        w.kind(ServerKind::ModelRunner);
         w.lacks(SourceKind::Endpoint("/engines/df"), Absence::EndpointFailing);
     }),
     (Absence::AnswerLate, OF_METRICS, |w| w.lacks(METRICS, Absence::AnswerLate)),
@@ -171,16 +171,16 @@ const CASES: &[Case] = &[
     (Absence::LogUnused, &[Need::Log], |w| w.lacks(log(), Absence::LogUnused)),
     (Absence::LogAmbiguous, OF_LOG, |w| w.lacks(log(), Absence::LogAmbiguous)),
     (Absence::LogNotServed, &[Need::Log], |w| {
-        w.kind("llama-swap");
+        w.kind(ServerKind::LlamaSwap);
         w.lacks(log(), Absence::LogNotServed);
     }),
     (Absence::RequestRecordsOff, &[Need::Requests, Need::RequestList, Need::Log], |w| {
-        w.kind("model-runner");
+        w.kind(ServerKind::ModelRunner);
         w.lacks(SourceKind::RequestRecords, Absence::RequestRecordsOff);
     }),
     (Absence::NoRequestYet, &[Need::Requests, Need::Probes], |_| ()),
-    (Absence::NoRequestYet, &[Need::FirstRequest], |w| w.kind("llama-swap")),
-    (Absence::NoRequestYet, &[Need::RequestList], |w| w.kind("llama-swap")),
+    (Absence::NoRequestYet, &[Need::FirstRequest], |w| w.kind(ServerKind::LlamaSwap)),
+    (Absence::NoRequestYet, &[Need::RequestList], |w| w.kind(ServerKind::LlamaSwap)),
     (Absence::ProbeOff, &[Need::Probes], |w| w.lacks(SourceKind::Probe, Absence::ProbeOff)),
     (Absence::ProbeNotPossible, &[Need::Probes], |w| w.lacks(SourceKind::Probe, Absence::ProbeNotPossible)),
 
@@ -349,7 +349,7 @@ fn a_metric_is_absent_where_the_exposition_has_no_series_of_it() {
     let text = exposition::render(&servers, &world.gpus, &OwnMetrics::default());
     for state in &overview.families {
         assert_eq!(
-            state.series,
+            state.series.count,
             series(&text, state.family.name),
             "{}",
             state.family.name

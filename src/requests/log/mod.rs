@@ -33,6 +33,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::bounds::label_enum::label_enum;
 use crate::readings::{CountersReading, LoggedTasks, Update};
 use crate::requests::log::envelope::Envelope;
 use crate::requests::log::parser::{LogEvent, LogLine, LoggedSlots, parse};
@@ -109,33 +110,29 @@ pub struct PolledModel<'a> {
     pub counters: &'a Update<CountersReading>,
 }
 
-/// Why a log line was rejected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rejection {
-    /// It lacks llama-server's time and level where the log has them, or the reverse.
-    Format,
-    /// Its time is before that of an earlier line.
-    Time,
-    /// It names a slot that does not exist.
-    Slot,
-    /// Its request took longer than it was on its slot.
-    Duration,
-    /// Another server wrote it, or a child that no poll found.
-    Source,
-    /// It reports more than the server's own counters do.
-    Counters,
-}
-
-impl Rejection {
-    /// The values of the label `reason`, in the order of the variants.
-    const LABELS: [&'static str; 6] = ["format", "time", "slot", "duration", "source", "counters"];
+label_enum! {
+    /// Why a log line was rejected, as the label `reason` spells it.
+    pub enum Rejection {
+        /// It lacks llama-server's time and level where the log has them, or the reverse.
+        Format = "format",
+        /// Its time is before that of an earlier line.
+        Time = "time",
+        /// It names a slot that does not exist.
+        Slot = "slot",
+        /// Its request took longer than it was on its slot.
+        Duration = "duration",
+        /// Another server wrote it, or a child that no poll found.
+        Source = "source",
+        /// It reports more than the server's own counters do.
+        Counters = "counters",
+    }
 }
 
 /// The log of one base URL.
 #[derive(Debug)]
 pub struct ServerLog(Mutex<State>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     /// Where requests are counted.
     requests: Arc<Requests>,
@@ -174,22 +171,7 @@ impl ServerLog {
     pub fn new(requests: Arc<Requests>) -> ServerLog {
         ServerLog(Mutex::new(State {
             requests,
-            is_found: false,
-            envelope: Envelope::default(),
-            origin: Origin::default(),
-            servers: BTreeMap::new(),
-            rejected: [0; 6],
-            is_ambiguous: false,
-            loads: 0,
-            last_writer: None,
-            several_at: None,
-            first_line: None,
-            last_line: None,
-            read_error: None,
-            is_understood: false,
-            reports_requests: false,
-            leaves_out_errors: false,
-            unreported_since: None,
+            ..State::default()
         }))
     }
 
@@ -334,7 +316,10 @@ impl ServerLog {
     /// Rejected lines by the label `reason`, zero included; `None` without a log.
     pub fn lines_rejected(&self) -> Option<Vec<(&'static str, u64)>> {
         let state = self.lock();
-        let rejected = Rejection::LABELS.into_iter().zip(state.rejected);
+        let rejected = Rejection::ALL
+            .map(Rejection::label)
+            .into_iter()
+            .zip(state.rejected);
         state.is_found.then(|| rejected.collect())
     }
 

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 
 use crate::metrics::catalogue::Family;
 use crate::metrics::overview::{FamilyState, Overview, Remedy, Subject};
-use crate::metrics::value;
 use crate::units;
 use crate::web::status_page::StatusPage;
 use crate::web::status_page::html::Html;
@@ -24,7 +23,10 @@ const MOST_SUBJECTS: usize = 3;
 /// Writes both lists.
 pub fn write(out: &mut Html, page: &StatusPage) {
     let overview = page.overview;
-    let present = overview.families.iter().filter(|state| state.series > 0);
+    let present = overview
+        .families
+        .iter()
+        .filter(|state| state.series.count > 0);
     let count = present.clone().count();
     out.raw("<section><h2>Metrics</h2>\n<p>");
     out.text(&count.to_string())
@@ -113,12 +115,10 @@ fn write_present<'a>(
                 .raw("</span>");
         }
         out.raw("</th><td class=\"n\">");
-        let single = (state.series == 1)
-            .then(|| value::single(state.family, page.servers, page.gpus, page.own));
-        match single.flatten() {
-            Some(value) => out.text(&units::number(value)),
-            None => out
-                .text(&units::number(state.series as f64))
+        match state.series.first {
+            Some(value) if state.series.count == 1 => out.text(&units::number(value)),
+            _ => out
+                .text(&units::number(state.series.count as f64))
                 .raw(" <small>series</small>"),
         };
         out.raw("</td></tr>\n");

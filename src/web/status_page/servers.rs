@@ -96,7 +96,7 @@ fn write_server(out: &mut Html, page: &StatusPage, server: &Snapshot, table_byte
             .raw("</span>");
     }
     if let Some(info) = &server.info {
-        out.raw(" <span>").text(info.kind);
+        out.raw(" <span>").text(info.kind.label());
         if let Some(version) = &info.version {
             out.raw(" ").name(version);
         }

@@ -2,7 +2,7 @@ use super::*;
 use crate::bounds::MAX_TEXT_BYTES;
 use crate::history::History;
 use crate::metrics::overview;
-use crate::readings::{ModelFacts, ModelStatus};
+use crate::readings::{ModelFacts, ModelStatus, ServerKind};
 use crate::snapshot::{Absence, GpuMemory, Missing, Model, ServerInfo, SourceKind};
 
 /// Texts that break pages which do not escape them.
@@ -59,7 +59,7 @@ fn server(number: usize, models: usize) -> Arc<Snapshot> {
         server: hostile(number),
         up: Some(!is_down),
         info: Some(ServerInfo {
-            kind: "llama-server",
+            kind: ServerKind::LlamaServer,
             version: Some(hostile(number)),
             is_version_pending: false,
         }),
