@@ -47,8 +47,10 @@ pub struct Poller {
     limit: Duration,
     exchange: Exchange,
     upstream: DetectedServer,
-    /// The tracker and the integrator of each model, by name and mode.
-    models: BTreeMap<ModelKey, (ModelTracker, Integrator)>,
+    /// By name and mode.
+    models: BTreeMap<ModelKey, TrackedModel>,
+    /// Of the model that its server has not named yet.
+    unnamed: TrackedModel,
     /// The models that the last poll with an answer found, without their values.
     known: Vec<Model>,
     machine: Machine,
@@ -83,6 +85,7 @@ impl Poller {
             exchange: Exchange::new(base, settings)?,
             upstream: DetectedServer::new(base, settings),
             models: BTreeMap::new(),
+            unnamed: TrackedModel::default(),
             known: Vec::new(),
             machine: Machine::new(base, settings),
             others: None,
@@ -151,7 +154,7 @@ impl Poller {
         reading.requests.append(self.exchange.finish_poll());
         self.requests.add_logged_tasks(&mut reading);
         let up = reading.up;
-        let mut models = self.derive(&reading, clock.now());
+        let mut models = self.derive(&reading, started, clock.now());
         let note_on_processes = self.read_machine(&reading, &mut models, deadline, clock);
         let answered = if up { models.as_mut_slice() } else { &mut [] };
         self.requests.polled(&mut reading, answered, clock.now());
@@ -276,18 +279,18 @@ impl Poller {
         }
     }
 
-    /// Computes the exported model from each reading, at the time `now`.
-    fn derive(&mut self, reading: &Reading, now: Instant) -> Vec<Model> {
+    /// Computes the exported model from each reading of the poll from `began` to `now`.
+    fn derive(&mut self, reading: &Reading, began: Instant, now: Instant) -> Vec<Model> {
         if !reading.up {
             // Keeps the trackers: the server may return with the same models.
             let failures = &reading.requests.failures;
             let is_gone = failures
                 .iter()
                 .any(|failed| failed.error.reason == Reason::Connect);
-            for (tracker, integrator) in self.models.values_mut() {
-                integrator.interrupt();
+            for model in self.models.values_mut().chain([&mut self.unnamed]) {
+                model.integrator.interrupt();
                 if is_gone {
-                    tracker.server_gone();
+                    model.tracker.server_gone();
                 }
             }
             return Vec::new();
@@ -298,13 +301,16 @@ impl Poller {
             .models
             .iter()
             .map(|read| {
-                let (tracker, integrator) = self.models.entry(read.key()).or_default();
-                let mut model = tracker.update(read);
-                let has_restarted = tracker.has_restarted();
-                model.integrals = integrator.update(now, read, &model, has_restarted);
-                model
+                let known = self.models.entry(read.key());
+                known
+                    .or_insert_with(|| mem::take(&mut self.unnamed))
+                    .update(read, began, now)
             })
             .collect();
+        match &reading.unnamed {
+            Some(read) => _ = self.unnamed.update(read, began, now),
+            None => self.unnamed = TrackedModel::default(),
+        }
         models.sort_unstable_by(|a, b| (&a.name, &a.mode).cmp(&(&b.name, &b.mode)));
         models
     }
@@ -420,6 +426,25 @@ impl Poller {
             history.add_gpus(&self.machine.gpus(), clock.now());
             (snapshot, self.upstream.extra_poll_at())
         })
+    }
+}
+
+/// What is remembered of a model from poll to poll.
+#[derive(Default)]
+struct TrackedModel {
+    tracker: ModelTracker,
+    integrator: Integrator,
+}
+
+impl TrackedModel {
+    /// Takes the reading of a poll from `began` to `now`; returns what is exported.
+    fn update(&mut self, read: &ModelReading, began: Instant, now: Instant) -> Model {
+        let mut model = self.tracker.update(read);
+        let has_restarted = self.tracker.has_restarted();
+        model.integrals = self
+            .integrator
+            .update(began, now, read, &model, has_restarted);
+        model
     }
 }
 

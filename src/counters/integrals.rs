@@ -3,11 +3,13 @@
 //! They are right at any interval of scrapes, and survive a restart of the model's server. The
 //! number of requests between two readings is taken as the mean of both: a request that begins or
 //! ends in between does so in the middle on average. A status holds from the poll that found it to
-//! the next one. A time in which the server was down adds nothing.
+//! the next one; but the poll that finds a model no longer asleep has waited for it to load. A time
+//! in which the server was down adds nothing.
 
 use std::time::Instant;
 
-use crate::readings::{CountersReading, ModelReading, ModelState, ModelStatus, Update};
+use crate::readings::ModelStatus::{self, Idle, Loading, Running, Sleeping};
+use crate::readings::{CountersReading, ModelReading, ModelState, Update};
 use crate::snapshot::{Integrals, Model};
 
 /// Integrates the levels of one model.
@@ -42,10 +44,11 @@ impl Integral {
 }
 
 impl Integrator {
-    /// Takes what is known of the model at a poll that ended at `at`. `has_restarted`: its counters
+    /// Takes what is known of the model at a poll from `began` to `at`. `has_restarted`: its counters
     /// show that the server has been restarted.
     pub fn update(
         &mut self,
+        began: Instant,
         at: Instant,
         reading: &ModelReading,
         model: &Model,
@@ -57,7 +60,7 @@ impl Integrator {
             (_, Update::New(read), _) => Some(read.at),
             _ => None,
         };
-        let is_loading = model.status == Some(ModelStatus::Loading);
+        let is_loading = model.status == Some(Loading);
         if has_restarted || is_loading || !model.is_loaded() {
             (self.deferred.last, self.processing.last) = (None, None);
         }
@@ -68,6 +71,11 @@ impl Integrator {
         }
         self.totals.requests_deferred_seconds = self.deferred.seconds;
         self.totals.requests_processing_seconds = self.processing.seconds;
+        if let Some((_, Sleeping)) = self.status
+            && let Some(Loading | Idle | Running) = model.status
+        {
+            self.add_status(began, Some(Loading));
+        }
         self.add_status(at, model.status);
         self.count_loads(model.status, &reading.counters, has_restarted);
         self.totals.clone()
@@ -100,7 +108,7 @@ impl Integrator {
     ) {
         let Some(status) = status else { return };
         let loads = self.totals.loads.get_or_insert_default();
-        let is_loaded = matches!(status, ModelStatus::Idle | ModelStatus::Running);
+        let is_loaded = matches!(status, Idle | Running);
         let has_loaded = is_loaded && self.was_unloaded;
         self.was_unloaded = !is_loaded;
         if has_loaded || has_restarted && !self.is_load_counted {
@@ -118,6 +126,9 @@ mod tests {
     use super::*;
     use crate::readings::Counters;
     use std::time::Duration;
+
+    /// How long each poll takes.
+    const POLL: Duration = Duration::from_millis(250);
 
     /// An integrator that is told of polls, one a second.
     #[derive(Default)]
@@ -166,7 +177,9 @@ mod tests {
                 }),
                 ..ModelReading::default()
             };
-            self.integrator.update(at, &reading, &model, has_restarted)
+            let began = at - POLL;
+            self.integrator
+                .update(began, at, &reading, &model, has_restarted)
         }
     }
 
@@ -174,7 +187,7 @@ mod tests {
         totals.status_seconds.unwrap()[status as usize]
     }
 
-    use ModelStatus::{Failed, Idle, Loading, Running, Sleeping, Unloaded};
+    use ModelStatus::{Failed, Unloaded};
 
     #[test]
     fn waiting_requests_add_the_mean_of_both_polls() {
@@ -207,6 +220,22 @@ mod tests {
         assert_eq!(status_seconds(&totals, Loading), 3.0);
         assert_eq!(status_seconds(&totals, Running), 1.0);
         assert_eq!(status_seconds(&totals, Idle), 0.0);
+    }
+
+    #[test]
+    fn the_poll_that_finds_a_model_awake_waited_for_its_load() {
+        for found in [Running, Loading] {
+            let mut polls = Polls::default();
+            polls.poll(0, Sleeping, None);
+            polls.poll(1, Sleeping, None);
+            let totals = polls.poll(5, found, None);
+            assert_eq!(status_seconds(&totals, Sleeping), 4.75, "{found:?}");
+            assert_eq!(status_seconds(&totals, Loading), 0.25);
+        }
+        let mut polls = Polls::default();
+        polls.poll(0, Sleeping, None);
+        let totals = polls.poll(5, Unloaded, None);
+        assert_eq!(status_seconds(&totals, Sleeping), 5.0);
     }
 
     #[test]

@@ -62,3 +62,5 @@ def test_without_a_certain_name_the_series_begin_when_it_has_loaded(
     [up] = [line for line in exporter.log.splitlines() if "the server is up" in line]
     assert "model=" not in up
     assert "the model has loaded" in exporter.log
+    assert loaded.value("model_loads_total") == 1
+    assert loaded.value("status_seconds_total", status="loading") > 0

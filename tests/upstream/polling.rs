@@ -49,6 +49,21 @@ fn the_models_are_read_once() {
 }
 
 #[test]
+fn a_load_is_counted_whose_model_has_no_name_yet() {
+    let server = Server::recorded(NEW, Stage::Idle);
+    server.answer_everything(Answer::error(503, "Loading model"));
+    let exporter = Exporter::watching(&server).start();
+    exporter
+        .after_polls(3)
+        .assert_absent(&["llamacpp_model_loads_total"]);
+    server.answer_by_script();
+    let scrape = exporter.until("idle", |scrape| scrape.status() == Some("idle"));
+    scrape.assert_value("llamacpp_model_loads_total", 1.0);
+    let loading = scrape.get("llamacpp_status_seconds_total", &[("status", "loading")]);
+    assert!(loading > Some(0.1), "two polls and more: {loading:?}");
+}
+
+#[test]
 fn slots_are_read_only_while_requests_are_processed() {
     for build in [OLD, MIDDLE, NEW] {
         let server = Server::recorded(build, Stage::Idle);
