@@ -265,7 +265,9 @@ impl Machine {
             self.find_process(&mut entry, reading);
         }
         let name = entry.process.as_ref().and_then(ServerProcess::model_name);
-        match name.clone() {
+        // Else it keeps the name that it had before a restart, if it has one.
+        let before = Some(&reading.name).filter(|name| !name.is_empty());
+        match name.clone().or(before.cloned()) {
             Some(name) => drop(self.models.insert((name, None), entry)),
             None => self.unnamed = Some(entry),
         }

@@ -83,6 +83,9 @@ fn a_socket_that_is_absent_or_refuses_is_explained() {
         exporter
     };
     explained("there is no socket at this path");
+    fs::write(&path, "a file").unwrap();
+    explained("there is no socket at this path");
+    fs::remove_file(&path).unwrap();
     // A server that was killed leaves its socket behind.
     drop(UnixListener::bind(&path).unwrap());
     let exporter = explained("nothing listens on the socket");

@@ -163,6 +163,29 @@ fn metrics_of_the_process_replace_those_of_the_server() {
 }
 
 #[test]
+fn a_model_that_keeps_its_name_over_a_restart_keeps_its_new_process() {
+    let (tree, mut machine) = machine(&[(42, "llama-server", 1000)], &[]);
+    listen(&tree, Some(42), 1000);
+    let reading = ModelReading {
+        name: "m".to_owned(),
+        ..two_slots()
+    };
+    let mut cpu_while_loading = || {
+        machine.begin_poll();
+        assert_eq!(machine.model_name(Some(&reading)), None);
+        let mut model = Model {
+            name: "m".to_owned(),
+            ..Model::default()
+        };
+        machine.fill(&mut model, &reading);
+        machine.keep_only(&[model.clone()]);
+        model.process.cpu_utilization
+    };
+    assert_eq!(cpu_while_loading(), None);
+    assert_eq!(cpu_while_loading(), Some(0.0));
+}
+
+#[test]
 fn an_unnamed_model_gets_its_name_from_the_process_at_every_poll() {
     let (tree, mut machine) = machine(&[(42, "llama-server -m model.gguf", 1000)], &[]);
     listen(&tree, Some(42), 1000);

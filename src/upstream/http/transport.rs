@@ -222,22 +222,23 @@ impl SocketConnector {
                     error.kind(),
                     io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
                 );
-                Err(io::Error::new(error.kind(), socket_error(&error)).into())
+                Err(io::Error::new(error.kind(), socket_error(path, &error)).into())
             }
         }
     }
 }
 
 /// Why connecting to a Unix socket failed, and what to do, for the user.
-fn socket_error(error: &io::Error) -> String {
+fn socket_error(path: &Path, error: &io::Error) -> String {
+    let is_other = path.is_file() || path.is_dir();
     let advice = match error.kind() {
-        io::ErrorKind::NotFound => {
-            "there is no socket at this path: start llama-server with --host PATH, where PATH ends \
-             in .sock, or correct --base-url; a container needs the socket's folder as a volume"
-        }
-        io::ErrorKind::ConnectionRefused => {
+        io::ErrorKind::ConnectionRefused if !is_other => {
             "nothing listens on the socket: start its server again; llama-server cannot replace a \
              socket that a killed server has left, so remove it first"
+        }
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            "there is no socket at this path: start llama-server with --host PATH, where PATH ends \
+             in .sock, or correct --base-url; a container needs the socket's folder as a volume"
         }
         io::ErrorKind::PermissionDenied => {
             "no permission to connect to the socket: run the exporter as the server's user or \
