@@ -1,6 +1,7 @@
 //! The sources of request latencies of one server: starts them, and passes them the results of
 //! polls.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -44,6 +45,8 @@ struct ServedSources {
     records: Records,
     /// Docker Model Runner's models.
     models: ModelSources,
+    /// llama-swap's models whose tokens their logs count, as long as they are loaded.
+    logged: BTreeSet<String>,
 }
 
 impl RequestSources {
@@ -56,6 +59,7 @@ impl RequestSources {
                 streams: LogStreams::new(base, settings, &requests),
                 records: Records::default(),
                 models: ModelSources::default(),
+                logged: BTreeSet::new(),
             }),
             requests,
             log_path: settings
@@ -110,6 +114,7 @@ impl RequestSources {
             streams,
             records,
             models,
+            ..
         }) = &mut self.served
         else {
             return;
@@ -151,7 +156,7 @@ impl RequestSources {
     }
 
     /// Adds what the log said of the tasks of each model since the last poll.
-    pub fn add_logged_tasks(&self, reading: &mut Reading) {
+    pub fn add_logged_tasks(&mut self, reading: &mut Reading) {
         let logged: Vec<_> = polled_models(reading)
             .iter()
             .map(|model| self.log.take_tasks(model))
@@ -159,7 +164,7 @@ impl RequestSources {
         for (model, logged) in reading.models.iter_mut().zip(logged) {
             model.logged_tasks = logged;
         }
-        if let Some(served) = &self.served {
+        if let Some(served) = &mut self.served {
             served.add_logged_tasks(reading);
         }
     }
@@ -282,22 +287,37 @@ impl RequestSources {
 }
 
 impl ServedSources {
-    /// Adds what the log says of the tasks of the model whose tokens it counts.
-    fn add_logged_tasks(&self, reading: &mut Reading) {
+    /// Adds what the logs say of the tasks of the models whose tokens they count.
+    fn add_logged_tasks(&mut self, reading: &mut Reading) {
+        use ModelStatus::{Loading, Unloaded};
+        let is_llama_swap = reading.kind == Some(ServerKind::LlamaSwap);
+        if reading.up {
+            let may_be_loaded = |model: &&ModelReading| {
+                !matches!(model.state, ModelState::Reported(Unloaded | Loading))
+            };
+            let loaded = reading.models.iter().filter(may_be_loaded);
+            let loaded: BTreeSet<_> = loaded.map(|model| model.name.as_str()).collect();
+            self.logged.retain(|name| loaded.contains(name.as_str()));
+        }
         for model in &mut reading.models {
-            if !self
-                .models
-                .counts_by_log(&model.name, model.mode.as_deref())
-            {
+            let key = model.key();
+            let mut logs = reading.logs.iter();
+            let log = logs.find(|log| log.only_model() == Some(&key));
+            let log = log.and_then(|log| self.streams.log(log));
+            let Some((log, polled)) = log.zip(polled_by_stream(model)) else {
                 continue;
+            };
+            if is_llama_swap && model.lacks_metrics && log.shows_tasks(&polled) {
+                self.logged.insert(model.name.clone());
             }
-            let log = reading.logs.iter().find_map(|log| self.streams.log(log));
-            let polled = polled_by_stream(model);
-            let logged = log
-                .zip(polled)
-                .and_then(|(log, polled)| log.take_tasks(&polled));
-            model.lacks_metrics = true;
-            model.logged_tasks = logged;
+            let is_counted =
+                self.logged.contains(&key.0) || self.models.counts_by_log(&key.0, key.1.as_deref());
+            if is_counted {
+                let logged = log.take_tasks(&polled);
+                model.lacks_metrics = true;
+                model.token_totals = model.token_totals.take().filter(|_| logged.is_some());
+                model.logged_tasks = logged;
+            }
         }
     }
 

@@ -110,7 +110,7 @@ absences! {
     // The endpoints.
     MetricsOff Off "metrics_off",
         "/metrics is switched off",
-        "start llama-server with --metrics to get token counters, decode calls and waiting requests; with --log-file, tokens are counted by the log";
+        "start llama-server with --metrics to get token counters, decode calls and waiting requests; where its log is read (--log-file), that counts tokens";
     OllamaMetricsOff Off "ollama_metrics_off",
         "/metrics of Ollama's llama-servers is switched off",
         "set LLAMA_ARG_ENDPOINT_METRICS=1 in the environment of Ollama to get token counters, decode calls and waiting requests";
@@ -180,7 +180,7 @@ absences! {
         "the llama-server of a model cannot be reached, so its tokens are unknown, and its status is idle even while it is running",
         "run the exporter in the network namespace of Ollama";
     SwapServerUnreachable NotThere "swap_server_unreachable",
-        "a model's own server cannot be reached, so its tokens are counted at the end of each request, and its status is idle even while it is running",
+        "a model's own server cannot be reached, so its tokens are counted every 3 s by its log, or at the end of each request, and its status is idle even while it is running",
         "run the exporter on llama-swap's machine, or let the server listen at an address that can be reached";
     SwapOtherEngine NotThere "swap_other_engine",
         "a model's own server is not a llama-server, so its tokens are counted at the end of each request, and its status is idle even while it is running",

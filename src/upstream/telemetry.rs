@@ -260,8 +260,8 @@ impl TelemetryReader {
                 Some("without both, the model's status and its tokens per second are unknown")
             }
             (true, false) => Some(
-                "without /metrics, tokens per second come from /slots: without --log-file, requests \
-                 that begin and end between two polls are missed",
+                "without /metrics, tokens per second come from /slots: where its log is not read, \
+                 requests that begin and end between two polls are missed",
             ),
             (false, true) => Some(
                 "without /slots, tokens in flight are computed from the decode calls, and are off \

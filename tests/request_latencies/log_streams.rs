@@ -1,11 +1,14 @@
 //! The logs that llama-swap and Docker Model Runner serve over HTTP: their requests are counted
 //! once, for the right model, and connections end with what they are for.
 
+use crate::support::recordings::{MIDDLE, Stage};
 use crate::support::{Answer, Exporter, Scrape, Server, wait_until};
 use serde_json::{Value, json};
 
 const SWAP_LOG: &str = "/logs/stream/";
 const LOADING: &str = "srv    load_model: loading model 'm.gguf'";
+const SLOTS: &str =
+    "srv    load_model: initializing, n_slots = 1, n_ctx_slot = 2048, kv_unified = 'false'";
 
 /// What llama-server writes about a request of 7 prompt tokens and so many generated ones.
 fn request(task: u64, generated: u64) -> Vec<String> {
@@ -208,6 +211,66 @@ fn a_request_of_llama_swap_is_counted_by_the_log_or_the_activity() {
     assert_eq!(outcome(&scrape, "log", "error"), Some(0.0));
     assert_eq!(outcome(&scrape, "activity", "ok"), Some(0.0));
     assert_eq!(counted(&scrape, "a", "activity"), Some(0.0));
+}
+
+/// Without `/metrics`, whether the model's own server can be reached or not.
+#[test]
+fn the_log_of_llama_swap_counts_tokens_while_they_stream() {
+    let own = Server::recorded(MIDDLE, Stage::Idle);
+    own.answer("/metrics", Answer::error(501, "not supported"));
+    let slot = |generated: u64| {
+        let next = json!([{"n_decoded": generated}]);
+        json!([{"id": 0, "n_ctx": 2048, "is_processing": true, "id_task": 0,
+            "n_prompt_tokens": 7 + generated, "n_prompt_tokens_processed": 7, "next_token": next}])
+    };
+    let proxy = own.url();
+    for proxy in [proxy.as_str(), ""] {
+        let server = swap(&[], &["a"]);
+        let mut log = Log::of_swap(&server, "a");
+        let exporter = Exporter::watching(&server).start();
+        wait_until("the log is open", || server.count(&log.path) == 1);
+        let generated =
+            |scrape: &Scrape| scrape.get("llamacpp_generated_tokens_total", &[("model", "a")]);
+        let prompt =
+            |scrape: &Scrape| scrape.get("llamacpp_prompt_tokens_total", &[("model", "a")]);
+        // Two lives: the counters of each start at 0.
+        for life in 1..=2 {
+            own.answer_json("/slots", json!([]));
+            log.write(&[LOADING.to_owned(), SLOTS.to_owned()]);
+            let ready = json!({"model": "a", "state": "ready", "proxy": proxy, "cmd": ""});
+            server.answer_json("/running", json!({"running": [ready]}));
+            exporter.until("it is loaded", |scrape| generated(scrape) == Some(0.0));
+            log.write(&request(0, 20)[..1]);
+            for tokens in [5, 15] {
+                own.answer_json("/slots", slot(tokens));
+                if proxy.is_empty() {
+                    let line = "slot print_timing: id  0 | task 0 | n_gen =";
+                    log.write(&[format!("{line} {tokens:>6}, tg =  15.74 t/s")]);
+                }
+                exporter.until("tokens count while they stream", |scrape| {
+                    generated(scrape) == Some(tokens as f64)
+                });
+            }
+            log.write(&request(0, 20)[1..]);
+            own.answer_json("/slots", json!([]));
+            // The activity has the same request, and in the second life that before, too.
+            let listed = (1..=life).map(|id| {
+                json!({"id": id, "timestamp": format!("2026-08-22T10:00:{id:02}Z"), "model": "a",
+                    "resp_status_code": 200, "duration_ms": 130,
+                    "tokens": {"cache_tokens": 0, "input_tokens": 7, "output_tokens": 20}})
+            });
+            let listed: Vec<_> = listed.collect();
+            server.answer_json("/api/metrics/activity", json!({"data": listed}));
+            exporter.until("all of its tokens count once", |scrape| {
+                generated(scrape) == Some(20.0) && prompt(scrape) == Some(7.0)
+            });
+            let polls = exporter.scrape().polls();
+            let scrape = exporter.after_polls(polls + 3);
+            assert_eq!(generated(&scrape), Some(20.0), "life {life} at {proxy:?}");
+            server.answer_json("/running", json!({"running": []}));
+            exporter.until("it is unloaded", |scrape| generated(scrape).is_none());
+        }
+    }
 }
 
 #[test]

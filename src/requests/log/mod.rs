@@ -292,6 +292,14 @@ impl ServerLog {
         Some(server.map(LoggedServer::take_tasks).unwrap_or_default())
     }
 
+    /// Whether the lines of this model's server have told of its slots or tasks: with less than
+    /// verbosity 3, or of another engine, they never do.
+    pub fn shows_tasks(&self, polled: &PolledModel) -> bool {
+        let state = self.lock();
+        let server = state.port(polled).and_then(|port| state.servers.get(&port));
+        server.is_some_and(|server| server.tracker.shows_tasks())
+    }
+
     /// Does not count errors: another source does.
     pub fn without_errors(self) -> ServerLog {
         self.lock().leaves_out_errors = true;

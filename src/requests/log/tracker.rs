@@ -126,6 +126,11 @@ impl Tracker {
         }
     }
 
+    /// Whether its lines since its start have told of its slots or tasks.
+    pub fn shows_tasks(&self) -> bool {
+        self.has_begun || self.slots.slots.is_some()
+    }
+
     /// Takes the event of a line that was read at that moment. `slots` is how many slots the
     /// server has, if a poll has found that. Returns the requests that have ended.
     ///

@@ -107,6 +107,7 @@ impl ModelInstance {
         });
         if self.token_source == Some(TokenSource::Activity) {
             model.counters = Update::Absent;
+            model.lacks_metrics = true;
         }
         model
     }
