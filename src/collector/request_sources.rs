@@ -88,8 +88,8 @@ impl RequestSources {
             let completions = CompletionClient::new(base, settings)?;
             let prober = Prober {
                 may_probe: |snapshot| kind(snapshot).is_some_and(ServerKind::is_llama_cpp),
-                send: move |snapshot: &Snapshot, model: &Model| {
-                    send_probe(&completions, snapshot, model)
+                send: move |snapshot: &Snapshot, model: &Model, before_sending: &dyn Fn()| {
+                    send_probe(&completions, snapshot, model, before_sending)
                 },
                 requests: Arc::clone(&self.requests),
                 cell: Arc::clone(cell),
@@ -359,15 +359,17 @@ fn kind(snapshot: &Snapshot) -> Option<ServerKind> {
     Some(snapshot.info.as_ref()?.kind)
 }
 
-/// Sends one completion to a model; `None` if it is no longer loaded.
+/// Sends one completion to a model, after `before_sending`; `None` if it is no longer loaded.
 fn send_probe(
     completions: &CompletionClient,
     snapshot: &Snapshot,
     model: &Model,
+    before_sending: &dyn Fn(),
 ) -> Result<Option<Completion>, Reason> {
     let has_many = kind(snapshot).is_some_and(ServerKind::holds_many_models);
     let model_name = has_many.then_some(model.name.as_str());
-    completions.one_token(model_name).map_err(|failure| {
+    let result = completions.one_token(model_name, before_sending);
+    result.map_err(|failure| {
         own_log::debug(
             "a probe got no token",
             &[

@@ -12,10 +12,11 @@ use crate::readings::Completion;
 use crate::requests::RequestEnd;
 use crate::snapshot::Reason;
 
-/// How long after its answer the log may report a probe.
+/// How long after its answer the log may report a probe: of one that got none, llama-server notices
+/// only once a slot is free that its client has gone.
 const LOG_DELAY: Duration = Duration::from_secs(600);
-/// How long after that it may report one that failed: any error or cancellation may be the probe's.
-const FAILURE_DELAY: Duration = Duration::from_secs(60);
+/// How long after that it may report one that was refused: any error may be the probe's.
+const REFUSAL_DELAY: Duration = Duration::from_secs(60);
 /// The most requests that wait for the answer of a probe, and answers that wait for the log.
 const MAX_HELD: usize = 1000;
 const MAX_ANSWERED: usize = 100;
@@ -64,7 +65,7 @@ impl OwnProbes {
         self.0.entry(model.to_owned()).or_default().sent = Some(now);
     }
 
-    /// Takes the answer of the probe that was sent; `None` if none was sent after all. Returns the
+    /// Takes the answer of the probe, or why it failed, maybe before it was sent. Returns the
     /// requests that waited for it and are not the probe.
     pub fn answered(
         &mut self,
@@ -90,8 +91,8 @@ impl OwnProbes {
             && probes.answered.len() < MAX_ANSWERED
         {
             let delay = match result {
-                ProbeResult::Completed(_) => LOG_DELAY,
-                ProbeResult::Refused | ProbeResult::Abandoned => FAILURE_DELAY,
+                ProbeResult::Completed(_) | ProbeResult::Abandoned => LOG_DELAY,
+                ProbeResult::Refused => REFUSAL_DELAY,
             };
             let until = deadline(now, delay);
             probes.answered.push(ProbeAnswer {
@@ -242,7 +243,7 @@ mod tests {
 
         probes.sent("m", now);
         probes.answered("m", now, Some(Err(Reason::Timeout)));
-        let late = now + 2 * FAILURE_DELAY;
+        let late = now + 2 * LOG_DELAY;
         assert_eq!(probes.logged("m", cancelled, late), Some(cancelled));
     }
 

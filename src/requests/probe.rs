@@ -40,7 +40,8 @@ const MAX_PROMPT_TOKENS: u64 = 16;
 pub struct Prober<S> {
     /// Whether a request to a loaded model of this kind of server loads no other.
     pub may_probe: fn(&Snapshot) -> bool,
-    /// Sends one completion to a model of a snapshot; `None` if it is no longer loaded.
+    /// Sends one completion to a model of a snapshot, and calls the function right before; `None`
+    /// if it is no longer loaded.
     pub send: S,
     /// Where the probes are counted.
     pub requests: Arc<Requests>,
@@ -52,7 +53,7 @@ pub struct Prober<S> {
 
 impl<S> Prober<S>
 where
-    S: Fn(&Snapshot, &Model) -> Result<Option<Completion>, Reason> + Send + 'static,
+    S: Fn(&Snapshot, &Model, &dyn Fn()) -> Result<Option<Completion>, Reason> + Send + 'static,
 {
     /// Starts the thread that probes.
     ///
@@ -91,8 +92,8 @@ where
                 continue;
             }
             any = true;
-            self.requests.probe_sent(&model.name);
-            let result = (self.send)(snapshot, model).transpose();
+            let before_sending = || self.requests.probe_sent(&model.name);
+            let result = (self.send)(snapshot, model, &before_sending).transpose();
             self.requests.probe_answered(&model.name, result);
             let Some(result) = result else { continue };
             self.requests
@@ -218,6 +219,7 @@ impl SinceProbe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::requests::{RequestEnd, log};
     use crate::snapshot::LiveCounts;
 
     const COMPLETION: Completion = Completion {
@@ -259,6 +261,31 @@ mod tests {
                 loaded,
                 "{status:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_probe_that_was_not_sent_is_not_looked_for_in_the_log() {
+        let requests = Arc::new(Requests::default());
+        let first = snapshot(1, ModelStatus::Idle, None);
+        for (is_sent, cancellations) in [(false, 1), (true, 1)] {
+            let prober = Prober {
+                may_probe: |_| true,
+                send: move |_: &Snapshot, _: &Model, before_sending: &dyn Fn()| {
+                    if is_sent {
+                        before_sending();
+                    }
+                    Err(Reason::Timeout)
+                },
+                requests: Arc::clone(&requests),
+                cell: Arc::new(SnapshotCell::new(first.clone())),
+                interval: Duration::from_secs(1),
+            };
+            assert!(prober.probe_all(&first, &mut Traffic::default()));
+            requests.count_logged(("m", None), RequestEnd::Cancelled, Instant::now());
+            let figures = requests.figures();
+            let of_log = figures.iter().find(|of| of.source == log::SOURCE.label);
+            assert_eq!(of_log.unwrap().figures.cancellations, Some(cancellations));
         }
     }
 

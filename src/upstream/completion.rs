@@ -17,7 +17,8 @@ use crate::upstream::http::request_error::RequestError;
 use crate::upstream::http::response::HttpResponse;
 
 /// How long the completion may take on a busy server: the longest bucket of the histogram.
-const TIMEOUT: Duration = Duration::from_secs(120);
+/// llama-server keeps one whose client has gone in its queue until a slot is free.
+const TIMEOUT: Duration = Duration::from_secs(600);
 /// The most bytes of a response; a stream of one token has about a thousand.
 const COMPLETION_LIMIT: u64 = 1 << 20;
 const PROPS_LIMIT: u64 = 4 << 20;
@@ -27,6 +28,8 @@ const MODELS_LIMIT: u64 = 16 << 20;
 pub struct CompletionClient {
     client: Client,
     root: String,
+    /// How long any other request may take.
+    timeout: Duration,
 }
 
 impl CompletionClient {
@@ -35,27 +38,33 @@ impl CompletionClient {
     /// # Errors
     /// As [`Client::new`].
     pub fn new(base: &BaseUrl, settings: &Settings) -> Result<CompletionClient, String> {
-        let settings = Settings {
+        let long = Settings {
             timeout: TIMEOUT,
             ..settings.clone()
         };
         Ok(CompletionClient {
-            client: Client::new(AllowedAddresses::Any, base, &settings)?,
+            client: Client::new(AllowedAddresses::Any, base, &long)?,
             root: base.root(),
+            timeout: settings.timeout,
         })
     }
 
-    /// Generates one token with a server's only model, or with a model of a router. `None`: the
-    /// model is no longer loaded, and no completion was sent.
+    /// Generates one token with a server's only model, or with a model of a router; calls
+    /// `before_sending` unless it fails before that. `None`: the model is no longer loaded, and no
+    /// completion was sent.
     ///
     /// # Errors
     /// A request failed, or the response has no token.
     pub fn one_token(
         &self,
         router_model: Option<&str>,
+        before_sending: &dyn Fn(),
     ) -> Result<Option<Completion>, RequestError> {
         let result = match self.is_loaded(router_model) {
-            Ok(true) => self.send(router_model).map(Some),
+            Ok(true) => {
+                before_sending();
+                self.send(router_model).map(Some)
+            }
             Ok(false) => Ok(None),
             Err(failure) => Err(failure),
         };
@@ -81,7 +90,7 @@ impl CompletionClient {
     fn get(&self, path: &str, limit: u64) -> Result<HttpResponse, RequestError> {
         let url = format!("{}{path}", self.root);
         self.client
-            .get(&url, limit, Duration::MAX)
+            .get(&url, limit, self.timeout)
             .and_then(HttpResponse::successful)
     }
 
