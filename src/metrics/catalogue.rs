@@ -152,7 +152,7 @@ pub const FAMILIES: &[Family] = &[
         "Tokens generated per second over the last poll interval, all slots; live while requests stream. A momentary value: for sums, averages and alerts use rate() of llamacpp_generated_tokens_total over at least 4 scrapes.",
         OfModel(|m, out| out.value(m.rates.tokens_per_second.or(m.stats.performance().tokens_per_second)))),
     row("llamacpp_batch_latency_seconds", Buckets, &[], &[Metrics, Work],
-        "Seconds per llama_decode() call, from poll intervals during which the server was never idle. Each call is observed as the mean of its interval: a quantile is one of such means.",
+        "Seconds per llama_decode() call, from poll intervals during which the server was never idle. Each call is observed as the mean of its interval: quantiles are of these means, not of single calls.",
         OfModel(|m, out| out.histogram(&m.rates.batch_latency))),
     row("llamacpp_first_token_latency_seconds", Buckets, &["source"], &[Requests],
         "Seconds from a request's start on a slot to its first token, without the wait for the slot; the exporter's own probes are not in it.",
@@ -181,7 +181,7 @@ pub const FAMILIES: &[Family] = &[
         "Number of parameters of the model.",
         OfModel(|m, out| out.value(m.facts.parameters))),
     row("llamacpp_context_size_tokens", Gauge, &[], &[Slots, SlotTokens],
-        "Tokens in the fullest slot, prompt and generated tokens together.",
+        "Tokens in the fullest slot, prompt and generated tokens together; an idle slot keeps those of its last request for reuse.",
         OfModel(|m, out| {
             let fullest = m.slots.context_tokens.iter().map(|(_, tokens)| *tokens).reduce(f64::max);
             out.value(fullest.or_else(|| m.stats.model()?.context_size));
@@ -190,7 +190,7 @@ pub const FAMILIES: &[Family] = &[
         "Number of tokens that one slot can hold.",
         OfModel(|m, out| out.value(m.facts.max_context_size))),
     row("llamacpp_kv_cache_usage_bytes", Gauge, &[], &[KvCache, Slots, SlotTokens],
-        "Bytes of the KV cache that hold tokens, all slots.",
+        "Bytes of the KV cache that hold tokens, all slots; an idle slot keeps those of its last request for reuse.",
         OfModel(|m, out| out.value(m.kv_cache.usage_bytes.or(m.stats.memory().kv_cache_bytes)))),
     row("llamacpp_kv_cache_limit_bytes", Gauge, &[], &[KvCache],
         "Bytes allocated for the KV cache.",
@@ -260,10 +260,10 @@ pub const FAMILIES: &[Family] = &[
         "Number of slots.",
         OfModel(|m, out| out.value(m.facts.slots))),
     row("llamacpp_slots_busy", Gauge, &[], &[LiveTokens],
-        "Number of slots that are processing a request.",
+        "Number of slots that are processing a request; as read last while the server answers late.",
         OfModel(|m, out| out.value(m.slots.busy.or(m.counters.requests_processing)))),
     row("llamacpp_context_tokens", Gauge, &["slot"], &[Slots, SlotTokens],
-        "Tokens in each slot, prompt and generated tokens together; absent if there are more than 64 slots.",
+        "Tokens in each slot, prompt and generated tokens together; an idle slot keeps those of its last request for reuse. Absent if there are more than 64 slots.",
         OfModel(|m, out| {
             if m.slots.context_tokens.len() <= MOST_SLOTS {
                 for (id, tokens) in &m.slots.context_tokens {
@@ -379,7 +379,7 @@ pub const FAMILIES: &[Family] = &[
         "Seconds that requests were on a slot, summed over slots: the number processing, integrated over this exporter's polls. Its rate is the mean number of busy slots.",
         OfModel(|m, out| out.value(m.integrals.requests_processing_seconds))),
     row("llamacpp_status_seconds_total", Counter, &["status"], &[LiveTokens],
-        "Seconds that the model was in each status, from one poll of this exporter to the next; the time in which the server was down is in none.",
+        "Seconds that the model was in each status, from one poll of this exporter to the next. Time in which llamacpp_up is 0 counts for none.",
         OfModel(|m, out| {
             let seconds = m.integrals.status_seconds.iter().flatten();
             for (status, seconds) in ModelStatus::ALL.into_iter().zip(seconds) {
