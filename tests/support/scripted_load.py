@@ -36,6 +36,8 @@ BATCH_TOKENS = 64
 SATURATED = 80
 # Slots of `single` and of `program`.
 SINGLE_SLOTS, PROGRAM_SLOTS = 4, 2
+# Clients of `single` while its slots are saturated: from the beginning to the end, and in the beginning only.
+CLIENTS, EARLY_CLIENTS = SINGLE_SLOTS + 4, 4
 GPU_WATTS, GPU_PERCENT = 400.0, 95.0
 
 # The counters of llama-server that say how many tokens a decode call computes.
@@ -135,11 +137,16 @@ class Record:
             until = max(until, finish)
         return busy
 
-    def tokens_in_slots(self, server, moment):
-        """The tokens of the requests that were on a slot."""
-        running = [r for r in self.of(server) if r.tokens and r.on_slot <= moment < r.ended]
-        prompts = sum(r.timings["prompt_n"] + r.timings["cache_n"] for r in running)
-        return prompts + sum(at <= moment for r in running for at in r.tokens)
+    def tokens_in_slots(self, server, slots, moment):
+        """The tokens of the requests that were on so many slots: at least, and at most. No client sees when its prompt
+        begins to be processed, nor what happens on the slot after the last token."""
+
+        def tokens(r):
+            return r.timings["prompt_n"] + r.timings["cache_n"] + sum(at <= moment for at in r.tokens)
+
+        pending = [r for r in self.of(server) if r.tokens and r.sent <= moment < r.ended]
+        answering = sum(tokens(r) for r in pending if r.tokens[0] <= moment < r.tokens[-1])
+        return answering, sum(sorted(map(tokens, pending))[-slots:])
 
     def cpu_between(self, start, end):
         """CPU seconds that `single` used, evenly between two samples."""
@@ -309,8 +316,8 @@ class ScriptedLoad:
         for _ in range(2):
             self.send(server, 400, disconnect_after=8)
         with self.phase("saturated"):
-            clients = self._start_clients(server, SINGLE_SLOTS + 4, SATURATED)
-            clients += self._start_clients(server, 4, SATURATED / 5)
+            clients = self._start_clients(server, CLIENTS, SATURATED)
+            clients += self._start_clients(server, EARLY_CLIENTS, SATURATED / 5)
             wait_for_all(clients)
         wait_for(server.is_sleeping, "the server to sleep", interval=0.3)
         with self.phase("asleep"):
