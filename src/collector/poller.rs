@@ -68,6 +68,8 @@ pub struct Poller {
     sources: SourceTable,
     /// Whether llama-server's own families are exported.
     exports_llama_server: bool,
+    /// Whether it is a discovered server that Ollama has started.
+    is_of_ollama: bool,
     /// How long the server is idle before it sleeps, by the command line of its process.
     idle_timeout: Option<BoundedDuration>,
 }
@@ -101,6 +103,7 @@ impl Poller {
                 settings.api_key_of(base).is_some() || base.userinfo().is_some(),
             ),
             exports_llama_server: settings.llama_server_metrics,
+            is_of_ollama: false,
             idle_timeout: None,
         })
     }
@@ -132,6 +135,7 @@ impl Poller {
         self.machine = self.machine.with_process(server);
         self.exchange.check_peer(check.clone());
         self.process = Some((server.pid, check));
+        self.is_of_ollama = server.is_of_ollama();
         self
     }
 
@@ -145,6 +149,9 @@ impl Poller {
         let deadline = bounds::deadline(started, self.limit);
         self.exchange.begin_poll(deadline);
         self.upstream.poll(&mut self.exchange, &mut reading);
+        if self.is_of_ollama {
+            reading.explain(Absence::OllamaMetricsOff, Absence::MetricsOff);
+        }
         self.machine.begin_poll();
         self.name_model(&mut reading);
         self.requests.find_log_writers(&mut reading, clock.now());

@@ -31,6 +31,8 @@ pub(super) struct RequestSources {
     log: Arc<ServerLog>,
     /// The path of the log that the settings have for this server.
     log_path: Option<Arc<str>>,
+    /// Whether the server was discovered: there are settings for none of these then.
+    is_discovered: bool,
     /// Whether the settings switch on the probe.
     has_probe: bool,
     /// What the server itself reports of its requests, unless the settings switch that off.
@@ -65,6 +67,7 @@ impl RequestSources {
             log_path: settings
                 .log_file_of(base)
                 .map(|path| path.display().to_string().into()),
+            is_discovered: settings.discovered.is_some(),
             has_probe: settings.probe_interval.is_some(),
         }
     }
@@ -248,8 +251,12 @@ impl RequestSources {
                 });
             }
             None if reading.kind.is_some_and(has_own_log) => {
-                let kind = SourceKind::Log(None);
-                sources.push(Source::missing(kind, Absence::LogNotGiven));
+                let why = match (self.is_discovered, reading.kind) {
+                    (true, _) => Absence::OnlyForBaseUrls,
+                    (false, Some(ServerKind::Ollama)) => Absence::OllamaLogNotGiven,
+                    (false, _) => Absence::LogNotGiven,
+                };
+                sources.push(Source::missing(SourceKind::Log(None), why));
             }
             None => {}
         }
@@ -263,6 +270,7 @@ impl RequestSources {
         }
         let probe = match (self.has_probe, reading.kind.map(ServerKind::is_llama_cpp)) {
             (_, Some(false)) => Some(Absence::ProbeNotPossible),
+            (false, _) if self.is_discovered => Some(Absence::OnlyForBaseUrls),
             (false, _) => Some(Absence::ProbeOff),
             (true, _) => None,
         };

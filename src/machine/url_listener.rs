@@ -15,8 +15,10 @@ use crate::settings::{BaseUrl, ServerAddress, Settings};
 /// After this many looks, processes that did not listen at the base URL are looked at again.
 const FORGET_AFTER: u32 = 12;
 /// Programs that start llama-servers. If their descriptors cannot be listed, name, user and port
-/// must do.
-const PARENTS: [&str; 5] = ["ollama", "llama-swap", "model-runner", "dmr", "llama"];
+/// must do, if no other process of that program has them too.
+const PARENTS: [&str; 4] = ["llama-swap", "model-runner", "dmr", "llama"];
+/// The command of Ollama's server; its client is the same program.
+const OLLAMA_SERVE: [&str; 2] = ["serve", "start"];
 
 /// A process, and its socket at the base URL, if known.
 type Holder = (ProcessId, Option<HeldSocket>);
@@ -139,27 +141,37 @@ impl UrlListener {
         match self.procfs.sockets(pid, &inodes) {
             Ok(held) => Some((self.procfs.process_id(pid)?, Some(held.into_iter().next()?))),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                let uid = self.procfs.status(pid)?.uid?;
-                let namespace = NetworkNamespace::new(self.procfs.process_path(pid, "net"), false);
-                let may_hold = |socket: &ListeningSocket| {
-                    socket.uid == Some(uid) && namespace.has_socket(socket.inode)
-                };
-                let is_holder = sockets.iter().any(may_hold) && self.may_listen(pid);
-                Some((self.procfs.process_id(pid).filter(|_| is_holder)?, None))
+                let program = self.possible_holder(pid, sockets)?;
+                let is_another = |other: &u32| *other != pid;
+                let mut others = self.procfs.pids().into_iter().filter(is_another);
+                let is_same = |other| self.possible_holder(other, sockets) == Some(program.clone());
+                let process = self.procfs.process_id(pid)?;
+                (!others.any(is_same)).then_some((process, None))
             }
             Err(_) => None,
         }
     }
 
-    fn may_listen(&self, pid: u32) -> bool {
-        let words = self.procfs.command_line(pid).unwrap_or_default();
+    /// The program of a process that may have one of `sockets` open, by its command line and user.
+    fn possible_holder(&self, pid: u32, sockets: &[ListeningSocket]) -> Option<String> {
+        let words = self.procfs.command_line(pid).ok()?;
         let arguments = ServerArguments::new(&words, &[]);
-        let program = words.first().map_or("", String::as_str);
-        let program = program.rsplit('/').next().unwrap_or_default();
-        match arguments.is_llama_server() {
-            true => arguments.may_listen_on(self.port),
-            false => PARENTS.contains(&program),
+        let program = words.first()?.rsplit('/').next()?;
+        let may_listen = match (arguments.is_llama_server(), program) {
+            (true, _) => arguments.may_listen_on(self.port),
+            (false, "ollama") => OLLAMA_SERVE.contains(&words.get(1)?.as_str()),
+            (false, program) => PARENTS.contains(&program),
+        };
+        if !may_listen {
+            return None;
         }
+        let uid = self.procfs.status(pid)?.uid?;
+        let namespace = NetworkNamespace::new(self.procfs.process_path(pid, "net"), false);
+        let may_hold = |socket: &ListeningSocket| {
+            socket.uid == Some(uid) && namespace.has_socket(socket.inode)
+        };
+        let is_possible = sockets.iter().any(may_hold);
+        is_possible.then(|| program.to_owned())
     }
 }
 

@@ -37,6 +37,15 @@ pub struct LocalServer {
     pub ancestors: Vec<u32>,
 }
 
+impl LocalServer {
+    /// Whether it runs a model of Ollama's: its file is a blob in a store of Ollama.
+    pub fn is_of_ollama(&self) -> bool {
+        let path = self.model_path.as_deref();
+        let blob = path.and_then(|path| path.rsplit_once("/blobs/sha256-"));
+        blob.is_some_and(|(_, digest)| !digest.contains('/'))
+    }
+}
+
 /// An address that a process of this machine listens on, as this process can connect to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LocalAddress {

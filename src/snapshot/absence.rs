@@ -175,7 +175,7 @@ absences! {
         "load the model under one name: no sample is used, as the right one is unknown";
     OllamaServerNotFound NotThere "ollama_server_not_found",
         "the llama-server of a model was not found among the processes that can be seen from here, so its tokens are unknown, and its status is idle even while it is running",
-        "run the exporter on Ollama's machine, in a container with the host's PID and network namespaces";
+        "run the exporter on Ollama's machine, as Ollama's user or as root, in a container with the host's PID and network namespaces";
     OllamaServerUnreachable NotThere "ollama_server_unreachable",
         "the llama-server of a model cannot be reached, so its tokens are unknown, and its status is idle even while it is running",
         "run the exporter in the network namespace of Ollama";
@@ -190,6 +190,12 @@ absences! {
     LogNotGiven Off "log_not_given",
         "no log of the server is read",
         "give the exporter llama-server's log with --log-file FILE (LLAMACPP_LOG_FILE)";
+    OllamaLogNotGiven Off "ollama_log_not_given",
+        "Ollama's log is not read",
+        "give it with --log-file (journalctl -fu ollama -o cat | llamacpp-exporter --log-file -), to get latencies, and while one model is loaded also token counters";
+    OnlyForBaseUrls Off "only_for_base_urls",
+        "logs and probes are only for base URLs, and this server was discovered",
+        "give its address with --base-url to have its log read with --log-file, or to probe it with --probe-interval";
     LogWaiting Waiting "log_waiting",
         "the log has not been opened yet",
         "nothing to do, it is read once its writer has it open";

@@ -131,6 +131,20 @@ impl Reading {
         }
     }
 
+    /// Explains a source of llama-server that was not read as `why`, not as `instead_of`.
+    pub fn explain(&mut self, why: Absence, instead_of: Absence) {
+        for note in &mut self.notes {
+            if *note == instead_of.note() {
+                *note = why.note();
+            }
+        }
+        for source in &mut self.unread {
+            if source.absence == Some(instead_of) {
+                source.absence = Some(why);
+            }
+        }
+    }
+
     /// Several models may have the same note.
     pub fn keep_each_note_once(&mut self) {
         let mut seen = BTreeSet::new();

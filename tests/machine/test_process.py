@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from support import BINARY, MODEL_NAME
+from support import MODEL_NAME
 from support.exporter import run_check
-from support.process import NOBODY, as_user, cpu_seconds, pidstat_percent, proc_status, resident_bytes
+from support.process import NOBODY, cpu_seconds, needs_root, pidstat_percent, proc_status, resident_bytes
 from support.replay import OK, Response
 from support.router import ALPHA, BETA
 from support.wait import wait_for
@@ -24,16 +24,6 @@ FAKE_SERVER = {
     "/slots": Response('[{"id":0,"n_ctx":1024,"is_processing":false}]'),
 }
 SMALL = ("-c", "2048", "-np", "1")
-
-
-def nobody_can_run_the_exporter():
-    command = as_user(NOBODY, ["test", "-x", str(BINARY)])
-    return os.geteuid() == 0 and subprocess.run(command).returncode == 0
-
-
-needs_root = pytest.mark.skipif(
-    not nobody_can_run_the_exporter(), reason="needs root, and a binary that another user can execute"
-)
 
 
 def assert_process(exposition, pid, **labels):

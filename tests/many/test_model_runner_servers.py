@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from support import BINARY, MODEL
+from support import MODEL
 from support.exporter import run_check
 from support.http_client import responds
 from support.live_tokens import follow
-from support.process import NOBODY, as_user, resident_bytes
+from support.process import NOBODY, needs_root, resident_bytes
 from support.replay import recorded, with_json
 from support.wait import wait_for
 
@@ -26,9 +26,6 @@ TINY = "docker.io/example/tiny:latest"
 NOT_SEEN = "no process that can be seen from here is certain to be the llama-server of a model"
 NOT_ALLOWED = "may not be opened"
 AMBIGUOUS = "several processes run the same model"
-
-can_run_as_nobody = os.geteuid() == 0 and subprocess.run(as_user(NOBODY, ["test", "-x", str(BINARY)])).returncode == 0
-needs_root = pytest.mark.skipif(not can_run_as_nobody, reason="needs root, and a binary that another user can execute")
 
 
 def digests():

@@ -11,7 +11,7 @@ from support import MODEL, MODEL_PARAMETERS, ROOT
 from support.exporter import run_check
 from support.http_client import free_port, responds
 from support.llama_server import LlamaServerProgram
-from support.process import ChildProcess
+from support.process import NOBODY, ChildProcess, needs_root
 from support.replay import recorded
 from support.wait import wait_for
 
@@ -193,30 +193,63 @@ def test_without_its_store_only_one_model_is_certain(store, replay, start_child,
 
 
 class SeparateOllama(ChildProcess):
-    """Ollama from recordings, in a process of its own, which has started no llama-server."""
+    """A process `ollama serve` that answers with recordings, and starts the llama-server `child`, if any."""
 
-    def __init__(self, log_path, state):
+    def __init__(self, log_path, state, child=None):
         super().__init__(log_path)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        code = (
-            "import threading; from support.replay import ReplayServer, recorded\n"
-            f"ReplayServer(recorded({KIND!r}, {state!r}), {self.port}); threading.Event().wait()"
-        )
-        self.spawn([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT / "tests")})
+        command = child and list(map(str, child.command))
+        script = log_path.parent / "serve"
+        script.write_text(f"""
+import ctypes, subprocess, threading
+from support.replay import ReplayServer, recorded
+if {command!r}:
+    # The child ends with this process.
+    subprocess.Popen({command!r}, preexec_fn=lambda: ctypes.CDLL(None).prctl(1, 9))
+ReplayServer(recorded({KIND!r}, {state!r}), {self.port})
+threading.Event().wait()
+""")
+        environment = (child.environment if child else os.environ) | {"PYTHONPATH": str(ROOT / "tests")}
+        self.spawn(["ollama", "serve"], executable=sys.executable, cwd=script.parent, env=environment)
         wait_for(lambda: responds(self.port, "/api/ps"), "Ollama to answer")
 
 
-def test_the_servers_of_another_ollama_are_not_used(store, log_path, start_child, start_exporter, request):
+@pytest.fixture
+def start_ollama(log_path, request):
+    def start(state, child=None):
+        ollama = SeparateOllama(log_path("ollama"), state, child)
+        request.addfinalizer(ollama.kill)
+        return ollama
+
+    return start
+
+
+def test_the_servers_of_another_ollama_are_not_used(store, start_child, start_ollama, start_exporter):
     """Another Ollama on this machine may hold a model of the same name."""
     start_child(store.add(GEMMA, "gemma"))
-    ollama = SeparateOllama(log_path("ollama"), "one-loaded")
-    request.addfinalizer(ollama.kill)
-    exporter = start_exporter(ollama.url, interval="200ms")
+    exporter = start_exporter(start_ollama("one-loaded").url, interval="200ms")
     first = exporter.wait_for(lambda poll: poll.model_status(GEMMA) == IDLE)
     later = exporter.wait_for_polls(5, since=first)
     assert later.model_statuses == {GEMMA: IDLE, TINY: UNLOADED}
     assert not later.families(GEMMA) & {"slots", "memory_usage_bytes", "generated_tokens_total"}
+
+
+@needs_root
+def test_another_user_cannot_tell_two_ollamas_apart(store, log_path, start_ollama):
+    """It sees the name and the user of a process, and those of a socket, but not which process has it open."""
+    child = OllamaChild(log_path("child"), store.add(GEMMA, "gemma"), metrics=True)
+    first = start_ollama("one-loaded", child)
+    wait_for(lambda: responds(child.port, "/health"), "the model to load")
+
+    def shows_process(ollama):
+        return "llamacpp_memory_usage_bytes" in run_check(ollama.url, uid=NOBODY).text
+
+    assert shows_process(first)
+    second = start_ollama("one-loaded")
+    assert not shows_process(first) and not shows_process(second)
+    second.kill()
+    assert shows_process(first)
 
 
 def test_ollamas_log_is_used_while_one_model_is_loaded(store, tmp_path, replay, start_child, start_exporter):
@@ -289,6 +322,17 @@ def test_the_log_counts_tokens_where_metrics_is_off(store, tmp_path, replay, sta
     exporter.wait_for(lambda poll: poll.number > again.number and poll.value("generated_tokens_total", model=GEMMA) == 7)
 
 
+def test_the_advice_on_a_discovered_server_is_about_ollama(store, start_child, start_exporter):
+    child = start_child(store.add(GEMMA, "gemma"), metrics=False)
+    exporter = start_exporter(None, "--discover", interval="200ms", record_polls=False)
+
+    def notes():
+        lines = exporter.log.splitlines()
+        return [line for line in lines if f"server=127.0.0.1:{child.port}" in line and "switched off" in line]
+
+    assert "LLAMA_ARG_ENDPOINT_METRICS=1 in the environment of Ollama" in wait_for(notes, "the advice")[0]
+
+
 def test_check_says_what_is_missing(store, replay, start_child):
     server = replay(recorded(KIND, "one-loaded"))
     missing = run_check(server.url)
@@ -297,3 +341,4 @@ def test_check_says_what_is_missing(store, replay, start_child):
     report = run_check(server.url)
     assert "set LLAMA_ARG_ENDPOINT_METRICS=1 in the environment of Ollama" in report.notes
     assert "was not found" not in report.notes
+    assert "journalctl -fu ollama" in report.stdout

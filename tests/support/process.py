@@ -5,7 +5,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from support import PIDSTAT, TIMEOUT
+import pytest
+
+from support import BINARY, PIDSTAT, TIMEOUT
 
 NOBODY = 65534
 
@@ -21,6 +23,10 @@ def as_user(uid, command):
     if uid is None:
         return command
     return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *command]
+
+
+can_run_as_nobody = os.geteuid() == 0 and subprocess.run(as_user(NOBODY, ["test", "-x", BINARY])).returncode == 0
+needs_root = pytest.mark.skipif(not can_run_as_nobody, reason="needs root, and a binary that another user can execute")
 
 
 class ChildProcess:

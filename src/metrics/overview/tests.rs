@@ -163,6 +163,8 @@ const CASES: &[Case] = &[
     (Absence::SwapOtherEngine, OF_SERVER, |w| w.lacks(SourceKind::ModelServer, Absence::SwapOtherEngine)),
 
     (Absence::LogNotGiven, OF_LOG, |w| w.lacks(SourceKind::Log(None), Absence::LogNotGiven)),
+    (Absence::OllamaLogNotGiven, OF_LOG, |w| w.lacks(SourceKind::Log(None), Absence::OllamaLogNotGiven)),
+    (Absence::OnlyForBaseUrls, OF_LOG, |w| w.lacks(SourceKind::Log(None), Absence::OnlyForBaseUrls)),
     (Absence::LogWaiting, OF_LOG, |w| w.lacks(log(), Absence::LogWaiting)),
     (Absence::LogUnreadable, OF_LOG, |w| w.lacks(log(), Absence::LogUnreadable)),
     (Absence::LogNotUnderstood, OF_LOG, |w| w.lacks(log(), Absence::LogNotUnderstood)),

@@ -260,16 +260,7 @@ impl Upstream for Ollama {
             model.process.behind_proxy = true;
             reading.add(model);
         }
-        for note in &mut reading.notes {
-            if *note == Absence::MetricsOff.note() {
-                *note = Absence::OllamaMetricsOff.note();
-            }
-        }
-        for source in &mut reading.unread {
-            if source.absence == Some(Absence::MetricsOff) {
-                source.absence = Some(Absence::OllamaMetricsOff);
-            }
-        }
+        reading.explain(Absence::OllamaMetricsOff, Absence::MetricsOff);
     }
 
     fn extra_poll_at(&self) -> Option<Instant> {

@@ -104,8 +104,8 @@ pub fn children<'a>(
     loaded: &BTreeMap<String, ModelFacts>,
     servers: &'a [LocalServer],
 ) -> Vec<(&'a str, &'a LocalServer)> {
-    let of_ollama = |server: &&LocalServer| server.model_path.as_deref().is_some_and(is_blob);
-    let servers: Vec<&LocalServer> = servers.iter().filter(of_ollama).collect();
+    let servers = servers.iter().filter(|server| server.is_of_ollama());
+    let servers: Vec<&LocalServer> = servers.collect();
     let children = names.iter().filter_map(|name| {
         let is_loaded = loaded.contains_key(name);
         let named: Vec<_> = servers
@@ -126,12 +126,6 @@ pub fn children<'a>(
         child.map(|child| (name.as_str(), child))
     });
     children.collect()
-}
-
-/// Whether `path` is that of a blob in Ollama's store.
-fn is_blob(path: &str) -> bool {
-    path.rsplit_once("/blobs/sha256-")
-        .is_some_and(|(_, digest)| !digest.contains('/'))
 }
 
 /// The newest process: the older one of two with one parent is ending. Processes of several
