@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::app::ServedSite;
 use crate::metrics::catalogue::{Family, Scope};
 use crate::metrics::overview::Remedy;
-use crate::process::log;
+use crate::process::{log, threads};
 use crate::snapshot::Snapshot;
 
 /// Time between two looks at the polls.
@@ -33,8 +33,7 @@ pub(super) fn summarize(site: Arc<ServedSite>) -> io::Result<()> {
         }
         log_summary(&site);
     };
-    let thread = thread::Builder::new().name("summary".to_owned());
-    thread.spawn(run).map(drop)
+    threads::start("summary", run)
 }
 
 /// Whether every server has been polled twice: rates need two polls.

@@ -31,13 +31,6 @@ impl BoundedDuration {
         BoundedDuration::new(Duration::from_secs(seconds))
     }
 
-    /// A number of seconds; `None` if it is negative or NaN.
-    pub fn from_secs_f64(seconds: f64) -> Option<BoundedDuration> {
-        let capped = seconds.min(BoundedDuration::MAX.0.as_secs_f64());
-        let duration = Duration::try_from_secs_f64(capped).ok()?;
-        (!seconds.is_nan()).then_some(BoundedDuration(duration))
-    }
-
     /// The duration.
     pub const fn get(self) -> Duration {
         self.0
@@ -47,11 +40,6 @@ impl BoundedDuration {
     #[must_use]
     pub const fn times(self, factor: u32) -> BoundedDuration {
         BoundedDuration::new(self.0.saturating_mul(factor))
-    }
-
-    /// Whether the duration is zero.
-    pub const fn is_zero(self) -> bool {
-        self.0.is_zero()
     }
 }
 
@@ -105,19 +93,6 @@ mod tests {
             BoundedDuration::from_secs(6).times(2).get(),
             Duration::from_secs(12)
         );
-    }
-
-    #[test]
-    fn seconds_become_a_duration_if_they_are_not_negative() {
-        for (seconds, expected) in [
-            (1.5, Some(BoundedDuration::new(Duration::from_millis(1500)))),
-            (1e300, Some(BoundedDuration::MAX)),
-            (f64::INFINITY, Some(BoundedDuration::MAX)),
-            (-1.0, None),
-            (f64::NAN, None),
-        ] {
-            assert_eq!(BoundedDuration::from_secs_f64(seconds), expected);
-        }
     }
 
     #[test]

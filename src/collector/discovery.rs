@@ -19,7 +19,7 @@ use crate::history::History;
 use crate::machine::discovery::LocalServers;
 use crate::machine::gpus::Gpus;
 use crate::machine::url_listener::UrlListener;
-use crate::process::log;
+use crate::process::{log, threads};
 use crate::readings::{LocalAddress, LocalServer};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Snapshot;
@@ -210,8 +210,7 @@ impl Discovery {
                 thread::sleep(self.settings.interval.saturating_sub(started.elapsed()));
             }
         };
-        let thread = thread::Builder::new().name("discovery".to_owned());
-        thread.spawn(run).map(drop)
+        threads::start("discovery", run)
     }
 
     /// Waits for the first polls of the base URLs, up to an interval: which kind of server answers

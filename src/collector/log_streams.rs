@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crate::process::log as own_log;
+use crate::process::threads::lock;
 use crate::requests::Requests;
 use crate::requests::log::http_stream::{LogBeginning, NewLines};
 use crate::requests::log::{PolledModel, ServerLog};
@@ -105,7 +106,7 @@ impl LogStreams {
     /// Whether the server serves this log, as far as is known.
     pub fn is_usable(&self, log: &ServedLog) -> bool {
         let stream = self.streams.get(&log.url);
-        stream.is_some_and(|stream| !matches!(*state(&stream.state), StreamState::Unusable(_)))
+        stream.is_some_and(|stream| !matches!(*lock(&stream.state), StreamState::Unusable(_)))
     }
 
     /// The log that is read from there.
@@ -116,7 +117,7 @@ impl LogStreams {
     /// Passes the results of a poll of its model to a log.
     pub fn polled(&self, log: &ServedLog, now: Instant, models: &[PolledModel]) {
         if let Some(stream) = self.streams.get(&log.url) {
-            let is_open = match *state(&stream.state) {
+            let is_open = match *lock(&stream.state) {
                 StreamState::Opening(since) => {
                     stream.connection.is_open()
                         && now.saturating_duration_since(since) > REFUSAL_TIME
@@ -137,7 +138,7 @@ impl LogStreams {
             let stream = self.streams.get(&log.url)?;
             let kind = SourceKind::Log(Some(log.url.as_str().into()));
             let mut source = stream.log.source(kind, now);
-            if matches!(*state(&stream.state), StreamState::Unusable(_)) {
+            if matches!(*lock(&stream.state), StreamState::Unusable(_)) {
                 source.absence = Some(Absence::LogNotServed);
             }
             let model = log.only_model().map(|(model, _)| model.as_str());
@@ -178,7 +179,7 @@ impl LogStreams {
 
 impl LogStream {
     fn may_be_opened_again(&self) -> bool {
-        matches!(*state(&self.state), StreamState::Unusable(since) if since.elapsed() > NOT_SERVED_PAUSE)
+        matches!(*lock(&self.state), StreamState::Unusable(since) if since.elapsed() > NOT_SERVED_PAUSE)
     }
 }
 
@@ -266,12 +267,8 @@ impl LogReader {
     }
 
     fn set(&self, next: StreamState) {
-        *state(&self.state) = next;
+        *lock(&self.state) = next;
     }
-}
-
-fn state(state: &Mutex<StreamState>) -> MutexGuard<'_, StreamState> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether an error is the server's answer that there is no such log, or the log cannot be used.

@@ -57,9 +57,8 @@ impl ModelSources {
         logged: Option<&ModelKey>,
         records: &Records,
     ) {
-        let unloaded = ModelState::Reported(ModelStatus::Unloaded);
         let is_llama_cpp = |model: &&ModelReading| {
-            model.facts.backend.as_deref() == Some(LLAMA_CPP) && model.state != unloaded
+            model.facts.backend.as_deref() == Some(LLAMA_CPP) && !model.is_unloaded()
         };
         let loaded = models.iter().filter(is_llama_cpp);
         let loaded: BTreeMap<ModelKey, &ModelReading> =

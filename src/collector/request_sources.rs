@@ -190,9 +190,8 @@ impl RequestSources {
         if let Some(ended) = &reading.ended_requests
             && self.served.is_some()
         {
-            let unloaded = ModelState::Reported(ModelStatus::Unloaded);
             let with_process = reading.models.iter();
-            let with_process = with_process.filter(|model| model.state != unloaded);
+            let with_process = with_process.filter(|model| !model.is_unloaded());
             let names = with_process.map(|model| model.name.as_str());
             let is_logged = |model: &str| {
                 let log = self.stream_of(model, reading);
@@ -420,9 +419,8 @@ fn log_source(reading: &Reading) -> Option<LogSource> {
 
 /// The servers of models that may write into the log of the program that started them.
 fn writers_found(reading: &Reading) -> WritersFound {
-    let unloaded = ModelState::Reported(ModelStatus::Unloaded);
     let mut models = reading.models.iter();
-    let mut next = || models.find(|model| model.state != unloaded);
+    let mut next = || models.find(|model| !model.is_unloaded());
     match (next(), next()) {
         (None, _) => WritersFound::None,
         (Some(_), Some(_)) => WritersFound::Several,
@@ -436,9 +434,8 @@ fn writers_found(reading: &Reading) -> WritersFound {
 
 /// Which process writes the log lines about this model.
 fn log_writer(source: Option<LogSource>, model: &ModelReading) -> Option<LogWriter> {
-    let unloaded = ModelState::Reported(ModelStatus::Unloaded);
     match source? {
-        LogSource::AnyModel if model.state == unloaded => None,
+        LogSource::AnyModel if model.is_unloaded() => None,
         // While it loads, its name may still be that of the model before.
         LogSource::OneModel | LogSource::AnyModel
             if !matches!(model.state, ModelState::Loading | ModelState::Waking) =>

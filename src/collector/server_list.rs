@@ -1,11 +1,12 @@
 //! All servers that are served: those at base URLs, and those that are discovered now.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::collector::monitored_server::MonitoredServer;
 use crate::collector::watchdog::Watchdog;
+use crate::process::threads::lock;
 use crate::snapshot::{Absence, Snapshot, Source, SourceKind};
 use crate::units;
 
@@ -57,10 +58,7 @@ impl ServerList {
     /// Sets the servers that a look, which ended at `now`, has discovered.
     pub(super) fn set_discovered(&self, servers: Arc<[MonitoredServer]>, now: Instant) {
         if let Some(discovery) = &self.discovery {
-            *discovery
-                .servers
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = servers;
+            *lock(&discovery.servers) = servers;
             discovery
                 .watchdog
                 .reset(now, discovery.interval, LOOK_LIMIT);
@@ -71,9 +69,7 @@ impl ServerList {
     fn discovered(&self) -> Arc<[MonitoredServer]> {
         let discovery = self.discovery.as_ref();
         let servers = discovery.map(|discovery| &discovery.servers);
-        servers.map_or_else(Arc::default, |servers| {
-            Arc::clone(&servers.lock().unwrap_or_else(PoisonError::into_inner))
-        })
+        servers.map_or_else(Arc::default, |servers| Arc::clone(&lock(servers)))
     }
 
     /// The newest snapshot of each server, at the time `now`.

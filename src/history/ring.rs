@@ -82,11 +82,6 @@ impl Ring {
         points.extend((start..=end).map(of_number));
         points
     }
-
-    /// Whether any point is known.
-    pub fn has_points(&self) -> bool {
-        self.points.iter().any(|point| !point.is_nan())
-    }
 }
 
 /// How many intervals there are from `start` to `end`.

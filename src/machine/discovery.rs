@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::ops::Bound::{Excluded, Unbounded};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use crate::machine::process_lookup::{self, Connect};
 use crate::machine::procfs::{HeldSocket, ProcessId, Procfs};
 use crate::machine::server_arguments::ServerArguments;
 use crate::machine::server_key;
+use crate::process::threads::lock;
 use crate::readings::{LocalAddress, LocalServer};
 use crate::settings::{Secret, Settings};
 
@@ -68,7 +69,7 @@ impl LocalServers {
                 }
                 // Reading a process may block.
                 Err(TryLockError::WouldBlock) if waiting_since.elapsed() > LONGEST_WAIT => {
-                    return Arc::clone(&self.list.lock().unwrap_or_else(PoisonError::into_inner));
+                    return Arc::clone(&lock(&self.list));
                 }
                 Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(5)),
             }
@@ -104,12 +105,11 @@ impl LocalServers {
         interval: Duration,
     ) -> Arc<[LocalServer]> {
         let max_age = interval.checked_div(2).unwrap_or_default();
-        let list = || self.list.lock().unwrap_or_else(PoisonError::into_inner);
         if scan.looked_at.is_none_or(|at| at.elapsed() >= max_age) {
             let found = scan.look();
-            *list() = found;
+            *lock(&self.list) = found;
         }
-        Arc::clone(&list())
+        Arc::clone(&lock(&self.list))
     }
 }
 

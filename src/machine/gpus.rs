@@ -1,6 +1,6 @@
 //! The GPUs of this machine, from all vendors. Shared by the pollers of all base URLs.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::bounds::deadline;
@@ -8,6 +8,7 @@ use crate::machine::drm::DrmCards;
 use crate::machine::energy::EnergyMeter;
 use crate::machine::nvidia::NvidiaSmi;
 use crate::machine::procfs::Procfs;
+use crate::process::threads::lock;
 use crate::settings::Settings;
 use crate::snapshot::{Absence, Gpu, GpuMemory, Source, SourceKind};
 
@@ -77,10 +78,7 @@ impl Gpus {
     pub fn sources(&self) -> Vec<Source> {
         let nvidia = self.nvidia.iter().flat_map(NvidiaSmi::sources);
         let mut sources: Vec<_> = nvidia.chain(self.missing.iter().cloned()).collect();
-        let cards = self
-            .card_readings
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let cards = lock(&self.card_readings);
         let at = cards.as_ref().filter(|(_, gpus)| !gpus.is_empty());
         sources.extend(at.map(|(at, _)| Source {
             read_at: Some(*at),
@@ -97,14 +95,11 @@ impl Gpus {
         let half = self.interval.checked_div(2).unwrap_or_default();
         if self.card_readings_within(half).is_none() {
             let (mut gpus, now) = (cards.read(), Instant::now());
-            let mut energy = self.energy.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut energy = lock(&self.energy);
             for gpu in &mut gpus {
                 energy.measure(gpu, now, self.fresh_for());
             }
-            *self
-                .card_readings
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Some((now, gpus));
+            *lock(&self.card_readings) = Some((now, gpus));
         }
     }
 
@@ -115,10 +110,7 @@ impl Gpus {
     }
 
     fn card_readings_within(&self, age: Duration) -> Option<Vec<Gpu>> {
-        let readings = self
-            .card_readings
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let readings = lock(&self.card_readings);
         let (at, gpus) = readings.as_ref()?;
         (at.elapsed() < age).then(|| gpus.clone())
     }
@@ -149,7 +141,7 @@ impl Gpus {
         let nvidia = nvidia.map(|(gpu, bytes)| (gpu, GpuMemory::of_one_kind(Some(bytes))));
         let mut memory: Vec<_> = nvidia.collect();
         if let Some(cards) = &self.cards {
-            let cards = cards.lock().unwrap_or_else(PoisonError::into_inner);
+            let cards = lock(cards);
             memory.extend(cards.memory_of(procfs, pid));
         }
         memory

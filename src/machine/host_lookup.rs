@@ -1,9 +1,10 @@
 //! Resolves the base URL's host without blocking a poll.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
+
+use crate::process::threads;
 
 /// How long the first poll waits: the HTTP client has just resolved the name.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -48,19 +49,12 @@ fn start(host: &str) -> HostLookup {
         return HostLookup::Done(vec![destination(address)]);
     }
     // The system's resolver cannot be interrupted, so it gets a thread of its own.
-    let (sender, receiver) = mpsc::channel();
     let host = host.to_owned();
-    let resolve = move || {
+    let found = threads::call("resolver", move || {
         let found = (host.as_str(), 0).to_socket_addrs().into_iter().flatten();
-        let _ = sender.send(found.map(|found| destination(found.ip())).collect());
-    };
-    match thread::Builder::new()
-        .name("resolver".to_owned())
-        .spawn(resolve)
-    {
-        Ok(_) => HostLookup::Pending(receiver),
-        Err(_) => HostLookup::Done(Vec::new()),
-    }
+        found.map(|found| destination(found.ip())).collect()
+    });
+    found.map_or(HostLookup::Done(Vec::new()), HostLookup::Pending)
 }
 
 /// The address that a connection to `address` reaches; for a wildcard, the loopback address.

@@ -6,13 +6,13 @@
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::bounds;
 use crate::gguf::header::{HeaderError, ModelHeader, first_part};
 use crate::machine::procfs::Procfs;
+use crate::process::threads;
 use crate::snapshot::{Absence, Source, SourceKind};
 
 /// How long the first poll waits: long enough for a file on a local disk.
@@ -122,15 +122,11 @@ fn in_background<T: Send + 'static>(
         .fetch_update(Ordering::SeqCst, Ordering::SeqCst, add)
         .map_err(|_| io::Error::other("too many files are waiting for their file systems"))?;
     let counted = ReaderCount;
-    let (sender, receiver) = mpsc::channel();
-    let thread = thread::Builder::new().name("model-file".to_owned());
-    thread.spawn(move || {
+    threads::call("model-file", move || {
         let result = read();
         drop(counted);
-        // The receiver may be gone.
-        let _ = sender.send(result);
-    })?;
-    Ok(receiver)
+        result
+    })
 }
 
 #[cfg(test)]
@@ -163,7 +159,7 @@ mod tests {
         let _alone = READERS_LOCK.lock().unwrap();
         // Each reader blocks until the sender of its channel is dropped.
         let hang = || {
-            let (answer, waiting) = mpsc::channel::<()>();
+            let (answer, waiting) = std::sync::mpsc::channel::<()>();
             let result = in_background(move || {
                 let _ = waiting.recv();
                 Ok(ModelHeader::default())
@@ -188,7 +184,7 @@ mod tests {
         }
         // Their threads have ended.
         while READERS.load(Ordering::SeqCst) > 0 {
-            thread::yield_now();
+            std::thread::yield_now();
         }
         assert!(hang().is_ok());
     }

@@ -13,3 +13,4 @@ pub mod own_metrics;
 pub mod procfs_parsers;
 #[cfg(unix)]
 pub mod service_manager;
+pub mod threads;

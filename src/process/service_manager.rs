@@ -10,7 +10,7 @@ use std::process;
 use std::thread;
 use std::time::Duration;
 
-use super::{log, os};
+use super::{log, os, threads};
 
 /// How long a message may wait until systemd has read earlier ones.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
@@ -46,8 +46,7 @@ fn notify(
     socket.set_write_timeout(Some(SEND_TIMEOUT))?;
     socket.send(b"READY=1")?;
     if let Some(interval) = watchdog {
-        let thread = thread::Builder::new().name("watchdog".into());
-        thread.spawn(move || keep_alive(&socket, interval, health))?;
+        threads::start("watchdog", move || keep_alive(&socket, interval, health))?;
     }
     Ok(())
 }

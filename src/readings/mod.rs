@@ -74,6 +74,11 @@ impl ModelReading {
         }
     }
 
+    /// Whether its server reports that it is not loaded.
+    pub fn is_unloaded(&self) -> bool {
+        self.state == ModelState::Reported(ModelStatus::Unloaded)
+    }
+
     /// A reading with only the state.
     pub fn new(name: &str, state: ModelState) -> ModelReading {
         ModelReading {

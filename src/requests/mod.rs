@@ -18,9 +18,10 @@ pub mod probe;
 pub mod records;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::process::threads;
 use crate::readings::Completion;
 use crate::requests::own_probes::OwnProbes;
 use crate::snapshot::histogram::{
@@ -171,7 +172,7 @@ impl Requests {
     }
 
     fn lock(&self) -> MutexGuard<'_, FigureStore> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        threads::lock(&self.0)
     }
 }
 

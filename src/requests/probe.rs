@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::bounds;
+use crate::process::threads;
 use crate::readings::counters::rounding_step;
 use crate::readings::{Completion, ModelStatus};
 use crate::requests::{RequestSource, Requests, increment, observe};
@@ -74,10 +75,7 @@ where
                 thread::sleep(CHECK_INTERVAL.min(self.interval));
             }
         };
-        thread::Builder::new()
-            .name("probe".to_owned())
-            .spawn(run)
-            .map(drop)
+        threads::start("probe", run)
     }
 
     /// Probes each model that may be probed; returns whether there was one. A model that was

@@ -55,14 +55,6 @@ impl Histogram {
         self.sum += value * times as f64;
     }
 
-    /// Adds the observations of `other`, which has the same bounds.
-    pub fn add(&mut self, other: &Histogram) {
-        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
-            *count = count.saturating_add(*more);
-        }
-        self.sum += other.sum;
-    }
-
     /// Upper bounds with the number of observations at or below each, `+Inf` last.
     pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
         let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);

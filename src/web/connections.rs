@@ -1,10 +1,11 @@
 //! The open connections of a listener. Decides which one is closed when few workers are free.
 
 use std::net::Shutdown;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::process::threads;
 use crate::web::stream::Stream;
 
 /// The minimum age at which a connection may be closed: on a busy machine, even a fast client may
@@ -87,7 +88,7 @@ impl Connections {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Option<Connection>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        threads::lock(&self.0)
     }
 }
 

@@ -2,11 +2,9 @@
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
-use crate::process::os;
+use crate::process::{os, threads};
 use crate::settings::ListenAddress;
 use crate::web::stream::Stream;
 
@@ -19,16 +17,12 @@ const RESPONSE_LIMIT: u64 = 64 << 10;
 /// # Errors
 /// No connection, no response in time, or a response that is not HTTP.
 pub fn get(address: &ListenAddress, path: &str, time: Duration) -> io::Result<HealthResponse> {
-    let (sender, receiver) = mpsc::channel();
     let (address, path) = (address.clone(), path.to_owned());
-    // Name resolution has no time-out, but receiving has.
-    thread::Builder::new().spawn(move || {
-        let stream = connect(&address, time);
-        let response = stream.and_then(|stream| request(&stream, &path, time));
-        // The receiver is gone if the time-out has passed.
-        let _ = sender.send(response);
+    // Name resolution has no time-out.
+    let response = threads::call("healthcheck", move || {
+        request(&connect(&address, time)?, &path, time)
     })?;
-    let response = receiver.recv_timeout(time);
+    let response = response.recv_timeout(time);
     response.unwrap_or_else(|_| Err(io::Error::new(ErrorKind::TimedOut, "no response in time")))
 }
 
@@ -89,7 +83,7 @@ mod tests {
 
     /// Serves one connection with fixed bytes.
     fn answer_once(listener: Listener, answer: &'static str) {
-        thread::spawn(move || {
+        std::thread::spawn(move || {
             let mut stream = listener.accept().unwrap();
             let _request = stream.read(&mut [0; 1000]).unwrap();
             (&stream).write_all(answer.as_bytes()).unwrap();

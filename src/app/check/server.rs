@@ -1,13 +1,13 @@
 //! What the two polls of one server found.
 
 use std::net::ToSocketAddrs as _;
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::app::check::{absent, polls::Polled};
 use crate::app::report::{FailureReport, ModelReport, ServerReport, ValueReport, values};
 use crate::metrics::exposition;
+use crate::process::threads;
 use crate::settings::{BaseUrl, ServerAddress, Settings};
 use crate::snapshot::{OwnMetrics, PollFailure, Reason, Snapshot};
 
@@ -51,22 +51,13 @@ fn addresses(base: &BaseUrl, time: Duration) -> Vec<String> {
         return Vec::new();
     }
     // The system's resolver cannot be interrupted, so it gets a thread of its own.
-    let (sender, receiver) = mpsc::channel();
     let address = (host.clone(), base.port());
-    let resolve = move || {
+    let found = threads::call("resolver", move || {
         let found = address.to_socket_addrs().into_iter().flatten();
-        let _ = sender.send(
-            found
-                .map(|found| found.ip().to_string())
-                .collect::<Vec<_>>(),
-        );
-    };
-    let thread = thread::Builder::new().name("resolver".to_owned());
-    let found = thread
-        .spawn(resolve)
-        .ok()
-        .and_then(|_| receiver.recv_timeout(time).ok());
-    let mut found = found.unwrap_or_default();
+        found.map(|found| found.ip().to_string()).collect()
+    });
+    let found = found.ok().and_then(|found| found.recv_timeout(time).ok());
+    let mut found: Vec<String> = found.unwrap_or_default();
     found.dedup();
     found.truncate(MOST_ADDRESSES);
     found

@@ -9,7 +9,7 @@ mod query;
 mod runtime_power;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use crate::machine::nvidia::query::Query;
 use crate::machine::nvidia::runtime_power::{GpuSelection, RuntimePower};
 use crate::machine::procfs::{self, Procfs};
 use crate::process::log;
+use crate::process::threads::{self, lock};
 use crate::settings::Settings;
 use crate::snapshot::{Absence, Gpu, GpuMemory, Source, SourceKind};
 
@@ -120,8 +121,7 @@ impl NvidiaSmi {
                 thread::sleep(interval.min(MAX_CHECK_INTERVAL));
             }
         };
-        let thread = thread::Builder::new().name("nvidia".to_owned());
-        if let Err(error) = thread.spawn(supervise) {
+        if let Err(error) = threads::start("nvidia", supervise) {
             log::warn("cannot start the nvidia-smi thread", &[("detail", &error)]);
         }
         Ok(nvidia)
@@ -374,10 +374,6 @@ fn number(field: &str) -> Option<f64> {
 fn text(field: &str) -> Option<String> {
     let is_known = !field.is_empty() && !field.starts_with('[') && field != "N/A";
     is_known.then(|| field.chars().take(128).collect())
-}
-
-fn lock(readings: &Mutex<NvidiaReadings>) -> MutexGuard<'_, NvidiaReadings> {
-    readings.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -5,14 +5,12 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use crate::bounds::deadline;
 use crate::machine::nvidia::runtime_power::GpuSelection;
-use crate::process::log;
-use crate::process::os;
+use crate::process::{log, os, threads};
 
 /// The most bytes of a line; a longer one is read in pieces, which cannot be parsed.
 const MAX_LINE_BYTES: u64 = 4096;
@@ -176,8 +174,7 @@ impl Query {
             .spawn()?;
         let output = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
         let take_line = Arc::clone(&self.take_line);
-        let thread = thread::Builder::new().name("nvidia-smi".to_owned());
-        if let Err(error) = thread.spawn(move || read_lines(output, &*take_line)) {
+        if let Err(error) = threads::start("nvidia-smi", move || read_lines(output, &*take_line)) {
             let _ = child.kill();
             let _ = child.wait();
             return Err(error);

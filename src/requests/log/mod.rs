@@ -29,11 +29,11 @@ mod tracker;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::bounds::label_enum::label_enum;
+use crate::process::threads;
 use crate::readings::{CountersReading, LoggedTasks, Update};
 use crate::requests::log::envelope::Envelope;
 use crate::requests::log::parser::{LogEvent, LogLine, LoggedSlots, parse};
@@ -190,10 +190,7 @@ impl ServerLog {
                 &mut |line: &[u8], is_history: bool| log.line(line, Instant::now(), is_history),
             );
         };
-        thread::Builder::new()
-            .name("log".to_owned())
-            .spawn(run)
-            .map(drop)
+        threads::start("log", run)
     }
 
     /// Says that there is a log: from now on its figures start at zero.
@@ -367,7 +364,7 @@ impl ServerLog {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        threads::lock(&self.0)
     }
 }
 

@@ -4,9 +4,8 @@
 //! no second lookup is started.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread;
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, Mutex, Weak};
 
 use ureq::config::Config;
 use ureq::http::Uri;
@@ -14,6 +13,7 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::NextTimeout;
 use ureq::{Error, Timeout};
 
+use crate::process::threads;
 use crate::upstream::http::allowed_addresses::AllowedAddresses;
 
 /// The capacity of ureq's list of addresses.
@@ -44,21 +44,19 @@ impl TimedResolver {
         if let Ok(address) = address.parse() {
             return Ok(vec![address]);
         }
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = threads::lock(&self.running);
         if running.upgrade().is_some() {
             return Err(Error::Timeout(Timeout::Resolve));
         }
         let token = Arc::new(());
         *running = Arc::downgrade(&token);
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let thread = thread::Builder::new().name("resolve".to_owned());
-        thread.spawn(move || {
+        let resolve = move || {
             let found = address.to_socket_addrs().map(|found| found.collect());
             drop(token);
-            // The receiver is gone if the deadline has passed.
-            let _ = sender.send(found);
-        })?;
-        match receiver.recv_timeout(*timeout.after) {
+            found
+        };
+        let found = threads::call("resolver", resolve)?;
+        match found.recv_timeout(*timeout.after) {
             Ok(found) => Ok(found?),
             Err(RecvTimeoutError::Timeout) => Err(Error::Timeout(Timeout::Resolve)),
             Err(RecvTimeoutError::Disconnected) => Err(Error::HostNotFound),

@@ -4,7 +4,7 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ureq::unversioned::transport::{
@@ -12,7 +12,7 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Error, Timeout};
 
-use crate::process::os;
+use crate::process::{os, threads};
 use crate::upstream::http::peer_check::PeerCheck;
 
 /// The connection of a request that timed out. It stays open: after the late response, the next
@@ -128,7 +128,7 @@ impl LastConnection {
     }
 
     fn state(&self) -> MutexGuard<'_, LastConnectionState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        threads::lock(&self.0)
     }
 }
 
