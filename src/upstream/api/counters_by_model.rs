@@ -139,12 +139,12 @@ impl CountersByModel {
 
     /// Keeps a sample as text.
     fn keep_text(&mut self, sample: &Sample) {
+        // Names that begin with two underscores are Prometheus's own: with `__name__` in it, it would
+        // take no sample of the whole scrape.
         let is_name = |name: &str| {
-            let mut chars = name.chars();
-            chars
-                .next()
-                .is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
-                && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
+            name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+                && !name.starts_with("__")
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
         };
         let own = sample.labels.iter().filter(|(name, value)| {
             !MODEL_LABELS.contains(name) && !["mode", "server"].contains(name) && !value.is_empty()
@@ -164,7 +164,11 @@ impl CountersByModel {
         {
             return;
         }
-        let families = self.families.entry(model_labels(sample)).or_default();
+        let key = model_labels(sample);
+        if self.families.len() >= MOST_MODELS && !self.families.contains_key(&key) {
+            return;
+        }
+        let families = self.families.entry(key).or_default();
         if families.len() >= MOST_FAMILIES && !families.contains_key(sample.name) {
             return;
         }
@@ -331,7 +335,8 @@ mod tests {
                     llamacpp:a_total{model=\"m\",server=\"x\",position=\"1\"} 1.23457e+06\n\
                     llamacpp:a_total{position=\"0\",model=\"m\"} 7\n\
                     llamacpp:a_total{position=\"0\",model=\"m\"} 8\n\
-                    llamacpp:b{model=\"m\",9=\"x\"} 1\nother:c{model=\"m\"} 2\n\
+                    llamacpp:b{model=\"m\",9=\"x\"} 1\n\
+                    llamacpp:d{model=\"m\",__name__=\"up\"} 1\nother:c{model=\"m\"} 2\n\
                     llamacpp:n_decode_total{model=\"m\"} 3\n";
         let counters = of_server(text, &["m"]).unwrap();
         let names = counters.families.iter().map(|family| &family.name);
@@ -359,7 +364,11 @@ mod tests {
                 );
             }
         }
+        text += &(0..3000)
+            .map(|model| generated(&format!("{{model=\"n{model}\",a=\"x\"}}"), 4))
+            .collect::<String>();
         let read = CountersByModel::read(text.as_bytes(), true, |_| true).unwrap();
+        assert_eq!(read.families.len(), MOST_MODELS);
         let families = || read.families.values();
         assert!(families().all(|families| families.len() <= MOST_FAMILIES));
         let labels = families().flat_map(BTreeMap::values).flatten();
