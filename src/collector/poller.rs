@@ -295,7 +295,9 @@ impl Poller {
                 .iter()
                 .any(|failed| failed.error.reason == Reason::Connect);
             for model in self.models.values_mut().chain([&mut self.unnamed]) {
-                model.integrator.interrupt();
+                model
+                    .integrator
+                    .interrupt(reading.is_unanswered() && !is_gone);
                 if is_gone {
                     model.tracker.server_gone();
                 }

@@ -4,7 +4,8 @@
 //! number of requests between two readings is taken as the mean of both: a request that begins or
 //! ends in between does so in the middle on average. A status holds from the poll that found it to
 //! the next one; but the poll that finds a model no longer asleep has waited for it to load. A time
-//! in which the server was down adds nothing.
+//! in which the server was down adds nothing. One in which it answered too late adds no status, and
+//! as many requests as any other time between two readings: an overloaded server is at work.
 
 use std::time::Instant;
 
@@ -81,10 +82,13 @@ impl Integrator {
         self.totals.clone()
     }
 
-    /// The server was not reached: what happened since the last poll is unknown.
-    pub fn interrupt(&mut self) {
-        (self.deferred.last, self.processing.last) = (None, None);
+    /// The server did not answer the poll. Unless it `is_late`, nothing is known of its requests
+    /// since the last reading.
+    pub fn interrupt(&mut self, is_late: bool) {
         self.status = None;
+        if !is_late {
+            (self.deferred.last, self.processing.last) = (None, None);
+        }
     }
 
     fn add_status(&mut self, at: Instant, status: Option<ModelStatus>) {
@@ -239,16 +243,20 @@ mod tests {
     }
 
     #[test]
-    fn a_time_in_which_the_server_was_down_adds_nothing() {
-        let mut polls = Polls::default();
-        polls.poll(0, Running, Some(2.0));
-        polls.integrator.interrupt();
-        let totals = polls.poll_of(60, Running, Some(2.0), true);
-        assert_eq!(totals.requests_deferred_seconds, Some(0.0));
-        assert_eq!(status_seconds(&totals, Running), 0.0);
-        let totals = polls.poll(61, Running, Some(2.0));
-        assert_eq!(totals.requests_deferred_seconds, Some(2.0));
-        assert_eq!(status_seconds(&totals, Running), 1.0);
+    fn a_time_without_an_answer_adds_no_status_and_requests_only_of_a_late_server() {
+        for (is_late, has_restarted, waited) in
+            [(false, false, 0.0), (true, true, 0.0), (true, false, 120.0)]
+        {
+            let mut polls = Polls::default();
+            polls.poll(0, Running, Some(2.0));
+            polls.integrator.interrupt(is_late);
+            let totals = polls.poll_of(60, Running, Some(2.0), has_restarted);
+            assert_eq!(totals.requests_deferred_seconds, Some(waited));
+            assert_eq!(status_seconds(&totals, Running), 0.0);
+            let totals = polls.poll(61, Running, Some(2.0));
+            assert_eq!(totals.requests_deferred_seconds, Some(waited + 2.0));
+            assert_eq!(status_seconds(&totals, Running), 1.0);
+        }
     }
 
     #[test]

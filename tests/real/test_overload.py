@@ -76,6 +76,8 @@ def test_a_stopped_server_keeps_the_values_of_its_process(one_core, start_server
     assert exporter.log.count("found the server process") == 1
     # Nothing was lost, and nothing counted twice.
     assert done.value("generated_tokens_total") == base["generated_tokens_total"] + tokens
+    # The request was on its slot all the time.
+    assert STOPPED <= done.value("requests_processing_seconds_total") <= stream.ended_at - stream.sent_at + 4 * INTERVAL
     assert_counters_go_on([first, *exporter.between(first, done)])
 
 
@@ -120,7 +122,7 @@ def test_a_stopped_server_that_is_killed_leaves_nothing(start_server, overloaded
 
 
 def test_the_log_and_the_integrals_go_on(build, one_core, start, start_exporter, tmp_path):
-    """What the log has counted stays while the server does not answer, and nothing is integrated meanwhile."""
+    """What the log has counted stays while the server does not answer, and no status is integrated meanwhile."""
     log = tmp_path / "server.log"
     server = start(XllamacppServer(build, log))
     options = ("--no-gpu", "--timeout", f"{TIMEOUT}s", "--log-file", log)
