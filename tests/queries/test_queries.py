@@ -367,7 +367,7 @@ def share_of_time_waited(question):
     began = samples[0][0]
     least, most = [], []
     # The query looks at the span before each of these moments.
-    for at in range(math.ceil(began / 5) * 5, int(question.end), 5):
+    for at in range(math.ceil(began / 5) * 5, int(question.end) + 1, 5):
         seen = [scrape for scrape, _ in samples if at - spans < scrape <= at]
         if len(seen) > 1:
             growth = Growth(*(run.shown(observer, server, scrape) for scrape in (seen[0], seen[-1])), 0)
@@ -481,14 +481,17 @@ def restarts(question):
 def loads(question):
     record = question.record
     answer = question.ask("server", "model")
+    began = record.phases["load"][0]
     # Waking up and a restart are loads.
-    true = dict.fromkeys(record.models, 2) | {(record.router, BETA): 1}
+    true = dict.fromkeys(record.models, 1) | {(record.router, ALPHA): 2}
     for (server, model), times in true.items():
         [(_, samples)] = question.observer.series(f'llamacpp_model_loads_total{{server="{server}",model="{model}"}}')
-        assert samples[-1][1] == times
-        # `increase` does not see a load before the first scrape, but supposes growth there if there had been one.
-        seen = times - samples[0][1]
-        assert seen - 1e-6 <= answer[server, model] <= seen * (1.1 if samples[0][1] else 1) + 1e-6
+        first, last = samples[0][1], samples[-1][1]
+        before = [value for at, value in samples if at <= began][-1]
+        assert last - before == times
+        # `increase` supposes growth before the first scrape, but not below 0.
+        grown = last - first
+        assert grown - 1e-6 <= answer[server, model] <= grown * (1.1 if first else 1) + 1e-6
 
 
 @expect("Mean time to load")
