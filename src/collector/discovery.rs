@@ -20,7 +20,7 @@ use crate::machine::discovery::LocalServers;
 use crate::machine::gpus::Gpus;
 use crate::machine::url_listener::UrlListener;
 use crate::process::{log, threads};
-use crate::readings::{LocalAddress, LocalServer};
+use crate::readings::{LocalAddress, LocalServer, ProcessId};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::Snapshot;
 use crate::upstream::http::peer_check::PeerCheck;
@@ -32,13 +32,6 @@ const MAX_SERVERS: usize = 64;
 const MAX_LOGGED: usize = 100;
 /// How often the first look checks whether the base URLs have been polled.
 const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(20);
-
-/// A process: its PID and start time.
-type ProcessKey = (u32, u64);
-
-fn key(server: &LocalServer) -> ProcessKey {
-    (server.pid, server.started)
-}
 
 /// What to do with a process that is a llama-server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,14 +140,14 @@ pub struct Discovery {
     /// Of each base URL, the process that listens there, and whether the models of the last server
     /// that answered there have processes of their own.
     bases: Vec<(UrlListener, bool)>,
-    polled: BTreeMap<ProcessKey, Polled>,
+    polled: BTreeMap<ProcessId, Polled>,
     /// Threads that are ending their last poll.
     ending: Vec<JoinHandle<()>>,
     /// Processes that were shown under another label once. They stay left out: if their parent
     /// ends, they are about to end too.
-    shown_as: BTreeMap<ProcessKey, String>,
+    shown_as: BTreeMap<ProcessId, String>,
     /// The servers that cannot be reached, with the reason that was logged.
-    unreachable: BTreeMap<ProcessKey, String>,
+    unreachable: BTreeMap<ProcessId, String>,
     logged: usize,
     /// Whether it was logged that there are too many servers.
     was_full: bool,
@@ -236,7 +229,7 @@ impl Discovery {
         self.ending.retain(|thread| !thread.is_finished());
         for (server, decision) in found.iter().zip(&decisions) {
             match decision {
-                Decision::Poll if !self.polled.contains_key(&key(server)) => {
+                Decision::Poll if !self.polled.contains_key(&server.process_id()) => {
                     self.start_polling(server);
                 }
                 Decision::Unreachable(why) => self.log_unreachable(server, why),
@@ -271,11 +264,11 @@ impl Discovery {
                 }
             })
             .collect();
-        let present: BTreeSet<ProcessKey> = found.iter().map(key).collect();
+        let present: BTreeSet<ProcessId> = found.iter().map(LocalServer::process_id).collect();
         self.shown_as.retain(|key, _| present.contains(key));
         self.unreachable.retain(|key, _| present.contains(key));
         let decisions = found.iter().map(|server| {
-            if let Some(label) = self.shown_as.get(&key(server)) {
+            if let Some(label) = self.shown_as.get(&server.process_id()) {
                 return Decision::ShownAs(label.clone());
             }
             let decision = decide(server, found, &given);
@@ -283,7 +276,7 @@ impl Discovery {
             if let Decision::ShownAs(label) = &decision
                 && is_certain
             {
-                self.shown_as.insert(key(server), label.clone());
+                self.shown_as.insert(server.process_id(), label.clone());
             }
             decision
         });
@@ -292,17 +285,17 @@ impl Discovery {
 
     /// Stops the pollers of servers that are not to be polled any more, or listen elsewhere.
     fn stop_all_but(&mut self, found: &[LocalServer], decisions: &[Decision]) {
-        let addresses: BTreeMap<ProcessKey, &LocalAddress> = found
+        let addresses: BTreeMap<ProcessId, &LocalAddress> = found
             .iter()
             .zip(decisions)
             .filter(|(_, decision)| **decision == Decision::Poll)
-            .filter_map(|(server, _)| Some((key(server), server.address.as_ref().ok()?)))
+            .filter_map(|(server, _)| Some((server.process_id(), server.address.as_ref().ok()?)))
             .collect();
-        let is_over = |(key, polled): &(&ProcessKey, &Polled)| {
+        let is_over = |(key, polled): &(&ProcessId, &Polled)| {
             let address = addresses.get(key);
             address.is_none_or(|address| **address != polled.address)
         };
-        let over: Vec<ProcessKey> = self
+        let over: Vec<ProcessId> = self
             .polled
             .iter()
             .filter(is_over)
@@ -352,7 +345,7 @@ impl Discovery {
                     stop,
                     thread,
                 };
-                self.polled.insert(key(server), polled);
+                self.polled.insert(server.process_id(), polled);
             }
             (Err(why), _) => self.log_unreachable(server, &why),
             _ => {}
@@ -373,7 +366,7 @@ impl Discovery {
     }
 
     fn log_unreachable(&mut self, server: &LocalServer, why: &str) {
-        let known = self.unreachable.insert(key(server), why.to_owned());
+        let known = self.unreachable.insert(server.process_id(), why.to_owned());
         if known.as_deref() != Some(why) && self.logged < MAX_LOGGED {
             self.logged = self.logged.saturating_add(1);
             log::warn(

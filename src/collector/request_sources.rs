@@ -424,7 +424,7 @@ fn writers_found(reading: &Reading) -> WritersFound {
     match (next(), next()) {
         (None, _) => WritersFound::None,
         (Some(_), Some(_)) => WritersFound::Several,
-        (Some(model), None) => match (model.process.pid, model.state) {
+        (Some(model), None) => match (model.process.id, model.state) {
             (None, _) => WritersFound::Several,
             (_, ModelState::Loading) => WritersFound::Loading,
             (Some(process), _) => WritersFound::One(process),

@@ -14,7 +14,7 @@ use crate::machine::local_address::{self, OwnSockets};
 use crate::machine::model_runner_store;
 use crate::machine::ollama_store;
 use crate::machine::process_lookup::{self, Connect};
-use crate::machine::procfs::{HeldSocket, ProcessId, Procfs};
+use crate::machine::procfs::{HeldSocket, Procfs};
 use crate::machine::server_arguments::ServerArguments;
 use crate::machine::server_key;
 use crate::process::threads::lock;
@@ -82,7 +82,11 @@ impl LocalServers {
         &self,
         server: &LocalServer,
     ) -> impl Fn(Option<u32>) -> bool + Send + Sync + use<> {
-        let (procfs, id, socket) = (self.procfs.clone(), id(server), server.socket.clone());
+        let (procfs, id, socket) = (
+            self.procfs.clone(),
+            server.process_id(),
+            server.socket.clone(),
+        );
         let is_unix = matches!(server.address, Ok(LocalAddress::Unix { .. }));
         move |peer| {
             procfs.process_id(id.pid) == Some(id)
@@ -96,7 +100,7 @@ impl LocalServers {
     pub fn api_key(&self, server: &LocalServer) -> Option<Secret> {
         server.socket.as_ref()?;
         let key = server_key::read(&self.procfs, server.pid)?;
-        (self.procfs.process_id(server.pid) == Some(id(server))).then_some(key)
+        (self.procfs.process_id(server.pid) == Some(server.process_id())).then_some(key)
     }
 
     fn list_with(
@@ -182,7 +186,7 @@ impl ProcessScan {
     fn remove_ended(&mut self) {
         let procfs = &self.procfs;
         self.servers
-            .retain(|pid, known| procfs.process_id(*pid) == Some(id(&known.server)));
+            .retain(|pid, known| procfs.process_id(*pid) == Some(known.server.process_id()));
     }
 
     /// The other processes to read again: the next ones in turn, and shells.
@@ -290,11 +294,6 @@ impl KnownServer {
         }
         true
     }
-}
-
-fn id(server: &LocalServer) -> ProcessId {
-    let (pid, started) = (server.pid, server.started);
-    ProcessId { pid, started }
 }
 
 /// The names of the model file `path` in the store of the program that started the process `pid`.

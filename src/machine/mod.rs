@@ -195,8 +195,7 @@ impl Machine {
 
     /// Sets the process of a server that listens at the base URL.
     pub fn with_process(mut self, server: &LocalServer) -> Machine {
-        let (pid, started) = (server.pid, server.started);
-        self.known = Some((ProcessId { pid, started }, server.socket.clone()));
+        self.known = Some((server.process_id(), server.socket.clone()));
         self
     }
 
@@ -318,7 +317,7 @@ impl Machine {
     fn find_process(&mut self, entry: &mut ModelProcess, reading: &ModelReading) {
         if let Some(process) = &entry.process {
             let pid_file = self.pid_file.as_ref().filter(|_| entry.is_only_model);
-            let is_reported = process_id(reading).is_none_or(|id| id == process.id);
+            let is_reported = reading.process.id.is_none_or(|id| id == process.id);
             if is_reported && process.still_serves(&self.procfs) && allows(pid_file, process.id) {
                 return;
             }
@@ -360,7 +359,7 @@ impl Machine {
         if let Some(pid_file) = self.pid_file.as_mut().filter(|_| entry.is_only_model) {
             return Some(pid_file.find(&self.procfs));
         }
-        if let Some(id) = process_id(reading) {
+        if let Some(id) = reading.process.id {
             let is_alive = self.procfs.process_id(id.pid) == Some(id);
             return Some(is_alive.then_some((id, None)).ok_or(None));
         }
@@ -402,16 +401,10 @@ fn allows(pid_file: Option<&PidFile>, process: ProcessId) -> bool {
     named.is_none_or(|pid| pid == process.pid)
 }
 
-/// The process that runs the model, if that is known.
-fn process_id(reading: &ModelReading) -> Option<ProcessId> {
-    let (pid, started) = reading.process.pid?;
-    Some(ProcessId { pid, started })
-}
-
 /// Whether the server holds only this model, so that the PID file applies to it.
 fn is_only_model(reading: &ModelReading) -> bool {
     let hints = &reading.process;
-    hints.pid.is_none() && hints.arguments.is_none() && hints.file_part.is_none()
+    hints.id.is_none() && hints.arguments.is_none() && hints.file_part.is_none()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::machine::pseudo_files::{read_bytes, read_text};
 use crate::process::file;
 use crate::process::procfs_parsers::{self, ProcessStat, ProcessStatus};
-pub use crate::readings::HeldSocket;
+pub use crate::readings::{HeldSocket, ProcessId};
 
 /// The most bytes of a command line or environment that are read.
 const MAX_COMMAND_LINE_BYTES: u64 = 1 << 20;
@@ -24,15 +24,6 @@ const MAX_MAPS_BYTES: u64 = 8 << 20;
 const MAX_PROCESSES: usize = 65_536;
 /// The most descriptors of a process.
 const MAX_DESCRIPTORS: usize = 65_536;
-
-/// A PID with the start time of its process. A PID alone may be reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProcessId {
-    /// The PID, in the PID namespace of the procfs.
-    pub pid: u32,
-    /// When the process started, in ticks since boot.
-    pub started: u64,
-}
 
 /// A procfs: `/proc`, or where the host's is mounted (`--procfs`).
 #[derive(Clone, Debug)]

@@ -6,6 +6,15 @@ use std::path::PathBuf;
 
 use crate::bounds::BoundedDuration;
 
+/// A PID with the start time of its process. A PID alone may be reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ProcessId {
+    /// The PID, in the PID namespace of the procfs.
+    pub pid: u32,
+    /// When the process started, in ticks since boot.
+    pub started: u64,
+}
+
 /// A process of this machine that runs llama-server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalServer {
@@ -43,6 +52,16 @@ impl LocalServer {
         let path = self.model_path.as_deref();
         let blob = path.and_then(|path| path.rsplit_once("/blobs/sha256-"));
         blob.is_some_and(|(_, digest)| !digest.contains('/'))
+    }
+}
+
+impl LocalServer {
+    /// Its process.
+    pub fn process_id(&self) -> ProcessId {
+        ProcessId {
+            pid: self.pid,
+            started: self.started,
+        }
     }
 }
 

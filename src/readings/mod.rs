@@ -21,7 +21,7 @@ pub use completion::Completion;
 pub use counters::Counters;
 pub use ended_request::{EndedRequest, EndedRequests, RequestResult};
 pub use llama_server_family::LlamaServerFamily;
-pub use local_server::{HeldSocket, LocalAddress, LocalServer};
+pub use local_server::{HeldSocket, LocalAddress, LocalServer, ProcessId};
 pub use logged_tasks::{EndedTask, LoggedTasks, RunningTask, TaskTokens};
 pub use server_kind::{LogSource, ServerKind};
 pub use slots::{Slot, Slots};
@@ -122,8 +122,8 @@ pub struct ProcessHints {
     pub behind_proxy: bool,
     /// The command line of the model's own server.
     pub arguments: Option<Vec<String>>,
-    /// Its process: the PID, and when it started, in ticks since boot.
-    pub pid: Option<(u32, u64)>,
+    /// Its process.
+    pub id: Option<ProcessId>,
     /// A part of its file's path that is unique to the model.
     pub file_part: Option<String>,
     /// The scalars of its file's GGUF header, as text.
@@ -134,7 +134,7 @@ impl ProcessHints {
     /// Whether anything identifies the model's own process.
     pub fn is_findable(&self) -> bool {
         !self.behind_proxy
-            || self.pid.is_some()
+            || self.id.is_some()
             || self.arguments.is_some()
             || self.file_part.is_some()
     }

@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 
 use crate::bounds::label_enum::label_enum;
 use crate::process::threads;
-use crate::readings::{CountersReading, LoggedTasks, Update};
+use crate::readings::{CountersReading, LoggedTasks, ProcessId, Update};
 use crate::requests::log::envelope::Envelope;
 use crate::requests::log::parser::{LogEvent, LogLine, LoggedSlots, parse};
 use crate::requests::log::server::{LoggedServer, WaitingRequest};
@@ -89,8 +89,8 @@ pub enum WritersFound {
     None,
     /// One that is loading its model.
     Loading,
-    /// One, whose process has this PID and start time.
-    One((u32, u64)),
+    /// One, with this process.
+    One(ProcessId),
     /// Several, or some that cannot be told apart.
     Several,
 }
@@ -149,7 +149,7 @@ struct State {
     /// How often a line has said that a server loads its model.
     loads: u64,
     /// The one server that the last poll found, and how many loads the log had reported by then.
-    last_writer: Option<((u32, u64), u64)>,
+    last_writer: Option<(ProcessId, u64)>,
     /// When a poll last found several.
     several_at: Option<Instant>,
     /// When the first line came, and the last.

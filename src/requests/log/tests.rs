@@ -452,8 +452,14 @@ impl Watched {
     }
 }
 
-const A: WritersFound = WritersFound::One((7, 100));
-const B: WritersFound = WritersFound::One((8, 200));
+const A: WritersFound = WritersFound::One(ProcessId {
+    pid: 7,
+    started: 100,
+});
+const B: WritersFound = WritersFound::One(ProcessId {
+    pid: 8,
+    started: 200,
+});
 
 #[test]
 fn the_first_requests_of_a_model_wait_for_the_poll_that_finds_its_server() {

@@ -90,7 +90,7 @@ impl RunnerServers {
                     continue;
                 }
             };
-            model.process.pid = Some((process.pid, process.started));
+            model.process.id = Some(process.process_id());
             let is_same = |known: &RunnerServer| known.process == process;
             if !self.known.get(&key).is_some_and(is_same) {
                 let server = ChildServer::of_process(&model.name, &process, &self.settings);
@@ -111,7 +111,7 @@ impl RunnerServers {
     /// Sets the process of a model that is still loading.
     pub fn set_process(&self, model: &mut ModelReading) {
         let process = self.process_of(model).ok();
-        model.process.pid = process.map(|process| (process.pid, process.started));
+        model.process.id = process.map(LocalServer::process_id);
     }
 
     /// The only process that runs the model's file in its mode.

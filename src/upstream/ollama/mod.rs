@@ -180,7 +180,7 @@ impl Ollama {
             };
             ModelReading::new(name, state)
         });
-        model.process.pid = Some((child.process.pid, child.process.started));
+        model.process.id = Some(child.process.process_id());
         model
     }
 }
