@@ -30,6 +30,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A request without an answer for so long is not refused.
 const REFUSAL_TIME: Duration = Duration::from_secs(2);
+/// How long after a request at the latest a log has lines of it.
+const SILENCE: Duration = Duration::from_secs(5);
 /// How long a log is left alone after an answer that it is not served.
 const NOT_SERVED_PAUSE: Duration = Duration::from_secs(3600);
 
@@ -55,13 +57,13 @@ struct LogStream {
 enum StreamState {
     /// The request is being sent since then. llama-swap answers it with the first line of the log.
     Opening(Instant),
-    /// The response has begun.
-    Open,
+    /// The response has begun at that time.
+    Open(Instant),
     /// The connection has failed or ended.
     Closed,
     /// The server does not serve this log, or not so that it can be followed. The thread has ended
     /// at that time.
-    Unusable(Instant),
+    Unusable(Instant, Absence),
 }
 
 impl LogStreams {
@@ -87,6 +89,13 @@ impl LogStreams {
             }
             is_served
         });
+        for log in logs {
+            let stream = self.streams.get(&log.url);
+            if let Some(stream) = stream.filter(|stream| stream.is_silent(log)) {
+                *lock(&stream.state) = StreamState::Unusable(Instant::now(), Absence::LogSilent);
+                stream.end();
+            }
+        }
         let is_new = |log: &&ServedLog| {
             let stream = self.streams.get(&log.url);
             stream.is_none_or(LogStream::may_be_opened_again)
@@ -106,7 +115,7 @@ impl LogStreams {
     /// Whether the server serves this log, as far as is known.
     pub fn is_usable(&self, log: &ServedLog) -> bool {
         let stream = self.streams.get(&log.url);
-        stream.is_some_and(|stream| !matches!(*lock(&stream.state), StreamState::Unusable(_)))
+        stream.is_some_and(|stream| !matches!(*lock(&stream.state), StreamState::Unusable(..)))
     }
 
     /// The log that is read from there.
@@ -122,8 +131,8 @@ impl LogStreams {
                     stream.connection.is_open()
                         && now.saturating_duration_since(since) > REFUSAL_TIME
                 }
-                StreamState::Open => true,
-                StreamState::Closed | StreamState::Unusable(_) => false,
+                StreamState::Open(_) => true,
+                StreamState::Closed | StreamState::Unusable(..) => false,
             };
             if is_open {
                 stream.log.found();
@@ -138,8 +147,8 @@ impl LogStreams {
             let stream = self.streams.get(&log.url)?;
             let kind = SourceKind::Log(Some(log.url.as_str().into()));
             let mut source = stream.log.source(kind, now);
-            if matches!(*lock(&stream.state), StreamState::Unusable(_)) {
-                source.absence = Some(Absence::LogNotServed);
+            if let StreamState::Unusable(_, why) = *lock(&stream.state) {
+                source.absence = Some(why);
             }
             let model = log.only_model().map(|(model, _)| model.as_str());
             Some(source.of_model(model))
@@ -179,14 +188,31 @@ impl LogStreams {
 
 impl LogStream {
     fn may_be_opened_again(&self) -> bool {
-        matches!(*lock(&self.state), StreamState::Unusable(since) if since.elapsed() > NOT_SERVED_PAUSE)
+        matches!(*lock(&self.state), StreamState::Unusable(since, _) if since.elapsed() > NOT_SERVED_PAUSE)
+    }
+
+    /// Whether it has no line of a request that there was while it was open. Docker Model Runner
+    /// sends new lines to the first reader since its start, until any reader leaves (measured with
+    /// its snapshot of July 2026).
+    fn is_silent(&self, log: &ServedLog) -> bool {
+        let (StreamState::Open(since), Some((before, after))) =
+            (*lock(&self.state), log.requests_between)
+        else {
+            return false;
+        };
+        let last_line = self.log.last_line();
+        since <= before && after.elapsed() > SILENCE && last_line.is_none_or(|at| at < before)
+    }
+
+    fn end(&self) {
+        self.connection.end();
+        self.thread.unpark();
     }
 }
 
 impl Drop for LogStream {
     fn drop(&mut self) {
-        self.connection.end();
-        self.thread.unpark();
+        self.end();
     }
 }
 
@@ -231,7 +257,7 @@ impl LogReader {
                 &[("url", &self.url), ("closed", &reason)],
             );
             if is_unusable {
-                return self.set(StreamState::Unusable(Instant::now()));
+                return self.set(StreamState::Unusable(Instant::now(), Absence::LogNotServed));
             }
             if opened.elapsed() > LONGEST_PAUSE {
                 pause = FIRST_PAUSE;
@@ -255,7 +281,7 @@ impl LogReader {
             .connected(response.header("Date"))
             .map_err(unusable)?;
         self.log.connected(self.new.may_lack_lines());
-        self.set(StreamState::Open);
+        self.set(StreamState::Open(Instant::now()));
         own_log::debug("a log over HTTP", &[("url", &self.url), ("opened", &true)]);
         let (log, new) = (&self.log, &mut self.new);
         let mut end = Ok(());

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::readings::{ModelKey, ModelReading, ModelState, ModelStatus, TokenTotals, Update};
-use crate::requests::records::Records;
+use crate::requests::records::{Records, RecordsUse};
 
 const LOG_USED: &str = "tokens and requests of a model are read from Docker Model Runner's log (GET /logs): the tokens \
      of a running request every 3 s; tokens_per_second is not known";
@@ -35,6 +35,8 @@ struct ModelSource {
     /// Whether the records have taken over at this poll: they have requests that the log has
     /// reported as well.
     has_changed: bool,
+    /// Whether the log has reported any request.
+    log_has_reported: bool,
     /// Whether its counters were read since it was loaded; `None` until a poll has told. Tokens
     /// counted elsewhere until then would go on from another number.
     has_counters: Option<bool>,
@@ -50,11 +52,12 @@ impl ModelSource {
 
 impl ModelSources {
     /// Takes the models that a poll has found, and the one whose requests the log reports, if there
-    /// is such a log.
+    /// is such a log. `has_reported`: the log has reported any request.
     pub fn update(
         &mut self,
         models: &[ModelReading],
         logged: Option<&ModelKey>,
+        has_reported: bool,
         records: &Records,
     ) {
         let is_llama_cpp = |model: &&ModelReading| {
@@ -74,12 +77,17 @@ impl ModelSources {
                     false => RequestsFrom::Records,
                 },
                 has_changed: false,
+                log_has_reported: false,
                 has_counters: None,
                 before: before(),
             });
-            source.has_changed = source.from == RequestsFrom::Log && !is_logged;
-            if source.has_changed {
+            source.log_has_reported = has_reported;
+            let has_ended = source.from == RequestsFrom::Log && !is_logged;
+            source.has_changed = has_ended && has_reported;
+            if has_ended {
                 source.from = RequestsFrom::Records;
+            }
+            if source.has_changed {
                 source.before = before();
             }
             let is_loading = model.state == ModelState::Reported(ModelStatus::Loading);
@@ -97,10 +105,17 @@ impl ModelSources {
         Some(self.get(model, mode)?.from)
     }
 
-    /// Whether the requests in the records of this model are to be counted.
-    pub fn counts_records(&self, model: &str, mode: &str) -> bool {
-        self.get(model, Some(mode))
-            .is_none_or(|source| source.from == RequestsFrom::Records && !source.has_changed)
+    /// What to do with the records of this model. Until the log has reported a request, it is not
+    /// certain to report them.
+    pub fn records_use(&self, model: &str, mode: &str) -> RecordsUse {
+        let Some(source) = self.get(model, Some(mode)) else {
+            return RecordsUse::Count;
+        };
+        match source.from {
+            RequestsFrom::Log if !source.log_has_reported => RecordsUse::Later,
+            RequestsFrom::Records if !source.has_changed => RecordsUse::Count,
+            _ => RecordsUse::Skip,
+        }
     }
 
     /// Whether the tokens of this model are counted by its log.

@@ -130,12 +130,14 @@ impl RequestSources {
         if has_records {
             let usable = reading.logs.iter().find(|log| streams.is_usable(log));
             let logged = usable.and_then(ServedLog::only_model);
-            models.update(&reading.models, logged, records);
+            let mut logs = reading.logs.iter().filter_map(|log| streams.log(log));
+            let has_reported = logs.any(ServerLog::reports_requests);
+            models.update(&reading.models, logged, has_reported, records);
         }
         let requests = &self.requests;
         upstream.read_records(exchange, &mut |response, label| {
-            let is_counted = |model: &str, mode: &str| models.counts_records(model, mode);
-            records.take(response, requests, |name| Some(label(name)), is_counted)
+            let use_of = |model: &str, mode: &str| models.records_use(model, mode);
+            records.take(response, requests, |name| Some(label(name)), use_of)
         });
         if has_records {
             models.complete(&mut reading.models, records, &mut reading.notes);

@@ -55,6 +55,17 @@ const RESPONSE_LIMITS: StringLimits = StringLimits {
     tail: 64 << 10,
 };
 
+/// What to do with the records of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordsUse {
+    /// Count those that are new.
+    Count,
+    /// Count none: another source has counted them.
+    Skip,
+    /// Nothing yet: those that are new now are still new later.
+    Later,
+}
+
 /// Counts the requests of the records that are new.
 #[derive(Debug, Default)]
 pub struct Records {
@@ -81,7 +92,7 @@ impl Records {
         response: impl Read,
         requests: &Requests,
         label: impl Fn(&str) -> Option<String>,
-        is_counted: impl Fn(&str, &'static str) -> bool,
+        use_of: impl Fn(&str, &'static str) -> RecordsUse,
     ) -> Result<(), String> {
         let response = BufReader::with_capacity(16 << 10, response);
         let response = LimitedJson::new(response, RESPONSE_LIMITS);
@@ -100,10 +111,15 @@ impl Records {
             let known = before.remove(&name).unwrap_or_default();
             if let Some(label) = label(&name) {
                 let modes: BTreeSet<_> = records.iter().map(|record| record.mode).collect();
+                let waits = |mode: &RequestMode| use_of(&label, mode.label()) == RecordsUse::Later;
+                if self.has_started && modes.iter().any(waits) {
+                    self.known.insert(name, known);
+                    continue;
+                }
                 let gap = self.has_started && may_lack_some(&records, &known);
                 let first = modes.first().copied().unwrap_or_default();
                 for mode in modes.into_iter().chain([first]).collect::<BTreeSet<_>>() {
-                    if !is_counted(&label, mode.label()) {
+                    if use_of(&label, mode.label()) != RecordsUse::Count {
                         continue;
                     }
                     let mut tokens = TokenTotals::default();
@@ -466,7 +482,7 @@ mod tests {
 
     struct Watch {
         records: Records,
-        is_counted: bool,
+        records_use: RecordsUse,
         requests: Requests,
     }
 
@@ -474,7 +490,7 @@ mod tests {
         fn new() -> Watch {
             let mut watch = Watch {
                 records: Records::default(),
-                is_counted: true,
+                records_use: RecordsUse::Count,
                 requests: Requests::default(),
             };
             watch.poll(&[]);
@@ -488,7 +504,7 @@ mod tests {
                     answer.as_slice(),
                     &self.requests,
                     |name| Some(name.to_owned()),
-                    |_, _| self.is_counted,
+                    |_, _| self.records_use,
                 )
                 .unwrap();
             let figures = self.requests.figures();
@@ -526,7 +542,7 @@ mod tests {
         let mut watch = Watch::new();
         let all: Vec<_> = (0..6).map(completion).collect();
         assert_eq!(counted(&watch.poll(&all[..2])), (2, 0));
-        watch.is_counted = false;
+        watch.records_use = RecordsUse::Skip;
         assert_eq!(counted(&watch.poll(&all[..4])), (2, 0));
         let tokens = watch.records.tokens("ai/m", Some("completion"));
         assert_eq!(
@@ -535,8 +551,10 @@ mod tests {
         );
         assert_eq!(tokens.prompt_tokens_cached, Some(10.0));
         assert_eq!(tokens.draft_tokens, None);
-        watch.is_counted = true;
-        assert_eq!(counted(&watch.poll(&all)), (4, 0));
+        watch.records_use = RecordsUse::Later;
+        assert_eq!(counted(&watch.poll(&all[..5])), (2, 0));
+        watch.records_use = RecordsUse::Count;
+        assert_eq!(counted(&watch.poll(&all)), (4, 0), "two are new");
         let tokens = watch.records.tokens("ai/m", Some("completion"));
         assert_eq!(tokens.generated_tokens, 240.0);
         for unknown in [
@@ -609,7 +627,9 @@ mod tests {
             let other = other.to_string();
             watch
                 .records
-                .take(other.as_bytes(), &watch.requests, name, |_, _| true)
+                .take(other.as_bytes(), &watch.requests, name, |_, _| {
+                    RecordsUse::Count
+                })
                 .unwrap();
             assert!(watch.records.known.len() <= MAX_MODELS);
             if number == 1 {
@@ -630,7 +650,9 @@ mod tests {
             let name = |name: &str| Some(name.to_owned());
             watch
                 .records
-                .take(twice.as_bytes(), &watch.requests, name, |_, _| true)
+                .take(twice.as_bytes(), &watch.requests, name, |_, _| {
+                    RecordsUse::Count
+                })
                 .unwrap();
             let figures = watch.requests.figures();
             assert_eq!(counted(&figures[0].figures), (1, 0));
@@ -663,7 +685,7 @@ mod tests {
     fn records_from_before_the_start_are_not_counted() {
         let mut watch = Watch {
             records: Records::default(),
-            is_counted: true,
+            records_use: RecordsUse::Count,
             requests: Requests::default(),
         };
         let all: Vec<_> = (0..12).map(completion).collect();
@@ -733,13 +755,23 @@ mod tests {
             "[3]",
         ] {
             let error = Records::default()
-                .take(text.as_bytes(), &Requests::default(), |_| None, |_, _| true)
+                .take(
+                    text.as_bytes(),
+                    &Requests::default(),
+                    |_| None,
+                    |_, _| RecordsUse::Count,
+                )
                 .unwrap_err();
             assert!(!error.contains("secret"), "{error}");
         }
         for text in ["null", "[]", "[{\"model\":\"m\",\"records\":null}]"] {
             let requests = Requests::default();
-            let taken = Records::default().take(text.as_bytes(), &requests, |_| None, |_, _| true);
+            let taken = Records::default().take(
+                text.as_bytes(),
+                &requests,
+                |_| None,
+                |_, _| RecordsUse::Count,
+            );
             assert_eq!(taken, Ok(()), "{text}");
         }
     }

@@ -220,6 +220,9 @@ absences! {
     LogNotServed NotThere "log_not_served",
         "the server does not serve its log",
         "update llama-swap or Docker Model Runner; until then, requests are counted by what else they report";
+    LogSilent NotThere "log_silent",
+        "the server's log sends no lines of new requests",
+        "restart Docker Model Runner, and read its log with one program at a time, as it sends new lines to none once a reader has left; until then, its records are used";
     RequestRecordsOff Off "request_records_off",
         "the server's records of its requests are not read",
         "remove --no-request-records (LLAMACPP_NO_REQUEST_RECORDS)";

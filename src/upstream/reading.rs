@@ -1,6 +1,7 @@
 //! The readings of one poll of a base URL, for all kinds of servers.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use crate::readings::slots::MOST_SLOTS;
 use crate::readings::{EndedRequests, ModelReading, Update};
@@ -59,6 +60,8 @@ pub struct ServedLog {
     pub repeats_lines: bool,
     /// Whether requests that failed are reported by the server itself: it answers some of them.
     pub lacks_errors: bool,
+    /// Two polls between which a request of the only model began or ended: the log has lines of it.
+    pub requests_between: Option<(Instant, Instant)>,
 }
 
 impl ServedLog {

@@ -348,7 +348,16 @@ fn runner(names: &[&str]) -> Server {
 }
 
 fn run(server: &Server, names: &[&str]) {
-    let runner = |name: &&str| json!({"backend_name": "llama.cpp", "model_name": name, "mode": "completion"});
+    run_used(server, names, 0);
+}
+
+/// Runs these, last used in that second.
+fn run_used(server: &Server, names: &[&str], second: u32) {
+    let last_used = format!("2026-11-26T12:00:{second:02}Z");
+    let runner = |name: &&str| {
+        json!({"backend_name": "llama.cpp", "model_name": name, "mode": "completion",
+            "last_used": last_used})
+    };
     server.answer_json(
         "/engines/ps",
         json!(names.iter().map(runner).collect::<Vec<_>>()),
@@ -528,5 +537,37 @@ fn without_a_log_the_records_of_docker_model_runner_tell_its_tokens() {
         assert_eq!(of("llamacpp_prompt_tokens_total"), Some(21.0));
         assert_eq!(of("llamacpp_tokens_per_second"), None);
         assert_eq!(counted(&scrape, A, "log"), None);
+    }
+}
+
+#[test]
+fn a_log_that_sends_no_line_of_new_requests_is_left_for_the_records() {
+    let server = runner(&[A]);
+    let _silent = Log::of_runner(&server);
+    let exporter = Exporter::watching(&server).start();
+    wait_until("the log is open", || server.count("/logs") == 1);
+    let polls = exporter.scrape().polls();
+    exporter.after_polls(polls + 3);
+    run_used(&server, &[A], 7);
+    records(&server, &[(A, 1)]);
+    exporter.until("its tokens are counted", |scrape| {
+        scrape.get("llamacpp_generated_tokens_total", &[("model", A)]) == Some(10.0)
+    });
+    assert_eq!(server.count("/logs"), 1, "it is not asked again");
+    records(&server, &[(A, 2)]);
+    until_counted(&exporter, A, "records", 2.0);
+
+    // This one has lines of each request.
+    let server = runner(&[A]);
+    let mut log = Log::of_runner(&server);
+    let exporter = Exporter::watching(&server).start();
+    wait_until("the log is open", || server.count("/logs") == 1);
+    let polls = exporter.scrape().polls();
+    exporter.after_polls(polls + 3);
+    for second in 1..=3 {
+        log.write(&request(u64::from(second), 20));
+        run_used(&server, &[A], second);
+        records(&server, &[(A, second as usize)]);
+        until_counted(&exporter, A, "log", f64::from(second));
     }
 }

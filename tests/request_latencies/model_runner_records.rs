@@ -6,7 +6,7 @@ use std::io::BufReader;
 
 use crate::support::{Answer, Exporter, Server};
 use llamacpp_exporter::requests::Requests;
-use llamacpp_exporter::requests::records::Records;
+use llamacpp_exporter::requests::records::{Records, RecordsUse};
 use llamacpp_exporter::snapshot::RequestFigures;
 use serde_json::{Value, json};
 
@@ -148,7 +148,7 @@ fn counted(recording: &str) -> RequestFigures {
     let file = BufReader::new(File::open(path).unwrap());
     let (mut records, requests) = (Records::default(), Requests::default());
     let name = |_: &str| Some("m".to_owned());
-    let all = |_: &str, _: &str| true;
+    let all = |_: &str, _: &str| RecordsUse::Count;
     records
         .take(b"[]".as_slice(), &requests, name, all)
         .unwrap();

@@ -176,6 +176,10 @@ const CASES: &[Case] = &[
         w.kind(ServerKind::LlamaSwap);
         w.lacks(log(), Absence::LogNotServed);
     }),
+    (Absence::LogSilent, &[Need::Log], |w| {
+        w.kind(ServerKind::ModelRunner);
+        w.lacks(log(), Absence::LogSilent);
+    }),
     (Absence::RequestRecordsOff, &[Need::Requests, Need::RequestList, Need::Log], |w| {
         w.kind(ServerKind::ModelRunner);
         w.lacks(SourceKind::RequestRecords, Absence::RequestRecordsOff);

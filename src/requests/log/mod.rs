@@ -254,12 +254,14 @@ impl ServerLog {
     pub fn line(&self, line: &[u8], read: Instant, is_history: bool) {
         let mut state = self.lock();
         state.found();
+        if !line.is_empty() {
+            state.last_line = Some(read);
+        }
         if state.is_ambiguous {
             return;
         }
         if !line.is_empty() {
             state.first_line.get_or_insert(read);
-            state.last_line = Some(read);
         }
         for unwrapped in state.envelope.take(line) {
             if let Some(mut parsed) = parse(&unwrapped.text) {
@@ -306,6 +308,11 @@ impl ServerLog {
     /// Whether any line has reported the end of a request.
     pub fn reports_requests(&self) -> bool {
         self.lock().reports_requests
+    }
+
+    /// When the last line was read.
+    pub fn last_line(&self) -> Option<Instant> {
+        self.lock().last_line
     }
 
     /// The slots of the server with this model, as far as the log says.

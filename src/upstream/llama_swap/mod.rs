@@ -303,6 +303,7 @@ impl LlamaSwap {
             models: vec![(name.clone(), None)],
             repeats_lines: false,
             lacks_errors: true,
+            requests_between: None,
         });
         logs.collect()
     }

@@ -82,6 +82,10 @@ pub struct ModelRunner {
     has_unrecognized_metrics: bool,
     /// Whether the log is followed: since a llama-server was found that is not read itself.
     follows_log: bool,
+    /// The time of the last poll that found one llama.cpp runner, with its model and `last_used`.
+    used: Option<(Instant, (String, String))>,
+    /// Two polls between which that has changed.
+    requests_between: Option<(Instant, Instant)>,
     /// Whether lines of the last `/metrics` could not be parsed.
     has_invalid_lines: bool,
     /// Whether the last `/metrics` had several samples for one runner.
@@ -99,6 +103,9 @@ struct Runner {
     model_name: Option<String>,
     #[serde(deserialize_with = "text")]
     mode: Option<String>,
+    /// The time of its last request.
+    #[serde(deserialize_with = "text")]
+    last_used: Option<String>,
     #[serde(deserialize_with = "flag")]
     in_use: Option<bool>,
     #[serde(deserialize_with = "flag")]
@@ -148,6 +155,8 @@ impl ModelRunner {
             metrics_missing: None,
             has_unrecognized_metrics: false,
             follows_log: false,
+            used: None,
+            requests_between: None,
             has_invalid_lines: false,
             has_ambiguous_samples: false,
         }
@@ -306,6 +315,7 @@ impl ModelRunner {
                 Some((label, runner.mode().to_owned()))
             })
             .collect();
+        self.note_use(runners);
         self.follows_log |= models.iter().any(|model| !self.servers.reads(model));
         let models = models.into_iter().map(|(label, mode)| (label, Some(mode)));
         (self.reads_records && self.follows_log).then(|| ServedLog {
@@ -313,7 +323,22 @@ impl ModelRunner {
             models: models.collect(),
             repeats_lines: true,
             lacks_errors: false,
+            requests_between: self.requests_between,
         })
+    }
+
+    /// Notes whether the only llama.cpp runner had requests since the last poll.
+    fn note_use(&mut self, runners: &[Runner]) {
+        let mut runners = runners.iter().filter(|runner| runner.is_llama_cpp());
+        let only = runners.next().filter(|_| runners.next().is_none());
+        let used = only.and_then(|only| only.model_name.clone().zip(only.last_used.clone()));
+        let now = Instant::now();
+        if let (Some((before, (model, time))), Some(used)) = (&self.used, &used)
+            && (model == &used.0 && time != &used.1)
+        {
+            self.requests_between = Some((*before, now));
+        }
+        self.used = used.map(|used| (now, used));
     }
 
     /// Remembers the modes that models run in, so that the series of a mode go on when it is
@@ -430,6 +455,7 @@ impl Upstream for ModelRunner {
             self.metrics_missing = None;
             self.has_unrecognized_metrics = false;
             self.follows_log = false;
+            (self.used, self.requests_between) = (None, None);
             self.has_invalid_lines = false;
             self.has_ambiguous_samples = false;
             self.version = read_version(exchange, &self.url, VERSION);
