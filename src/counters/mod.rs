@@ -62,7 +62,11 @@ impl ModelTracker {
             self.run = ServerRun::default();
         }
         // A sleeping server that wakes up loads its model, too, and keeps its counters.
-        self.may_have_restarted |= reading.state == ModelState::Loading;
+        self.may_have_restarted |= reading.state == ModelState::Loading || reading.has_lost_metrics;
+        if self.may_have_restarted && reading.lacks_metrics && self.run.counters.is_some() {
+            // It served `/metrics` until it was restarted.
+            self.run = ServerRun::default();
+        }
         self.may_have_restarted &= !matches!(reading.counters, Update::New(_));
         let slots = self.run.update_slots(reading);
         match &reading.counters {

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::ModelTracker;
 use crate::readings::{
-    Counters, CountersReading, ModelReading, ModelState, Slots, SlotsReading, Update,
+    Counters, CountersReading, EndedTask, LoggedTasks, ModelReading, ModelState, Slots,
+    SlotsReading, TaskTokens, Update,
 };
 use crate::snapshot::{Absence, Model};
 
@@ -217,6 +218,49 @@ fn only_tokens_in_slots_at_work_are_active() {
     let old = r#"[{"id":0,"is_processing":true,"id_task":3}]"#;
     let old = ModelTracker::default().update(&reading(0, calls(9.0, 1.0), Some(old)));
     assert_eq!((old.slots.active_tokens, old.slots.busy), (None, Some(1.0)));
+}
+
+#[test]
+fn a_server_that_is_restarted_without_metrics_is_counted_by_its_log() {
+    let logged = |tokens| ModelReading {
+        lacks_metrics: true,
+        logged_tasks: Some(LoggedTasks {
+            ended: vec![EndedTask {
+                starts: 1,
+                id: 0,
+                tokens: Some(TaskTokens {
+                    prompt: 3,
+                    generated: tokens,
+                }),
+                is_child: false,
+            }],
+            starts: 1,
+            running: Vec::new(),
+        }),
+        ..ModelReading::default()
+    };
+    for has_lost_metrics in [false, true] {
+        let mut state = ModelTracker::default();
+        let counters = Counters {
+            generated_tokens: Some(50.0),
+            ..calls(9.0, 0.0)
+        };
+        state.update(&reading(0, counters, None));
+        // In one life of the server, the two are not mixed.
+        let ready = || ModelReading {
+            state: ModelState::Ready,
+            ..logged(20)
+        };
+        assert_eq!(state.update(&ready()).live.generated_tokens, None);
+        if !has_lost_metrics {
+            state.server_gone();
+        }
+        let model = state.update(&ModelReading {
+            has_lost_metrics,
+            ..ready()
+        });
+        assert_eq!(model.live.generated_tokens, Some(20.0));
+    }
 }
 
 #[test]

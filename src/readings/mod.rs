@@ -50,6 +50,8 @@ pub struct ModelReading {
     pub slots: Update<SlotsReading>,
     /// Whether its server was started without `/metrics`.
     pub lacks_metrics: bool,
+    /// Whether its server has been restarted since the last poll, as it served `/metrics` until then.
+    pub has_lost_metrics: bool,
     /// What its server's log said since the last poll, if that is followed.
     pub logged_tasks: Option<LoggedTasks>,
     /// The tokens of single requests, added up, if nothing else reports the model's tokens.

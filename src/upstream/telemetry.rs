@@ -36,6 +36,7 @@ pub struct TelemetryReader {
     /// Whether the families of `/metrics` are kept as text, too.
     keeps_text: bool,
     metrics_not_served: Option<NotServed>,
+    has_read_metrics: bool,
     slots_not_served: Option<NotServed>,
     /// Whether lines of the last `/metrics` could not be parsed.
     has_invalid_lines: bool,
@@ -48,6 +49,7 @@ impl TelemetryReader {
             idle_guard,
             keeps_text,
             metrics_not_served: None,
+            has_read_metrics: false,
             slots_not_served: None,
             has_invalid_lines: false,
         }
@@ -67,6 +69,7 @@ impl TelemetryReader {
     pub fn reset(&mut self) {
         self.idle_guard.reset();
         self.metrics_not_served = None;
+        self.has_read_metrics = false;
         self.slots_not_served = None;
         self.has_invalid_lines = false;
     }
@@ -103,6 +106,9 @@ impl TelemetryReader {
         let slots = self.read_slots(exchange, url, matches!(counters, Update::New(_)));
         model.counters = counters;
         model.lacks_metrics = self.lacks_metrics();
+        // No server switches it off while it runs.
+        let is_off = self.metrics_not_served == Some(NotServed::Disabled);
+        model.has_lost_metrics = is_off && std::mem::take(&mut self.has_read_metrics);
         let timed_out = slots.is_none();
         model.slots = slots.unwrap_or(Update::Stale);
         timed_out
@@ -149,6 +155,7 @@ impl TelemetryReader {
             return Some(Update::Absent);
         };
         self.has_invalid_lines = has_invalid_lines;
+        self.has_read_metrics = true;
         self.idle_guard
             .record_metrics(counters.at, &counters.counters);
         Some(Update::New(counters))
