@@ -34,8 +34,8 @@ impl LastLevels {
         let counters = &mut model.counters;
         let ratio = &mut model.kv_cache.usage_ratio;
         match state {
-            // It is processing something.
-            ModelState::Busy => {
+            // It is processing something, or a request has woken it.
+            ModelState::Busy | ModelState::Waking => {
                 let processing = counters.requests_processing.or(last.processing);
                 counters.requests_processing = processing.map(|count| count.max(1.0));
                 counters.requests_deferred = counters.requests_deferred.or(last.deferred);
@@ -50,8 +50,11 @@ impl LastLevels {
                 *ratio = ratio.or(last.kv_cache);
             }
             // Its cache is gone.
-            ModelState::Asleep(_) => *ratio = ratio.or(last.kv_cache.map(|_| 0.0)),
-            ModelState::Ready | ModelState::Waking => {}
+            ModelState::Asleep(_) => {
+                last.kv_cache = last.kv_cache.map(|_| 0.0);
+                *ratio = ratio.or(last.kv_cache);
+            }
+            ModelState::Ready => {}
             ModelState::Loading | ModelState::Reported(_) | ModelState::Unknown => {
                 *last = Levels::default();
             }
@@ -132,6 +135,11 @@ mod tests {
         let asleep = ModelState::Asleep(Instant::now());
         let ratio = filled(&mut last, asleep, model(Sleeping, None))[2];
         assert_eq!(ratio, Some(0.0));
+        let waking = model(Loading, None);
+        assert_eq!(
+            filled(&mut last, ModelState::Waking, waking),
+            all([1.0, 0.0, 0.0])
+        );
         // Another model may be loaded now.
         let none = vec![None; 3];
         assert_eq!(

@@ -45,17 +45,9 @@ pub struct ListedRequest {
     duration_ms: Option<f64>,
     #[serde(deserialize_with = "object")]
     tokens: Option<ListedTokens>,
-    // Up to v208, which has no `tokens`.
-    #[serde(deserialize_with = "count")]
-    cache_tokens: Option<f64>,
-    #[serde(deserialize_with = "count")]
-    input_tokens: Option<f64>,
-    #[serde(deserialize_with = "count")]
-    output_tokens: Option<f64>,
-    #[serde(deserialize_with = "measure")]
-    prompt_per_second: Option<f64>,
-    #[serde(deserialize_with = "measure")]
-    tokens_per_second: Option<f64>,
+    /// The same of versions up to v208, which have no `tokens`.
+    #[serde(flatten)]
+    flat: ListedTokens,
 }
 
 /// `tokens` of a [`ListedRequest`].
@@ -120,14 +112,7 @@ impl ListedRequest {
     }
 
     fn tokens(&self) -> ListedTokens {
-        let mut tokens = self.tokens.unwrap_or(ListedTokens {
-            cache_tokens: self.cache_tokens,
-            input_tokens: self.input_tokens,
-            output_tokens: self.output_tokens,
-            prompt_per_second: self.prompt_per_second,
-            tokens_per_second: self.tokens_per_second,
-            ..ListedTokens::default()
-        });
+        let mut tokens = self.tokens.unwrap_or(self.flat);
         for number in [
             &mut tokens.cache_tokens,
             &mut tokens.input_tokens,
