@@ -236,6 +236,8 @@ fn processes_that_share_an_address_are_not_watched() {
     exporter.until("none", |scrape| count(scrape) == Some(0.0));
     exporter.wait_for_log(&["not watched", "process 102 listens at"]);
     exporter.wait_for_log(&["not watched", "process 101 listens at"]);
+    let page = exporter.get("/").body;
+    assert_contains(&page, &["not watched: process 101: process 102 listens at"]);
     processes.remove(101);
     exporter.until("the other one", has(&[&server]));
     // One that it has started has its sockets until it executes another program.
@@ -323,9 +325,9 @@ fn at_most_64_servers_are_watched() {
     for (server, pid) in servers.iter().zip(101..) {
         processes.add_server(pid, server, &[], "");
     }
-    let exporter = processes.discover(&[]).interval("200ms").start();
+    let exporter = processes.discover(&[]).interval("1s").start();
     exporter.until("64 servers", |scrape| count(scrape) == Some(64.0));
-    exporter.wait_for_log(&["more than 64 servers were discovered"]);
+    exporter.wait_for_log(&["not watched", "64 servers are watched already"]);
     // The others follow when some have ended.
     (101..131).for_each(|pid| processes.remove(pid));
     exporter.until("40 servers", |scrape| count(scrape) == Some(40.0));

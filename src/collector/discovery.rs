@@ -28,6 +28,7 @@ use crate::upstream::http::peer_check::PeerCheck;
 /// The most discovered servers that are polled, and the most poll threads, those included that are
 /// ending their last poll.
 const MAX_SERVERS: usize = 64;
+const TOO_MANY: &str = "64 servers are watched already: watch it with --base-url";
 /// The most servers that cannot be reached of which that is logged.
 const MAX_LOGGED: usize = 100;
 /// How often the first look checks whether the base URLs have been polled.
@@ -149,8 +150,6 @@ pub struct Discovery {
     /// The servers that cannot be reached, with the reason that was logged.
     unreachable: BTreeMap<ProcessId, String>,
     logged: usize,
-    /// Whether it was logged that there are too many servers.
-    was_full: bool,
     /// Keeps what the discovered servers publish.
     history: Arc<History>,
 }
@@ -175,7 +174,6 @@ impl Discovery {
             shown_as: BTreeMap::new(),
             unreachable: BTreeMap::new(),
             logged: 0,
-            was_full: false,
             history: Arc::new(History::new(Instant::now())),
         }
     }
@@ -198,8 +196,8 @@ impl Discovery {
             self.await_first_polls(&servers);
             loop {
                 let started = Instant::now();
-                let discovered = self.look(&servers.given_snapshots());
-                servers.set_discovered(discovered, Instant::now());
+                let found = self.look(&servers.given_snapshots());
+                servers.set_discovered(found, Instant::now());
                 thread::sleep(self.settings.interval.saturating_sub(started.elapsed()));
             }
         };
@@ -221,25 +219,31 @@ impl Discovery {
         }
     }
 
-    /// Looks once; returns the servers that are polled now.
-    fn look(&mut self, given: &[Arc<Snapshot>]) -> Arc<[MonitoredServer]> {
+    /// Looks once; returns the servers that are polled now, and those that cannot be.
+    fn look(&mut self, given: &[Arc<Snapshot>]) -> DiscoveredServers {
         let found = self.local_servers.list(self.settings.interval);
         let decisions = self.decide_all(&found, given);
         self.stop_all_but(&found, &decisions);
         self.ending.retain(|thread| !thread.is_finished());
-        for (server, decision) in found.iter().zip(&decisions) {
-            match decision {
+        let mut unreachable = BTreeMap::<String, Vec<u32>>::new();
+        for (server, decision) in found.iter().zip(decisions) {
+            let why = match decision {
                 Decision::Poll if !self.polled.contains_key(&server.process_id()) => {
-                    self.start_polling(server);
+                    self.start_polling(server).err()
                 }
-                Decision::Unreachable(why) => self.log_unreachable(server, why),
-                _ => {}
+                Decision::Unreachable(why) => Some(why),
+                _ => None,
+            };
+            if let Some(why) = why {
+                self.log_unreachable(server, &why);
+                unreachable.entry(why).or_default().push(server.pid);
             }
         }
-        self.polled
-            .values()
-            .map(|polled| polled.server.clone())
-            .collect()
+        let polled = self.polled.values().map(|polled| polled.server.clone());
+        DiscoveredServers {
+            polled: polled.collect(),
+            unreachable,
+        }
     }
 
     fn decide_all(&mut self, found: &[LocalServer], given: &[Arc<Snapshot>]) -> Vec<Decision> {
@@ -311,45 +315,35 @@ impl Discovery {
         }
     }
 
-    fn start_polling(&mut self, server: &LocalServer) {
+    /// Starts to poll it. The error explains why it cannot be polled.
+    fn start_polling(&mut self, server: &LocalServer) -> Result<(), String> {
         if self.polled.len().saturating_add(self.ending.len()) >= MAX_SERVERS {
-            if !self.was_full {
-                self.was_full = true;
-                log::warn(
-                    "more than 64 servers were discovered: the others are not watched",
-                    &[("pid", &server.pid)],
-                );
-            }
-            return;
+            return Err(TOO_MANY.to_owned());
         }
+        let Ok(address) = &server.address else {
+            return Ok(());
+        };
         let taken = self.polled.values().map(|polled| polled.label.clone());
         let label = unique_label(server, &taken.collect());
-        let started = self.poller(server, label.clone()).and_then(|poller| {
-            let (stop, stopped) = mpsc::channel();
-            let monitored = poller.monitored_server(Instant::now());
-            let monitored = monitored.with_history(&self.history);
-            let thread = poller.start(monitored.clone(), StoppableClock(stopped));
-            let thread = thread.map_err(|error| format!("cannot start a thread: {error}"))?;
-            Ok((monitored, stop, thread))
-        });
-        match (started, &server.address) {
-            (Ok((monitored, stop, thread)), Ok(address)) => {
-                log::info(
-                    "discovered a server",
-                    &[("pid", &server.pid), ("server", &label)],
-                );
-                let polled = Polled {
-                    label,
-                    address: address.clone(),
-                    server: monitored,
-                    stop,
-                    thread,
-                };
-                self.polled.insert(server.process_id(), polled);
-            }
-            (Err(why), _) => self.log_unreachable(server, &why),
-            _ => {}
-        }
+        let poller = self.poller(server, label.clone())?;
+        let (stop, stopped) = mpsc::channel();
+        let monitored = poller.monitored_server(Instant::now());
+        let monitored = monitored.with_history(&self.history);
+        let thread = poller.start(monitored.clone(), StoppableClock(stopped));
+        let thread = thread.map_err(|error| format!("cannot start a thread: {error}"))?;
+        log::info(
+            "discovered a server",
+            &[("pid", &server.pid), ("server", &label)],
+        );
+        let polled = Polled {
+            label,
+            address: address.clone(),
+            server: monitored,
+            stop,
+            thread,
+        };
+        self.polled.insert(server.process_id(), polled);
+        Ok(())
     }
 
     /// The poller of a server, with its own key.
@@ -399,7 +393,7 @@ impl Discovery {
                         Err(why) => why,
                     }
                 }
-                Decision::Poll => format!("{MAX_SERVERS} servers are watched already"),
+                Decision::Poll => TOO_MANY.to_owned(),
                 Decision::ShownAs(label) => format!("it is shown under {label}"),
                 Decision::NotListening => "it does not listen yet".to_owned(),
                 Decision::Unreachable(why) => why,
@@ -408,6 +402,15 @@ impl Discovery {
         }
         (polled, others)
     }
+}
+
+/// What a look has found.
+#[derive(Debug, Default)]
+pub(super) struct DiscoveredServers {
+    /// The servers that are polled now.
+    pub polled: Vec<MonitoredServer>,
+    /// The PIDs of those that cannot be polled, by the reason.
+    pub unreachable: BTreeMap<String, Vec<u32>>,
 }
 
 /// A discovered server, before its first poll.

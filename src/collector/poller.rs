@@ -99,9 +99,7 @@ impl Poller {
             server: settings.server_label(base),
             state_log: StateLog::new(settings.server_label(base)),
             levels: LastLevels::default(),
-            sources: SourceTable::new(
-                settings.api_key_of(base).is_some() || base.userinfo().is_some(),
-            ),
+            sources: SourceTable::new(base, settings),
             exports_llama_server: settings.llama_server_metrics,
             is_of_ollama: false,
             idle_timeout: None,

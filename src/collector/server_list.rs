@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::collector::discovery::DiscoveredServers;
 use crate::collector::monitored_server::MonitoredServer;
 use crate::collector::watchdog::Watchdog;
 use crate::process::threads::lock;
@@ -18,13 +19,13 @@ const LOOK_LIMIT: Duration = Duration::from_secs(10);
 pub struct ServerList {
     /// At base URLs.
     given: Vec<MonitoredServer>,
-    discovery: Option<DiscoveredServers>,
+    discovery: Option<SearchState>,
 }
 
 #[derive(Debug)]
-struct DiscoveredServers {
+struct SearchState {
     /// The lock is held only to swap or clone a pointer.
-    servers: Mutex<Arc<[MonitoredServer]>>,
+    found: Mutex<Arc<DiscoveredServers>>,
     interval: Duration,
     watchdog: Watchdog,
     /// Whether the first look has ended.
@@ -41,8 +42,8 @@ impl ServerList {
     ) -> ServerList {
         ServerList {
             given,
-            discovery: discover.map(|interval| DiscoveredServers {
-                servers: Mutex::default(),
+            discovery: discover.map(|interval| SearchState {
+                found: Mutex::default(),
                 interval,
                 watchdog: Watchdog::new(now, interval, LOOK_LIMIT),
                 has_looked: AtomicBool::new(false),
@@ -55,10 +56,10 @@ impl ServerList {
         self.given.iter().map(|server| server.cell.load()).collect()
     }
 
-    /// Sets the servers that a look, which ended at `now`, has discovered.
-    pub(super) fn set_discovered(&self, servers: Arc<[MonitoredServer]>, now: Instant) {
+    /// Sets what a look, which ended at `now`, has found.
+    pub(super) fn set_discovered(&self, found: DiscoveredServers, now: Instant) {
         if let Some(discovery) = &self.discovery {
-            *lock(&discovery.servers) = servers;
+            *lock(&discovery.found) = Arc::new(found);
             discovery
                 .watchdog
                 .reset(now, discovery.interval, LOOK_LIMIT);
@@ -66,16 +67,15 @@ impl ServerList {
         }
     }
 
-    fn discovered(&self) -> Arc<[MonitoredServer]> {
-        let discovery = self.discovery.as_ref();
-        let servers = discovery.map(|discovery| &discovery.servers);
-        servers.map_or_else(Arc::default, |servers| Arc::clone(&lock(servers)))
+    fn found(&self) -> Arc<DiscoveredServers> {
+        let found = self.discovery.as_ref().map(|discovery| &discovery.found);
+        found.map_or_else(Arc::default, |found| Arc::clone(&lock(found)))
     }
 
     /// The newest snapshot of each server, at the time `now`.
     pub fn snapshots(&self, now: Instant) -> Vec<Arc<Snapshot>> {
-        let discovered = self.discovered();
-        let all = self.given.iter().chain(discovered.iter());
+        let found = self.found();
+        let all = self.given.iter().chain(&found.polled);
         all.map(|server| server.snapshot(now)).collect()
     }
 
@@ -84,12 +84,22 @@ impl ServerList {
         let discovery = self.discovery.as_ref()?;
         let is_known = discovery.has_looked.load(Ordering::Acquire)
             && discovery.watchdog.overdue(now).is_none();
-        is_known.then(|| self.discovered().len())
+        is_known.then(|| self.found().polled.len())
     }
 
-    /// The search for servers, as a source.
+    /// The search for servers, as a source. Says which servers are not watched, and why.
     pub fn discovery(&self, now: Instant) -> Source {
+        let found = self.found();
+        let unreachable = found.unreachable.iter().map(|(why, pids)| {
+            let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+            format!("not watched: process {}: {why}", pids.join(", "))
+        });
+        let unreachable: Vec<String> = unreachable.collect();
         let source = Source::new(SourceKind::Discovery);
+        let source = match unreachable.is_empty() {
+            true => source,
+            false => source.with_error(&unreachable.join("; ")),
+        };
         let absence = match (&self.discovery, self.discovered_count(now)) {
             (None, _) => Some(Absence::DiscoveryOff),
             (Some(_), None) => Some(Absence::DiscoveryLate),
@@ -103,8 +113,8 @@ impl ServerList {
     /// # Errors
     /// Every poll is overdue, and so is the look for servers; the text names the first.
     pub fn health(&self, now: Instant) -> Result<(), String> {
-        let discovered = self.discovered();
-        let polls = self.given.iter().chain(discovered.iter());
+        let found = self.found();
+        let polls = self.given.iter().chain(&found.polled);
         let polls = polls.map(|server| {
             let late = server.watchdog.overdue(now)?;
             let label = &server.cell.load().server;
@@ -148,6 +158,7 @@ impl ServerList {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::SourceState;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -159,6 +170,15 @@ mod tests {
         };
         let start = if is_overdue { now - 3 * HOUR } else { now };
         MonitoredServer::new(snapshot, start, HOUR, HOUR)
+    }
+
+    fn found(server: MonitoredServer) -> DiscoveredServers {
+        let polled = vec![server];
+        let unreachable = [("no rights".to_owned(), vec![7, 9])].into();
+        DiscoveredServers {
+            polled,
+            unreachable,
+        }
     }
 
     /// A time that has hours before it.
@@ -201,7 +221,7 @@ mod tests {
         let error = list.readiness().unwrap_err();
         assert_eq!(error, "the first look for servers has not ended yet");
         // A server that was just discovered does not make the exporter unready.
-        list.set_discovered([unpolled].into(), now);
+        list.set_discovered(found(unpolled), now);
         assert_eq!(list.readiness(), Ok(()));
     }
 
@@ -210,7 +230,15 @@ mod tests {
         let now = now();
         let list = ServerList::new(Vec::new(), Some(HOUR), now);
         assert_eq!(list.discovered_count(now), None);
-        list.set_discovered([server("a:1", true, Some(true), now)].into(), now);
+        list.set_discovered(found(server("a:1", true, Some(true), now)), now);
+        let source = list.discovery(now);
+        assert_eq!(
+            (source.state(), source.error.as_deref()),
+            (
+                SourceState::Read,
+                Some("not watched: process 7, 9: no rights")
+            )
+        );
         assert_eq!(list.discovered_count(now), Some(1));
         assert_eq!(list.snapshots(now)[0].up, Some(false));
         assert_eq!(list.health(now), Ok(()), "the look is on time");

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{Absence, MOST_SOURCES, Missing, Reason, Source, SourceKind};
 use crate::upstream::advice::Advice;
 use crate::upstream::http::request_log::{FailedRequest, RequestTarget};
@@ -12,8 +13,8 @@ use crate::upstream::reading::Reading;
 
 /// The sources of one base URL.
 pub(super) struct SourceTable {
-    /// Whether the server gets a key, or a user and password.
-    has_credentials: bool,
+    /// What it means that a request is refused: the server gets no key, or the wrong one.
+    refused: Absence,
     /// By model, those of the whole server first, and kind.
     sources: BTreeMap<SourceKey, Entry>,
 }
@@ -27,10 +28,15 @@ struct Entry {
 }
 
 impl SourceTable {
-    /// No sources yet.
-    pub fn new(has_credentials: bool) -> SourceTable {
+    /// No sources yet, of the server at `base`.
+    pub fn new(base: &BaseUrl, settings: &Settings) -> SourceTable {
+        let has_credentials = settings.api_key_of(base).is_some() || base.userinfo().is_some();
         SourceTable {
-            has_credentials,
+            refused: match (has_credentials, &settings.discovered) {
+                (true, _) => Absence::KeyRejected,
+                (false, None) => Absence::KeyRequired,
+                (false, Some(_)) => Absence::KeyUnreadable,
+            },
             sources: BTreeMap::new(),
         }
     }
@@ -144,8 +150,7 @@ impl SourceTable {
 
     fn absence(&self, failed: &FailedRequest) -> Absence {
         match failed.error.reason {
-            Reason::Unauthorized if self.has_credentials => Absence::KeyRejected,
-            Reason::Unauthorized => Absence::KeyRequired,
+            Reason::Unauthorized => self.refused,
             Reason::Timeout if failed.duration.is_none() => Absence::NotYetPolled,
             Reason::Timeout => Absence::AnswerLate,
             _ => Absence::EndpointFailing,

@@ -34,10 +34,9 @@ const READ_AGAIN: usize = 16;
 /// The most shells that each look reads again: the entrypoint of a container is one until it
 /// becomes the server by `exec`.
 const MAX_SHELLS: usize = 64;
-/// The number of searches for the address of a server that follow each other. Then pauses begin,
-/// up to this many looks long.
-const SEARCHES_WITHOUT_PAUSE: u32 = 5;
-const LONGEST_PAUSE: u32 = 12;
+/// The most servers whose address a look searches, those first that have waited longest: a process
+/// may have tens of thousands of descriptors.
+const MAX_SEARCHES: usize = 32;
 
 /// The llama-servers of this machine. All pollers share one list.
 pub struct LocalServers {
@@ -122,6 +121,8 @@ struct ProcessScan {
     procfs: Procfs,
     connect: Connect,
     looked_at: Option<Instant>,
+    /// The number of looks.
+    looks: u64,
     servers: BTreeMap<u32, KnownServer>,
     others: BTreeMap<u32, OtherProcess>,
     /// The last of the others that was read again.
@@ -142,6 +143,7 @@ impl ProcessScan {
             procfs,
             connect,
             looked_at: None,
+            looks: 0,
             servers: BTreeMap::new(),
             others: BTreeMap::new(),
             last_read_again: 0,
@@ -151,6 +153,7 @@ impl ProcessScan {
     /// Looks at the processes; returns the llama-servers.
     fn look(&mut self) -> Arc<[LocalServer]> {
         self.looked_at = Some(Instant::now());
+        self.looks = self.looks.saturating_add(1);
         self.remove_ended();
         let pids = match cfg!(target_os = "linux") {
             true => self.procfs.pids(),
@@ -174,12 +177,26 @@ impl ProcessScan {
             }
             self.others.insert(pid, other);
         }
-        let (procfs, connect) = (&self.procfs, self.connect);
-        let own_sockets = OwnSockets::default();
-        self.servers
-            .retain(|_, server| server.look(procfs, connect, &own_sockets));
+        self.search_addresses();
         let servers = self.servers.values();
         servers.map(|known| known.server.clone()).collect()
+    }
+
+    /// Finds the addresses of servers of which no open socket is known.
+    fn search_addresses(&mut self) {
+        let (procfs, connect, look) = (&self.procfs, self.connect, self.looks);
+        let own_sockets = OwnSockets::default();
+        let unknown = self.servers.values_mut();
+        let mut unknown: Vec<&mut KnownServer> = unknown.filter_map(KnownServer::closed).collect();
+        unknown.sort_by_key(|known| known.searched_at);
+        let searched = unknown.into_iter().take(MAX_SEARCHES);
+        let others = searched.filter_map(|known| {
+            let is_server = known.search(procfs, connect, &own_sockets, look);
+            (!is_server).then_some(known.server.pid)
+        });
+        for pid in others.collect::<Vec<u32>>() {
+            self.servers.remove(&pid);
+        }
     }
 
     /// Removes the servers whose process has ended, or is another program now.
@@ -216,9 +233,8 @@ impl ProcessScan {
 struct KnownServer {
     server: LocalServer,
     arguments: ServerArguments,
-    /// The number of searches for its address, and that of looks until the next.
-    searches: u32,
-    pause: u32,
+    /// The look that searched its address last; 0 if none has.
+    searched_at: u64,
 }
 
 impl KnownServer {
@@ -246,52 +262,44 @@ impl KnownServer {
                 ancestors: ancestors(procfs, stat.parent),
             },
             arguments,
-            searches: 0,
-            pause: 0,
+            searched_at: 0,
         })
     }
 
-    /// Finds the address, unless the known one is still open. Returns false if the process is
-    /// another program now.
-    fn look(&mut self, procfs: &Procfs, connect: Connect, own: &OwnSockets) -> bool {
-        if let Some(socket) = &self.server.socket {
-            if socket.is_open() {
-                return true;
-            }
-            (self.searches, self.pause) = (0, 0);
+    /// The server, unless the socket that it is known to listen on is still open.
+    fn closed(&mut self) -> Option<&mut KnownServer> {
+        let socket = self.server.socket.as_ref();
+        if socket.is_some_and(HeldSocket::is_open) {
+            return None;
         }
-        if let Some(left) = self.pause.checked_sub(1) {
-            self.pause = left;
-            return true;
+        if self.server.socket.take().is_some() {
+            self.server.address = Err(None);
         }
+        Some(self)
+    }
+
+    /// Finds the address, as part of the look `look`. Returns false if the process is another
+    /// program now.
+    fn search(&mut self, procfs: &Procfs, connect: Connect, own: &OwnSockets, look: u64) -> bool {
         // Between `fork` and `exec`, the command line is that of the parent.
-        let Some(read) = KnownServer::read(procfs, self.server.pid) else {
+        let Some(mut read) = KnownServer::read(procfs, self.server.pid) else {
             return false;
         };
-        let searches = self.searches.saturating_add(1);
-        let pause = searches.saturating_sub(SEARCHES_WITHOUT_PAUSE);
-        let known = mem::replace(
-            self,
-            KnownServer {
-                searches,
-                pause: pause.min(LONGEST_PAUSE),
-                ..read
-            },
-        );
-        let is_same_model = known.server.model_path == self.server.model_path;
-        self.server.stored_names = match &self.server.model_path {
-            Some(path) if searches == 1 || !is_same_model => {
-                stored_names(procfs, self.server.pid, path)
-            }
-            _ => known.server.stored_names,
+        read.searched_at = look;
+        let is_known = self.searched_at > 0 && read.server.model_path == self.server.model_path;
+        read.server.stored_names = match &read.server.model_path {
+            Some(path) if !is_known => stored_names(procfs, self.server.pid, path),
+            _ => mem::take(&mut self.server.stored_names),
         };
-        match local_address::find(procfs, self.server.pid, &self.arguments, connect, own) {
+        let found = local_address::find(procfs, self.server.pid, &read.arguments, connect, own);
+        match found {
             Ok((address, socket)) => {
-                self.server.address = Ok(address);
-                self.server.socket = socket;
+                read.server.address = Ok(address);
+                read.server.socket = socket;
             }
-            Err(why) => self.server.address = Err(why),
+            Err(why) => read.server.address = Err(why),
         }
+        *self = read;
         true
     }
 }
@@ -385,6 +393,36 @@ mod tests {
         assert_eq!((server.started, &*server.ancestors), (7, &[20, 1][..]));
         std::fs::remove_dir_all(processes.0.path("30")).unwrap();
         assert!(found(&mut scan).is_empty());
+    }
+
+    /// A server that first downloads its model listens minutes after its start.
+    #[test]
+    #[cfg(all(target_os = "linux", target_endian = "little"))]
+    fn a_server_that_listens_late_is_found_at_the_next_look() {
+        let processes = Processes::new();
+        let mut scan = processes.scan();
+        let ports = |scan: &mut ProcessScan| -> Vec<bool> {
+            scan.look()
+                .iter()
+                .map(|server| server.address.is_ok())
+                .collect()
+        };
+        processes.add(30, 1, "/app/llama-server", None);
+        for _ in 0..20 {
+            assert_eq!(ports(&mut scan), [false]);
+        }
+        processes.add(30, 1, "/app/llama-server", Some(77));
+        assert_eq!(ports(&mut scan), [true]);
+        std::fs::remove_file(processes.0.path("30/fd/3")).unwrap();
+        assert_eq!(ports(&mut scan), [false]);
+        // Of many that do not listen, each is searched in turn.
+        for pid in 100..100 + 2 * MAX_SEARCHES {
+            processes.add(u32::try_from(pid).unwrap(), 1, "/app/llama-server", None);
+        }
+        assert!(!ports(&mut scan).contains(&true));
+        processes.add(30, 1, "/app/llama-server", Some(78));
+        let looks: Vec<bool> = (0..3).map(|_| ports(&mut scan).contains(&true)).collect();
+        assert!(looks.contains(&true), "{looks:?}");
     }
 
     #[test]

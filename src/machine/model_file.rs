@@ -7,6 +7,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::bounds;
@@ -17,6 +18,8 @@ use crate::snapshot::{Absence, Source, SourceKind};
 
 /// How long the first poll waits: long enough for a file on a local disk.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
+/// How often it looks whether another file may be read.
+const PAUSE: Duration = Duration::from_millis(5);
 /// The most threads that read model files, for all servers.
 const MAX_READERS: usize = 4;
 /// How long after an error the file is read again.
@@ -31,34 +34,44 @@ pub struct ModelFile {
 }
 
 enum HeaderState {
+    /// Too many files are being read: that of each server, if many are found at once.
+    Waiting,
     Reading(Receiver<Result<ModelHeader, HeaderError>>),
     Read(Result<ModelHeader, HeaderError>, Instant),
 }
 
 impl ModelFile {
-    /// Starts reading the header of the file at `path`, as the process `pid` sees the path.
-    pub fn read(procfs: &Procfs, pid: u32, path: &str) -> ModelFile {
+    /// Starts reading the header of the file at `path`, as the process `pid` sees the path. Waits
+    /// for it only if no file was read `before`.
+    pub fn read(procfs: &Procfs, pid: u32, path: &str, before: Option<ModelFile>) -> ModelFile {
         let part = first_part(Path::new(path));
         let procfs = procfs.clone();
         let read = move || {
             let file = procfs.open_as_seen_by(pid, &part)?;
             ModelHeader::read(file)
         };
+        let wait = before.map_or(FIRST_WAIT, |_| Duration::ZERO);
+        let deadline = bounds::deadline(Instant::now(), wait);
         let mut file = ModelFile {
             path: path.to_owned(),
-            state: match in_background(read) {
-                Ok(result) => HeaderState::Reading(result),
+            state: match in_background(read, deadline) {
+                Ok(Some(result)) => HeaderState::Reading(result),
+                Ok(None) => HeaderState::Waiting,
                 Err(error) => HeaderState::Read(Err(error.into()), Instant::now()),
             },
         };
-        file.wait(FIRST_WAIT);
+        file.wait(deadline.saturating_duration_since(Instant::now()));
         file
     }
 
     /// Whether the file at `path` must be read again.
     pub fn is_outdated(&self, path: &str) -> bool {
-        self.path != path
-            || matches!(&self.state, HeaderState::Read(Err(_), at) if at.elapsed() > RETRY_AFTER)
+        let is_over = match &self.state {
+            HeaderState::Waiting => true,
+            HeaderState::Read(Err(_), at) => at.elapsed() > RETRY_AFTER,
+            HeaderState::Read(Ok(_), _) | HeaderState::Reading(_) => false,
+        };
+        is_over || self.path != path
     }
 
     /// The header, once it is read.
@@ -66,7 +79,7 @@ impl ModelFile {
         self.wait(Duration::ZERO);
         match &self.state {
             HeaderState::Read(result, _) => result.as_ref().ok(),
-            HeaderState::Reading(_) => None,
+            HeaderState::Waiting | HeaderState::Reading(_) => None,
         }
     }
 
@@ -74,7 +87,10 @@ impl ModelFile {
     pub fn problem(&self) -> Option<String> {
         match &self.state {
             HeaderState::Read(result, _) => result.as_ref().err().map(ToString::to_string),
-            HeaderState::Reading(_) => Some("is on a file system that does not answer".to_owned()),
+            HeaderState::Waiting => Some("waits until others are read".to_owned()),
+            HeaderState::Reading(_) => {
+                Some("is being read: if this lasts, its file system does not answer".to_owned())
+            }
         }
     }
 
@@ -107,10 +123,11 @@ impl ModelFile {
     }
 }
 
-/// Runs `read` on a thread, unless there are too many already.
+/// Runs `read` on a thread; `None` if there are too many up to `deadline`.
 fn in_background<T: Send + 'static>(
     read: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<Receiver<T>> {
+    deadline: Instant,
+) -> io::Result<Option<Receiver<T>>> {
     struct ReaderCount;
     impl Drop for ReaderCount {
         fn drop(&mut self) {
@@ -118,15 +135,20 @@ fn in_background<T: Send + 'static>(
         }
     }
     let add = |readers: usize| readers.checked_add(1).filter(|more| *more <= MAX_READERS);
-    READERS
-        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, add)
-        .map_err(|_| io::Error::other("too many files are waiting for their file systems"))?;
+    let count = || READERS.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
+    while count().is_err() {
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        thread::sleep(PAUSE);
+    }
     let counted = ReaderCount;
     threads::call("model-file", move || {
         let result = read();
         drop(counted);
         result
     })
+    .map(Some)
 }
 
 #[cfg(test)]
@@ -145,7 +167,7 @@ mod tests {
         let tree = FileTree::new(&[("rootfs/m.gguf", "no model")]);
         tree.link("7/root", tree.path("rootfs"));
         let procfs = Procfs::new(&tree.path(""));
-        let mut file = ModelFile::read(&procfs, 7, "/m.gguf");
+        let mut file = ModelFile::read(&procfs, 7, "/m.gguf", None);
         while matches!(file.state, HeaderState::Reading(_)) {
             file.wait(FIRST_WAIT);
         }
@@ -160,21 +182,29 @@ mod tests {
         // Each reader blocks until the sender of its channel is dropped.
         let hang = || {
             let (answer, waiting) = std::sync::mpsc::channel::<()>();
-            let result = in_background(move || {
+            let wait = move || {
                 let _ = waiting.recv();
                 Ok(ModelHeader::default())
-            });
+            };
+            let result = in_background(wait, Instant::now()).unwrap();
             result.map(|result| (answer, result))
         };
         let readers: Vec<_> = (0..MAX_READERS).map(|_| hang().unwrap()).collect();
-        assert!(hang().is_err(), "there is one more");
+        assert!(hang().is_none(), "there is one more");
+        // One that has to wait is read as soon as one of them has ended.
+        let tree = FileTree::new(&[("rootfs/m.gguf", "no model")]);
+        tree.link("7/root", tree.path("rootfs"));
+        let read = |before| ModelFile::read(&Procfs::new(&tree.path("")), 7, "/m.gguf", before);
+        let waiting = read(None);
+        assert!(waiting.problem().unwrap().contains("waits until others"));
+        assert!(waiting.is_outdated("/m.gguf"));
         for (answer, result) in readers {
             let mut file = ModelFile {
                 path: "m".to_owned(),
                 state: HeaderState::Reading(result),
             };
             assert_eq!(file.header(), None);
-            assert!(file.problem().unwrap().contains("does not answer"));
+            assert!(file.problem().unwrap().contains("is being read"));
             assert!(!file.is_outdated("m"));
             drop(answer);
             while file.header().is_none() {
@@ -184,8 +214,12 @@ mod tests {
         }
         // Their threads have ended.
         while READERS.load(Ordering::SeqCst) > 0 {
-            std::thread::yield_now();
+            thread::yield_now();
         }
-        assert!(hang().is_ok());
+        let mut file = read(Some(waiting));
+        while matches!(file.state, HeaderState::Reading(_)) {
+            file.wait(FIRST_WAIT);
+        }
+        assert_eq!(file.problem().unwrap(), "is not a GGUF file");
     }
 }

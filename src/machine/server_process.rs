@@ -123,9 +123,10 @@ impl ServerProcess {
 
     /// The header of the model file at `path`, once it is read.
     pub fn model_header(&mut self, procfs: &Procfs, path: &str) -> Option<&ModelHeader> {
-        let file = self.model_file.take();
-        let file = file.filter(|file| !file.is_outdated(path));
-        let file = file.unwrap_or_else(|| ModelFile::read(procfs, self.id.pid, path));
+        let file = match self.model_file.take() {
+            Some(file) if !file.is_outdated(path) => file,
+            before => ModelFile::read(procfs, self.id.pid, path, before),
+        };
         self.model_file.insert(file).header()
     }
 

@@ -71,6 +71,9 @@ absences! {
     KeyRequired Refused "key_required",
         "the server requires an API key, and the exporter has none",
         "put the key into a file and give it with --api-key-file (LLAMACPP_API_KEY_FILE)";
+    KeyUnreadable Refused "key_unreadable",
+        "the server requires an API key, which the exporter may not read",
+        "run the exporter as the server's user or as root with CAP_SYS_PTRACE, or give the server with --base-url and its key";
     KeyRejected Refused "key_rejected",
         "the server or a proxy in front of it rejects the exporter's key or password",
         "check the file of --api-key-file (LLAMACPP_API_KEY_FILE) and the user and password in --base-url";

@@ -101,6 +101,7 @@ const CASES: &[Case] = &[
     (Absence::ServerLate, OF_SERVER, |w| down(w, Absence::ServerLate)),
     (Absence::NotLlamaCpp, OF_SERVER, |w| down(w, Absence::NotLlamaCpp)),
     (Absence::KeyRequired, OF_SERVER, |w| endpoints(w, Absence::KeyRequired)),
+    (Absence::KeyUnreadable, OF_SERVER, |w| endpoints(w, Absence::KeyUnreadable)),
     (Absence::KeyRejected, OF_SERVER, |w| endpoints(w, Absence::KeyRejected)),
     (Absence::OtherKind, &[Need::ModelStore, Need::RequestList], |_| ()),
     (Absence::OtherKind, &[Need::Log], |w| w.kind(ServerKind::LlamaSwap)),
