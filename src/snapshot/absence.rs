@@ -195,7 +195,7 @@ absences! {
         "give the exporter llama-server's log with --log-file FILE (LLAMACPP_LOG_FILE)";
     OllamaLogNotGiven Off "ollama_log_not_given",
         "Ollama's log is not read",
-        "give the exporter Ollama's log (journalctl -fu ollama -o cat | llamacpp-exporter --log-file -) to get latencies, and token counters while one model is loaded";
+        "give the exporter Ollama's log (journalctl -n 0 -fu ollama -o cat | llamacpp-exporter --log-file -) to get latencies, and token counters while one model is loaded";
     OnlyForBaseUrls Off "only_for_base_urls",
         "logs and probes are only for base URLs, and this server was discovered",
         "give its address with --base-url to have its log read with --log-file, or to probe it with --probe-interval";

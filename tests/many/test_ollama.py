@@ -341,4 +341,4 @@ def test_check_says_what_is_missing(store, replay, start_child):
     report = run_check(server.url)
     assert "set LLAMA_ARG_ENDPOINT_METRICS=1 in the environment of Ollama" in report.notes
     assert "was not found" not in report.notes
-    assert "journalctl -fu ollama" in report.stdout
+    assert "journalctl -n 0 -fu ollama" in report.stdout
