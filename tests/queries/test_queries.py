@@ -483,7 +483,8 @@ def loads(question):
     answer = question.ask("server", "model")
     began = record.phases["load"][0]
     # Waking up and a restart are loads.
-    true = dict.fromkeys(record.models, 1) | {(record.router, ALPHA): 2}
+    true = dict.fromkeys(record.models, 1)
+    true |= {(record.router, ALPHA): 2, (record.single, MODEL_NAME): len(record.waking)}
     for (server, model), times in true.items():
         [(_, samples)] = question.observer.series(f'llamacpp_model_loads_total{{server="{server}",model="{model}"}}')
         first, last = samples[0][1], samples[-1][1]
@@ -504,9 +505,9 @@ def mean_time_to_load(question):
     gaps = [question.run.longest_poll_gap(record.router, *phase) for phase in ((start, end), reload)]
     answer = question.ask("server", "model")
     assert answer[record.router, ALPHA] == pytest.approx(expected, abs=max(gaps))
-    # The name of this model is known when it has loaded, so Prometheus sees only the load of its waking up. That
+    # The name of this model is known when it has loaded, so Prometheus sees only the loads of its waking up. They
     # began between two polls.
-    waking = record.of(record.single)[-1].wait
+    waking = mean([request.wait for request in record.waking])
     assert waking - 2 * POLL <= answer[record.single, MODEL_NAME] <= waking + 2 * POLL
 
 

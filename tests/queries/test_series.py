@@ -23,9 +23,8 @@ FROM_THE_LOG = (
 )  # fmt: skip
 FROM_THE_SERVER = (
     "decode_calls_total", "generated_tokens_total", "generation_seconds_total", "max_sequence_tokens",
-    "model_loads_total", "prompt_seconds_total", "prompt_tokens_total", "requests_deferred",
-    "requests_deferred_seconds_total", "requests_processing", "requests_processing_seconds_total", "slots_busy",
-    "status", "status_seconds_total",
+    "model_loads_total", "prompt_seconds_total", "prompt_tokens_total", "requests_deferred_seconds_total",
+    "requests_processing_seconds_total", "status", "status_seconds_total",
 )  # fmt: skip
 FROM_THE_GPU = (
     "gpu_energy_joules_total", "gpu_memory_used_bytes", "gpu_power_watts", "gpu_utilization_percent",

@@ -93,6 +93,8 @@ class Record:
     # Tasks of `program` that were cancelled before they had a slot, by its log. No client of the load does that;
     # another exporter of this machine that ends during its poll does, as this build answers polls between batches.
     cancelled_polls: int = 0
+    # The requests that woke `single`: the last one, and on a busy machine the first one, by its log.
+    waking: list = field(default_factory=list)
     # Of phases in which nothing changes: when a poll had seen them. Each Prometheus has scraped after that.
     seen: dict = field(default_factory=dict)
     # Of `single`: pairs of time, and CPU seconds or resident bytes.
@@ -303,6 +305,9 @@ class ScriptedLoad:
         self.record.counters = {name: self.single.counter(name) for name in COUNTERS}
         self.record.cancelled_polls = sum(map(cancelled_polls, self.program.log.split("loading model")))
         self.record.slots = self.program.get_json("/slots")
+        *_, last = of_single = self.record.of(self.record.single)
+        wakes = self.single.log.count("server is exiting sleeping state")
+        self.record.waking = {1: [last], 2: [of_single[0], last]}[wakes]
         return self.record
 
     def _run_single(self):
