@@ -144,6 +144,9 @@ impl Poller {
         if let Some(timeout) = self.idle_timeout.take() {
             self.upstream.set_idle_timeout(timeout);
         }
+        for model in self.requests.take_active_models() {
+            self.upstream.requests_logged(&model);
+        }
         let deadline = bounds::deadline(started, self.limit);
         self.exchange.begin_poll(deadline);
         self.upstream.poll(&mut self.exchange, &mut reading);

@@ -144,6 +144,11 @@ impl RequestSources {
         }
     }
 
+    /// The models that had requests since this was called last, by the log.
+    pub fn take_active_models(&self) -> Vec<Arc<str>> {
+        self.log.take_active_models()
+    }
+
     /// Says whose lines are in the log, if they do not say so themselves.
     pub fn find_log_writers(&self, reading: &mut Reading, now: Instant) {
         if self.log_path.is_none()

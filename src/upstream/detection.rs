@@ -67,6 +67,11 @@ impl DetectedServer {
         self.server().set_idle_timeout(timeout);
     }
 
+    /// Takes that the log of this model's server has reported requests since the last poll.
+    pub fn requests_logged(&mut self, model: &str) {
+        self.server().requests_logged(model);
+    }
+
     /// Sets what lists the llama-servers of this machine, for kinds that want them.
     pub fn list_local_servers(
         &mut self,

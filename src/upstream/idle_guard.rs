@@ -2,8 +2,8 @@
 //!
 //! Reading `/slots` (in every build of llama-server), or `/metrics` (before b10566), counts as a
 //! request: it wakes a sleeping server and restarts its idle timer. A server that may fall asleep
-//! is therefore not read while it is idle. Reading resumes when it wakes, or when it is still awake
-//! after its idle timeout: then it had requests.
+//! is therefore not read while it is idle. Reading resumes when it wakes, when its log reports
+//! requests, or when it is still awake after its idle timeout: then it had requests.
 
 use std::time::{Duration, Instant};
 
@@ -102,6 +102,12 @@ impl IdleGuard {
             self.has_read_slots &= !is_asleep;
         }
         self.is_asleep = is_asleep;
+    }
+
+    /// Records that the server's log has reported requests since the last read: they have restarted
+    /// its idle timer.
+    pub fn record_logged_requests(&mut self) {
+        self.idle_since = None;
     }
 
     /// When an idle server should be asleep: it is polled then, to see whether it had requests.
@@ -260,6 +266,20 @@ mod tests {
         assert!(!guard.may_read_slots(start + 5 * SECOND));
         assert!(guard.may_read_metrics(start + 7 * SECOND));
         assert_eq!(guard.extra_poll_at(), Some(start + 6 * SECOND + GRACE));
+    }
+
+    #[test]
+    fn requests_in_the_log_allow_one_read_of_an_idle_server() {
+        let start = Instant::now();
+        let mut guard = idle_server(Some(7710), Some(60 * SECOND), start);
+        guard.record_logged_requests();
+        assert!(guard.may_read_metrics(start + SECOND));
+        guard.record_metrics(start + SECOND, &counters(9.0, 0.0));
+        assert!(!guard.may_read_metrics(start + 2 * SECOND));
+
+        guard.record_sleep(start + 70 * SECOND, true);
+        guard.record_logged_requests();
+        assert!(!guard.may_read_metrics(start + 71 * SECOND));
     }
 
     #[test]

@@ -423,6 +423,10 @@ impl Upstream for LlamaServer {
         self.telemetry.idle_guard.set_timeout(timeout);
     }
 
+    fn requests_logged(&mut self, _: &str) {
+        self.telemetry.idle_guard.record_logged_requests();
+    }
+
     fn replaced(&mut self) {
         self.disconnect();
         self.own_name = None;

@@ -91,6 +91,9 @@ pub trait Upstream: Send {
     /// Sets how long the server is idle before it sleeps, as its command line says.
     fn set_idle_timeout(&mut self, _timeout: BoundedDuration) {}
 
+    /// Takes that the log of this model's server has reported requests since the last poll.
+    fn requests_logged(&mut self, _model: &str) {}
+
     /// Whether its models run in processes of their own on this machine, so that
     /// [`set_local_servers`](Upstream::set_local_servers) is called before each poll.
     fn wants_local_servers(&self) -> bool {

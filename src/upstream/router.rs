@@ -254,6 +254,12 @@ impl Upstream for Router {
         exchange.set_model(None);
     }
 
+    fn requests_logged(&mut self, model: &str) {
+        if let Some(child) = self.children.get_mut(model) {
+            child.telemetry.idle_guard.record_logged_requests();
+        }
+    }
+
     fn extra_poll_at(&self) -> Option<Instant> {
         self.children
             .values()

@@ -1,5 +1,7 @@
 //! Servers that sleep when idle: they are not woken, and not kept awake.
 
+use std::ffi::OsStr;
+use std::fs;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -136,6 +138,35 @@ fn an_idle_server_is_not_polled_until_its_sleep_timer_expires() {
         let polls = exporter.scrape().polls() as usize;
         assert!(server.count("/props") + 1 >= polls && server.count("/health") + 1 >= polls);
     });
+}
+
+/// A request has restarted the idle timer itself: one read after it does not keep the server awake.
+#[test]
+fn requests_in_the_log_end_the_wait() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let server = Server::recorded(MIDDLE, Stage::Idle);
+    let exporter = Exporter::watching(&server)
+        .args(["--sleep-idle-seconds", "3600", "--log-file"].map(OsStr::new))
+        .args([log.path()])
+        .start();
+    exporter.until("the log is followed", |scrape| {
+        scrape.value("llamacpp_request_cancellations_total") == Some(0.0)
+    });
+    // The answers of the polls from then on are those of an idle server.
+    let asked = work_requests(&server).len();
+    exporter.after_polls(5);
+    assert_eq!(work_requests(&server).len(), asked);
+
+    server.replay(MIDDLE, Stage::After);
+    fs::write(&log, recordings::file(MIDDLE, "log.txt")).unwrap();
+    let scrape = exporter.until("the requests are counted", |scrape| {
+        scrape.value("llamacpp_generated_tokens_total") == Some(120.0)
+    });
+    scrape.assert_status("idle");
+    exporter.after_polls(5);
+    let read = server.count("/metrics");
+    exporter.after_polls(5);
+    assert_eq!(server.count("/metrics"), read, "it may fall asleep again");
 }
 
 #[test]

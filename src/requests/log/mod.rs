@@ -28,6 +28,7 @@ mod tracker;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::mem;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -299,6 +300,17 @@ impl ServerLog {
         server.is_some_and(|server| server.tracker.shows_tasks())
     }
 
+    /// The models that had requests since this was called last.
+    pub fn take_active_models(&self) -> Vec<Arc<str>> {
+        let mut state = self.lock();
+        let servers = state.servers.values_mut();
+        let active = servers.filter_map(|server| {
+            let model = server.model.as_ref()?;
+            mem::take(&mut server.had_tasks).then(|| Arc::clone(&model.name))
+        });
+        active.collect()
+    }
+
     /// Does not count errors: another source does.
     pub fn without_errors(self) -> ServerLog {
         self.lock().leaves_out_errors = true;
@@ -418,6 +430,11 @@ impl State {
         server.last_line = Some(read);
         match server.tracker.take(line, event, read, server.slots) {
             Ok(ended) => {
+                let is_task = matches!(
+                    event,
+                    LogEvent::Launched { .. } | LogEvent::Released { .. }
+                );
+                server.had_tasks |= is_task && !is_history;
                 for request in ended {
                     self.ended(line.port, request, is_history);
                 }

@@ -40,6 +40,8 @@ pub struct LoggedServer {
     ended_tasks: Vec<EndedTask>,
     /// When its last line was read.
     pub last_line: Option<Instant>,
+    /// Whether a task was launched or has left its slot since that was asked last.
+    pub had_tasks: bool,
 }
 
 /// The labels of a model whose requests are in the log.
