@@ -6,8 +6,9 @@
 //! requests to it, valid ones and one at a time.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use tiny_http::{Response, Server};
 
@@ -19,7 +20,60 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The workers' end of the connection.
 #[derive(Debug)]
-pub struct Backend(Mutex<BufReader<Stream>>);
+pub struct Backend {
+    connection: Mutex<Connection>,
+    /// How many requests wait for the connection.
+    waiting: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: BufReader<Stream>,
+    /// The last response, while other requests wait.
+    last: Option<LastResponse>,
+}
+
+#[derive(Debug)]
+struct LastResponse {
+    method: String,
+    target: String,
+    /// When it was requested.
+    began: Instant,
+    response: Arc<Vec<u8>>,
+}
+
+impl LastResponse {
+    /// The response, if it is one to this request, which arrived before it was generated.
+    fn to(&self, method: &str, target: &str, arrived: Instant) -> Option<&Arc<Vec<u8>>> {
+        let is_to = self.method == method && self.target == target && self.began >= arrived;
+        is_to.then_some(&self.response)
+    }
+}
+
+impl Connection {
+    /// The response to a request that arrived at this time.
+    fn respond(
+        &mut self,
+        method: &str,
+        target: &str,
+        arrived: Instant,
+    ) -> io::Result<Arc<Vec<u8>>> {
+        let last = self.last.as_ref();
+        if let Some(response) = last.and_then(|last| last.to(method, target, arrived)) {
+            return Ok(Arc::clone(response));
+        }
+        let began = Instant::now();
+        write_request(self.stream.get_ref(), method, target)?;
+        let response = Arc::new(read_response(&mut self.stream, method != "HEAD")?);
+        self.last = Some(LastResponse {
+            method: method.to_owned(),
+            target: target.to_owned(),
+            began,
+            response: Arc::clone(&response),
+        });
+        Ok(response)
+    }
+}
 
 impl Backend {
     /// Starts tiny_http with its one connection. The server is never dropped: dropping it makes it
@@ -59,12 +113,21 @@ impl Backend {
             pair::close(&listener)?;
             await_closing(server)?;
         }
-        Ok((server, Self(Mutex::new(connection))))
+        let connection = Connection {
+            stream: connection,
+            last: None,
+        };
+        let backend = Self {
+            connection: Mutex::new(connection),
+            waiting: AtomicUsize::new(0),
+        };
+        Ok((server, backend))
     }
 
     /// Sends a request to tiny_http, and returns the complete response for the client. `method` is
     /// `GET` or `HEAD`, `target` is printable ASCII without spaces. Waits for the requests of other
-    /// workers first. Returns `None` if the response is no longer wanted after that.
+    /// workers first; equal ones that wait at the same time share one response, so that many clients
+    /// do not delay each other. Returns `None` if the response is no longer wanted after the wait.
     ///
     /// # Errors
     /// The connection failed, and cannot be used any more.
@@ -73,13 +136,15 @@ impl Backend {
         method: &str,
         target: &str,
         is_wanted: impl FnOnce() -> bool,
-    ) -> io::Result<Option<Vec<u8>>> {
-        let mut connection = self.0.lock().map_err(|_| ErrorKind::BrokenPipe)?;
-        if !is_wanted() {
-            return Ok(None);
-        }
-        write_request(connection.get_ref(), method, target)?;
-        read_response(&mut *connection, method != "HEAD").map(Some)
+    ) -> io::Result<Option<Arc<Vec<u8>>>> {
+        let arrived = Instant::now();
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let connection = self.connection.lock();
+        let others = self.waiting.fetch_sub(1, Ordering::Relaxed) > 1;
+        let mut connection = connection.map_err(|_| ErrorKind::BrokenPipe)?;
+        let response = is_wanted().then(|| connection.respond(method, target, arrived));
+        connection.last.take_if(|_| !others);
+        response.transpose()
     }
 }
 
@@ -202,12 +267,29 @@ mod tests {
                         .respond(Response::from_string(format!("body {number}")))
                         .unwrap();
                     let response = requesting.join().unwrap().unwrap().unwrap();
-                    let response = String::from_utf8(response).unwrap();
+                    let response = String::from_utf8_lossy(&response);
                     assert!(response.ends_with(&format!("close\r\n\r\nbody {number}")));
                 }
             });
             assert!(backend.request("GET", "/", || false).unwrap().is_none());
             assert!(server.try_recv().unwrap().is_none());
         }
+    }
+
+    #[test]
+    fn equal_requests_that_wait_together_share_a_response() {
+        let began = Instant::now();
+        let response = Arc::new(b"response".to_vec());
+        let last = LastResponse {
+            method: "GET".to_owned(),
+            target: "/metrics".to_owned(),
+            began,
+            response: Arc::clone(&response),
+        };
+        assert_eq!(last.to("GET", "/metrics", began), Some(&response));
+        assert_eq!(last.to("HEAD", "/metrics", began), None);
+        assert_eq!(last.to("GET", "/", began), None);
+        let later = began + Duration::from_nanos(1);
+        assert_eq!(last.to("GET", "/metrics", later), None);
     }
 }

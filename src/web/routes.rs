@@ -58,6 +58,14 @@ struct RouteResponse {
     body: String,
 }
 
+/// The part of a request's target that decides the response: only the status page has a query.
+pub fn used_part(target: &str) -> &str {
+    match target.split_once('?') {
+        Some((path, _)) if path != "/" => path,
+        _ => target,
+    }
+}
+
 fn route(site: &dyn Site, target: &str) -> RouteResponse {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let view = PageView::from_query(query);

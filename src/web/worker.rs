@@ -21,6 +21,7 @@ use crate::web::backend::Backend;
 use crate::web::connections::{Connections, Phase};
 use crate::web::listener::Listener;
 use crate::web::request_head::{HEAD_LIMIT, read_head};
+use crate::web::routes::used_part;
 use crate::web::stream::Stream;
 
 /// How long a client may take to send the head of its request.
@@ -153,14 +154,12 @@ impl Acceptor {
         };
         self.connections.set_phase(worker, Phase::Waiting);
         let response = match request {
-            Err(rejection) => rejection.response(),
+            Err(rejection) => Arc::new(rejection.response()),
             Ok(request) => {
                 // Generating a response for a client that disconnected would delay the others.
                 let is_wanted = || !stream.is_reset();
-                match self
-                    .backend
-                    .request(request.method, request.target, is_wanted)
-                {
+                let target = used_part(request.target);
+                match self.backend.request(request.method, target, is_wanted) {
                     Ok(Some(response)) => response,
                     Ok(None) => return,
                     Err(error) => fail(&error),
