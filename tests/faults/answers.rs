@@ -200,7 +200,23 @@ fn an_unrequested_compressed_answer() {
     let gzip = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff\x01\x0f\x00\xf0\xff{\"status\":\"ok\"}\
         \xdd\xed\x13\x1d\x0f\x00\x00\x00";
     let answer = Answer::json(gzip).header("Content-Encoding", "gzip");
+    let compressed = server();
+    compressed.answer(PROPS, answer.clone());
+    let exporter = Exporter::watching(&compressed).start();
+    exporter.wait_for_log(&["endpoint=/props", "is compressed"]);
     assert_fault_at(&ENDPOINTS, answer, "parse");
+}
+
+/// It began as HTTP: the advice for what is not HTTP would be wrong.
+#[test]
+fn a_server_that_ends_within_its_answers() {
+    let server = server();
+    for endpoint in ENDPOINTS {
+        let cut = "HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{\"status\":";
+        server.answer(endpoint, Answer::raw(cut));
+    }
+    let exporter = Exporter::watching(&server).start();
+    exporter.wait_for_log(&["the server is down", "check that the server is running"]);
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn disabled_metrics_are_no_error_and_the_log_names_the_flag() {
     scrape.assert_value("llamacpp_slots_busy", 1.0);
     scrape.assert_absent(&["llamacpp_generated_tokens_total"]);
     scrape.assert_absent(&["llamacpp_decode_calls_total"]);
-    monitored.assert_logged_once(&["--metrics"]);
+    monitored.assert_logged_once(&["is switched off", "--metrics"]);
     monitored.assert_served_throughout();
 }
 

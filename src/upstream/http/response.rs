@@ -14,6 +14,8 @@ use crate::upstream::api::Recognizable;
 use crate::upstream::api::list::{ListVisitor, MAX_KEPT};
 use crate::upstream::http::request_error::{RequestError, RequestErrorKind};
 
+const COMPRESSED: &str =
+    "is compressed, though that was not asked for: switch compression off at the proxy";
 /// The most bytes of a body that explains a status.
 const MAX_EXPLANATION_BYTES: u64 = 64 << 10;
 
@@ -163,6 +165,10 @@ impl HttpResponse {
         mut self,
         read: impl FnOnce(&mut dyn BufRead) -> Result<T, RequestError>,
     ) -> Result<T, RequestError> {
+        let encoding = self.header("Content-Encoding").unwrap_or("identity");
+        if encoding != "identity" {
+            return Err(RequestError::new(Reason::Parse, COMPRESSED));
+        }
         let result = read(&mut BufReader::with_capacity(16 << 10, &mut self.body));
         // A parser does not report why its reader failed.
         result.map_err(|error| self.body.error.take().unwrap_or(error))
@@ -190,7 +196,8 @@ impl HttpResponse {
             let target = target.split(['?', '#']).next().unwrap_or_default();
             let target = BaseUrl::without_secrets(target);
             detail.push_str(&format!(
-                ", a redirect to {target}: redirects are not followed, give that address as --base-url"
+                ", a redirect to {target}: redirects are not followed, give that address as \
+                 --base-url; if it is a login page, let the proxy pass on requests without a login"
             ));
         }
         let kind = match status {
@@ -212,7 +219,14 @@ struct LimitedBody {
 impl Read for LimitedBody {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer);
-        let count = count.inspect_err(|error| self.error = Some(error.into()))?;
+        let count = count.inspect_err(|error| {
+            let error = RequestError::from(error);
+            // It began as HTTP.
+            self.error = Some(match error.kind {
+                RequestErrorKind::NotHttp => error.of_kind(RequestErrorKind::Other),
+                _ => error,
+            });
+        })?;
         match self.left.checked_sub(count as u64) {
             Some(left) => self.left = left,
             None => {
