@@ -439,9 +439,10 @@ pub fn facts(props: Option<&Props>, entry: Option<&ModelEntry>) -> ModelFacts {
     let meta = entry.and_then(|entry| entry.meta.as_ref());
     let settings = props.and_then(|props| props.default_generation_settings.as_ref());
     let file_type = props.and_then(|props| props.model_ftype.clone());
+    let unless_zero = |count: Option<f64>| count.filter(|count| *count > 0.0);
     ModelFacts {
-        slots: props.and_then(|props| props.total_slots),
-        max_context_size: settings.and_then(|settings| settings.n_ctx),
+        slots: unless_zero(props.and_then(|props| props.total_slots)),
+        max_context_size: unless_zero(settings.and_then(|settings| settings.n_ctx)),
         training_context: meta.and_then(|meta| meta.n_ctx_train),
         size: meta.and_then(|meta| meta.size),
         parameters: meta.and_then(|meta| meta.n_params),
