@@ -75,9 +75,11 @@ impl Envelope {
             self.entry = Some(JournalEntry::default());
             return Vec::new();
         }
+        // PowerShell writes UTF-16, where each second byte of an ASCII character is zero.
+        let line: Vec<u8> = line.iter().copied().filter(|byte| *byte != 0).collect();
         // A long line may have been cut within a character.
         let valid = line.utf8_chunks().next().map_or("", |chunk| chunk.valid());
-        self.unwrap(valid, None)
+        self.unwrap(valid.trim_end_matches('\r'), None)
     }
 
     fn unwrap(&mut self, text: &str, origin: Option<String>) -> Vec<Unwrapped> {
@@ -505,6 +507,17 @@ mod tests {
                 plain("")
             ]
         );
+    }
+
+    #[test]
+    fn lines_in_utf_16_are_read() {
+        let log: Vec<u8> = format!("\u{feff}first\r\n{LINE}\r\n")
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        let lines: Vec<_> = log.split(|byte| *byte == b'\n').collect();
+        // Of the first line, the mark at its beginning is not UTF-8.
+        assert_eq!(texts(&lines), ["", LINE, ""]);
     }
 
     #[test]

@@ -430,10 +430,8 @@ impl State {
         server.last_line = Some(read);
         match server.tracker.take(line, event, read, server.slots) {
             Ok(ended) => {
-                let is_task = matches!(
-                    event,
-                    LogEvent::Launched { .. } | LogEvent::Released { .. }
-                );
+                let is_task =
+                    matches!(event, LogEvent::Launched { .. } | LogEvent::Released { .. });
                 server.had_tasks |= is_task && !is_history;
                 for request in ended {
                     self.ended(line.port, request, is_history);
