@@ -5,6 +5,7 @@
 //! tail          follows the file over rotations; cuts it into [lines]
 //! http_stream   the same for a response without end; skips what it repeats
 //! envelope      takes off what journald, Docker, Kubernetes, … put around a line
+//! origin        leaves out the lines of other servers in the same log
 //! parser        one line ──▶ one event
 //! tracker       the events of one server ──▶ ended requests; rejects impossible lines
 //! server        holds an ended request until a poll has read the server's counters
@@ -20,6 +21,7 @@ mod envelope;
 pub mod http_stream;
 mod journal_export;
 mod lines;
+mod origin;
 pub mod parser;
 mod plausibility;
 mod server;
@@ -37,6 +39,7 @@ use crate::bounds::label_enum::label_enum;
 use crate::process::threads;
 use crate::readings::{CountersReading, LoggedTasks, ProcessId, Update};
 use crate::requests::log::envelope::Envelope;
+use crate::requests::log::origin::Origin;
 use crate::requests::log::parser::{LogEvent, LogLine, LoggedSlots, parse};
 use crate::requests::log::server::{LoggedServer, WaitingRequest};
 use crate::requests::log::tracker::{LoggedRequest, RELEASE_TIMEOUT, Tracker};
@@ -573,39 +576,6 @@ impl State {
             (Some((port, _)), None) => *port,
             _ => None,
         }
-    }
-}
-
-/// The writer of the log, by the name that a log collector adds to each line.
-#[derive(Debug, Default)]
-struct Origin {
-    /// The name on the lines that are counted: `Some(None)` if they have none, and `None` before
-    /// the first line.
-    current: Option<Option<String>>,
-    /// The name of the server before it, which is over.
-    previous: Option<String>,
-    /// Whether several servers write at a time: no line is counted any more.
-    is_several: bool,
-}
-
-impl Origin {
-    /// Whether a line of that origin is the watched server's.
-    fn accepts(&mut self, origin: Option<String>, is_loading: bool) -> bool {
-        let current = self.current.get_or_insert_with(|| origin.clone());
-        if *current == origin || self.is_several {
-            return !self.is_several;
-        }
-        // Where the lines have no name, a line with one is forged; where they have one, a line
-        // without.
-        if current.is_none() || origin.is_none() {
-            return false;
-        }
-        // One server after another: the second is starting.
-        self.is_several = !is_loading || self.previous == origin;
-        if !self.is_several {
-            self.previous = self.current.replace(origin).flatten();
-        }
-        !self.is_several
     }
 }
 
