@@ -36,7 +36,7 @@ const READ_AGAIN: usize = 16;
 const MAX_SHELLS: usize = 64;
 /// The most servers whose address a look searches, those first that have waited longest: a process
 /// may have tens of thousands of descriptors.
-const MAX_SEARCHES: usize = 32;
+const MAX_SEARCHES: usize = 64;
 
 /// The llama-servers of this machine. All pollers share one list.
 pub struct LocalServers {
@@ -352,7 +352,10 @@ mod tests {
                 )
             });
             self.0.write("net/tcp", &table);
-            self.0.write(&format!("{pid}/net/tcp"), &table);
+            let net = self.0.path(&format!("{pid}/net"));
+            if !net.exists() {
+                self.0.link(&format!("{pid}/net"), self.0.path("net"));
+            }
             self.0.write(&format!("{pid}/fd/.keep"), "");
             if let Some(inode) = socket {
                 self.0

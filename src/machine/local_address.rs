@@ -11,6 +11,7 @@ use crate::machine::process_lookup::{Connect, receives_our_connections};
 use crate::machine::procfs::{HeldSocket, Procfs};
 use crate::machine::server_arguments::ServerArguments;
 use crate::machine::sockets::{ListeningSocket, ListeningSockets, NetworkNamespace, match_rank};
+use crate::process::os;
 use crate::readings::LocalAddress;
 
 /// The most addresses of another network namespace to which a connection is tried.
@@ -40,10 +41,11 @@ impl OwnSockets {
     }
 }
 
-/// Whether the process `pid` is in our own network namespace; `None` if we may not know.
-fn is_here(procfs: &Procfs, pid: u32) -> Option<bool> {
-    let namespace = fs::read_link(procfs.process_path(pid, "ns/net")).ok()?;
-    Some(namespace == fs::read_link("/proc/self/ns/net").ok()?)
+/// Whether the process `pid` is in our own network namespace: each has a file of its own. Unlike the
+/// links in `/proc/PID/ns`, everyone may see it.
+fn is_here(procfs: &Procfs, pid: u32) -> bool {
+    let of_process = os::file_identity_at(&procfs.process_path(pid, "net/tcp")).ok();
+    of_process.is_some() && of_process == os::file_identity_at(&procfs.path("net/tcp")).ok()
 }
 
 /// The address of the process `pid`, which `arguments` started. The error explains why it cannot be
@@ -58,7 +60,7 @@ pub fn find(
     let namespace = NetworkNamespace::new(procfs.process_path(pid, "net"), false);
     let is_here = is_here(procfs, pid);
     let of_process;
-    let listening = if is_here == Some(true) {
+    let listening = if is_here {
         own_sockets.get(procfs)
     } else {
         of_process = namespace.listening();
@@ -75,13 +77,11 @@ pub fn find(
         arguments,
         connect,
         namespace,
+        is_here,
         listening,
         held,
     };
-    search.run(|inode| {
-        let is_own = || own_sockets.get(procfs).inodes().any(|own| own == inode);
-        is_here.unwrap_or_else(is_own)
-    })
+    search.run()
 }
 
 /// What is known of a process while its address is looked for.
@@ -91,6 +91,8 @@ struct Search<'a> {
     arguments: &'a ServerArguments,
     connect: Connect,
     namespace: NetworkNamespace,
+    /// Whether that is our own.
+    is_here: bool,
     /// All listening sockets of its network namespace.
     listening: &'a ListeningSockets,
     /// Those that it has open; `None` if its descriptors cannot be listed.
@@ -98,11 +100,9 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// `is_here` is whether a socket is in our own network namespace.
-    fn run(&self, is_here: impl Fn(u64) -> bool) -> Result<Listening, Option<String>> {
+    fn run(&self) -> Result<Listening, Option<String>> {
         let tcp: Vec<_> = self.tcp().collect();
-        let is_here = tcp.first().is_none_or(|(_, socket)| is_here(socket.inode));
-        let address = match is_here {
+        let address = match self.is_here {
             // Loopback addresses before others, and IPv4 before IPv6. The kernel's order is not that
             // of the server's `--host`, so the lowest address: the same one after a restart.
             true => tcp

@@ -143,10 +143,17 @@ impl Procfs {
     /// The open descriptors of a process: path in `/proc/PID/fd`, and what it links to.
     ///
     /// # Errors
-    /// Only root and the process's own user may list them.
+    /// Only root with `CAP_SYS_PTRACE` and the process's own user may read them.
     pub fn descriptors(&self, pid: u32) -> io::Result<impl Iterator<Item = (PathBuf, PathBuf)>> {
         let entries = fs::read_dir(self.process_path(pid, "fd"))?;
-        let paths = entries.take(MAX_DESCRIPTORS).flatten();
+        let mut paths = entries.take(MAX_DESCRIPTORS).flatten().peekable();
+        // Root without the capability may list the folder, but read none of its links.
+        let first = paths.peek().map(|entry| fs::read_link(entry.path()));
+        if let Some(Err(error)) = first
+            && error.kind() == io::ErrorKind::PermissionDenied
+        {
+            return Err(error);
+        }
         Ok(paths.filter_map(|entry| {
             let target = fs::read_link(entry.path()).ok()?;
             Some((entry.path(), target))
