@@ -12,7 +12,7 @@ from support.exporter import run_check
 from support.http_client import free_port, responds
 from support.llama_server import LlamaServerProgram
 from support.process import NOBODY, ChildProcess, needs_root
-from support.replay import recorded
+from support.replay import recorded, with_json
 from support.wait import wait_for
 
 KIND = "ollama"
@@ -103,6 +103,17 @@ def test_states_and_facts_without_the_processes(state, expected, replay, start_e
     assert server.paths <= HARMLESS | {"/props"}
     # For each request Ollama reads all of its manifests.
     assert server.count("/api/tags") == 1
+
+
+def test_models_in_the_cloud_are_left_out(replay, start_exporter):
+    def add_cloud(document):
+        host = "https://ollama.com:443"
+        document["models"].insert(0, {"name": "gpt-oss:120b-cloud", "size": 384, "remote_host": host})
+
+    server = replay(with_json(recorded(KIND, "none-loaded"), "/api/tags", add_cloud))
+    exporter = start_exporter(server.url, interval="200ms")
+    poll = exporter.wait_for(lambda poll: poll.value("up") == 1)
+    assert poll.model_statuses == {GEMMA: UNLOADED, TINY: UNLOADED}
 
 
 def test_a_server_that_imitates_ollama_is_none(replay, start_exporter):

@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from support import RECORDINGS
 from support.llama_server import XllamacppServer
+from support.replay import OK, Response, from_file
 
 BUILDS = (7710, 8672, 10068, 11549)
 # From this build on, slots report the prompt tokens that they compute.
@@ -96,6 +98,21 @@ def test_a_cancelled_request_counts_as_shown_last(build, one_core, start_unmeter
     assert counted(done) - counted(settled) == 20
 
 
+
+
+def test_a_restart_without_metrics_between_two_polls(replay, start_exporter, log):
+    """The counters of the process before are not those of this one."""
+    log.touch()
+    folder = RECORDINGS / "llama-server" / "b11549"
+    files = {
+        "/props": "props.json", "/v1/models": "models.json", "/metrics": "metrics-after.txt", "/slots": "slots-after.json"
+    }  # fmt: skip
+    server = replay({"/health": Response(OK)} | {path: from_file(folder / file) for path, file in files.items()})
+    exporter = start_exporter(server.url, "--log-file", log, interval="200ms")
+    before = exporter.wait_for(lambda poll: counted(poll))
+    off = '{"error":{"code":501,"message":"This server does not support metrics endpoint.","type":"not_supported_error"}}'
+    server.responses |= {"/metrics": Response(off, 501)}
+    exporter.wait_for(lambda poll: poll.number > before.number and counted(poll) == 0)
 
 
 def test_without_slots_requests_count_at_their_end(one_core, start_unmetered, start_exporter, log):
