@@ -71,6 +71,8 @@ pub struct Settings {
     pub log_files: Vec<LogFile>,
     /// Disables reading of Docker Model Runner's request records.
     pub no_request_records: bool,
+    /// Reads a log over HTTP up to its end, and does not wait for more lines.
+    pub reads_logs_once: bool,
     /// Time between two probes; `None`: no probes.
     pub probe_interval: Option<Duration>,
     /// The Prometheus that scrapes the exporter.

@@ -2,6 +2,8 @@
 
 use std::net::TcpListener;
 
+use serde_json::json;
+
 use crate::support::exporter::Output;
 use crate::support::recordings::{NEW, Stage};
 use crate::support::{Answer, Server, assert_contains};
@@ -103,4 +105,31 @@ fn check_does_not_bind_the_address() {
     let server = Server::recorded(NEW, Stage::After);
     let ended = check(&["--base-url", &server.url(), "--addr", &address]);
     ended.assert_code(0);
+}
+
+/// It would end the log for the exporter that runs: Docker Model Runner sends new lines to no other
+/// reader once one has left.
+#[test]
+fn check_does_not_follow_the_log_of_docker_model_runner() {
+    let server = Server::start();
+    let runner = json!({"backend_name": "llama.cpp", "model_name": "ai/a", "mode": "completion"});
+    for (path, answer) in [
+        ("/engines/ps", json!([runner])),
+        ("/models", json!([{"id": "sha256:a", "tags": ["ai/a"]}])),
+        ("/engines/_configure", json!([])),
+        ("/engines/df", json!({})),
+        ("/engines/requests", json!([])),
+    ] {
+        server.answer_json(path, answer);
+    }
+    server.answer("/metrics", Answer::exposition("# No active runners\n"));
+    server.answer("/logs", Answer::new(200, "text/plain", "a line\n"));
+    let ended = check(&["--base-url", &server.url()]);
+    assert_contains(&ended.stdout, &["model-runner"]);
+    let read = server.requests_to("/logs");
+    assert!(!read.is_empty());
+    assert!(
+        read.iter().all(|request| request.query.is_empty()),
+        "{read:?}"
+    );
 }

@@ -65,7 +65,8 @@ pub fn run(settings: &Settings) -> Result<ExitCode, Fatal> {
 }
 
 /// The settings with an interval that a person waits for, and without probes: a check sends no
-/// request that a model has to answer.
+/// request that a model has to answer. Nor does it follow a log over HTTP: Docker Model Runner
+/// sends no new lines to other readers once one has left.
 fn settings_of_check(settings: &Settings) -> Settings {
     let interval = match settings.log_files.is_empty() {
         true => settings.interval.min(LONGEST_PAUSE),
@@ -74,6 +75,7 @@ fn settings_of_check(settings: &Settings) -> Settings {
     Settings {
         interval,
         probe_interval: None,
+        reads_logs_once: true,
         ..settings.clone()
     }
 }

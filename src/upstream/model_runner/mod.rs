@@ -48,7 +48,8 @@ const VERSION: Endpoint = Endpoint::new("/version", 64 << 10);
 
 /// The log of Model Runner and its engines, from its beginning on, in standalone mode (from April
 /// 2026).
-const LOG: &str = "/logs?follow=true";
+const LOG: &str = "/logs";
+const FOLLOWED_LOG: &str = "/logs?follow=true";
 
 /// The backend whose runners are llama-servers.
 const LLAMA_CPP: &str = "llama.cpp";
@@ -71,6 +72,7 @@ pub struct ModelRunner {
     url: ServerUrl,
     /// Whether the records of the last requests are read.
     reads_records: bool,
+    log_path: &'static str,
     /// Whether the families of `/metrics` are kept as text.
     keeps_text: bool,
     version: Option<String>,
@@ -147,6 +149,10 @@ impl ModelRunner {
         ModelRunner {
             url: ServerUrl::new(base.before_engines()),
             reads_records: !settings.no_request_records,
+            log_path: match settings.reads_logs_once {
+                true => LOG,
+                false => FOLLOWED_LOG,
+            },
             keeps_text: settings.llama_server_metrics,
             version: None,
             store: Store::default(),
@@ -307,7 +313,7 @@ impl ModelRunner {
 
     /// The log, if it tells of the runners what nothing else does. It stays open while nothing runs:
     /// so it has the first requests of the next model.
-    fn log(&mut self, runners: &[Runner]) -> Option<ServedLog> {
+    fn log(&mut self, runners: &[Runner], running: &[ModelReading]) -> Option<ServedLog> {
         let models = runners.iter().filter(|runner| runner.is_llama_cpp());
         let models: Vec<RunnerKey> = models
             .filter_map(|runner| {
@@ -316,10 +322,15 @@ impl ModelRunner {
             })
             .collect();
         self.note_use(runners);
-        self.follows_log |= models.iter().any(|model| !self.servers.reads(model));
+        let needs_log = |model: &ModelReading| match is_loaded(model) {
+            true => !self.servers.reads(&key(model)) && model.counters != Update::Stale,
+            false => !self.servers.may_read(model),
+        };
+        let mut running = running.iter().filter(|model| is_llama_cpp(model));
+        self.follows_log |= running.any(needs_log);
         let models = models.into_iter().map(|(label, mode)| (label, Some(mode)));
         (self.reads_records && self.follows_log).then(|| ServedLog {
-            url: self.url.of_path(LOG),
+            url: self.url.of_path(self.log_path),
             models: models.collect(),
             repeats_lines: true,
             lacks_errors: false,
@@ -486,6 +497,7 @@ impl Upstream for ModelRunner {
         reading.set_up(ServerKind::ModelRunner, self.version.clone());
         reading.disk_usage = self.store.disk_usage;
         self.remember_modes(&running);
+        reading.logs.extend(self.log(&runners, &running));
         let mut models = LimitedModels::default();
         for model in self.unloaded_models(&running) {
             models.push(model, false);
@@ -496,7 +508,6 @@ impl Upstream for ModelRunner {
         let is_truncated;
         (reading.models, is_truncated) = models.finish();
         reading.is_truncated = is_truncated || self.store.is_truncated;
-        reading.logs.extend(self.log(&runners));
         self.note_metrics(is_left_out, reading);
     }
 

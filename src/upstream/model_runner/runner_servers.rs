@@ -22,6 +22,8 @@ pub struct RunnerServers {
     /// The llama-servers of this machine that Model Runner may have started.
     local: Vec<LocalServer>,
     known: BTreeMap<RunnerKey, RunnerServer>,
+    /// Whether any was ever read: then the next one is likely to be.
+    have_been_read: bool,
     rotation: Rotation,
 }
 
@@ -39,6 +41,7 @@ impl RunnerServers {
             settings: settings.clone(),
             local: Vec::new(),
             known: BTreeMap::new(),
+            have_been_read: false,
             rotation: Rotation::new(settings),
         }
     }
@@ -105,6 +108,7 @@ impl RunnerServers {
                 }
             }
         }
+        self.have_been_read |= self.reads_any();
         reading.notes.extend(self.reads_any().then_some(BY_SOCKET));
     }
 
@@ -112,6 +116,13 @@ impl RunnerServers {
     pub fn set_process(&self, model: &mut ModelReading) {
         let process = self.process_of(model).ok();
         model.process.id = process.map(LocalServer::process_id);
+    }
+
+    /// Whether a model that is loading is likely to be read from its own llama-server.
+    pub fn may_read(&self, model: &ModelReading) -> bool {
+        let process = self.process_of(model).ok();
+        self.have_been_read
+            || process.is_some_and(|process| !matches!(process.address, Err(Some(_))))
     }
 
     /// The only process that runs the model's file in its mode.
