@@ -256,11 +256,11 @@ def test_another_user_cannot_tell_two_ollamas_apart(store, log_path, start_ollam
     def shows_process(ollama):
         return "llamacpp_memory_usage_bytes" in run_check(ollama.url, uid=NOBODY).text
 
-    assert shows_process(first)
+    wait_for(lambda: shows_process(first), "the process to be found")
     second = start_ollama("one-loaded")
     assert not shows_process(first) and not shows_process(second)
     second.kill()
-    assert shows_process(first)
+    wait_for(lambda: shows_process(first), "the process to be found again")
 
 
 def test_ollamas_log_is_used_while_one_model_is_loaded(store, tmp_path, replay, start_child, start_exporter):
