@@ -100,6 +100,9 @@ impl Requests {
                 entry.last_seen = now;
             }
         }
+        for (model, end) in store.own_probes.overdue(now) {
+            store.count((&model, None), &log::SOURCE, now, |of| end.count(of));
+        }
         store
             .entries
             .retain(|_, entry| now.saturating_duration_since(entry.last_seen) < RETENTION);
@@ -298,6 +301,18 @@ mod tests {
             requests.count(&format!("model {number}"), &records::SOURCE, |_| {});
         }
         assert_eq!(requests.figures().len(), MAX_ENTRIES);
+    }
+
+    #[test]
+    fn an_error_does_not_wait_long_for_the_answer_of_a_probe() {
+        let requests = Requests::default();
+        requests.probe_sent("m");
+        let read = Instant::now();
+        requests.count_logged(("m", None), RequestEnd::Failed(400), read);
+        requests.polled(read + Duration::from_secs(1), []);
+        assert!(requests.figures().is_empty(), "it may be the probe's");
+        requests.polled(read + Duration::from_secs(60), []);
+        assert_eq!(requests.figures()[0].figures.errors.get(&400), Some(&1));
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::snapshot::Reason;
 const LOG_DELAY: Duration = Duration::from_secs(600);
 /// How long after that it may report one that was refused: any error may be the probe's.
 const REFUSAL_DELAY: Duration = Duration::from_secs(60);
+/// How long before its answer the log may report it.
+const ANSWER_DELAY: Duration = Duration::from_secs(10);
 /// The most requests that wait for the answer of a probe, and answers that wait for the log.
 const MAX_HELD: usize = 1000;
 const MAX_ANSWERED: usize = 100;
@@ -32,8 +34,8 @@ pub struct OwnProbes(BTreeMap<String, ModelProbes>);
 struct ModelProbes {
     /// When the one was sent that has no answer yet.
     sent: Option<Instant>,
-    /// Requests that the log has reported since, and that may be this one.
-    held: Vec<RequestEnd>,
+    /// Requests that the log has reported since, and that may be this one, and when.
+    held: Vec<(RequestEnd, Instant)>,
     /// Answers of probes that the log has not reported yet.
     answered: Vec<ProbeAnswer>,
 }
@@ -101,8 +103,19 @@ impl OwnProbes {
                 result,
             });
         }
-        let others = held.into_iter().filter(|end| !probes.remove(*end, now));
-        others.collect()
+        let others = held.into_iter().map(|(end, _)| end);
+        others.filter(|end| !probes.remove(*end, now)).collect()
+    }
+
+    /// Returns the requests that have waited for the answer of a probe for too long to be it, with
+    /// their models.
+    pub fn overdue(&mut self, now: Instant) -> Vec<(String, RequestEnd)> {
+        let is_over = |read: Instant| now.saturating_duration_since(read) >= ANSWER_DELAY;
+        let models = self.0.iter_mut().flat_map(|(model, probes)| {
+            let others = probes.held.extract_if(.., move |(_, read)| is_over(*read));
+            others.map(|(end, _)| (model.clone(), end))
+        });
+        models.collect()
     }
 
     /// Takes a request that the log reports, in a line read at that moment. Returns it if it is to
@@ -122,7 +135,7 @@ impl OwnProbes {
         };
         let is_in_flight = probes.sent.is_some_and(|sent| sent <= read);
         if may_be_probe && is_in_flight && probes.held.len() < MAX_HELD {
-            probes.held.push(end);
+            probes.held.push((end, read));
             return None;
         }
         Some(end)
