@@ -331,6 +331,9 @@ impl ServedSources {
                 model.lacks_metrics = true;
                 model.token_totals = model.token_totals.take().filter(|_| logged.is_some());
                 model.logged_tasks = logged;
+            } else if matches!(model.counters, Update::New(_)) {
+                // Its server counts them: they would only be remembered.
+                drop(log.take_tasks(&polled));
             }
         }
     }
