@@ -12,6 +12,7 @@ mod poll_loop;
 mod poller;
 mod request_sources;
 mod schedule;
+mod served_sources;
 mod server_list;
 mod source_table;
 mod state_log;

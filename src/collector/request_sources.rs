@@ -1,20 +1,17 @@
 //! The sources of request latencies of one server: starts them, and passes them the results of
 //! polls.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::collector::log_streams::LogStreams;
-use crate::collector::model_sources::{ModelSources, RequestsFrom};
+use crate::collector::served_sources::ServedSources;
 use crate::process::log as own_log;
 use crate::readings::{
-    Completion, LogSource, ModelReading, ModelState, ModelStatus, ServerKind, SlotsReading, Update,
+    Completion, LogSource, ModelReading, ModelState, ServerKind, SlotsReading, Update,
 };
 use crate::requests::log::parser::LoggedSlots;
 use crate::requests::log::{LINES_REJECTED, LogWriter, PolledModel, ServerLog, WritersFound};
 use crate::requests::probe::Prober;
-use crate::requests::records::{self, Records};
 use crate::requests::{Requests, activity};
 use crate::settings::{BaseUrl, Settings};
 use crate::snapshot::{
@@ -39,30 +36,14 @@ pub(super) struct RequestSources {
     served: Option<ServedSources>,
 }
 
-/// What a server with many models reports of their requests.
-struct ServedSources {
-    /// The logs that it serves over HTTP.
-    streams: LogStreams,
-    /// Docker Model Runner's records.
-    records: Records,
-    /// Docker Model Runner's models.
-    models: ModelSources,
-    /// llama-swap's models whose tokens their logs count, as long as they are loaded.
-    logged: BTreeSet<String>,
-}
-
 impl RequestSources {
     /// The sources that `settings` enable, not started yet.
     pub fn new(base: &BaseUrl, settings: &Settings) -> RequestSources {
         let requests = Arc::<Requests>::default();
         RequestSources {
             log: Arc::new(ServerLog::new(Arc::clone(&requests))),
-            served: (!settings.no_request_records).then(|| ServedSources {
-                streams: LogStreams::new(base, settings, &requests),
-                records: Records::default(),
-                models: ModelSources::default(),
-                logged: BTreeSet::new(),
-            }),
+            served: (!settings.no_request_records)
+                .then(|| ServedSources::new(base, settings, &requests)),
             requests,
             log_path: settings
                 .log_file_of(base)
@@ -113,34 +94,8 @@ impl RequestSources {
         exchange: &mut Exchange,
         reading: &mut Reading,
     ) {
-        let Some(ServedSources {
-            streams,
-            records,
-            models,
-            ..
-        }) = &mut self.served
-        else {
-            return;
-        };
-        // While the server is late, nothing is known about its logs.
-        if reading.up {
-            streams.update(&reading.logs);
-        }
-        let has_records = reading.kind == Some(ServerKind::ModelRunner);
-        if has_records {
-            let usable = reading.logs.iter().find(|log| streams.is_usable(log));
-            let logged = usable.and_then(ServedLog::only_model);
-            let mut logs = reading.logs.iter().filter_map(|log| streams.log(log));
-            let has_reported = logs.any(ServerLog::reports_requests);
-            models.update(&reading.models, logged, has_reported, records);
-        }
-        let requests = &self.requests;
-        upstream.read_records(exchange, &mut |response, label| {
-            let use_of = |model: &str, mode: &str| models.records_use(model, mode);
-            records.take(response, requests, |name| Some(label(name)), use_of)
-        });
-        if has_records {
-            models.complete(&mut reading.models, records, &mut reading.notes);
+        if let Some(served) = &mut self.served {
+            served.read(upstream, exchange, reading, &self.requests);
         }
     }
 
@@ -300,78 +255,6 @@ impl RequestSources {
     }
 }
 
-impl ServedSources {
-    /// Adds what the logs say of the tasks of the models whose tokens they count.
-    fn add_logged_tasks(&mut self, reading: &mut Reading) {
-        use ModelStatus::{Loading, Unloaded};
-        let is_llama_swap = reading.kind == Some(ServerKind::LlamaSwap);
-        if reading.up {
-            let may_be_loaded = |model: &&ModelReading| {
-                !matches!(model.state, ModelState::Reported(Unloaded | Loading))
-            };
-            let loaded = reading.models.iter().filter(may_be_loaded);
-            let loaded: BTreeSet<_> = loaded.map(|model| model.name.as_str()).collect();
-            self.logged.retain(|name| loaded.contains(name.as_str()));
-        }
-        for model in &mut reading.models {
-            let key = model.key();
-            let mut logs = reading.logs.iter();
-            let log = logs.find(|log| log.only_model() == Some(&key));
-            let log = log.and_then(|log| self.streams.log(log));
-            let Some((log, polled)) = log.zip(polled_by_stream(model)) else {
-                continue;
-            };
-            if is_llama_swap && model.lacks_metrics && log.shows_tasks(&polled) {
-                self.logged.insert(model.name.clone());
-            }
-            let is_counted =
-                self.logged.contains(&key.0) || self.models.counts_by_log(&key.0, key.1.as_deref());
-            if is_counted {
-                let logged = log.take_tasks(&polled);
-                model.lacks_metrics = true;
-                model.token_totals = model.token_totals.take().filter(|_| logged.is_some());
-                model.logged_tasks = logged;
-            } else if matches!(model.counters, Update::New(_)) {
-                // Its server counts them: they would only be remembered.
-                drop(log.take_tasks(&polled));
-            }
-        }
-    }
-
-    /// Passes the results of a poll to the logs.
-    fn polled(&self, reading: &Reading, now: Instant) {
-        for log in &reading.logs {
-            let Some(stream) = self.streams.log(log) else {
-                continue;
-            };
-            let key = log.only_model();
-            let model = reading.models.iter().find(|model| {
-                key.is_some_and(|(name, mode)| model.name == *name && model.mode == *mode)
-            });
-            let source = model.and_then(|model| self.models.of(&model.name, model.mode.as_deref()));
-            let is_ambiguous = log.models.len() > 1 || source == Some(RequestsFrom::Records);
-            stream.set_ambiguous(is_ambiguous);
-            let polled = model.filter(|_| !is_ambiguous).and_then(polled_by_stream);
-            self.streams.polled(log, now, polled.as_slice());
-        }
-    }
-}
-
-/// The results of a poll that the log of this model, which comes over HTTP, needs.
-fn polled_by_stream(model: &ModelReading) -> Option<PolledModel<'_>> {
-    let mode = match &model.mode {
-        Some(mode) => Some(records::mode_label(mode)?),
-        None => None,
-    };
-    Some(PolledModel {
-        model: &model.name,
-        mode,
-        writer: model.is_loaded().then_some(LogWriter::Server),
-        slots: slots(model),
-        counters: &model.counters,
-    })
-}
-
 fn kind(snapshot: &Snapshot) -> Option<ServerKind> {
     Some(snapshot.info.as_ref()?.kind)
 }
@@ -414,7 +297,8 @@ fn polled_models(reading: &Reading) -> Vec<PolledModel<'_>> {
     polled.collect()
 }
 
-fn slots(model: &ModelReading) -> Option<u64> {
+/// The number of slots of a model's server.
+pub(super) fn slots(model: &ModelReading) -> Option<u64> {
     let reported = model.facts.slots.map(|slots| slots as u64);
     let listed = match &model.slots {
         Update::New(SlotsReading { slots, .. }) => u64::try_from(slots.len()).ok(),
@@ -471,6 +355,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::readings::ModelStatus;
 
     #[test]
     fn a_child_writes_log_lines_while_it_is_loaded() {
