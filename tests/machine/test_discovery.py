@@ -13,7 +13,7 @@ import pytest
 from support import BINARY, MODEL
 from support.exporter import Exporter
 from support.llama_server import LlamaServerProgram
-from support.process import threads_named
+from support.process import needs_root, threads_named
 from support.router import ALPHA
 from support.wait import wait_for
 
@@ -174,6 +174,28 @@ def test_each_server_is_shown_once_under_its_own_name(discover, processes, serve
     wait_for(lambda: given.value("discovered_servers") == len(expected) - 1, lambda: given.log)
     wait_for(lambda: len(up(given.exposition())) == len(expected), lambda: given.log)
     assert {f"localhost:{servers[1].port}"} == up(given.exposition()) - set(expected)
+
+
+@needs_root
+def test_without_rights_it_says_once_what_cannot_be_reached_and_what_would_help(discover, processes, servers):
+    """Root without CAP_SYS_PTRACE, as in a container with --user 0 alone."""
+    on_socket, with_key, without_key, _ = servers
+    without_key.environment.pop("LLAMA_API_KEY")
+    Path(on_socket.label.removeprefix("unix:")).unlink(missing_ok=True)
+    for server in (on_socket, with_key, without_key):
+        processes.roots.add(server.start().pid)
+    script = processes.binary.read_text()
+    processes.binary.write_text(script.replace("exec ", "exec setpriv --bounding-set=-sys_ptrace "))
+    exporter = discover()
+    wait_for(lambda: up(exporter.exposition()) == {with_key.label, without_key.label}, lambda: exporter.log)
+    wait_for(lambda: exporter.value("generated_tokens_total", server=without_key.label) == 0, lambda: exporter.log)
+    polls = exporter.poll_counts()
+    wait_for(lambda: exporter.poll_counts()[with_key.label] > polls[with_key.label] + 4, lambda: exporter.log)
+    assert exporter.value("generated_tokens_total", server=with_key.label) is None
+    help = "run the exporter as the server's user or as root with CAP_SYS_PTRACE"
+    for text in (f"its socket cannot be found: {help}", f"an API key, which cannot be read: {help}"):
+        assert exporter.log.count(text) == 1, exporter.log
+    assert f"not watched: process {on_socket.pid}: its socket cannot be found" in exporter.get("/")[1]
 
 
 def _key_file(processes):
