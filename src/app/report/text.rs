@@ -245,9 +245,10 @@ fn write_values(lines: &mut Lines, server: &ServerReport, now: f64) {
         if listed.len() == 1 {
             values.extend(&of_server);
         }
-        let title = match server.models.len() {
-            0 | 1 => "values:".to_owned(),
-            _ => format!("values of {}:", model.model),
+        let title = match (server.models.len(), &model.mode) {
+            (0 | 1, _) => "values:".to_owned(),
+            (_, Some(mode)) => format!("values of {} ({mode}):", model.model),
+            (_, None) => format!("values of {}:", model.model),
         };
         lines.line(2, 4, &[(Tone::Plain, &title)]);
         value_lines::write(lines, &values, now);
