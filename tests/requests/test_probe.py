@@ -82,7 +82,11 @@ def test_what_each_source_includes(start_server, follow, one_core):
 
 def test_a_probe_keeps_no_model_awake(start_server, watch):
     server = start_server("program", "--sleep-idle-seconds", "6")
-    exporter = watch(server.url, "--probe-interval", "1s", "--sleep-idle-seconds", "6s", interval="1s")
+    # On a busy machine, the first completion after a load takes longer than the default time-out: a probe that
+    # fails is not repeated before there is traffic.
+    server.stream(2).wait()
+    options = ["--probe-interval", "1s", "--sleep-idle-seconds", "6s", "--timeout", "60s"]
+    exporter = watch(server.url, *options, interval="1s")
     probes = lambda: exporter.value("probe_tokens_total") or 0  # noqa: E731
     wait_for(lambda: probes() == 1, "a first probe")
     for traffic in (False, True):
