@@ -36,6 +36,12 @@ pub fn is_count(value: f64) -> bool {
     is_measure(value) && value.fract() == 0.0
 }
 
+/// Whether `value` may be a number of requests at one time: a count below 2^31. A subtraction that
+/// goes below 0 gives a number just below 2^32 or 2^64 in C++.
+pub fn is_number_of_requests(value: f64) -> bool {
+    is_count(value) && value < f64::from(1_u32 << 31)
+}
+
 /// Converts a JSON value; one of another type becomes the default.
 trait Lenient<'de>: Sized {
     type Value: Default;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::bounds::lenient::{is_count, is_measure, is_ratio};
+use crate::bounds::lenient::{is_count, is_measure, is_number_of_requests, is_ratio};
 use crate::readings::LlamaServerFamily;
 
 /// The family of draft tokens accepted, by the label `position`; only with speculative decoding.
@@ -93,9 +93,9 @@ families! {
     /// Drafts, each of which has one or several draft tokens.
     "spec_decode_num_drafts_total" Counter is_count drafts
     /// Requests on a slot.
-    "requests_processing" Gauge is_count requests_processing
+    "requests_processing" Gauge is_number_of_requests requests_processing
     /// Requests waiting for a slot.
-    "requests_deferred" Gauge is_count requests_deferred
+    "requests_deferred" Gauge is_number_of_requests requests_deferred
     /// Busy slots per call of `llama_decode()`, the mean since the start.
     "n_busy_slots_per_decode" Gauge is_measure busy_slots_per_decode
     /// Used share of the KV cache; in ik_llama.cpp, and in llama.cpp before July 2025.

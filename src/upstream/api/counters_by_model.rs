@@ -317,7 +317,8 @@ mod tests {
     fn impossible_values_are_unknown() {
         let mut counters = of_server(
             "llamacpp:n_decode_total NaN\nllamacpp:prompt_tokens_total -1\n\
-             llamacpp:n_tokens_max 0.5\nllamacpp:tokens_predicted_total 5\n",
+             llamacpp:n_tokens_max 0.5\nllamacpp:tokens_predicted_total 5\n\
+             llamacpp:requests_processing 4294967295\n",
             &[],
         )
         .unwrap();
