@@ -11,15 +11,15 @@
 //! since the last reading, and D all dropped tokens so far. Each reading sets
 //!
 //! - low = max(low + E, P - H + D): no less than was shown, and than was printed;
-//! - high = min(high + E + what the slots may have hidden, P + H + D), plus what ended after P
-//!   was read, at most E;
+//! - high = min(high + E + what the slots may have hidden, P + H + D + E), as E may have ended
+//!   after P was read;
 //! - D to more if low - D exceeds P + H: what ended before the slots were read last must be in
 //!   the counter by now, so the rest was dropped.
 //!
 //! The exported sum grows by E, and by more only if it would otherwise be below low, or further
-//! than H from high: max(sum + E, low, high - H). So it never falls, is never further than H from
-//! T, and its growth is exact to the token while the slots show everything. The tokens in flight
-//! on the slots are added to it.
+//! than H from high, but not beyond what was printed: max(sum + E, low, min(high - H, P + D)). So
+//! it never falls, is never further than H from T, and its growth is exact to the token while the
+//! slots show everything. The tokens in flight on the slots are added to it.
 //!
 //! From b10566 on, prompt tokens are counted by batch, so the counter may already have those of a
 //! prompt in progress; or it has them later, as the tokens of batches without output wait for the
@@ -40,8 +40,6 @@ pub struct TokenDelta {
     pub in_flight: f64,
     /// How many more may be in flight.
     pub in_flight_error: f64,
-    /// Whether the server counts tokens with each batch.
-    pub by_batch: bool,
     /// Tokens of requests in flight, of which the counter may have any part.
     pub unsettled: f64,
     /// Growth of the tokens of all requests; at least.
@@ -67,7 +65,6 @@ impl TokenDelta {
             ended: self.known.max(0.0),
             dropped: 0.0,
             in_flight: 0.0,
-            by_batch: true,
             unsettled: self.in_flight,
             ..self
         }
@@ -79,7 +76,6 @@ impl TokenDelta {
         self.dropped += other.dropped;
         self.in_flight += other.in_flight;
         self.in_flight_error += other.in_flight_error;
-        self.by_batch |= other.by_batch;
         self.unsettled += other.unsettled;
         self.known += other.known;
         self.hidden += other.hidden;
@@ -156,14 +152,13 @@ impl LiveCounter {
         let low = (low + delta.ended).max(printed - half + self.dropped);
         // What was hidden before this reading of the slots may only be in the next counter.
         let hidden = delta.hidden + std::mem::replace(&mut self.hidden, delta.hidden);
-        // Only where nothing was hidden must something have ended after the counter was read.
-        let is_after = hidden == 0.0 && !delta.by_batch;
-        let uncounted = if is_after { delta.ended } else { 0.0 };
-        let high = (high + delta.ended + hidden).min(most + uncounted).max(low);
+        // It may have ended after the counter was read.
+        let high = (high + delta.ended + hidden).min(most + delta.ended);
+        let high = high.max(low);
         self.bounds = Some((low, high));
         self.sum = (self.sum + delta.ended)
             .max(low)
-            .max((high - half).min(printed + self.dropped + uncounted));
+            .max((high - half).min(printed + self.dropped));
         self.value = self.value.max(self.sum + delta.in_flight);
         // The range for rates is wider than the bounds of the sum: all that is possible.
         let most = if half > 0.0 {
@@ -293,6 +288,22 @@ mod tests {
             ..TokenDelta::default()
         };
         assert_eq!(value(&mut count, 700_002_000.0, hidden), 700_002_000.0);
+    }
+
+    #[test]
+    fn past_a_million_it_catches_up_with_tokens_that_the_slots_did_not_show() {
+        let mut count = LiveCounter::default();
+        // 3,000,004 at first. Twice a request gets 10 tokens, 9 of which are shown, and ends after
+        // the counter was read.
+        let end = TokenDelta {
+            hidden: 1.0,
+            ..ended(9.0, 0.0)
+        };
+        value(&mut count, 3_000_000.0, ended(0.0, 0.0));
+        value(&mut count, 3_000_000.0, end);
+        value(&mut count, 3_000_010.0, end);
+        let value = value(&mut count, 3_000_020.0, ended(0.0, 0.0));
+        assert!((value - 3_000_024.0).abs() <= 5.0, "{value}");
     }
 
     #[test]
