@@ -111,7 +111,9 @@ impl ModelTracker {
         if model.is_loaded() {
             model.rates.optimal_batch_size = self.run.batches.optimal_size();
             let latency = &self.batch_latency;
-            model.rates.batch_latency = (latency.count() > 0).then(|| latency.clone());
+            // From 0 on, so that the first busy interval is in its increase.
+            let is_measured = latency.count() > 0 || model.counters.decode_calls.is_some();
+            model.rates.batch_latency = is_measured.then(|| latency.clone());
         } else {
             // When it is loaded again, its counters start again, whatever their values are.
             self.run = ServerRun::default();

@@ -138,6 +138,14 @@ fn any_input_gives_finite_values() {
 }
 
 #[test]
+fn the_batch_latency_begins_at_0_where_calls_are_counted() {
+    let latency = |counters| ModelTracker::default().update(&reading(0, counters, None));
+    let counts = |model: Model| model.rates.batch_latency.map(|latency| latency.count());
+    assert_eq!(counts(latency(calls(100.0, 0.0))), Some(0));
+    assert_eq!(counts(latency(Counters::default())), None);
+}
+
+#[test]
 fn the_batch_size_is_absent_while_idle() {
     for million in [0.0, 1e6] {
         for has_slots in [false, true] {

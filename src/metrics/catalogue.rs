@@ -151,7 +151,7 @@ pub const FAMILIES: &[Family] = &[
     row("llamacpp_tokens_per_second", Gauge, &[], &[LiveTokens, Rate],
         "Tokens generated per second over the last poll interval, all slots; live while requests stream. A momentary value: for sums, averages and alerts use rate() of llamacpp_generated_tokens_total over at least 4 scrapes.",
         OfModel(|m, out| out.value(m.rates.tokens_per_second.or(m.stats.performance().tokens_per_second)))),
-    row("llamacpp_batch_latency_seconds", Buckets, &[], &[Metrics, Work],
+    row("llamacpp_batch_latency_seconds", Buckets, &[], &[Metrics],
         "Seconds per llama_decode() call, from poll intervals during which the server was never idle. Each call is observed as the mean of its interval: quantiles are of these means, not of single calls.",
         OfModel(|m, out| out.histogram(&m.rates.batch_latency))),
     row("llamacpp_first_token_latency_seconds", Buckets, &["source"], &[Requests],

@@ -25,7 +25,7 @@ def test_promtool_and_prometheus_client_accept_it(one_core, start_server, start_
     idle = exporter.wait_for_status("idle")
     stream = server.stream(server.tokens_for(seconds=1))
     # With rates and histograms.
-    busy = exporter.wait_for(lambda poll: poll.value("batch_latency_seconds_count") is not None)
+    busy = exporter.wait_for(lambda poll: (poll.value("batch_latency_seconds_count") or 0) > 0)
     stream.wait()
     exporter.wait_for(lambda poll: poll.value("request_duration_seconds_count", source="log"))
 
